@@ -1,0 +1,24 @@
+"""Fixtures shared by the tests: where outside data lies, tiny models, drawn images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with parity/, weights/ and data/; tests that want it skip where it is absent."""
+    folder = os.environ.get("TEXT2SAM_TEST_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("TEXT2SAM_TEST_DATA does not name a folder with parity/, weights/ and data/")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's cache or the network table's downloads."""
+    monkeypatch.setenv("TEXT2SAM_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("TEXT2SAM_OFFLINE", raising=False)

@@ -1,0 +1,248 @@
+"""The values that travel through text2sam: frozen, validated, NumPy only.
+
+Frames: arrays are (row, column), point coordinates and boxes are (x, y) in pixels of the image as a
+person sees it (EXIF rotation applied), the origin at the top left corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise InputError(what)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array of shape {value.shape}"
+    return f"{type(value).__name__} {value!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class PointPrompts:
+    """Point prompts for SAM.
+
+    Attributes:
+        coords: (N, 2) float32, (x, y) in pixels of the image.
+        labels: (N,) uint8, 1 on the object, 0 off it.
+
+    Raises:
+        InputError: shapes, dtypes or labels are not those above, or a coordinate is not finite.
+    """
+
+    coords: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        c, n = self.coords, self.labels
+        ok = isinstance(c, np.ndarray) and c.ndim == 2 and c.shape[1] == 2 and c.dtype == np.float32
+        _require(ok, f"coords must be a float32 array of shape (N, 2), not {_describe(c)}")
+        _require(bool(np.isfinite(c).all()), "coords must be finite")
+        ok = isinstance(n, np.ndarray) and n.shape == (len(c),) and n.dtype == np.uint8
+        _require(ok, f"labels must be a uint8 array of shape ({len(c)},), not {_describe(n)}")
+        _require(bool((n <= 1).all()), f"labels are 1 (on the object) or 0 (off it), not {sorted(set(n.tolist()))}")
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @property
+    def positive(self) -> NDArray[np.float32]:
+        """(P, 2) float32, the points on the object."""
+        return self.coords[np.flatnonzero(self.labels == 1)]
+
+    @property
+    def negative(self) -> NDArray[np.float32]:
+        """(Q, 2) float32, the points off it."""
+        return self.coords[np.flatnonzero(self.labels == 0)]
+
+    @classmethod
+    def empty(cls) -> PointPrompts:
+        """No points at all."""
+        return cls(np.zeros((0, 2), np.float32), np.zeros(0, np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityMap:
+    """How similar each patch of an image is to a text.
+
+    Attributes:
+        values: (gh, gw) float32, one value per patch, before min-max: the scale is kept.
+        text: the text it belongs to.
+        method: how it was made (``"surgery"``, ``"architecture"``, ``"itsm"``).
+
+    Raises:
+        InputError: ``values`` is not a finite, non-empty float32 array with two axes.
+    """
+
+    values: NDArray[np.float32]
+    text: str = ""
+    method: str = "surgery"
+
+    def __post_init__(self) -> None:
+        v = self.values
+        ok = isinstance(v, np.ndarray) and v.ndim == 2 and v.size > 0 and v.dtype == np.float32
+        _require(ok, f"values must be a non-empty float32 array of shape (gh, gw), not {_describe(v)}")
+        _require(bool(np.isfinite(v).all()), "values must be finite")
+
+    @property
+    def flat(self) -> bool:
+        """True when every patch has the same value, so that the map points nowhere."""
+        return bool(self.values.min() == self.values.max())
+
+    def normalized(self) -> NDArray[np.float32]:
+        """(gh, gw) float32 in [0, 1] by min-max; a flat map is all 0."""
+        low, high = self.values.min(), self.values.max()
+        if low == high:
+            return np.zeros_like(self.values)
+        scaled: NDArray[np.float32] = ((self.values - low) / (high - low)).astype(np.float32)
+        return scaled
+
+    def to_image(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """The min-max map over the image.
+
+        Args:
+            shape: (H, W) in pixels.
+
+        Returns:
+            (H, W) float32 in [0, 1]: bilinear, half-pixel centres (``align_corners=False``).
+        """
+        h, w = check_shape(shape)
+        import torch
+
+        grid = torch.from_numpy(self.normalized())[None, None]
+        return torch.nn.functional.interpolate(grid, (h, w), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+    def peak(self, shape: Sequence[int]) -> tuple[float, float]:
+        """(x, y) pixel coordinates, in an image of ``shape`` (H, W), of the centre of the hottest patch."""
+        h, w = check_shape(shape)
+        gh, gw = self.values.shape
+        row, column = divmod(int(self.values.argmax()), gw)
+        return (column + 0.5) * w / gw, (row + 0.5) * h / gh
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The masks SAM offered for one prompt, and which one was taken.
+
+    Attributes:
+        masks: (M, H, W) bool.
+        scores: (M,) float32, SAM's own estimate of each mask's IoU.
+        low_res_logits: (M, h, w) float32 as ``SamPredictor.predict`` returns them.
+        chosen: index of the mask that was taken.
+        reason: why, in words.
+        figures: further figures of each mask by name, each (M,) float32.
+
+    Raises:
+        InputError: shapes or dtypes are not those above, or ``chosen`` is out of range.
+    """
+
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    low_res_logits: NDArray[np.float32]
+    chosen: int
+    reason: str
+    figures: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m, s, low = self.masks, self.scores, self.low_res_logits
+        ok = isinstance(m, np.ndarray) and m.ndim == 3 and len(m) > 0 and m.dtype == np.bool_
+        _require(ok, f"masks must be a bool array of shape (M, H, W), not {_describe(m)}")
+        for name, value in {"scores": s, **self.figures}.items():
+            ok = isinstance(value, np.ndarray) and value.shape == (len(m),)
+            _require(ok, f"{name} must be an array of shape ({len(m)},), not {_describe(value)}")
+        ok = isinstance(low, np.ndarray) and low.ndim == 3 and len(low) == len(m)
+        _require(ok, f"low_res_logits must be an array of shape ({len(m)}, h, w), not {_describe(low)}")
+        _require(0 <= self.chosen < len(m), f"chosen must be in [0, {len(m)}), not {self.chosen}")
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What ``TextPromptedSAM.segment`` returns.
+
+    Attributes:
+        mask: (H, W) bool.
+        score: float in [0, 1], SAM's estimate for the chosen mask (0 where there is none).
+        box: (4,) float32 xyxy in pixels, the mask's bounding box with exclusive right and lower edge;
+            None when the mask is empty.
+        points: the prompts sent to SAM.
+        similarity: the similarity map the points came from.
+        candidates: the masks SAM offered; None when it was not asked.
+        text: the text.
+        present: whether the text is in the image at all, by the presence threshold.
+        presence: float in [0, 1], the score behind it.
+        strategy: name of the recipe that made it.
+
+    Raises:
+        InputError: a field is not of the kind above, or ``box`` contradicts ``mask``.
+    """
+
+    mask: NDArray[np.bool_]
+    score: float
+    box: NDArray[np.float32] | None
+    points: PointPrompts
+    similarity: SimilarityMap
+    candidates: Candidates | None
+    text: str
+    present: bool
+    presence: float
+    strategy: str = "paper"
+
+    def __post_init__(self) -> None:
+        m = self.mask
+        ok = isinstance(m, np.ndarray) and m.ndim == 2 and m.dtype == np.bool_
+        _require(ok, f"mask must be a bool array of shape (H, W), not {_describe(m)}")
+        for name, value in (("score", self.score), ("presence", self.presence)):
+            _require(0.0 <= value <= 1.0, f"{name} must be in [0, 1], not {value}")
+        if self.box is None:
+            _require(not m.any(), "box is None although the mask is not empty")
+        else:
+            ok = isinstance(self.box, np.ndarray) and self.box.shape == (4,)
+            _require(ok, f"box must be an array of shape (4,), not {_describe(self.box)}")
+            _require(bool(m.any()), "box is given although the mask is empty")
+
+    @property
+    def area(self) -> int:
+        """Number of pixels of the mask."""
+        return int(self.mask.sum())
+
+
+def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    """Bounding box of a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (4,) float32 xyxy in pixels, right and lower edge exclusive (a single pixel at (3, 2) gives
+        3, 2, 4, 3); None when the mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(H, W) as two positive ints.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    try:
+        h, w = (int(v) for v in shape)
+    except (TypeError, ValueError):
+        raise InputError(f"shape must be (H, W) in pixels, not {shape!r}") from None
+    _require(h > 0 and w > 0, f"shape must be (H, W) with both at least 1, not {shape!r}")
+    return h, w
