@@ -1,0 +1,40 @@
+"""Mask predictors: Segment Anything, MobileSAM, and anything that behaves like ``SamPredictor``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from text2sam.sam.predictor import (
+    MODEL_TYPES,
+    ImageState,
+    MaskPredictor,
+    build_predictor,
+    build_sam,
+    check_predictor,
+    guess_model_type,
+    predict_points,
+)
+
+if TYPE_CHECKING:
+    from text2sam.sam.mobile import MobileImageEncoder
+
+__all__ = [
+    "MODEL_TYPES",
+    "ImageState",
+    "MaskPredictor",
+    "MobileImageEncoder",
+    "build_predictor",
+    "build_sam",
+    "check_predictor",
+    "guess_model_type",
+    "predict_points",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A torch module: imported on demand, so that this package stays light.
+    if name == "MobileImageEncoder":
+        from text2sam.sam.mobile import MobileImageEncoder
+
+        return MobileImageEncoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

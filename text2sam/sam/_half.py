@@ -1,0 +1,34 @@
+"""Half precision for the one part of SAM where it pays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class HalfPrecisionEncoder(nn.Module):
+    """An image encoder that computes in half precision and answers in float32.
+
+    Autocast is switched on inside the call only, so that variances and softmax stay float32: the
+    squares in SAM's LayerNorm2d overflow float16. Matrices and kernels are stored in ``dtype``, which
+    halves the memory; vectors (biases, normalisation) are few and stay float32.
+
+    Args:
+        encoder: an image encoder as ``Sam.image_encoder``; its weights are converted in place.
+        dtype: float16 or bfloat16.
+    """
+
+    def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dtype = dtype
+        self.img_size = encoder.img_size
+        for parameter in encoder.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.to(dtype)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 -> (B, C, S/16, S/16) float32."""
+        with torch.autocast(pixels.device.type, self.dtype):
+            features: Tensor = self.encoder(pixels)
+        return features.float()

@@ -1,0 +1,424 @@
+"""Mask predictors: the protocol, builders from checkpoints, and what a pipeline needs around them.
+
+The protocol is ``SamPredictor``'s (Kirillov et al. 2023, "Segment Anything", arXiv 2304.02643).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.devices import check_dtype, pick_device
+from text2sam.errors import InputError, StateError, UnsupportedModelError, WeightsError
+from text2sam.types import PointPrompts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MODEL_TYPES = ("vit_b", "vit_l", "vit_h", "vit_t")
+"""The architectures :func:`build_sam` knows: SAM's three, and MobileSAM's ``vit_t``."""
+
+# (width, blocks) of the image encoder by model type.
+_VIT_SHAPES = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h"}
+_PIXEL_MEAN = (123.675, 116.28, 103.53)
+_PIXEL_STD = (58.395, 57.12, 57.375)
+_KEYWORDS = ("point_coords", "point_labels", "box", "mask_input", "multimask_output", "return_logits")
+_LISTED = 4
+
+
+@runtime_checkable
+class MaskPredictor(Protocol):
+    """What turns points into masks: anything with these two methods, as ``SamPredictor`` has them."""
+
+    def set_image(self, image: NDArray[np.uint8]) -> None:
+        """Encodes an image; prompts refer to it from then on.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+        """
+
+    def predict(
+        self,
+        point_coords: NDArray[Any] | None,
+        point_labels: NDArray[Any] | None,
+        box: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        """Masks for prompts on the current image.
+
+        Args:
+            point_coords: (N, 2), (x, y) in pixels of the image given to ``set_image``.
+            point_labels: (N,), 1 on the object, 0 off it.
+            box: (4,) xyxy in pixels.
+            mask_input: (1, h, w) logits, one of an earlier answer's ``low_res_logits``.
+            multimask_output: three masks when true, one when false.
+            return_logits: masks as logits in place of booleans.
+
+        Returns:
+            ``(masks, scores, low_res_logits)``: (M, H, W) bool (or logits), (M,) predicted IoU of each
+            mask, (M, h, w) logits.
+        """
+        ...
+
+
+def check_predictor(predictor: object) -> MaskPredictor:
+    """The predictor itself, once it is seen to have :class:`MaskPredictor`'s methods.
+
+    Raises:
+        UnsupportedModelError: a method or one of its arguments is missing; the message says which.
+    """
+    name = predictor.__name__ if isinstance(predictor, type) else type(predictor).__name__
+    if isinstance(predictor, type):
+        raise UnsupportedModelError(f"the predictor must be an object, not the class {name}; give {name}(model)")
+    missing = [m for m in ("set_image", "predict") if not callable(getattr(predictor, m, None))]
+    if missing:
+        hint = f"; a Sam model must be wrapped: SamPredictor({name.lower()})" if hasattr(predictor, "image_encoder") else ""
+        raise UnsupportedModelError(f"{name} cannot predict masks: it has no method {' and no method '.join(missing)}{hint}")
+    candidate = cast(MaskPredictor, predictor)
+    if not _accepts(candidate.set_image, 1, ()):
+        raise UnsupportedModelError(f"{name}.set_image must take one image of shape (H, W, 3)")
+    lacking = [k for k in _KEYWORDS if not _accepts(candidate.predict, 0, (k,))]
+    if lacking:
+        raise UnsupportedModelError(
+            f"{name}.predict does not take the keyword arguments {', '.join(lacking)} of SamPredictor.predict"
+        )
+    return candidate
+
+
+def _accepts(function: Any, positional: int, keywords: Sequence[str]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        # Compiled functions need not tell; the call will.
+        return True
+    kinds = [p.kind for p in parameters]
+    by_position = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+    by_name = {
+        p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    enough = by_position >= positional or inspect.Parameter.VAR_POSITIONAL in kinds
+    return enough and (by_name.issuperset(keywords) or inspect.Parameter.VAR_KEYWORD in kinds)
+
+
+def build_sam(
+    model_type: str,
+    checkpoint: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Any:
+    """A ``segment_anything.modeling.Sam``, ready for inference.
+
+    In half precision the image encoder alone is converted (it holds nearly all weights and work) and
+    computes under autocast inside its own call; it answers in float32, and the prompt encoder and the
+    mask decoder stay float32, so the model works with ``SamPredictor`` as it is. Its keys in the state
+    dict then begin with ``image_encoder.encoder.``.
+
+    Args:
+        model_type: one of :data:`MODEL_TYPES`.
+        checkpoint: a file with the weights, read as tensors only; None leaves them random.
+        device: as :func:`text2sam.devices.pick_device`.
+        dtype: as :func:`text2sam.devices.check_dtype`.
+
+    Returns:
+        The model in eval mode, no parameter requiring gradients.
+
+    Raises:
+        InputError: the model type, device or dtype is not known or not available.
+        WeightsError: the file cannot be read or does not fit; the message names what does not and, when
+            the weights are another model's, which ``model_type`` they look like.
+    """
+    if model_type not in MODEL_TYPES:
+        raise InputError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {model_type!r}")
+    device = pick_device(device)
+    dtype = check_dtype(dtype, device)
+    import torch
+
+    if checkpoint is None:
+        sam = _bare_sam(model_type)
+    else:
+        from text2sam.weights import load_state_dict
+
+        sam = _sam_from(load_state_dict(checkpoint), model_type, str(checkpoint))
+    sam = sam.float().eval().requires_grad_(False)
+    if dtype != torch.float32:
+        from text2sam.sam._half import HalfPrecisionEncoder
+
+        sam.image_encoder = HalfPrecisionEncoder(sam.image_encoder, dtype).eval()
+    return sam.to(device)
+
+
+def build_predictor(
+    model_type: str,
+    checkpoint: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Any:
+    """A ``segment_anything.SamPredictor`` on :func:`build_sam`'s model; arguments and errors are the same."""
+    from segment_anything import SamPredictor
+
+    return SamPredictor(build_sam(model_type, checkpoint, device=device, dtype=dtype))
+
+
+def guess_model_type(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Which of :data:`MODEL_TYPES` a state dict's image encoder belongs to; None when none of them.
+
+    MobileSAM is known by its own names and by timm's.
+    """
+    prefix = "image_encoder."
+    for first in (f"{prefix}patch_embed.seq.0.c.weight", f"{prefix}patch_embed.conv1.conv.weight"):
+        if first in state_dict:
+            return "vit_t"
+    patches = state_dict.get(f"{prefix}patch_embed.proj.weight")
+    if patches is None or patches.ndim != 4:
+        return None
+    blocks = {key.split(".")[2] for key in state_dict if key.startswith(f"{prefix}blocks.")}
+    return _VIT_SHAPES.get((len(patches), len(blocks)))
+
+
+def _bare_sam(model_type: str) -> Any:
+    import segment_anything
+
+    if model_type != "vit_t":
+        return segment_anything.sam_model_registry[model_type](checkpoint=None)
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    from text2sam.sam.mobile import MobileImageEncoder
+
+    encoder, width = MobileImageEncoder(), 256
+    side = encoder.img_size // 16
+    return Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(side, side),
+            input_image_size=(encoder.img_size, encoder.img_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=2048, num_heads=8),
+            transformer_dim=width,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+        pixel_mean=list(_PIXEL_MEAN),
+        pixel_std=list(_PIXEL_STD),
+    )
+
+
+def _sam_from(state_dict: Mapping[str, Tensor], model_type: str, source: str) -> Any:
+    """A Sam on the CPU whose parameters are the state dict's tensors."""
+    import torch
+
+    guess = guess_model_type(state_dict)
+    if guess not in (None, model_type):
+        raise WeightsError(
+            f"{source} does not fit model_type {model_type!r}: its weights look like {guess!r}; give model_type={guess!r}"
+        )
+    if model_type == "vit_t":
+        from text2sam.sam.mobile import rename_keys
+
+        state_dict = rename_keys(state_dict)
+        # timm computes its index buffers while it builds, which the meta device cannot.
+        sam = _bare_sam(model_type)
+    else:
+        # Nothing is drawn at random only to be overwritten: 2.5 GB for vit_h.
+        with torch.device("meta"):
+            sam = _bare_sam(model_type)
+        for name, values in (("pixel_mean", _PIXEL_MEAN), ("pixel_std", _PIXEL_STD)):
+            sam.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+    misfit = _misfit(sam.state_dict(), state_dict)
+    if misfit:
+        raise WeightsError(f"{source} does not fit model_type {model_type!r}: {misfit}; {_advice(guess)}")
+    sam.load_state_dict(state_dict, assign=True)
+    return sam
+
+
+def _misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    missing = [k for k in expected if k not in given]
+    unexpected = [k for k in given if k not in expected]
+    reshaped = [
+        f"{k} is {tuple(given[k].shape)}, not {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in given and given[k].shape != v.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return ", ".join(f"{len(found)} {what} ({_shorten(found)})" for what, found in kinds.items() if found)
+
+
+def _shorten(items: Sequence[str]) -> str:
+    return ", ".join(items[:_LISTED]) + (", ..." if len(items) > _LISTED else "")
+
+
+def _advice(guess: str | None) -> str:
+    if guess is None:
+        return f"it holds the weights of none of {', '.join(MODEL_TYPES)}"
+    return "the image encoder is of this type, but the file is incomplete or another model's (HQ-SAM, a fine-tuned head)"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageState:
+    """What a predictor holds about one image, to be put back later without encoding it again.
+
+    Predictors that keep the attributes of ``SamPredictor`` (``features``, ``original_size``,
+    ``input_size``, ``is_image_set``) get back all they held but the model and the transform, so that
+    relatives with more to keep (HQ-SAM's intermediate features) are whole as well. Any other predictor is
+    given its image again by ``set_image``, which costs an encoding.
+
+    Attributes:
+        values: the attributes kept, by name; empty when the image is set again instead.
+        image: (H, W, 3) uint8 RGB, a copy, for the predictors that need it; None for the others.
+    """
+
+    values: Mapping[str, Any]
+    image: NDArray[np.uint8] | None
+    _model: Any = field(default=None, repr=False)
+
+    @classmethod
+    def encode(cls, predictor: MaskPredictor, image: NDArray[np.uint8]) -> ImageState:
+        """Sets the image and captures the state.
+
+        Args:
+            predictor: any :class:`MaskPredictor`.
+            image: (H, W, 3) uint8 RGB.
+        """
+        predictor.set_image(image)
+        return cls.capture(predictor, image)
+
+    @classmethod
+    def capture(cls, predictor: MaskPredictor, image: NDArray[np.uint8] | None = None) -> ImageState:
+        """The state of a predictor whose image is set.
+
+        Args:
+            predictor: any :class:`MaskPredictor`.
+            image: (H, W, 3) uint8 RGB, the image that was set; needed for predictors unlike
+                ``SamPredictor``.
+
+        Raises:
+            StateError: no image is set.
+            InputError: the predictor keeps its state elsewhere and ``image`` is not given.
+        """
+        held = getattr(predictor, "__dict__", {})
+        if not held.get("is_image_set", True):
+            raise StateError("there is no image to keep: call set_image first")
+        if {"features", "original_size", "input_size", "is_image_set"} <= held.keys():
+            kept = {name: value for name, value in held.items() if name not in ("model", "transform")}
+            return cls(kept, None, held.get("model"))
+        if image is None:
+            raise InputError(f"{type(predictor).__name__} does not keep its state as SamPredictor does; give the image as well")
+        return cls({}, image.copy())
+
+    def restore(self, predictor: MaskPredictor) -> None:
+        """Makes the image the predictor's current one.
+
+        Raises:
+            InputError: the state was computed by another model.
+        """
+        if self.image is not None:
+            predictor.set_image(self.image)
+            return
+        if getattr(predictor, "model", None) is not self._model:
+            raise InputError("the image was encoded by another model; encode it again with this predictor")
+        vars(predictor).update(self.values)
+
+
+def predict_points(
+    predictor: MaskPredictor,
+    points: PointPrompts,
+    *,
+    multimask_output: bool = True,
+    mask_input: NDArray[np.float32] | None = None,
+    box: NDArray[np.float32] | None = None,
+    shape: tuple[int, int] | None = None,
+) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    """Masks for point prompts, in one form whatever the predictor returns.
+
+    Points go to the predictor as they are: SAM itself shifts them to the middle of the pixel.
+
+    Args:
+        predictor: any :class:`MaskPredictor` whose image is set.
+        points: (x, y) in pixels of that image.
+        multimask_output: three masks when true, one when false.
+        mask_input: (1, h, w) float32 logits of an earlier answer.
+        box: (4,) float32 xyxy in pixels.
+        shape: (H, W) of the image, when known: masks of another size are refused.
+
+    Returns:
+        ``(masks, scores, low_res_logits)``. Masks are (M, H, W) bool; where the predictor does not answer
+        in bool, above 0 is on. Scores are (M,) float32, the predicted IoUs clipped to [0, 1]: SAM's
+        regression may leave that range a little, and ``predictor.predict`` gives it raw. Logits are
+        (M, h, w) float32.
+
+    Raises:
+        InputError: there is neither a point nor a box nor a mask, or one of them has another shape.
+        StateError: no image is set.
+        UnsupportedModelError: the answer is not of the shapes above, or scores are not finite.
+    """
+    prompts = _prompts(points, mask_input, box)
+    if getattr(predictor, "is_image_set", True) is False:
+        raise StateError("no image is set: call set_image before asking for masks")
+    answer = predictor.predict(**prompts, multimask_output=multimask_output)
+    name = type(predictor).__name__
+    if not isinstance(answer, (tuple, list)) or len(answer) != 3:
+        raise UnsupportedModelError(f"{name}.predict must return (masks, scores, low_res_logits), not {_kind(answer)}")
+    masks, scores, logits = (_to_numpy(value) for value in answer)
+    count = len(scores) if scores.ndim == 1 else 0
+    fits = count > 0 and masks.ndim == 3 and logits.ndim == 3 and len(masks) == len(logits) == count and masks.size > 0
+    if not fits:
+        shapes = ", ".join(str(a.shape) for a in (masks, scores, logits))
+        raise UnsupportedModelError(
+            f"{name}.predict must return shapes (M, H, W), (M,), (M, h, w) with M at least 1, not {shapes}"
+        )
+    if shape is not None and masks.shape[1:] != tuple(shape):
+        raise UnsupportedModelError(f"{name}.predict returned masks of {masks.shape[1:]} for an image of {tuple(shape)}")
+    if any(a.dtype.kind not in "biuf" for a in (masks, scores, logits)):
+        raise UnsupportedModelError(f"{name}.predict must return numbers, not {masks.dtype}, {scores.dtype}, {logits.dtype}")
+    if not np.isfinite(scores).all():
+        raise UnsupportedModelError(
+            f"{name}.predict returned scores that are not finite ({scores}); in half precision try float32"
+        )
+    on = masks if masks.dtype == np.bool_ else masks > 0
+    return on, scores.astype(np.float32).clip(0, 1), logits.astype(np.float32)
+
+
+def _prompts(points: PointPrompts, mask_input: NDArray[Any] | None, box: NDArray[Any] | None) -> dict[str, Any]:
+    if not len(points) and box is None and mask_input is None:
+        raise InputError("there is nothing to ask for: give at least one point, a box or a mask")
+    prompts: dict[str, Any] = {"point_coords": None, "point_labels": None}
+    if len(points):
+        # Copies: a predictor that scales in place must not change the caller's prompts.
+        prompts = {"point_coords": points.coords.copy(), "point_labels": points.labels.astype(np.int64)}
+    if box is not None:
+        corners = np.array(box, np.float32)
+        if corners.shape != (4,) or not np.isfinite(corners).all():
+            raise InputError(f"box must be four finite numbers xyxy, not {box!r}")
+        prompts["box"] = corners
+    if mask_input is not None:
+        mask = np.array(mask_input, np.float32)
+        if mask.ndim != 3 or len(mask) != 1:
+            raise InputError(f"mask_input must have the shape (1, h, w), not {mask.shape}")
+        prompts["mask_input"] = mask
+    return prompts
+
+
+def _to_numpy(value: Any) -> NDArray[Any]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16.
+        value = value.float().numpy() if value.is_floating_point() else value.numpy()
+    return np.asarray(value)
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else type(value).__name__
