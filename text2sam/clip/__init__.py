@@ -1,0 +1,1 @@
+"""CLIP Surgery on open_clip models: prompts, architecture surgery, feature surgery, similarity maps."""

@@ -1,0 +1,242 @@
+"""Prompt templates and the text tower: texts -> L2-normalised text features.
+
+CLIP Surgery averages each text over an ensemble of templates (80 by CLIP's authors for ImageNet, as
+open_clip lists them, and five about scenes). A prompt needs about 10 to 20 of the text tower's 77
+positions, and the tower is causal, so running it on the longest prompt's length alone gives the
+same features several times faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from text2sam.clip.surgery import evaluating
+from text2sam.errors import OutputError, PromptError
+from text2sam.files import write_bytes
+
+SCENE_TEMPLATES: tuple[str, ...] = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+SHORT_TEMPLATES: tuple[str, ...] = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""CLIP's authors' short list for ImageNet, for speed."""
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
+
+
+def ensemble_templates() -> tuple[str, ...]:
+    """The 85 templates of the papers' prompt ensemble, each with one ``{}`` for the text."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return (*(template("{}") for template in OPENAI_IMAGENET_TEMPLATES), *SCENE_TEMPLATES)
+
+
+def encode_tokens(model: Any, tokens: torch.Tensor, *, trim: bool = True) -> torch.Tensor:
+    """Text features of tokens, before normalisation: what open_clip's ``encode_text`` returns.
+
+    Args:
+        model: an open_clip model.
+        tokens: (P, L) int64 token ids, padded behind the end token, which has the highest id.
+        trim: run the tower only on as many positions as the longest prompt has. That needs a causal
+            tower pooled at the end token, where what stands behind that token cannot change the
+            features; any other text tower runs on all positions.
+
+    Returns:
+        (P, C) features in the tower's dtype.
+    """
+    plain = isinstance(getattr(model, "token_embedding", None), nn.Module)
+    if not (trim and plain and model.attn_mask is not None and model.text_pool_type == "argmax"):
+        features: torch.Tensor = model.encode_text(tokens)
+        return features
+    ends = tokens.argmax(dim=-1)  # (P,)
+    length = int(ends.max()) + 1
+    dtype = model.transformer.get_cast_dtype()
+    x: torch.Tensor = model.token_embedding(tokens[:, :length]).to(dtype)  # (P, l, D)
+    x = x + model.positional_embedding[:length].to(dtype)
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    x = x[torch.arange(len(x), device=x.device), ends]  # (P, D)
+    projection = model.text_projection
+    if projection is None:
+        return x
+    projected: torch.Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return projected
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Templates as a tuple.
+
+    Raises:
+        PromptError: there is none, or one does not have exactly one ``{}``.
+    """
+    given = (templates,) if isinstance(templates, str) else tuple(templates)
+    wrong = [t for t in given if not isinstance(t, str) or t.count("{}") != 1]
+    if wrong or not given:
+        raise PromptError(f"each template has exactly one '{{}}' for the text; there is {wrong[0] if wrong else 'none'!r}")
+    return given
+
+
+def check_text(text: str) -> str:
+    """A text prompt, stripped.
+
+    Raises:
+        PromptError: it is not a string or has no letter or digit in it.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"a text prompt is a string, not {type(text).__name__}: {text!r}")
+    if not any(c.isalnum() for c in text):
+        raise PromptError(f"a text prompt names something to look for; {text!r} does not")
+    return text.strip()
+
+
+class PromptEnsemble:
+    """Text features of a model, averaged over templates and cached.
+
+    Features are kept in memory and, with ``cache``, on disk, under a key made of the text tower's
+    weights, the templates' tokens and the text's tokens. A file that is damaged is computed again.
+
+    Args:
+        model: an open_clip model; a causal text tower runs on the longest prompt's length only.
+        tokenizer: strings -> (P, L) int64 token ids.
+        templates: strings with one ``{}`` each; the papers' 85 by default.
+        cache: folder for features, or None to keep them in memory only.
+        batch: prompts encoded at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        templates: Sequence[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        batch: int = 256,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self.templates = ensemble_templates() if templates is None else check_templates(templates)
+        self._cache = None if cache is None else Path(cache)
+        self._batch = batch
+        self._memory: dict[str, torch.Tensor] = {}
+        self._fingerprint: str | None = None
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Text features.
+
+        Args:
+            texts: T strings; the empty string gives the redundant feature of a single text.
+
+        Returns:
+            (T, C) float32 on the model's device: mean over the templates of the L2-normalised features,
+            L2-normalised again.
+
+        Raises:
+            PromptError: there is no text, one is not a string, or one is longer than the text tower's context.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+            raise PromptError(f"texts must be a non-empty sequence of strings, not {texts!r}")
+        missing = [t for t in dict.fromkeys(texts) if t not in self._memory]
+        if missing:
+            self._fill(missing)
+        device = next(self._model.parameters()).device
+        return torch.stack([self._memory[t] for t in texts]).to(device)
+
+    def forget(self) -> None:
+        """Drops the features in memory and the weights' fingerprint; needed after the weights were changed."""
+        self._memory.clear()
+        self._fingerprint = None
+
+    def _fill(self, texts: list[str]) -> None:
+        prompts = [template.format(text) for text in texts for template in self.templates]
+        tokens = self._tokenizer(prompts)  # (T * P, L)
+        self._check_length(texts, tokens)
+        grouped = tokens.reshape(len(texts), len(self.templates), -1)
+        todo = []
+        for i, text in enumerate(texts):
+            stored = self._read(grouped[i])
+            if stored is None:
+                todo.append(i)
+            else:
+                self._memory[text] = stored
+        if not todo:
+            return
+        device = next(self._model.parameters()).device
+        wanted = grouped[todo].flatten(0, 1)
+        with torch.inference_mode(), evaluating(self._model):
+            parts = [encode_tokens(self._model, part.to(device)).float() for part in wanted.split(self._batch)]
+        features = torch.nn.functional.normalize(torch.cat(parts), dim=-1).unflatten(0, (len(todo), -1))  # (t, P, C)
+        features = torch.nn.functional.normalize(features.mean(dim=1), dim=-1).cpu().clone()  # (t, C)
+        for i, feature in zip(todo, features, strict=True):
+            self._memory[texts[i]] = feature
+            self._write(grouped[i], feature)
+
+    def _check_length(self, texts: list[str], tokens: torch.Tensor) -> None:
+        # CLIP's tokenizer cuts silently and puts the end token last, so a full row may have lost words
+        full = (tokens[:, -1] == tokens.max()).reshape(len(texts), -1).any(dim=1)
+        for text, cut in zip(texts, full.tolist(), strict=True):
+            if cut:
+                raise PromptError(
+                    f"the text {text[:60]!r}... has {len(text)} characters, more than the text tower's {tokens.shape[1]} "
+                    "tokens can hold inside every template; shorten it or use shorter templates"
+                )
+
+    def _path(self, tokens: torch.Tensor) -> Path | None:
+        if self._cache is None:
+            return None
+        if self._fingerprint is None:
+            self._fingerprint = text_tower_fingerprint(self._model)
+        digest = hashlib.sha256(self._fingerprint.encode())
+        digest.update(repr(tuple(tokens.shape)).encode())
+        digest.update(tokens.cpu().to(torch.int64).numpy().tobytes())
+        return self._cache / f"{digest.hexdigest()}.text"
+
+    def _read(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        path = self._path(tokens)
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        checksum, payload = content[:32], content[32:]
+        if not payload or len(payload) % 4 or hashlib.sha256(payload).digest() != checksum:
+            return None
+        return torch.frombuffer(bytearray(payload), dtype=torch.float32)
+
+    def _write(self, tokens: torch.Tensor, feature: torch.Tensor) -> None:
+        path = self._path(tokens)
+        if path is None:
+            return
+        payload = feature.numpy().astype("<f4").tobytes()
+        # the cache is a convenience: where it cannot be written, the features are computed again next time
+        with contextlib.suppress(OutputError):
+            write_bytes(path, hashlib.sha256(payload).digest() + payload)
+
+
+def text_tower_fingerprint(model: Any) -> str:
+    """SHA-256 over the names, shapes and bytes of everything that is not the image tower."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("visual.") or name == "logit_scale":
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
