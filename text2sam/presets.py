@@ -1,0 +1,201 @@
+"""Named pairs of models: what each is made of, and how it is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from text2sam.errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from text2sam.clip.generator import ClipSurgery
+
+Spec = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pair of a CLIP and a SAM.
+
+    Attributes:
+        name: what ``from_pretrained`` takes.
+        clip_model: open_clip's name of the architecture; ``"sticker"`` for the one that ships.
+        clip_checkpoint: name in :data:`text2sam.weights.CHECKPOINTS`; None for the one that ships.
+        sam_checkpoint: likewise.
+        image_size: side in pixels of what CLIP sees.
+        presence_threshold: from which presence score on a text counts as present.
+        description: in a few words.
+    """
+
+    name: str
+    clip_model: str
+    clip_checkpoint: str | None
+    sam_checkpoint: str | None
+    image_size: int
+    presence_threshold: float
+    description: str
+
+
+# OpenAI's weights need the -quickgelu architectures: with plain GELU they load and give wrong features.
+PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset("sticker", "sticker", None, None, 128, 0.9, "ships with the package; knows the things of the sticker world"),
+        Preset("mobile", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "mobile-sam", 512, 0.5, "the default: small and fast"),
+        Preset("base", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "sam-vit-b", 512, 0.5, "SAM's smallest own encoder"),
+        Preset("huge", "ViT-L-14-336-quickgelu", "clip-vit-l-14-336-openai", "sam-vit-h", 512, 0.5, "for a GPU"),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    return PRESETS[name]
+
+
+def build(
+    preset: str = "mobile",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    clip_checkpoint: Spec | None = None,
+    clip_model: str | None = None,
+    sam_checkpoint: Spec | None = None,
+    templates: Sequence[str] | None = None,
+    depth: int = 6,
+    image_size: int | tuple[int, int] | None = None,
+    text_cache: bool = True,
+    progress: bool = True,
+) -> tuple[Any, ClipSurgery, float]:
+    """Builds the models of a preset.
+
+    Args:
+        preset: name in :data:`PRESETS`.
+        device: None takes cuda, then mps, then cpu.
+        dtype: float32 on the CPU; float16 or bfloat16 on a GPU if wanted.
+        clip_checkpoint: a local file or a name from ``text2sam models list`` in place of the preset's own.
+        clip_model: open_clip's name of the architecture ``clip_checkpoint`` belongs to; by default the table's for a
+            name, the preset's for a file (``sticker`` needs it for any file but its own).
+        sam_checkpoint: a local file or a name from the table; the architecture is read off the file.
+        templates: prompt templates in place of the papers' 85.
+        depth: how many of CLIP's last blocks get the second path.
+        image_size: side in pixels, or (height, width), of what CLIP sees.
+        text_cache: keep text features in the cache folder.
+        progress: show download bars.
+
+    Returns:
+        The predictor, the map generator, and the preset's presence threshold.
+
+    Raises:
+        InputError: the preset, the device or the number format is unknown or not available.
+        WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
+    """
+    chosen = get_preset(preset)
+    from text2sam.clip.generator import ClipSurgery
+    from text2sam.devices import check_dtype, pick_device
+    from text2sam.weights import cache_folder
+
+    where = pick_device(device)
+    number = None if dtype is None else check_dtype(dtype, where)
+    model, tokenizer = load_clip(chosen, clip_checkpoint, clip_model, progress=progress)
+    surgery = ClipSurgery(
+        model,
+        tokenizer,
+        image_size=chosen.image_size if image_size is None else image_size,
+        depth=depth,
+        device=where,
+        dtype=number,
+        templates=templates,
+        text_cache=cache_folder() / "text" if text_cache else None,
+    )
+    predictor = load_predictor(chosen, sam_checkpoint, where, number, progress=progress)
+    return predictor, surgery, chosen.presence_threshold
+
+
+def load_clip(
+    preset: Preset, checkpoint: Spec | None = None, architecture: str | None = None, *, progress: bool = True
+) -> tuple[Any, Any]:
+    """The CLIP of a preset with its weights, on the CPU, and its tokenizer."""
+    import open_clip
+
+    if checkpoint is None and preset.clip_checkpoint is None:
+        from text2sam.sticker.models import load_clip as load_sticker_clip
+
+        return load_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
+    from text2sam.weights import CHECKPOINTS, load_state_dict, resolve
+
+    spec = preset.clip_checkpoint if checkpoint is None else checkpoint
+    if spec is None:
+        raise InputError(f"preset {preset.name!r} has no CLIP checkpoint of its own")
+    known = CHECKPOINTS.get(str(spec))
+    if architecture is None:
+        architecture = _open_clip_name(known.model) if known else preset.clip_model
+    if architecture == "sticker":
+        from text2sam.sticker.models import build_clip
+
+        model = build_clip()
+    else:
+        if architecture not in open_clip.list_models():
+            raise InputError(f"clip_model must be one of open_clip.list_models(), not {architecture!r}")
+        model = open_clip.create_model(architecture, pretrained=None)
+    path = resolve(spec, "clip", progress=progress)
+    state = load_state_dict(path)
+    _fit(model, state, path, architecture)
+    model.load_state_dict(state, strict=False)
+    return model.eval(), open_clip.get_tokenizer("ViT-B-32" if architecture == "sticker" else architecture)
+
+
+def load_predictor(
+    preset: Preset, checkpoint: Spec | None, device: torch.device, dtype: torch.dtype | None, *, progress: bool = True
+) -> Any:
+    """The SAM of a preset as a ``SamPredictor``; which architecture a file holds is read off its weights."""
+    if checkpoint is None and preset.sam_checkpoint is None:
+        from segment_anything import SamPredictor
+
+        from text2sam.sticker.models import load_sam
+
+        return SamPredictor(load_sam().to(device))
+    from text2sam.sam.predictor import build_predictor, guess_model_type
+    from text2sam.weights import CHECKPOINTS, load_state_dict, resolve
+
+    spec = preset.sam_checkpoint if checkpoint is None else checkpoint
+    if spec is None:
+        raise InputError(f"preset {preset.name!r} has no SAM checkpoint of its own")
+    path = resolve(spec, "sam", progress=progress)
+    known = CHECKPOINTS.get(str(spec))
+    kind = known.model if known else guess_model_type(load_state_dict(path))
+    if kind is None:
+        raise WeightsError(f"{path} holds no SAM text2sam can build: it builds vit_b, vit_l, vit_h and MobileSAM's vit_t")
+    return build_predictor(kind, path, device=device, dtype=dtype)
+
+
+def _open_clip_name(model: str) -> str:
+    return model if model.endswith("-quickgelu") else f"{model}-quickgelu"
+
+
+def _fit(model: Any, state: dict[str, Any], path: Path, architecture: str) -> None:
+    expected = model.state_dict()
+    missing = [k for k in expected if k not in state]
+    wrong = [k for k, v in expected.items() if k in state and state[k].shape != v.shape]
+    extra = [k for k in state if k not in expected]
+    if missing or wrong or extra:
+        found = "; ".join(
+            f"{len(keys)} {what}, such as {keys[0]}"
+            for what, keys in (("weights missing", missing), ("of another shape", wrong), ("unknown", extra))
+            if keys
+        )
+        raise WeightsError(
+            f"{path} does not fit the CLIP architecture {architecture!r}: {found}. Name the architecture it belongs to with "
+            "clip_model= (--clip-model); open_clip.list_models() lists them"
+        )
