@@ -1,0 +1,162 @@
+"""Measures the sticker pair on scenes never drawn in training: ``python -m text2sam.sticker.evaluate``.
+
+The scenes are those of the seeds 0 to 299 (training draws from 1,000,000,000 upwards), 1 to 4 things of
+different names, four sizes of at least 224 pixels. Every name in a scene is one case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.clip.generator import ClipSurgery, Method
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.sticker.world import THINGS, Scene, World
+
+SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
+METHODS: tuple[Method, ...] = ("itsm", "architecture", "surgery")
+THRESHOLDS = np.linspace(0.05, 0.95, 19)
+
+
+def evaluation_scenes(seeds: Iterable[int] = range(300), *, objects: tuple[int, int] = (1, 4)) -> Iterable[Scene]:
+    """The scenes of the evaluation, one at a time; scenes in which no thing found a place are left out."""
+    for seed in seeds:
+        scene = World(size=SIZES[seed % len(SIZES)], objects=objects).scene(seed)
+        if scene.objects:
+            yield scene
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Intersection over union of two (H, W) bool masks; 1 when both are empty."""
+    union = int((a | b).sum())
+    return 1.0 if union == 0 else float((a & b).sum() / union)
+
+
+def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], methods: Sequence[Method] = METHODS) -> dict[str, Any]:
+    """Explainability figures of similarity maps, per method.
+
+    Returns:
+        method -> ``hottest_on_object``, share of cases whose hottest patch has its centre on the object;
+        ``hottest_touches``, whose hottest patch covers any of the object's pixels; ``miou``, mean IoU of the min-max
+        map over the image against the mask at the one threshold that is best for all cases, and that
+        ``threshold``; ``msc``, mean of foreground minus mean of background of the min-max map, in percent. And
+        ``presence_auroc``, how well the presence score tells the names in a scene from five names that are not.
+    """
+    found: dict[str, list[Any]] = {m: [] for m in methods}
+    present, absent = [], []
+    rng = np.random.default_rng(0)
+    for scene in scenes:
+        features = surgery.encode_image(scene.image)
+        missing = [n for n in THINGS if n not in scene.names]
+        absent += [surgery.presence(features, missing[int(i)]) for i in rng.integers(len(missing), size=5)]
+        present += [surgery.presence(features, n) for n in scene.names]
+        shape = scene.image.shape[:2]
+        for method in methods:
+            for m in surgery.maps(features, scene.names, method=method):
+                mask = scene.mask(m.text)
+                heat = m.to_image(shape)
+                x, y = m.peak(shape)
+                gh, gw = m.values.shape
+                ry, rx = int(np.ceil(shape[0] / gh / 2)), int(np.ceil(shape[1] / gw / 2))
+                around = mask[max(0, int(y) - ry) : int(y) + ry + 1, max(0, int(x) - rx) : int(x) + rx + 1]
+                ious = [iou(heat >= t, mask) for t in THRESHOLDS]
+                score = 100 * float(heat[mask].mean() - heat[~mask].mean())
+                found[method].append((bool(mask[int(y), int(x)]), bool(around.any()), ious, score))
+    result: dict[str, Any] = {}
+    for name, cases in found.items():
+        mean_ious = np.mean([c[2] for c in cases], axis=0)
+        best = int(mean_ious.argmax())
+        result[name] = {
+            "cases": len(cases),
+            "hottest_on_object": round(float(np.mean([c[0] for c in cases])), 4),
+            "hottest_touches": round(float(np.mean([c[1] for c in cases])), 4),
+            "miou": round(100 * float(mean_ious[best]), 2),
+            "threshold": round(float(THRESHOLDS[best]), 2),
+            "msc": round(float(np.mean([c[3] for c in cases])), 2),
+        }
+    ranks = np.argsort(np.argsort(np.array(present + absent)))
+    wins = ranks[: len(present)].sum() - len(present) * (len(present) - 1) / 2
+    result["presence"] = {
+        "auroc": round(float(wins / (len(present) * len(absent))), 4),
+        "present_median": round(float(np.median(present)), 4),
+        "absent_median": round(float(np.median(absent)), 4),
+    }
+    return result
+
+
+def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
+    """IoU of SAM clicked once in the middle of each object: the mask it scores highest, and the best of three."""
+    from text2sam.sticker.train_sam import inner_point
+
+    by_score, best, error = [], [], []
+    for scene in scenes:
+        predictor.set_image(scene.image)
+        for o in scene.objects:
+            masks, scores, _ = predictor.predict(np.array([inner_point(o.mask)]), np.array([1]), multimask_output=True)
+            ious = [iou(m, o.mask) for m in masks]
+            by_score.append(ious[int(np.argmax(scores))])
+            best.append(max(ious))
+            error.append(abs(float(np.max(scores)) - by_score[-1]))
+    return {
+        "clicks": len(best),
+        "iou_by_score": round(float(np.mean(by_score)), 4),
+        "iou_best_of_three": round(float(np.mean(best)), 4),
+        "score_error": round(float(np.mean(error)), 4),
+    }
+
+
+def measure_segment(model: TextPromptedSAM, scenes: Iterable[Scene], strategy: str = "paper") -> dict[str, Any]:
+    """IoU of ``segment(scene, name)`` over all names of all scenes, and the share of positive points on the object."""
+    ious, best, on = [], [], []
+    for scene in scenes:
+        for result in model.segment_many(scene.image, scene.names, strategy=strategy):
+            mask = scene.mask(result.text)
+            ious.append(iou(result.mask, mask))
+            best.append(max((iou(m, mask) for m in result.candidates.masks), default=0.0) if result.candidates else 0.0)
+            on += [bool(mask[int(y), int(x)]) for x, y in result.points.positive]
+    return {
+        "cases": len(ious),
+        "iou": round(float(np.mean(ious)), 4),
+        "iou_best_of_three": round(float(np.mean(best)), 4),
+        "positive_points_on_object": round(float(np.mean(on)), 4),
+    }
+
+
+def measure(model: TextPromptedSAM, count: int = 300) -> dict[str, Any]:
+    """All figures of a pair on the evaluation scenes."""
+    scenes = list(evaluation_scenes(range(count)))
+    started = time.time()
+    return {
+        "scenes": len(scenes),
+        "maps": measure_maps(model.surgery, scenes),
+        "clicks": measure_clicks(model.predictor, scenes),
+        "segment_paper": measure_segment(model, scenes),
+        "seconds": round(time.time() - started, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--sam-checkpoint", default=None, help="another SAM, such as mobile_sam.pt")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
+    arguments = parser.parse_args()
+    model = TextPromptedSAM.from_pretrained("sticker", sam_checkpoint=arguments.sam_checkpoint, device=arguments.device)
+    figures = measure(model, arguments.scenes)
+    print(json.dumps(figures, indent=1))
+    if arguments.out:
+        from text2sam.files import write_json
+
+        write_json(arguments.out, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Trains the sticker CLIP.
+
+It learns from images and captions alone: which things a scene shows, never where. Each step draws
+scenes and compares them with one caption per thing (a random template around its name), captions
+that join two things of one scene, and captions that name nothing (for scenes with nothing on them).
+A caption is a positive of an image when everything it names is in the image.
+
+Training stops and resumes at any time: the newest checkpoint in the folder is taken up again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from text2sam.clip.prompts import encode_tokens, ensemble_templates
+from text2sam.sticker.models import build_clip
+from text2sam.sticker.training import TRAIN_SEEDS, parameter_groups, save_checkpoint
+from text2sam.sticker.world import THINGS, World
+
+NAMES = tuple(THINGS)
+
+
+@dataclass(frozen=True)
+class ClipStage:
+    """One stage of CLIP's curriculum.
+
+    Attributes:
+        steps: number of optimizer steps.
+        size: side of the square scenes in pixels.
+        objects: smallest and largest number of objects.
+        sides: range of object sizes, as a share of the scene's side.
+        keep: share of the patch tokens kept in each step (the rest is dropped at random, as FLIP does).
+        batch: scenes per step.
+    """
+
+    steps: int
+    size: int
+    objects: tuple[int, int]
+    sides: tuple[float, float]
+    keep: float
+    batch: int = 128
+
+
+CLIP_STAGES: tuple[ClipStage, ...] = (
+    ClipStage(steps=1500, size=48, objects=(0, 1), sides=(0.6, 0.95), keep=1.0),
+    ClipStage(steps=2200, size=96, objects=(0, 4), sides=(0.27, 0.65), keep=0.5),
+    ClipStage(steps=250, size=128, objects=(0, 4), sides=(0.22, 0.5), keep=0.75, batch=64),
+)
+
+
+class _ClipScenes(IterableDataset[tuple[np.ndarray, np.ndarray]]):
+    """Endless (image (3, H, W) uint8, present (names,) bool); half are fresh, half are altered earlier ones."""
+
+    def __init__(self, stage: ClipStage, seed: int) -> None:
+        self.stage, self.seed = stage, seed
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        info = torch.utils.data.get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        stage = self.stage
+        low, high = stage.objects
+        worlds = [
+            World(size=(stage.size, stage.size), objects=(n, n), sides=stage.sides, repeat=0.15) for n in range(low, high + 1)
+        ]
+        rng = np.random.default_rng([self.seed, worker])
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        fresh = self.seed + worker
+        while True:
+            if len(kept) == 2048 and rng.random() < 0.5:
+                image, present = kept[int(rng.integers(len(kept)))]
+                image = image[:, :, ::-1] if rng.random() < 0.5 else image
+                gain, shift = rng.uniform(0.8, 1.2, (3, 1, 1)), rng.uniform(-20, 20, (3, 1, 1))
+                yield np.clip(image * gain + shift, 0, 255).astype(np.uint8), present
+                continue
+            empty = low == 0 and rng.random() < 0.05
+            world = worlds[0] if empty else worlds[int(rng.integers(1 if low == 0 else 0, len(worlds)))]
+            scene = world.scene(TRAIN_SEEDS + fresh)
+            fresh += workers
+            present = np.isin(np.array(NAMES), np.array(scene.names, dtype=str))
+            sample = (np.ascontiguousarray(scene.image.transpose(2, 0, 1)), present)
+            if len(kept) < 2048:
+                kept.append(sample)
+            else:
+                kept[int(rng.integers(2048))] = sample
+            yield sample
+
+
+class Captions:
+    """Draws captions for a batch: every name once, pairs of the batch's own scenes, and nothing."""
+
+    def __init__(self, tokenizer: Any, seed: int) -> None:
+        self.templates = ensemble_templates()
+        self.tokenizer = tokenizer
+        self.rng = np.random.default_rng(seed)
+        prompts = [t.format(name) for name in (*NAMES, "") for t in self.templates]
+        tokens = tokenizer(prompts + list(NAMES) + [""])
+        self.length = int(tokens.argmax(-1).max()) + 1
+        count = len(prompts)
+        self.single = tokens[:count].reshape(len(NAMES) + 1, len(self.templates), -1)  # (names + 1, templates, 77)
+        self.bare = tokens[count:]  # (names + 1, 77)
+        self.known = torch.unique(tokenizer([*prompts, *NAMES, "", ", and a the photo of with next to scene"]))
+
+    def draw(self, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Captions for scenes.
+
+        Args:
+            present: (B, names) bool, what each scene shows.
+
+        Returns:
+            tokens (M, 77) and what each caption names, (M, names) bool; a caption that names nothing
+            has an all-False row.
+        """
+        n = len(NAMES)
+        choice = torch.from_numpy(self.rng.integers(len(self.templates), size=n))
+        singles = self.single[torch.arange(n), choice]
+        bare = torch.from_numpy(self.rng.random(n) < 0.1)
+        singles = torch.where(bare[:, None], self.bare[:n], singles)
+        nothing = self.single[n, torch.from_numpy(self.rng.integers(len(self.templates), size=2))]
+        texts, sets = [], []
+        rows = present.numpy()
+        for row in rows[self.rng.permutation(len(rows))[:40]]:
+            shown = np.flatnonzero(row)
+            if len(shown) < 2:
+                continue
+            i, j = (int(k) for k in self.rng.permutation(shown)[:2])
+            joint = ("a {} and a {}", "a photo of a {} and a {}.", "{}, {}", "a {} next to a {}.", "{} {}", "a {} with a {}")
+            texts.append(joint[int(self.rng.integers(len(joint)))].format(NAMES[i], NAMES[j]))
+            sets.append((i, j))
+        tokens = [singles, nothing]
+        named = torch.zeros(n + 2 + len(texts), n, dtype=torch.bool)
+        named[:n] = torch.eye(n, dtype=torch.bool)
+        if texts:
+            tokens.append(self.tokenizer(texts))
+            for k, pair in enumerate(sets):
+                named[n + 2 + k, list(pair)] = True
+        return torch.cat(tokens), named
+
+
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric contrastive loss with several positives, each set against all negatives.
+
+    Args:
+        image: (B, C) L2-normalised image features.
+        text: (M, C) L2-normalised text features.
+        positive: (B, M) bool.
+        scale: logit scale, a positive scalar.
+
+    Returns:
+        scalar: mean over both directions of ``-log(exp(p) / (exp(p) + sum(exp(negatives))))`` per positive,
+        averaged within a row (rows without a positive do not count).
+    """
+    logits = scale * image @ text.T
+
+    def one_way(z: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+        negatives = torch.logsumexp(z.masked_fill(pos, float("-inf")), dim=1, keepdim=True)
+        losses = F.softplus(negatives - z)  # -log of the positive's share against the negatives
+        count = pos.sum(1)
+        rows = (losses * pos).sum(1) / count.clamp(min=1)
+        return rows[count > 0].mean()
+
+    return 0.5 * (one_way(logits, positive) + one_way(logits.T, positive.T))
+
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _forward_clip(model: Any, pixels: torch.Tensor, grid: int, keep: float) -> torch.Tensor:
+    """Class-token features (B, C) of square pixels, positions resized to the grid, some patches dropped."""
+    v = model.visual
+    x: torch.Tensor = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, N, D)
+    pos = v.positional_embedding
+    side = v.grid_size[0]
+    patches = pos[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if grid != side:
+        patches = F.interpolate(patches, (grid, grid), mode="bilinear", align_corners=False)
+    x = x + patches.flatten(2).transpose(1, 2)
+    if keep < 1:
+        kept = torch.rand(x.shape[:2]).argsort(1)[:, : int(keep * x.shape[1])]
+        x = torch.gather(x, 1, kept[..., None].to(x.device).expand(-1, -1, x.shape[-1]))
+    cls = (v.class_embedding + pos[0]).expand(len(x), 1, -1)
+    x = v.transformer(v.ln_pre(torch.cat([cls, x.to(cls.dtype)], 1)))
+    pooled: torch.Tensor = v.ln_post(x[:, 0]) @ v.proj
+    return pooled
+
+
+def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1) -> Path:
+    """Trains the sticker CLIP and returns the path of its last checkpoint.
+
+    Args:
+        out: folder for checkpoints and ``clip_log.jsonl``; a checkpoint found there is resumed.
+        stages: the curriculum.
+        device: where to train.
+        workers: processes that draw scenes.
+    """
+    import open_clip
+
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    captions = Captions(open_clip.get_tokenizer("ViT-B-32"), seed=0)
+    model = build_clip()
+    with torch.no_grad():  # words outside the world stay neutral
+        unknown = torch.ones(model.vocab_size, dtype=torch.bool)
+        unknown[captions.known] = False
+        model.token_embedding.weight[unknown] = 0
+    model.to(device).train()
+    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    total = sum(s.steps for s in stages)
+    step = 0
+    checkpoint = out / "clip.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        step = state["step"]
+        torch.manual_seed(step)
+    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) * 255 for v in (MEAN, STD))
+    ends = np.cumsum([s.steps for s in stages])
+    while step < total:
+        which = int(np.searchsorted(ends, step, side="right"))
+        stage = stages[which]
+        # each stage, and each resumption, draws scenes that were not drawn before
+        data = _ClipScenes(stage, seed=which * 100_000_000 + step * 1000)
+        loader = iter(DataLoader(data, batch_size=stage.batch, num_workers=workers, prefetch_factor=4 if workers else None))
+        started, seen = time.time(), 0
+        while step < ends[which]:
+            images, present = next(loader)
+            progress = step / total
+            lr = 1e-3 * min(1.0, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            for group in opt.param_groups:
+                group["lr"] = lr
+            tokens, named = captions.draw(present)
+            contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
+            empty = ~named.any(1)
+            contains[:, empty] = ~present.any(1, keepdim=True)
+            pixels = (images.to(device).float() - mean) / std
+            with torch.autocast(device, torch.bfloat16):
+                image = _forward_clip(model, pixels, stage.size // 8, stage.keep)
+                text = encode_tokens(model, tokens.to(device))
+            scale = model.logit_scale.clamp(max=math.log(100)).exp()
+            loss = contrastive_loss(
+                F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), contains.to(device), scale
+            )
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            step += 1
+            seen += 1
+            if step % 50 == 0:
+                with torch.no_grad():
+                    z = image.float() @ F.normalize(text.float(), dim=-1)[: len(NAMES)].T
+                    hit = present.to(device)[torch.arange(len(z)), z.argmax(1)][present.any(1)].float().mean()
+                line = {
+                    "step": step,
+                    "stage": which,
+                    "loss": round(loss.item(), 4),
+                    "top1": round(hit.item(), 4),
+                    "scale": round(scale.item(), 2),
+                    "seconds_per_step": round((time.time() - started) / seen, 3),
+                }
+                with (out / "clip_log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                print(line, flush=True)
+            if step % 200 == 0 or step == total:
+                save_checkpoint(checkpoint, {"model": model.state_dict(), "optimizer": opt.state_dict(), "step": step})
+    (out / "clip_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
+    return checkpoint
