@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.pipeline import TextPromptedSAM
-from text2sam.sticker.world import THINGS, Scene, World
+from text2sam.sticker.world import THINGS, Scene, World, inner_point
 
 SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
 METHODS: tuple[Method, ...] = ("itsm", "architecture", "surgery")
@@ -93,8 +93,6 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], methods: Sequenc
 
 def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
     """IoU of SAM clicked once in the middle of each object: the mask it scores highest, and the best of three."""
-    from text2sam.sticker.train_sam import inner_point
-
     by_score, best, error = [], [], []
     for scene in scenes:
         predictor.set_image(scene.image)

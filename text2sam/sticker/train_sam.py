@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.sticker.models import SAM_CONFIG, build_sam
 from text2sam.sticker.training import TRAIN_SEEDS, parameter_groups, save_checkpoint
-from text2sam.sticker.world import Scene, World
+from text2sam.sticker.world import Scene, World, inner_point
 
 SIDE: int = SAM_CONFIG["img_size"]
 LOW = SIDE // SAM_CONFIG["patch_size"] * 4  # side of the low-resolution logits
@@ -45,20 +44,11 @@ class SamSchedule:
         learning_rate: at the top of the schedule.
     """
 
-    steps: int = 3400
+    steps: int = 2400
     batch: int = 6
     prompts: int = 6
     points: int = 8
     learning_rate: float = 8e-4
-
-
-def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring."""
-    from scipy.ndimage import distance_transform_edt
-
-    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), mask.shape)
-    return float(column), float(row)
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
@@ -319,8 +309,3 @@ def train_sam(out: Path, *, schedule: SamSchedule | None = None, device: str = "
             save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
     (out / "sam_schedule.json").write_text(json.dumps(asdict(schedule), indent=1))
     return checkpoint
-
-
-def low_resolution_image(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """A mask as the (L, L) coverage the training compares with, for tests."""
-    return np.asarray(Image.fromarray(mask.astype(np.float32)).resize((LOW, LOW), Image.Resampling.BOX), np.float32)

