@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +87,8 @@ class TextPromptedSAM:
         Args:
             preset: ``"sticker"``, ``"mobile"``, ``"base"`` or ``"huge"``; see :data:`text2sam.presets.PRESETS`.
             **options: see :func:`text2sam.presets.build`: ``device``, ``dtype``, ``clip_checkpoint``,
-                ``sam_checkpoint``, ``templates``, ``depth``, ``image_size``, ``progress``.
+                ``clip_model``, ``sam_checkpoint``, ``templates``, ``depth``, ``image_size``, ``text_cache``,
+                ``progress``.
 
         Raises:
             InputError: the preset or an option is unknown.
@@ -93,6 +96,10 @@ class TextPromptedSAM:
         """
         from text2sam.presets import build
 
+        known = [name for name in inspect.signature(build).parameters if name != "preset"]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
         predictor, surgery, threshold = build(preset, **options)
         return cls(predictor, surgery, presence_threshold=threshold)
 
@@ -106,7 +113,7 @@ class TextPromptedSAM:
         Raises:
             ImageError: the image cannot be read; the image set before stays.
         """
-        encoded = self._encode(image, channel_order)
+        encoded = self._encode(read_image(image, channel_order=channel_order))
         self._sam_state(encoded)
         self._set = encoded
 
@@ -174,14 +181,17 @@ class TextPromptedSAM:
         """
         if isinstance(texts, str):
             raise InputError(f"texts must be a sequence of texts; for one text call segment(image, {texts!r})")
-        targets = [split_target(text) for text in texts]  # a bad text costs no encoding
+        targets = [split_target(text) for text in texts]
         recipe = get_strategy(strategy)
         if image is None:
             if self._set is None:
                 raise StateError("no image is set: pass one, or call set_image first")
+            self._prepare(targets, against, method)
             encoded = self._set
         else:
-            encoded = self._encode(image, channel_order)
+            pixels = read_image(image, channel_order=channel_order)
+            self._prepare(targets, against, method)  # a bad text costs no encoding
+            encoded = self._encode(pixels)
         return [self._segment(encoded, target, against, recipe, method) for target in targets]
 
     def segment_batch(
@@ -201,18 +211,21 @@ class TextPromptedSAM:
             For each image the results of all texts, in order. Arguments and errors are those of
             :meth:`segment`; an image that cannot be read is named by its position, before anything is computed.
         """
-        if isinstance(texts, str) or isinstance(images, str):
+        single = isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
+        if isinstance(texts, str) or single:
             raise InputError("images and texts must be sequences; for one image and text call segment")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size!r}")
         targets = [split_target(text) for text in texts]
         recipe = get_strategy(strategy)
         read = []
+        images = list(images)
         for position, image in enumerate(images):
             try:
                 read.append(read_image(image, channel_order=channel_order))
             except ImageError as error:
                 raise ImageError(f"image {position} of {len(images)}: {error}") from error
+        self._prepare(targets, against, method)
         results = []
         for start in range(0, len(read), batch_size):
             batch = read[start : start + batch_size]
@@ -221,13 +234,16 @@ class TextPromptedSAM:
                 results.append([self._segment(encoded, target, against, recipe, method) for target in targets])
         return results
 
-    def _encode(self, image: ImageLike, channel_order: ChannelOrder) -> _Encoded:
-        pixels = read_image(image, channel_order=channel_order)
+    def _encode(self, pixels: NDArray[np.uint8]) -> _Encoded:
         return _Encoded(pixels, self.surgery.encode_image(pixels))
+
+    def _prepare(self, targets: Sequence[tuple[str, ...]], against: Sequence[str] | None, method: Method) -> None:
+        self.surgery.prepare([text for target in targets for text in target], against=against, method=method)
 
     def _sam_state(self, encoded: _Encoded) -> None:
         """Makes ``encoded`` the predictor's image: by encoding it the first time, from memory after that."""
-        if self._in_predictor is encoded:
+        # another owner of the predictor may have set its own image since; SamPredictor's state is put back for nothing
+        if self._in_predictor is encoded and encoded.sam is not None and encoded.sam.image is not None:
             return
         self._in_predictor = None
         if encoded.sam is None:

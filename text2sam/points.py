@@ -41,7 +41,10 @@ def points_from_similarity(
     import torch
 
     h, w = check_shape(shape)
-    grid = values.values if isinstance(values, SimilarityMap) else np.asarray(values, np.float32)
+    try:
+        grid = values.values if isinstance(values, SimilarityMap) else np.asarray(values, np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"values must be a finite, non-empty array of shape (gh, gw), not {type(values).__name__}") from error
     if grid.ndim != 2 or not grid.size or not np.isfinite(grid).all():
         raise InputError(f"values must be a finite, non-empty array of shape (gh, gw), not of shape {grid.shape}")
     if not 0.0 <= threshold <= 1.0:
@@ -54,7 +57,8 @@ def points_from_similarity(
     )
     flat = small.flatten().numpy()
     low, high = flat.min(), flat.max()
-    if low == high:
+    # the interpolation of equal values can differ in the last bit, which min-max would blow up
+    if low == high or grid.min() == grid.max():
         return PointPrompts.empty()
     flat = (flat - low) / (high - low)
     count = min(int((flat >= threshold).sum()), flat.size // 2)

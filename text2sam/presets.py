@@ -186,7 +186,8 @@ def _open_clip_name(model: str) -> str:
 
 def _fit(model: Any, state: dict[str, Any], path: Path, architecture: str) -> None:
     expected = model.state_dict()
-    missing = [k for k in expected if k not in state]
+    # a count of training steps, which inference does not read and old files lack
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k, v in expected.items() if k in state and state[k].shape != v.shape]
     extra = [k for k in state if k not in expected]
     if missing or wrong or extra:

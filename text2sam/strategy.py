@@ -71,6 +71,6 @@ def get_strategy(strategy: str | Strategy) -> Strategy:
     """
     if isinstance(strategy, Strategy):
         return strategy
-    if strategy not in STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise InputError(f"strategy must be a Strategy or one of {', '.join(STRATEGIES)}, not {strategy!r}")
     return STRATEGIES[strategy]

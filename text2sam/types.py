@@ -6,6 +6,7 @@ person sees it (EXIF rotation applied), the origin at the top left corner.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,7 +120,8 @@ class SimilarityMap:
         import torch
 
         grid = torch.from_numpy(self.normalized())[None, None]
-        return torch.nn.functional.interpolate(grid, (h, w), mode="bilinear", align_corners=False)[0, 0].numpy()
+        image = torch.nn.functional.interpolate(grid, (h, w), mode="bilinear", align_corners=False)[0, 0]
+        return image.clamp_(0, 1).numpy()  # rounding leaves the range by a bit
 
     def peak(self, shape: Sequence[int]) -> tuple[float, float]:
         """(x, y) pixel coordinates, in an image of ``shape`` (H, W), of the centre of the hottest patch."""
@@ -157,11 +159,12 @@ class Candidates:
         ok = isinstance(m, np.ndarray) and m.ndim == 3 and len(m) > 0 and m.dtype == np.bool_
         _require(ok, f"masks must be a bool array of shape (M, H, W), not {_describe(m)}")
         for name, value in {"scores": s, **self.figures}.items():
-            ok = isinstance(value, np.ndarray) and value.shape == (len(m),)
-            _require(ok, f"{name} must be an array of shape ({len(m)},), not {_describe(value)}")
-        ok = isinstance(low, np.ndarray) and low.ndim == 3 and len(low) == len(m)
-        _require(ok, f"low_res_logits must be an array of shape ({len(m)}, h, w), not {_describe(low)}")
-        _require(0 <= self.chosen < len(m), f"chosen must be in [0, {len(m)}), not {self.chosen}")
+            ok = isinstance(value, np.ndarray) and value.shape == (len(m),) and value.dtype == np.float32
+            _require(ok, f"{name} must be a float32 array of shape ({len(m)},), not {_describe(value)}")
+        ok = isinstance(low, np.ndarray) and low.ndim == 3 and len(low) == len(m) and low.dtype == np.float32
+        _require(ok, f"low_res_logits must be a float32 array of shape ({len(m)}, h, w), not {_describe(low)}")
+        ok = isinstance(self.chosen, (int, np.integer)) and 0 <= self.chosen < len(m)
+        _require(ok, f"chosen must be an int in [0, {len(m)}), not {self.chosen!r}")
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -204,13 +207,24 @@ class Segmentation:
         ok = isinstance(m, np.ndarray) and m.ndim == 2 and m.dtype == np.bool_
         _require(ok, f"mask must be a bool array of shape (H, W), not {_describe(m)}")
         for name, value in (("score", self.score), ("presence", self.presence)):
-            _require(0.0 <= value <= 1.0, f"{name} must be in [0, 1], not {value}")
-        if self.box is None:
-            _require(not m.any(), "box is None although the mask is not empty")
+            ok = isinstance(value, (int, float, np.number)) and bool(0.0 <= value <= 1.0)
+            _require(ok, f"{name} must be a number in [0, 1], not {value!r}")
+        box = box_of(m)
+        if self.box is None or box is None:
+            _require(self.box is None, "box is given although the mask is empty")
+            _require(box is None, "box is None although the mask is not empty")
         else:
-            ok = isinstance(self.box, np.ndarray) and self.box.shape == (4,)
-            _require(ok, f"box must be an array of shape (4,), not {_describe(self.box)}")
-            _require(bool(m.any()), "box is given although the mask is empty")
+            ok = isinstance(self.box, np.ndarray) and self.box.shape == (4,) and self.box.dtype == np.float32
+            _require(ok, f"box must be a float32 array of shape (4,), not {_describe(self.box)}")
+            _require(bool((self.box == box).all()), f"box {self.box.tolist()} is not the mask's, {box.tolist()}")
+        _require(isinstance(self.points, PointPrompts), f"points must be PointPrompts, not {_describe(self.points)}")
+        _require(
+            isinstance(self.similarity, SimilarityMap), f"similarity must be a SimilarityMap, not {_describe(self.similarity)}"
+        )
+        c = self.candidates
+        ok = c is None or (isinstance(c, Candidates) and c.masks.shape[1:] == m.shape)
+        _require(ok, f"candidates must be Candidates with masks of shape {m.shape} or None, not {type(c).__name__}")
+        _require(isinstance(self.text, str) and isinstance(self.strategy, str), "text and strategy must be strings")
 
     @property
     def area(self) -> int:
@@ -241,7 +255,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int]:
         InputError: it is anything else.
     """
     try:
-        h, w = (int(v) for v in shape)
+        h, w = (operator.index(v) for v in shape)
     except (TypeError, ValueError):
         raise InputError(f"shape must be (H, W) in pixels, not {shape!r}") from None
     _require(h > 0 and w > 0, f"shape must be (H, W) with both at least 1, not {shape!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -92,10 +93,12 @@ class ClipSurgery:
         self.model = model.to(self.device)
         self.depth = depth
         self.image_size = _whole_patches(image_size, patch_size(visual))
+        if weighting not in get_args(Weighting):
+            raise InputError(f"weighting must be one of {', '.join(get_args(Weighting))}, not {weighting!r}")
         self.tau = tau
         self.weighting: Weighting = weighting
-        self.mean = tuple(mean or getattr(visual, "image_mean", None) or OPENAI_MEAN)
-        self.std = tuple(std or getattr(visual, "image_std", None) or OPENAI_STD)
+        self.mean = _per_channel("mean", mean, getattr(visual, "image_mean", None) or OPENAI_MEAN)
+        self.std = _per_channel("std", std, getattr(visual, "image_std", None) or OPENAI_STD)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -110,6 +113,10 @@ class ClipSurgery:
         Raises:
             InputError: ``pixels`` has another shape.
         """
+        if not isinstance(pixels, torch.Tensor):
+            raise InputError(
+                f"pixels must be a tensor (B, 3, H, W), not {type(pixels).__name__}; for an image call encode_image"
+            )
         with torch.inference_mode():
             return operate(self.model.visual, self._cast(pixels), depth=self.depth).operated
 
@@ -197,23 +204,25 @@ class ClipSurgery:
 
         Raises:
             PromptError: a text is empty or too long.
-            InputError: ``method`` is unknown, or ``against`` is empty or names nothing but the text.
+            InputError: ``method`` is unknown, or, for surgery, ``against`` is empty or names nothing but the text.
         """
-        if method not in get_args(Method):
-            raise InputError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
-        if isinstance(texts, str):
-            raise InputError(f"texts must be a sequence of strings; for one text pass [{texts!r}]")
-        wanted = [check_text(text) for text in texts]
+        wanted, labels = _request(texts, against, method)
         if not wanted:
             return []
         with torch.inference_mode():
             if method == "surgery":
-                columns = self._surgery(features, wanted, against)
+                columns = self._surgery(features, wanted, labels)
             else:
                 tokens = features.operated if method == "architecture" else features.raw
                 columns = tokens @ self.encode_texts(wanted).T  # (1 + N, T)
         grids = columns[1:].T.reshape(len(wanted), *features.grid).float().cpu().numpy()
         return [SimilarityMap(np.ascontiguousarray(g), text, method) for g, text in zip(grids, wanted, strict=True)]
+
+    def prepare(self, texts: Sequence[str], *, against: Sequence[str] | None = None, method: Method = "surgery") -> None:
+        """Encodes texts ahead of an image, in one batch; raises what :meth:`maps` would raise for them."""
+        wanted, labels = _request(texts, against, method)
+        if wanted:
+            self.encode_texts([*wanted, *(labels or ()), ""])
 
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""
@@ -228,29 +237,22 @@ class ClipSurgery:
         scale, to the text, the empty text and the texts of ``against``. How it separates present from absent depends
         on the model; see the record of each preset.
         """
-        others = [""] + [check_text(label) for label in against or () if check_text(label) != text]
+        text = check_text(text)
+        others = [""] + [label for label in _labels(against) or () if label != text]
         scores = torch.from_numpy(self.scores(features, [text, *others]))
         scale = self.model.logit_scale.detach().float().exp().mean().cpu()
         return float((scale * scores).softmax(dim=0)[0])
 
-    def _surgery(self, features: ImageFeatures, texts: list[str], against: Sequence[str] | None) -> torch.Tensor:
+    def _surgery(self, features: ImageFeatures, texts: list[str], labels: list[str] | None) -> torch.Tensor:
         tokens = features.operated[None]  # (1, 1 + N, C)
-        if against is None:
+        if labels is None:
             return feature_surgery(tokens, self.encode_texts(texts), self.encode_texts([""]))[0]
-        if isinstance(against, str):
-            raise InputError(f"against must be a sequence of strings; for one text pass [{against!r}]")
-        labels = list(dict.fromkeys(check_text(text) for text in against))
         columns: dict[str, torch.Tensor] = {}
         # texts that are themselves in the label set share one feature surgery over it
         for text in dict.fromkeys(texts):
             if text in columns:
                 continue
             label_set = labels if text in labels else [text, *labels]
-            if len(label_set) < 2:
-                raise InputError(
-                    f"against={list(against)!r} leaves {text!r} alone in its label set, where feature surgery gives 0 "
-                    "everywhere; name at least one other text or pass against=None"
-                )
             result = feature_surgery(tokens, self.encode_texts(label_set), tau=self.tau, weighting=self.weighting)[0]
             columns.update({label: result[:, i] for i, label in enumerate(label_set) if label == text or label_set is labels})
         return torch.stack([columns[text] for text in texts], dim=1)
@@ -267,11 +269,45 @@ class ClipSurgery:
         return pixels.to(self.device, weight.dtype)
 
 
+def _request(texts: Sequence[str], against: Sequence[str] | None, method: Method) -> tuple[list[str], list[str] | None]:
+    if method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
+    if isinstance(texts, str):
+        raise InputError(f"texts must be a sequence of strings; for one text pass [{texts!r}]")
+    wanted = [check_text(text) for text in texts]
+    labels = _labels(against)
+    alone = [text for text in wanted if labels is not None and not set(labels) - {text}]
+    if method == "surgery" and alone:
+        raise InputError(
+            f"against={labels!r} leaves {alone[0]!r} alone in its label set, where feature surgery gives 0 everywhere; "
+            "name at least one other text or pass against=None"
+        )
+    return wanted, labels
+
+
+def _labels(against: Sequence[str] | None) -> list[str] | None:
+    if against is None:
+        return None
+    if isinstance(against, str) or not isinstance(against, Collection):
+        raise InputError(f"against must be a sequence of strings, such as ['dog'], not {against!r}")
+    return list(dict.fromkeys(check_text(text) for text in against))
+
+
+def _per_channel(name: str, values: Sequence[float] | None, default: Sequence[float]) -> tuple[float, float, float]:
+    given = default if values is None else values
+    try:
+        red, green, blue = (float(v) for v in given)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be three numbers, for red, green and blue, not {values!r}") from None
+    return red, green, blue
+
+
 def _whole_patches(size: int | tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
     try:
-        height, width = (size, size) if isinstance(size, int) else (int(v) for v in size)
+        height, width = (operator.index(v) for v in (size if isinstance(size, Sequence) else (size, size)))
     except (TypeError, ValueError):
         raise InputError(f"image_size must be a side in pixels or (height, width), not {size!r}") from None
     if min(height, width) < 1:
         raise InputError(f"image_size must be positive, not {size!r}")
-    return tuple(max(1, round(n / p)) * p for n, p in zip((height, width), patch, strict=True))  # type: ignore[return-value]
+    rows, columns = (max(1, round(n / p)) for n, p in zip((height, width), patch, strict=True))
+    return rows * patch[0], columns * patch[1]

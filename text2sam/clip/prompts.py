@@ -151,7 +151,7 @@ class PromptEnsemble:
         Raises:
             PromptError: there is no text, one is not a string, or one is longer than the text tower's context.
         """
-        if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+        if isinstance(texts, str) or not len(texts) or not all(isinstance(t, str) for t in texts):
             raise PromptError(f"texts must be a non-empty sequence of strings, not {texts!r}")
         missing = [t for t in dict.fromkeys(texts) if t not in self._memory]
         if missing:
@@ -165,7 +165,7 @@ class PromptEnsemble:
         self._fingerprint = None
 
     def _fill(self, texts: list[str]) -> None:
-        prompts = [template.format(text) for text in texts for template in self.templates]
+        prompts = [template.replace("{}", text) for text in texts for template in self.templates]
         tokens = self._tokenizer(prompts)  # (T * P, L)
         self._check_length(texts, tokens)
         grouped = tokens.reshape(len(texts), len(self.templates), -1)
@@ -214,7 +214,7 @@ class PromptEnsemble:
             return None
         try:
             content = path.read_bytes()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the folder's name
             return None
         checksum, payload = content[:32], content[32:]
         if not payload or len(payload) % 4 or hashlib.sha256(payload).digest() != checksum:
@@ -232,11 +232,17 @@ class PromptEnsemble:
 
 
 def text_tower_fingerprint(model: Any) -> str:
-    """SHA-256 over the names, shapes and bytes of everything that is not the image tower."""
+    """SHA-256 over what everything but the image tower is made of: modules with their settings, weights, buffers.
+
+    Weights alone would not do: with GELU and with QuickGELU the same ones give different features.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith("visual.") or name == "logit_scale":
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for name, module in model.named_modules():
+        if not f"{name}.".startswith("visual."):
+            settings = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
+            digest.update(f"{name} {type(module).__qualname__} {sorted(settings.items())}".encode())
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        if not name.startswith("visual.") and name != "logit_scale":
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import condition, count_calls, picture, raising, tiny_clip, tiny_surgery, tokenizer
+from PIL import Image
+from torch import nn
+from torch.nn.functional import normalize
+from torchvision import transforms
+
+from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures
+from text2sam.clip.similarity import feature_surgery
+from text2sam.clip.surgery import operate
+from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
+from text2sam.types import SimilarityMap
+
+
+@pytest.fixture(scope="module")
+def surgery() -> ClipSurgery:
+    return tiny_surgery(image_size=(12, 20))
+
+
+@pytest.fixture(scope="module")
+def features(surgery: ClipSurgery) -> ImageFeatures:
+    return surgery.encode_image(picture())
+
+
+def values(maps: list[SimilarityMap]) -> np.ndarray:
+    return np.stack([m.values for m in maps])
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("model", [None, "ViT-B-32", object(), nn.Linear(2, 2)])
+def test_no_clip(model: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"built by open_clip, not {type(model).__name__}"):
+        ClipSurgery(model, tokenizer())
+
+
+def test_towers_that_cannot_be_operated_on() -> None:
+    with pytest.raises(UnsupportedModelError, match="pool_type 'avg'"):
+        tiny_surgery(tiny_clip(vision={"pool_type": "avg"}))
+    with pytest.raises(InputError, match="from 1 to 3"):
+        tiny_surgery(depth=6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "abacus"},
+        {"dtype": torch.float16},
+        {"dtype": torch.int8},
+        {"dtype": "complex"},
+        {"image_size": 0},
+        {"image_size": -8},
+        {"image_size": (16, 0)},
+        {"image_size": (16,)},
+        {"image_size": (16, 16, 16)},
+        {"image_size": 16.0},
+        {"image_size": (15.5, 16)},
+        {"image_size": "16"},
+        {"image_size": None},
+        {"weighting": "both"},
+        {"mean": (0.5, 0.5)},
+        {"std": 0.5},
+        {"std": ("a", "b", "c")},
+    ],
+)
+def test_arguments_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        tiny_surgery(**options)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((1, 3, 16, 16), np.float32), None, "cat.png"])
+def test_pixels_are_a_tensor(surgery: ClipSurgery, pixels: Any) -> None:
+    with pytest.raises(InputError, match="pixels must be a tensor"):
+        surgery.encode_pixels(pixels)
+
+
+def test_images_that_cannot_be_read(surgery: ClipSurgery) -> None:
+    for call in (surgery.encode_image, surgery.preprocess, lambda x: surgery.similarity(x, ["cat"])):
+        with pytest.raises(ImageError):
+            call("not/there.png")
+    with pytest.raises(ImageError):
+        surgery.encode_images([picture(), None])
+    assert surgery.encode_images([]) == []
+
+
+@pytest.mark.parametrize("method", ["", "Surgery", "paper", None])
+def test_unknown_methods(surgery: ClipSurgery, features: ImageFeatures, method: Any) -> None:
+    for call in (surgery.maps, lambda f, t, method: surgery.prepare(t, method=method)):
+        with pytest.raises(InputError, match="method must be one of surgery, architecture, itsm"):
+            call(features, ["cat"], method=method)
+
+
+@pytest.mark.parametrize(
+    ("texts", "against", "error", "told"),
+    [
+        ("cat", None, InputError, "for one text pass"),
+        ([""], None, PromptError, "names something"),
+        ([None], None, PromptError, "not NoneType"),
+        (["cat " * 100], None, PromptError, "can hold"),
+        (["cat"], "dog", InputError, "against must be a sequence"),
+        (["cat"], (t for t in ["dog"]), InputError, "against must be a sequence"),
+        (["cat"], [""], PromptError, "names something"),
+        (["cat"], [], InputError, "'cat' alone"),
+        (["cat"], ["cat"], InputError, "'cat' alone"),
+        (["cat"], [" cat", "cat "], InputError, "'cat' alone"),
+        (["dog", "cat"], ["cat"], InputError, "'cat' alone"),
+        (["cat"], ["dog " * 100], PromptError, "can hold"),
+    ],
+)
+def test_texts_that_cannot_be_used(
+    surgery: ClipSurgery, features: ImageFeatures, texts: Any, against: Any, error: Any, told: str
+) -> None:
+    for call in (lambda: surgery.maps(features, texts, against=against), lambda: surgery.prepare(texts, against=against)):
+        with pytest.raises(error, match=told):
+            call()
+
+
+def test_no_texts(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    assert surgery.maps(features, []) == []
+    surgery.prepare([])
+    with pytest.raises(PromptError):
+        surgery.scores(features, [])
+    with pytest.raises(PromptError):
+        surgery.presence(features, "")
+    with pytest.raises(InputError, match="against must be"):
+        surgery.presence(features, "cat", against="dog")
+
+
+# the image
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (16, (16, 16)),
+        (17, (16, 16)),
+        (19, (20, 20)),
+        (1, (4, 4)),
+        ((9, 31), (8, 32)),
+        ([40, 16], (40, 16)),
+        (np.int64(16), (16, 16)),
+    ],
+)
+def test_image_size_is_whole_patches(asked: Any, given: tuple[int, int]) -> None:
+    surgery = tiny_surgery(image_size=asked)
+    assert surgery.image_size == given
+    assert surgery.preprocess(picture()).shape == (1, 3, *given)
+    assert surgery.encode_image(picture()).grid == (given[0] // 4, given[1] // 4)
+
+
+def test_image_size_of_a_resnet() -> None:
+    assert tiny_surgery(tiny_clip("resnet"), image_size=(70, 120)).image_size == (64, 128)
+    assert ClipSurgery(tiny_clip(), tokenizer(), depth=1, device="cpu").image_size == (512, 512)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 12), (60, 88)])
+@pytest.mark.parametrize("own", [False, True])
+def test_preprocess_is_clips(size: tuple[int, int], own: bool) -> None:
+    model = tiny_clip()
+    mean, std = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)) if own else (OPENAI_MEAN, OPENAI_STD)
+    if own:
+        model.visual.image_mean, model.visual.image_std = list(mean), list(std)
+    steps = [
+        transforms.Resize(size, transforms.InterpolationMode.BICUBIC),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ]
+    image = picture()
+    expected = transforms.Compose(steps)(Image.fromarray(image))[None]
+    found = tiny_surgery(model, image_size=size).preprocess(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    given = tiny_surgery(image_size=size, mean=mean, std=np.array(std)).preprocess(Image.fromarray(image))
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)
+
+
+def test_features_of_an_image(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    with torch.no_grad():
+        tokens = operate(surgery.model.visual, surgery.preprocess(picture()), depth=2)
+    assert features.grid == tokens.grid == (3, 5)
+    assert features.shape == (30, 44)
+    torch.testing.assert_close(features.operated, normalize(tokens.operated[0], dim=-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(features.raw, normalize(tokens.raw[0], dim=-1), rtol=0, atol=1e-6)
+    assert not features.operated.requires_grad
+    pixels = surgery.encode_pixels(surgery.preprocess(picture()))
+    torch.testing.assert_close(pixels, tokens.operated, rtol=0, atol=1e-6)
+    assert not pixels.requires_grad
+
+
+def test_images_are_encoded_as_one_batch() -> None:
+    surgery = tiny_surgery()
+    calls = count_calls(surgery.model.visual.conv1)
+    images = [picture(0), picture(1, 9, 70), picture(2, 50, 8)]
+    together = surgery.encode_images(images)
+    assert calls == [(3, 3, 16, 16)]
+    for image, features in zip(images, together, strict=True):
+        alone = surgery.encode_image(image)
+        assert features.shape == alone.shape == image.shape[:2]
+        torch.testing.assert_close(features.operated, alone.operated, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features.raw, alone.raw, rtol=0, atol=1e-5)
+
+
+def test_half_precision_models_become_float32_on_the_cpu() -> None:
+    surgery = tiny_surgery(tiny_clip().half())
+    assert {p.dtype for p in surgery.model.parameters()} == {torch.float32}
+    assert np.isfinite(values(surgery.similarity(picture(), ["cat"]))).all()
+
+
+# the maps
+
+
+def test_maps_are_feature_surgery_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    labels, tokens = ["cat", "dog", "tree"], features.operated[None]
+    single = values(surgery.maps(features, ["cat", "dog"]))
+    expected = feature_surgery(tokens, surgery.encode_texts(["cat", "dog"]), surgery.encode_texts([""]))
+    np.testing.assert_allclose(single, expected[0, 1:].T.reshape(2, 3, 5), rtol=0, atol=1e-6)
+    inside = values(surgery.maps(features, ["dog"], against=labels))
+    expected = feature_surgery(tokens, surgery.encode_texts(labels))
+    np.testing.assert_allclose(inside[0], expected[0, 1:, 1].reshape(3, 5), rtol=0, atol=1e-6)
+    outside = values(surgery.maps(features, ["bird"], against=labels))
+    expected = feature_surgery(tokens, surgery.encode_texts([*labels, "bird"]))
+    np.testing.assert_allclose(outside[0], expected[0, 1:, 3].reshape(3, 5), rtol=0, atol=1e-6)
+    for method, found in (("architecture", features.operated), ("itsm", features.raw)):
+        cosines = found[1:] @ surgery.encode_texts(["dog"])[0]
+        np.testing.assert_allclose(
+            values(surgery.maps(features, ["dog"], method=method))[0], cosines.reshape(3, 5), rtol=0, atol=1e-6
+        )
+
+
+def test_what_a_map_says_of_itself(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    for method in ("surgery", "architecture", "itsm"):
+        one, other = surgery.maps(features, [" cat ", "dog"], method=method)
+        assert (one.text, one.method, other.text) == ("cat", method, "dog")
+        assert one.values.dtype == np.float32
+        assert one.values.shape == (3, 5)
+        assert one.values.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 3), (1, 0), (1, 2)])
+def test_rows_and_columns(surgery: ClipSurgery, row: int, column: int) -> None:
+    tokens = torch.zeros(1 + 2 * 4, 16)
+    tokens[1 + row * 4 + column] = surgery.encode_texts(["cat"])[0]
+    (found,) = surgery.maps(ImageFeatures(tokens, tokens, (2, 4), (20, 80)), ["cat"], method="architecture")
+    assert np.unravel_index(found.values.argmax(), (2, 4)) == (row, column)
+    assert found.peak((20, 80)) == (column * 20 + 10, row * 10 + 5)
+
+
+@pytest.mark.parametrize("against", [None, ["dog", "tree"], ["tree", "cat", "sky"]])
+def test_other_texts_of_a_call_change_nothing(surgery: ClipSurgery, features: ImageFeatures, against: Any) -> None:
+    texts = ["cat", "dog", "bird", "cat"]
+    together = values(surgery.maps(features, texts, against=against))
+    alone = np.concatenate([values(surgery.maps(features, [text], against=against)) for text in texts])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+    assert np.array_equal(together[0], together[3])
+    assert np.abs(together[0] - together[1]).max() > 1e-4
+
+
+def test_label_set_has_no_order_and_no_duplicates(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    expected = values(surgery.maps(features, ["cat", "dog"], against=["cat", "dog", "tree"]))
+    for against in (
+        ["tree", "dog", "cat"],
+        ["dog", "tree", " dog", "cat", "tree"],
+        ("cat", "tree", "dog"),
+        {"tree", "cat", "dog"},
+    ):
+        np.testing.assert_allclose(values(surgery.maps(features, ["cat", "dog"], against=against)), expected, rtol=0, atol=1e-6)
+    added = values(surgery.maps(features, ["cat"], against=["dog", "tree"]))
+    np.testing.assert_allclose(added, expected[:1], rtol=0, atol=1e-6)
+    assert np.abs(values(surgery.maps(features, ["cat"], against=["dog"])) - expected[:1]).max() > 1e-4
+
+
+def test_weighting_and_tau_are_used() -> None:
+    maps = [
+        values(tiny_surgery(**options).similarity(picture(), ["cat"], against=["dog"]))
+        for options in ({}, {"weighting": "paper"}, {"tau": 30.0}, {"depth": 1}, {"templates": ["{}"]})
+    ]
+    assert min(np.abs(maps[0] - other).max() for other in maps[1:]) > 1e-6
+
+
+def test_methods_are_compared_in_one_encoding() -> None:
+    surgery = tiny_surgery()
+    calls = count_calls(surgery.model.visual.conv1)
+    found = surgery.compare(picture(), ["cat", "dog"], against=["tree"])
+    assert len(calls) == 1
+    assert list(found) == ["itsm", "architecture", "surgery"]
+    for method, maps in found.items():
+        expected = surgery.similarity(picture(), ["cat", "dog"], against=["tree"], method=method)  # type: ignore[arg-type]
+        assert np.array_equal(values(maps), values(expected))
+    assert list(surgery.compare(picture(), ["cat"], methods=["itsm"])) == ["itsm"]
+    assert np.abs(values(found["itsm"]) - values(found["architecture"])).max() > 1e-3
+
+
+def test_preparing_texts_leaves_nothing_to_encode(features: ImageFeatures) -> None:
+    surgery = tiny_surgery(image_size=(12, 20))
+    calls = count_calls(surgery.model.transformer)
+    surgery.prepare(["cat", "dog"], against=["tree"])
+    assert [shape[0] for shape in calls] == [2 * 4]  # three texts and the empty one, two templates
+    surgery.maps(features, ["cat", "dog"], against=["tree"])
+    surgery.maps(features, ["dog"])
+    surgery.presence(features, "cat", against=["tree"])
+    assert len(calls) == 1
+
+
+# scores
+
+
+def test_scores_are_plain_clips(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    texts = ["cat", "dog", "tree"]
+    with torch.no_grad():
+        native = tiny_surgery()
+        plain = normalize(native.model.encode_image(native.preprocess(picture())), dim=-1)[0]
+    found = native.scores(native.encode_image(picture()), texts)
+    np.testing.assert_allclose(found, native.encode_texts(texts) @ plain, rtol=0, atol=1e-6)
+    assert found.dtype == np.float32
+    assert found.shape == (3,)
+    assert np.abs(surgery.scores(features, texts)).max() <= 1
+
+
+def test_presence_is_a_probability(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    scale = surgery.model.logit_scale.exp().item()
+    for against in (None, ["dog"], ["dog", "tree", "sky"]):
+        logits = scale * surgery.scores(features, ["cat", "", *(against or [])]).astype(float)
+        expected = np.exp(logits[0]) / np.exp(logits).sum()
+        found = surgery.presence(features, "cat", against=against)
+        assert isinstance(found, float)
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert 0 < found < 1
+        # the text itself and duplicates add nothing
+        assert surgery.presence(features, " cat", against=[*(against or []), "cat ", *(against or [])]) == pytest.approx(found)
+
+
+def test_presence_of_the_only_thing() -> None:
+    surgery = tiny_surgery()
+    tokens = surgery.encode_texts(["cat"]).repeat(17, 1)
+    features = ImageFeatures(tokens, tokens, (4, 4), (16, 16))
+    assert surgery.presence(features, "cat") > 0.5 > surgery.presence(features, "dog", against=["cat"])
+
+
+# what is known
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_nothing_of_the_model_changes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_clip(family).train()
+    surgery = tiny_surgery(model, image_size=64)
+    before = condition(model)
+    surgery.similarity(picture(), ["cat"], against=["dog"])
+    assert condition(model) == before
+    monkeypatch.setattr("text2sam.clip.surgery.F.scaled_dot_product_attention", raising)
+    with pytest.raises(ZeroDivisionError):
+        surgery.encode_image(picture())
+    assert condition(model) == before

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import TEMPLATES, condition, count_calls, raising, tiny_clip, tokenizer
+from open_clip.model import CustomTextCLIP
+from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
+
+from text2sam.clip.prompts import (
+    SCENE_TEMPLATES,
+    SHORT_TEMPLATES,
+    PromptEnsemble,
+    check_templates,
+    check_text,
+    encode_tokens,
+    ensemble_templates,
+    text_tower_fingerprint,
+)
+from text2sam.errors import PromptError
+
+
+def ensemble(model: Any = None, **options: Any) -> PromptEnsemble:
+    return PromptEnsemble(tiny_clip() if model is None else model, tokenizer(), **{"templates": TEMPLATES} | options)
+
+
+# what is not a prompt
+
+
+@pytest.mark.parametrize("texts", [[], (), "cat", [None], ["cat", 3], [b"cat"]])
+def test_no_texts(texts: Any) -> None:
+    with pytest.raises(PromptError, match="non-empty sequence of strings"):
+        ensemble()(texts)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n", "...", "+", "-"])
+def test_texts_that_name_nothing(text: str) -> None:
+    with pytest.raises(PromptError, match="names something"):
+        check_text(text)
+
+
+@pytest.mark.parametrize("text", [None, 3, b"cat", ["cat"]])
+def test_texts_that_are_none(text: Any) -> None:
+    with pytest.raises(PromptError, match=f"not {type(text).__name__}"):
+        check_text(text)
+
+
+def test_texts_are_stripped() -> None:
+    assert check_text(" a black cat\n") == "a black cat"
+    assert check_text("猫") == "猫"
+
+
+@pytest.mark.parametrize("templates", [[], [""], ["a photo"], ["{} and {}"], ["a {}.", "b"], [3], "a photo", ["{0}"]])
+def test_templates_that_are_none(templates: Any) -> None:
+    with pytest.raises(PromptError, match="exactly one"):
+        ensemble(templates=templates)
+
+
+def test_one_template_as_a_string() -> None:
+    assert check_templates("a {}.") == ("a {}.",)
+
+
+@pytest.mark.parametrize("words", [76, 100, 500])
+def test_too_long(words: int) -> None:
+    e = ensemble()
+    calls = count_calls(e._model.transformer)
+    with pytest.raises(PromptError, match=r"'cat cat .* more than the text tower's 77 tokens"):
+        e(["dog", "cat " * words])
+    assert not calls
+
+
+def test_as_long_as_fits() -> None:
+    # 77 positions, less start and end token, less the longer template's "there is the ... in the scene."
+    words = " ".join(["cat"] * (77 - 2 - 7 - 1))
+    assert ensemble()([words]).shape == (1, 16)
+    with pytest.raises(PromptError):
+        ensemble()([words + " cat cat"])
+
+
+# templates
+
+
+def test_the_85_templates() -> None:
+    templates = ensemble_templates()
+    assert len(templates) == len(set(templates)) == 85
+    assert all(t.count("{}") == 1 and t.replace("{}", "").count("{") == 0 for t in templates)
+    assert templates[80:] == SCENE_TEMPLATES
+    assert PromptEnsemble(tiny_clip(), tokenizer()).templates == templates
+
+
+def test_short_templates_are_clips_own() -> None:
+    assert tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES) == SHORT_TEMPLATES
+    assert set(SHORT_TEMPLATES) < set(ensemble_templates())
+
+
+def test_texts_and_templates_are_taken_literally() -> None:
+    seen: list[str] = []
+
+    def spy(prompts: list[str]) -> torch.Tensor:
+        seen.extend(prompts)
+        return tokenizer()(prompts)
+
+    PromptEnsemble(tiny_clip(), spy, templates=("a {}.", "{odd} {}"))(["{0} {x}", "100 {}"])
+    assert seen == ["a {0} {x}.", "{odd} {0} {x}", "a 100 {}.", "{odd} 100 {}"]
+
+
+# parity
+
+
+def test_against_one_prompt_at_a_time() -> None:
+    model, texts = tiny_clip(), ["cat", "a very long-haired dog", ""]
+    expected = []
+    with torch.no_grad():
+        for text in texts:
+            rows = [model.encode_text(tokenizer()([t.replace("{}", text)]))[0].double().numpy() for t in ensemble_templates()]
+            mean = np.mean([row / np.linalg.norm(row) for row in rows], axis=0)
+            expected.append(mean / np.linalg.norm(mean))
+    found = PromptEnsemble(model, tokenizer())(texts)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert np.abs(np.diff(expected, axis=0)).max() > 0.01
+
+
+TOWERS: list[tuple[dict[str, Any], bool]] = [
+    ({}, True),
+    ({"proj_bias": True}, True),
+    ({"proj_type": "none"}, True),
+    ({"ls_init_value": 0.5}, True),
+    ({"no_causal_mask": True}, False),
+    ({"pool_type": "last"}, False),
+    ({"pool_type": "first"}, False),
+    ({"pool_type": "eos", "eos_id": 49407}, False),
+]
+
+
+@pytest.mark.parametrize(("text", "trimmed"), TOWERS)
+def test_trimmed_is_untrimmed(text: dict[str, Any], trimmed: bool) -> None:
+    model = tiny_clip(text=text)
+    tokens = tokenizer()(["a cat.", "there is the black cat in the scene.", ""])
+    calls = count_calls(model.transformer)
+    with torch.no_grad():
+        found = encode_tokens(model, tokens)
+        whole = encode_tokens(model, tokens, trim=False)
+        expected = model.encode_text(tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(whole, expected)
+    assert [shape[1] for shape in calls] == [11 if trimmed else 77, 77, 77]
+
+
+def test_text_towers_of_their_own() -> None:
+    tower = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1, "embed_cls": True}
+    torch.manual_seed(0)
+    model = CustomTextCLIP(16, {"image_size": 16, "layers": 1, "width": 32, "patch_size": 4, "head_width": 16}, tower).eval()
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.encode_text(tokenizer()(["a cat."])), dim=-1)
+    torch.testing.assert_close(ensemble(model, templates="a {}.")(["cat"]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_batches(batch: int) -> None:
+    texts = ["cat", "a black dog", "x y z"]
+    torch.testing.assert_close(ensemble(batch=batch)(texts), ensemble()(texts), rtol=0, atol=1e-6)
+
+
+# behaviour
+
+
+def test_order_and_duplicates() -> None:
+    e = ensemble()
+    calls = count_calls(e._model.transformer)
+    rows = e(["dog", "cat", "dog"])
+    assert [shape[0] for shape in calls] == [4]  # two texts, two templates
+    assert torch.equal(rows[0], rows[2])
+    assert torch.equal(e(["cat", "dog"]), rows[[1, 0]])
+    assert len(calls) == 1  # the memory knows them
+    e(["cat", "bird"])
+    assert [shape[0] for shape in calls] == [4, 2]
+
+
+def test_mode_and_weights_stay() -> None:
+    model = tiny_clip(text={"ls_init_value": 0.5}).train()
+    model.ln_final.eval()
+    before = condition(model)
+    ensemble(model)(["cat"])
+    assert condition(model) == before
+    model.ln_final.register_forward_pre_hook(raising)
+    before = condition(model)
+    with pytest.raises(ZeroDivisionError):
+        ensemble(model)(["cat"])
+    assert condition(model) == before
+
+
+def test_forget() -> None:
+    e = ensemble()
+    old = e(["cat"])
+    with torch.no_grad():
+        e._model.text_projection.mul_(torch.linspace(0.5, 2, 16))
+    assert torch.equal(e(["cat"]), old)
+    e.forget()
+    assert (e(["cat"]) - old).abs().max() > 1e-3
+
+
+# the cache on disk
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_second_process_runs_no_tower(tmp_path: Path) -> None:
+    first = ensemble(cache=tmp_path / "new" / "folder")(["cat", "dog"])
+    assert len(entries(tmp_path)) == 2
+    model = tiny_clip()
+    calls = count_calls(model.transformer)
+    e = ensemble(model, cache=tmp_path / "new" / "folder")
+    assert torch.equal(e(["dog", "cat"]), first[[1, 0]])
+    assert not calls
+    e(["dog", "bird"])
+    assert [shape[0] for shape in calls] == [2]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:10],
+        lambda content: content[:32],
+        lambda content: content[:-1],
+        lambda content: content[:-4],
+        lambda content: content + bytes(4),
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: bytes([content[0] ^ 1]) + content[1:],
+        lambda content: bytes(len(content)),
+        lambda content: b"<html>",
+    ],
+)
+def test_damaged_entries_are_computed_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    expected = ensemble(cache=tmp_path)(["cat"])
+    (entry,) = entries(tmp_path)
+    content = entry.read_bytes()
+    entry.write_bytes(damage(content))
+    model = tiny_clip()
+    calls = count_calls(model.transformer)
+    assert torch.equal(ensemble(model, cache=tmp_path)(["cat"]), expected)
+    assert len(calls) == 1
+    assert entries(tmp_path) == [entry]
+    assert entry.read_bytes() == content  # and written anew
+
+
+def test_a_folder_in_an_entrys_place(tmp_path: Path) -> None:
+    expected = ensemble(cache=tmp_path)(["cat"])
+    (entry,) = entries(tmp_path)
+    entry.unlink()
+    entry.mkdir()
+    assert torch.equal(ensemble(cache=tmp_path)(["cat"]), expected)
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "nul\0"])
+def test_unwritable_cache_is_harmless(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert torch.equal(ensemble(cache=tmp_path / where)(["cat"]), ensemble()(["cat"]))
+
+
+def other_models() -> dict[str, Any]:
+    changed = tiny_clip()
+    with torch.no_grad():
+        changed.ln_final.bias[3] += 1e-6
+    return {
+        "weights": tiny_clip(seed=1),
+        "one weight": changed,
+        "activation": tiny_clip(quick_gelu=True),
+        "heads": tiny_clip(text={"heads": 4}),
+        "mask": tiny_clip(text={"no_causal_mask": True}),
+        "pooling": tiny_clip(text={"pool_type": "last"}),
+        "epsilon": tiny_clip(text={"norm_kwargs": {"eps": 1e-3}}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["weights", "one weight", "activation", "heads", "mask", "pooling", "epsilon"])
+def test_another_model_never_meets_the_entry(tmp_path: Path, kind: str) -> None:
+    ensemble(cache=tmp_path)(["cat"])
+    model = other_models()[kind]
+    calls = count_calls(model.transformer)
+    found = ensemble(model, cache=tmp_path)(["cat"])
+    assert len(calls) == 1
+    assert torch.equal(found, ensemble(model)(["cat"]))
+
+
+def test_other_templates_never_meet_the_entry(tmp_path: Path) -> None:
+    ensemble(cache=tmp_path)(["cat"])
+    found = ensemble(cache=tmp_path, templates=TEMPLATES[:1])(["cat"])
+    assert torch.equal(found, ensemble(templates=TEMPLATES[:1])(["cat"]))
+
+
+def test_weights_changed_in_place_never_meet_the_entry(tmp_path: Path) -> None:
+    e = ensemble(cache=tmp_path)
+    old = e(["cat"])
+    with torch.no_grad():
+        e._model.text_projection.mul_(torch.linspace(0.5, 2, 16))
+    e.forget()
+    assert (e(["cat"]) - old).abs().max() > 1e-3
+
+
+def test_fingerprint_is_the_text_towers_alone() -> None:
+    model = tiny_clip(init_logit_bias=-10.0)  # as SigLIP has: a tensor without axes
+    before = text_tower_fingerprint(model)
+    with torch.no_grad():
+        model.visual.proj += 1
+        model.logit_scale += 1
+    model.train()
+    assert text_tower_fingerprint(model) == before
+    assert text_tower_fingerprint(tiny_clip(init_logit_bias=-10.0)) == before

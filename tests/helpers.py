@@ -1,0 +1,176 @@
+"""Tiny models, drawn images and counters shared by the tests of the core."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.model import CLIP
+from segment_anything import SamPredictor
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import nn
+
+from text2sam.clip.generator import ClipSurgery
+
+VIT = {"image_size": 16, "layers": 3, "width": 32, "patch_size": 4, "head_width": 16}
+RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+TEMPLATES = ("a {}.", "there is the {} in the scene.")
+
+
+def draw_weights(model: nn.Module, std: float = 0.05, seed: int = 0) -> nn.Module:
+    """Weights by the recipe of DESIGN.md (Parity) with ``std`` 0.05; more makes attention sharper."""
+    random = np.random.RandomState(seed)
+    drawn = {}
+    for key, old in sorted(model.state_dict().items()):
+        if key.endswith("num_batches_tracked") or key == "logit_scale":
+            continue
+        values = random.standard_normal(tuple(old.shape)).astype(np.float32)
+        if key.endswith("running_var"):
+            values = 1 + 0.1 * np.abs(values)
+        elif old.ndim == 1 and key.endswith("weight"):
+            values = 1 + 0.05 * values
+        else:
+            values = std * values
+        drawn[key] = torch.from_numpy(np.asarray(values, np.float32))
+    missing, unexpected = model.load_state_dict(drawn, strict=False)
+    assert not unexpected
+    assert all(key == "logit_scale" or key.endswith("num_batches_tracked") for key in missing)
+    return model.eval()
+
+
+def tiny_clip(
+    family: str = "vit",
+    *,
+    seed: int = 0,
+    quick_gelu: bool = False,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    embed_dim: int = 16,
+    **options: Any,
+) -> Any:
+    """An open_clip CLIP that runs in a millisecond or two; CLIP's own tokenizer fits it."""
+    towers = {"vit": VIT, "resnet": RESNET}[family] | (vision or {})
+    model = CLIP(embed_dim, towers, TEXT | (text or {}), quick_gelu=quick_gelu, **options)
+    return draw_weights(model, 0.15, seed)
+
+
+@functools.cache
+def tokenizer() -> Any:
+    return open_clip.get_tokenizer("ViT-B-32")
+
+
+def tiny_surgery(model: Any = None, **options: Any) -> ClipSurgery:
+    arguments = {"image_size": 16, "depth": 2, "device": "cpu", "templates": TEMPLATES} | options
+    return ClipSurgery(tiny_clip() if model is None else model, tokenizer(), **arguments)
+
+
+def tiny_predictor(seed: int = 0) -> SamPredictor:
+    """A real ``SamPredictor`` on a segment-anything ``Sam`` of a few thousand weights."""
+    torch.manual_seed(seed)
+    sam = Sam(
+        ImageEncoderViT(img_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, out_chans=16),
+        PromptEncoder(embed_dim=16, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4),
+        MaskDecoder(
+            transformer_dim=16,
+            transformer=TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=16),
+            iou_head_hidden_dim=16,
+        ),
+    )
+    return SamPredictor(sam.eval().requires_grad_(False))
+
+
+def picture(seed: int = 0, height: int = 30, width: int = 44) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8 noise in blobs."""
+    small = np.random.default_rng(seed).integers(0, 256, ((height + 4) // 5, (width + 4) // 5, 3), dtype=np.uint8)
+    return np.ascontiguousarray(small.repeat(5, 0).repeat(5, 1)[:height, :width])
+
+
+class FakePredictor:
+    """Answers with discs around the first positive point, and remembers what it was asked.
+
+    The logits are filled with the mean of the image it holds, so that a test sees which one that was.
+    """
+
+    def __init__(self) -> None:
+        self.images: list[NDArray[np.uint8]] = []
+        self.prompts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self.fail: str = ""
+
+    def set_image(self, image: NDArray[np.uint8]) -> None:
+        self._fail("set_image")
+        self.images.append(image.copy())
+
+    def predict(
+        self,
+        point_coords: Any,
+        point_labels: Any,
+        box: Any = None,
+        mask_input: Any = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> Any:
+        self._fail("predict")
+        assert multimask_output
+        assert box is None
+        assert mask_input is None
+        self.prompts.append((point_coords.copy(), point_labels.copy()))
+        image = self.images[-1]
+        y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+        px, py = point_coords[point_labels == 1][0]
+        masks = np.stack([np.hypot(x - px, y - py) <= radius for radius in (2, 6, 4)])
+        return masks, np.array([0.3, 0.9, 0.5], np.float32), np.full((3, 4, 4), image.mean(), np.float32)
+
+    def _fail(self, where: str) -> None:
+        if self.fail == where:
+            raise ZeroDivisionError(where)
+
+
+def count_calls(module: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of the first argument of every later call of ``module``, in a list that grows."""
+    shapes: list[tuple[int, ...]] = []
+    module.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
+    return shapes
+
+
+def weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def condition(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that a call may not leave changed: weights, modes, hooks, attributes."""
+    return {"weights": weights_hash(model)} | {
+        name: (
+            module.training,
+            sorted(vars(module)),
+            {k: len(v) for k, v in vars(module).items() if k.endswith("_hooks")},
+            [(k, id(v), v.requires_grad) for k, v in module.named_parameters(recurse=False)],
+            type(module).forward,
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def raising(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError("on purpose")
+
+
+def after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which raises from its call number ``calls`` on."""
+    made = 0
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        nonlocal made
+        made += 1
+        return function(*arguments, **options) if made <= calls else raising()
+
+    return wrapped

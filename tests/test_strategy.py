@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from text2sam.errors import InputError
+from text2sam.points import points_from_similarity
+from text2sam.sam.select import Choice, choose_by_score
+from text2sam.strategy import STRATEGIES, Strategy, get_strategy, joint_map, paper_points
+from text2sam.types import PointPrompts, SimilarityMap
+
+HEAT = np.zeros((3, 3), np.float32)
+
+
+def a_map(seed: int, text: str = "cat", scale: float = 1) -> SimilarityMap:
+    return SimilarityMap(np.random.default_rng(seed).random((8, 10), np.float32) * np.float32(scale), text, "itsm")
+
+
+# degenerate
+
+
+@pytest.mark.parametrize("strategy", ["", "Paper", "best", None, 3, ["paper"]])
+def test_unknown_strategies(strategy: Any) -> None:
+    with pytest.raises(InputError, match=f"one of .*paper.*not {strategy!r}".replace("[", r"\[").replace("]", r"\]")):
+        get_strategy(strategy)
+
+
+@pytest.mark.parametrize(("masks", "scores"), [(0, 0), (2, 1), (1, 2), (0, 1)])
+def test_choice_among_none(masks: int, scores: int) -> None:
+    with pytest.raises(InputError, match="one score per mask"):
+        choose_by_score(np.zeros((masks, 3, 3), np.bool_), np.zeros(scores, np.float32), HEAT, PointPrompts.empty())
+
+
+def test_flat_maps() -> None:
+    flat = SimilarityMap(np.full((8, 10), 0.1, np.float32))
+    assert len(paper_points([flat], (10, 10))) == 0
+    assert len(paper_points([flat, flat], (10, 10))) == 0
+    assert joint_map([flat, flat]).flat
+    one = a_map(0)
+    points = paper_points([flat, one], (30, 50))
+    assert points.positive.tolist() == points_from_similarity(one, (30, 50)).positive.tolist()
+
+
+# behaviour
+
+
+def test_names() -> None:
+    assert get_strategy("paper") is STRATEGIES["paper"]
+    assert all(name == strategy.name for name, strategy in STRATEGIES.items())
+    own = Strategy("own", paper_points, choose_by_score)
+    assert get_strategy(own) is own
+
+
+@pytest.mark.parametrize(("scores", "index"), [([0.1, 0.9, 0.5], 1), ([0.2], 0), ([0.3, 0.7, 0.7], 1), ([0, 0, 0], 0)])
+def test_choice_by_score(scores: list[float], index: int) -> None:
+    masks = np.zeros((len(scores), 3, 3), np.bool_)
+    choice = choose_by_score(masks, np.array(scores, np.float32), HEAT, PointPrompts.empty())
+    assert isinstance(choice, Choice)
+    assert choice.index == index
+    assert type(choice.index) is int
+    assert f"{scores[index]:.3f}" in choice.reason
+    assert choice.figures == {}
+
+
+def test_joint_map_is_the_mean_of_what_is_seen() -> None:
+    one, other = a_map(0, "cat"), a_map(1, "dog", scale=1000)
+    joint = joint_map([one, other])
+    np.testing.assert_allclose(joint.values, (one.normalized() + other.normalized()) / 2, atol=1e-7)
+    assert (joint.text, joint.method) == ("cat+dog", "itsm")
+    assert joint.values.dtype == np.float32
+    assert joint_map([one]) is one
+
+
+def test_points_of_one_text_are_the_papers() -> None:
+    found, expected = paper_points([a_map(0)], (80, 120)), points_from_similarity(a_map(0), (80, 120), 0.8, 2)
+    assert found.coords.tolist() == expected.coords.tolist()
+    assert found.labels.tolist() == expected.labels.tolist()
+
+
+def test_points_of_joined_texts() -> None:
+    maps, shape = [a_map(0), a_map(1, scale=1000), a_map(2)], (80, 120)
+    found = paper_points(maps, shape)
+    hot = [xy for m in maps for xy in points_from_similarity(m, shape).positive.tolist()]
+    cold = points_from_similarity(np.mean([m.normalized() for m in maps], axis=0), shape).negative.tolist()
+    assert found.coords.tolist() == hot + cold
+    assert found.labels.tolist() == [1] * len(hot) + [0] * len(cold)
+    assert len(hot) >= 3
+    assert cold

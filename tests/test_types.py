@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from text2sam.clip.similarity import similarity_map
+from text2sam.errors import InputError
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of, check_shape
+
+fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+COORDS = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+LABELS = np.array([1, 0, 1], np.uint8)
+MASK = np.zeros((4, 6), np.bool_)
+MASK[1:3, 2:5] = True
+BOX = np.array([2, 1, 5, 3], np.float32)
+
+
+def candidates(**changed: Any) -> Candidates:
+    fields: dict[str, Any] = {
+        "masks": np.stack([MASK, ~MASK]),
+        "scores": np.array([0.5, 0.4], np.float32),
+        "low_res_logits": np.zeros((2, 3, 3), np.float32),
+        "chosen": 0,
+        "reason": "why not",
+        "figures": {"overlap": np.zeros(2, np.float32)},
+    }
+    return Candidates(**fields | changed)
+
+
+def segmentation(**changed: Any) -> Segmentation:
+    fields: dict[str, Any] = {
+        "mask": MASK,
+        "score": 0.5,
+        "box": BOX,
+        "points": PointPrompts(COORDS, LABELS),
+        "similarity": SimilarityMap(np.eye(2, dtype=np.float32)),
+        "candidates": candidates(),
+        "text": "cat",
+        "present": True,
+        "presence": 0.9,
+    }
+    return Segmentation(**fields | changed)
+
+
+# degenerate
+
+
+def test_no_points() -> None:
+    empty = PointPrompts.empty()
+    assert len(empty) == len(empty.positive) == len(empty.negative) == 0
+    assert empty.positive.shape == empty.negative.shape == (0, 2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -5.0, 1e30])
+def test_flat_map(value: float) -> None:
+    flat = SimilarityMap(np.full((3, 5), value, np.float32))
+    assert flat.flat
+    assert not flat.normalized().any()
+    assert not flat.to_image((7, 9)).any()
+    assert flat.peak((30, 50)) == (5, 5)
+
+
+def test_one_patch() -> None:
+    one = SimilarityMap(np.ones((1, 1), np.float32))
+    assert one.flat
+    assert one.to_image((2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert one.peak((2, 3)) == (1.5, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 1), (0, 0), (0, 5)])
+def test_box_of_nothing(shape: tuple[int, int]) -> None:
+    assert box_of(np.zeros(shape, np.bool_)) is None
+
+
+# every field
+
+
+@pytest.mark.parametrize(
+    ("coords", "labels", "told"),
+    [
+        (COORDS.astype(np.float64), LABELS, "coords must be a float32 array"),
+        (COORDS.tolist(), LABELS, "coords must be a float32 array"),
+        (COORDS.T.copy(), LABELS, r"\(N, 2\)"),
+        (COORDS[0], LABELS, r"\(N, 2\)"),
+        (COORDS * np.float32("nan"), LABELS, "finite"),
+        (COORDS * np.float32("inf"), LABELS, "finite"),
+        (COORDS, LABELS.astype(np.int64), "labels must be a uint8 array"),
+        (COORDS, LABELS.astype(np.bool_), "labels must be a uint8 array"),
+        (COORDS, LABELS[:2], r"shape \(3,\)"),
+        (COORDS, LABELS[:, None], r"shape \(3,\)"),
+        (COORDS, LABELS.tolist(), "labels must be"),
+        (COORDS, LABELS + np.uint8(1), r"\[1, 2\]"),
+    ],
+)
+def test_points_that_are_none(coords: Any, labels: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        PointPrompts(coords, labels)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((2, 2)), np.zeros(4, np.float32), np.zeros((1, 2, 2), np.float32), np.zeros((0, 2), np.float32), [[0.0]], None],
+)
+def test_maps_that_are_none(values: Any) -> None:
+    with pytest.raises(InputError, match="values must be a non-empty float32 array"):
+        SimilarityMap(values)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_maps_that_are_not_finite(value: float) -> None:
+    with pytest.raises(InputError, match="finite"):
+        SimilarityMap(np.array([[0, value]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"masks": np.zeros((2, 4, 6), np.uint8)}, "masks must be a bool array"),
+        ({"masks": MASK}, "masks must be a bool array"),
+        ({"masks": np.zeros((0, 4, 6), np.bool_)}, "masks must be a bool array"),
+        ({"masks": [MASK, MASK]}, "masks must be a bool array"),
+        ({"scores": np.zeros(3, np.float32)}, r"scores must be a float32 array of shape \(2,\)"),
+        ({"scores": np.zeros(2)}, "scores must be a float32 array"),
+        ({"scores": [0.5, 0.4]}, "scores must be a float32 array"),
+        ({"figures": {"heat": np.zeros(1, np.float32)}}, "heat must be a float32 array"),
+        ({"figures": {"heat": np.zeros(2)}}, "heat must be a float32 array"),
+        ({"low_res_logits": np.zeros((1, 3, 3), np.float32)}, "low_res_logits must be a float32 array"),
+        ({"low_res_logits": np.zeros((2, 9), np.float32)}, "low_res_logits must be a float32 array"),
+        ({"low_res_logits": np.zeros((2, 3, 3))}, "low_res_logits must be a float32 array"),
+        ({"chosen": 2}, r"in \[0, 2\)"),
+        ({"chosen": -1}, r"in \[0, 2\)"),
+        ({"chosen": 0.0}, "chosen must be an int"),
+        ({"chosen": None}, "chosen must be an int"),
+    ],
+)
+def test_candidates_that_are_none(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        candidates(**changed)
+
+
+NOTHING = {"mask": np.zeros((4, 6), np.bool_), "candidates": None}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"mask": MASK.astype(np.uint8)}, "mask must be a bool array"),
+        ({"mask": MASK[None]}, "mask must be a bool array"),
+        ({"mask": MASK.tolist()}, "mask must be a bool array"),
+        ({"score": 1.5}, "score must be a number in"),
+        ({"score": -0.1}, "score must be a number in"),
+        ({"score": math.nan}, "score must be a number in"),
+        ({"score": None}, "score must be a number in"),
+        ({"presence": 1.01}, "presence must be a number in"),
+        ({"presence": math.nan}, "presence must be a number in"),
+        ({"presence": "high"}, "presence must be a number in"),
+        ({"box": None}, "box is None although"),
+        ({**NOTHING}, "box is given although"),
+        ({"box": BOX.tolist()}, "box must be a float32 array"),
+        ({"box": BOX.astype(np.int64)}, "box must be a float32 array"),
+        ({"box": BOX[:3]}, "box must be a float32 array"),
+        ({"box": BOX + 1}, "is not the mask's"),
+        ({"points": COORDS}, "points must be PointPrompts"),
+        ({"similarity": np.zeros((2, 2), np.float32)}, "similarity must be a SimilarityMap"),
+        ({"candidates": MASK}, "candidates must be Candidates"),
+        ({"mask": MASK[:, :5]}, r"masks of shape \(4, 5\)"),
+        ({"text": None}, "must be strings"),
+        ({"strategy": None}, "must be strings"),
+    ],
+)
+def test_segmentations_that_are_none(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        segmentation(**changed)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 1), (1, 0), (-1, 2), (1,), (1, 2, 3), 4, None, "44", (1.5, 2), (math.nan, 2), (math.inf, 2)]
+)
+def test_shapes_that_are_none(shape: Any) -> None:
+    with pytest.raises(InputError, match="shape must be"):
+        check_shape(shape)
+    with pytest.raises(InputError, match="shape must be"):
+        SimilarityMap(np.eye(2, dtype=np.float32)).to_image(shape)
+    with pytest.raises(InputError, match="shape must be"):
+        SimilarityMap(np.eye(2, dtype=np.float32)).peak(shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), [2, 3], np.array([2, 3]), torch.Size([2, 3]), (np.uint8(2), np.int64(3))])
+def test_shapes(shape: Any) -> None:
+    found = check_shape(shape)
+    assert found == (2, 3)
+    assert [type(v) for v in found] == [int, int]
+
+
+# behaviour
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (PointPrompts(COORDS, LABELS), "coords"),
+        (SimilarityMap(np.eye(2, dtype=np.float32)), "values"),
+        (candidates(), "chosen"),
+        (segmentation(), "mask"),
+    ],
+)
+def test_values_are_frozen(value: Any, field: str) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, None)
+
+
+def test_positive_and_negative() -> None:
+    points = PointPrompts(COORDS, LABELS)
+    assert len(points) == 3
+    assert points.positive.tolist() == [[1, 2], [5, 6]]
+    assert points.negative.tolist() == [[3, 4]]
+
+
+def test_segmentation_of_nothing() -> None:
+    nothing = segmentation(**NOTHING, box=None, present=False, score=0.0)
+    assert nothing.area == 0
+    assert segmentation().area == 6
+    assert len(candidates()) == 2
+    assert segmentation(score=1, presence=np.float32(0)).presence == 0
+
+
+@fast
+@given(arrays(np.bool_, st.tuples(st.integers(0, 7), st.integers(0, 7))))
+def test_box_against_loops(mask: np.ndarray) -> None:
+    pixels = [(x, y) for y in range(mask.shape[0]) for x in range(mask.shape[1]) if mask[y, x]]
+    box = box_of(mask)
+    if not pixels:
+        assert box is None
+        return
+    assert box is not None
+    assert box.dtype == np.float32
+    x, y = zip(*pixels, strict=True)
+    assert box.tolist() == [min(x), min(y), max(x) + 1, max(y) + 1]
+
+
+def test_box_of_one_pixel() -> None:
+    mask = np.zeros((5, 9), np.bool_)
+    mask[2, 3] = True
+    assert box_of(mask).tolist() == [3, 2, 4, 3]  # type: ignore[union-attr]
+
+
+@fast
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1, 1, width=32)),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+def test_to_image_is_similarity_map(values: np.ndarray, height: int, width: int) -> None:
+    found = SimilarityMap(values).to_image((height, width))
+    assert found.dtype == np.float32
+    assert found.shape == (height, width)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    expected = similarity_map(torch.from_numpy(values.reshape(1, -1, 1)), values.shape, (height, width))
+    np.testing.assert_allclose(found, expected[0, ..., 0], rtol=0, atol=1e-6)
+
+
+def test_to_image_stays_in_range() -> None:
+    # rounding inside the interpolation carried some of these beyond 1
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        values = (random.random(random.integers(1, 9, 2)) > 0.5).astype(np.float32)
+        image = SimilarityMap(values).to_image(random.integers(1, 150, 2))
+        assert image.min() >= 0
+        assert image.max() <= 1
+
+
+def test_normalized_keeps_the_values() -> None:
+    values = np.array([[1, 3], [2, 5]], np.float32)
+    similarity = SimilarityMap(values)
+    assert similarity.normalized().tolist() == [[0, 0.5], [0.25, 1]]
+    assert similarity.normalized().dtype == np.float32
+    similarity.to_image((2, 2))[:] = 7
+    assert values.tolist() == [[1, 3], [2, 5]]
+    assert not similarity.flat
+
+
+def test_peak_is_x_then_y() -> None:
+    values = np.zeros((2, 4), np.float32)
+    values[1, 2] = 1
+    assert SimilarityMap(values).peak((20, 80)) == (50, 15)
+    assert SimilarityMap(values).peak((1, 1)) == (0.625, 0.75)
