@@ -1,0 +1,1 @@
+"""What text2sam costs and how well it does."""
