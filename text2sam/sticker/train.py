@@ -6,6 +6,7 @@ Stop it at any time; started again with the same folder it goes on from the newe
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the log")
     parser.add_argument("--device", default=None, help="cuda, mps or cpu; the best there is by default")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--ship", action="store_true", help="put the trained weights and their record into the package")
     arguments = parser.parse_args()
     from text2sam.devices import pick_device
 
@@ -22,11 +24,38 @@ def main() -> None:
     if arguments.which == "clip":
         from text2sam.sticker.train_clip import train_clip
 
-        print(train_clip(arguments.out, device=device, workers=arguments.workers))
+        checkpoint = train_clip(arguments.out, device=device, workers=arguments.workers)
     else:
         from text2sam.sticker.train_sam import train_sam
 
-        print(train_sam(arguments.out, device=device, workers=arguments.workers))
+        checkpoint = train_sam(arguments.out, device=device, workers=arguments.workers)
+    print(checkpoint)
+    if arguments.ship:
+        print(ship_checkpoint(arguments.which, checkpoint))
+
+
+def ship_checkpoint(which: str, checkpoint: Path) -> Path:
+    """Puts a trained model into the package: weights in half precision, and how they came about in the record."""
+    import torch
+
+    from text2sam.files import write_json
+    from text2sam.sticker.models import RECORD, build_clip, build_sam, ship
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = build_clip() if which == "clip" else build_sam()
+    model.load_state_dict(state["model"])
+    path = ship(model, which)
+    record = json.loads(RECORD.read_text())
+    log = (checkpoint.parent / f"{which}_log.jsonl").read_text().splitlines()
+    record.setdefault("training", {})[which] = {
+        "command": f"python -m text2sam.sticker.train {which}",
+        "steps": state["step"],
+        "stages": json.loads((checkpoint.parent / f"{which}_stages.json").read_text()),
+        "last_log_line": json.loads(log[-1]),
+        "torch": torch.__version__,
+    }
+    write_json(RECORD, record)
+    return path
 
 
 if __name__ == "__main__":

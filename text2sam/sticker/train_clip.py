@@ -2,8 +2,9 @@
 
 It learns from images and captions alone: which things a scene shows, never where. Each step draws
 scenes and compares them with one caption per thing (a random template around its name), captions
-that join two things of one scene, and captions that name nothing (for scenes with nothing on them).
-A caption is a positive of an image when everything it names is in the image.
+that join two things of one scene, and captions that name nothing. A caption is a positive of an image
+when everything it names is in the image. One that names nothing ("a photo of a .") fits every image that shows
+something, so its feature becomes what all things share: the redundant feature of a single text.
 
 Training stops and resumes at any time: the newest checkpoint in the folder is taken up again.
 """
@@ -54,8 +55,8 @@ class ClipStage:
 
 CLIP_STAGES: tuple[ClipStage, ...] = (
     ClipStage(steps=1500, size=48, objects=(0, 1), sides=(0.6, 0.95), keep=1.0),
-    ClipStage(steps=2200, size=96, objects=(0, 4), sides=(0.27, 0.65), keep=0.5),
-    ClipStage(steps=250, size=128, objects=(0, 4), sides=(0.22, 0.5), keep=0.75, batch=64),
+    ClipStage(steps=2500, size=96, objects=(0, 4), sides=(0.27, 0.65), keep=0.5),
+    ClipStage(steps=300, size=128, objects=(0, 4), sides=(0.22, 0.5), keep=0.75, batch=64),
 )
 
 
@@ -242,8 +243,7 @@ def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device
                 group["lr"] = lr
             tokens, named = captions.draw(present)
             contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
-            empty = ~named.any(1)
-            contains[:, empty] = ~present.any(1, keepdim=True)
+            contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
             pixels = (images.to(device).float() - mean) / std
             with torch.autocast(device, torch.bfloat16):
                 image = _forward_clip(model, pixels, stage.size // 8, stage.keep)

