@@ -479,12 +479,16 @@ def _npz(result: Segmentation) -> bytes:
 def bench(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery or images.")] = "all",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
+    sam_checkpoint: Annotated[
+        Path | None, typer.Option("--sam-checkpoint", metavar="FILE", help="Measure this SAM too, such as mobile_sam.pt.")
+    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure text2sam against a plain implementation of the reference's way, in the same process."""
-    from text2sam.evaluation.bench import main_command
+    from text2sam.evaluation.bench import Settings, main_command
 
-    main_command(suite, out, as_json)
+    main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from PIL import Image
 from text2sam.errors import InputError
 from text2sam.files import write_bytes, write_json, write_png
 from text2sam.plot import overlay, side_by_side
+from text2sam.sam.select import mask_iou
 from text2sam.types import Segmentation
 
 SCENES = Path(__file__).parent / "sticker" / "scenes"
@@ -290,17 +291,12 @@ def _ask(model: SegmentsMany, scene: DemoScene, out: Path) -> list[DemoRow]:
         files = {kind: f"{scene.name}/{stem}_{kind}.png" for kind in ("mask", "overlay")}
         truth = scene.masks.get(text)
         rows.append(
-            DemoRow(scene.name, text, truth is not None, result, None if truth is None else _iou(result.mask, truth), files)
+            DemoRow(scene.name, text, truth is not None, result, None if truth is None else mask_iou(result.mask, truth), files)
         )
         panels.append(drawn)
         captions.append(f"{text}: {'found' if result.present else 'not here'} ({result.presence:.2f})")
     write_png(folder / "strip.png", side_by_side(panels, captions))
     return rows
-
-
-def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    union = int((a | b).sum())
-    return int((a & b).sum()) / union if union else 1.0
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:

@@ -166,18 +166,15 @@ def load_predictor(
         from text2sam.sticker.models import load_sam
 
         return SamPredictor(load_sam().to(device))
-    from text2sam.sam.predictor import build_predictor, guess_model_type
-    from text2sam.weights import CHECKPOINTS, load_state_dict, resolve
+    from text2sam.sam.predictor import build_predictor
+    from text2sam.weights import CHECKPOINTS, resolve
 
     spec = preset.sam_checkpoint if checkpoint is None else checkpoint
     if spec is None:
         raise InputError(f"preset {preset.name!r} has no SAM checkpoint of its own")
     path = resolve(spec, "sam", progress=progress)
     known = CHECKPOINTS.get(str(spec))
-    kind = known.model if known else guess_model_type(load_state_dict(path))
-    if kind is None:
-        raise WeightsError(f"{path} holds no SAM text2sam can build: it builds vit_b, vit_l, vit_h and MobileSAM's vit_t")
-    return build_predictor(kind, path, device=device, dtype=dtype)
+    return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
 
 
 def _open_clip_name(model: str) -> str:

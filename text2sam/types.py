@@ -6,6 +6,7 @@ person sees it (EXIF rotation applied), the origin at the top left corner.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ def _require(condition: bool, what: str) -> None:
 def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} array of shape {value.shape}"
+    if dataclasses.is_dataclass(value):  # the repr would print whole arrays
+        return type(value).__name__
     return f"{type(value).__name__} {value!r}"
 
 

@@ -52,6 +52,7 @@ def test_texts_that_are_none(text: Any) -> None:
 def test_texts_are_stripped() -> None:
     assert check_text(" a black cat\n") == "a black cat"
     assert check_text("猫") == "猫"
+    assert check_text("🐱") == "🐱"
 
 
 @pytest.mark.parametrize("templates", [[], [""], ["a photo"], ["{} and {}"], ["a {}.", "b"], [3], "a photo", ["{0}"]])

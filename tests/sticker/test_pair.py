@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from text2sam import TextPromptedSAM
-from text2sam.sticker.evaluate import evaluation_scenes, iou, measure_clicks, measure_maps, measure_segment
+from text2sam.sticker.evaluate import evaluation_scenes, measure_clicks, measure_maps, measure_segment
 from text2sam.sticker.models import RECORD, WEIGHTS, load_clip, load_sam
 from text2sam.sticker.world import Scene
 
@@ -30,14 +30,6 @@ def pair() -> TextPromptedSAM:
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     return list(evaluation_scenes(range(16)))
-
-
-def test_iou_of_known_masks() -> None:
-    a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    assert iou(a, b) == 1.0
-    a[:2], b[1:3] = True, True
-    assert iou(a, b) == pytest.approx(1 / 3)
-    assert iou(a, ~a) == 0.0
 
 
 def test_the_weights_are_small_and_recorded(record: dict[str, object]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,11 @@ def check_text(text: str) -> str:
     """A text prompt, stripped.
 
     Raises:
-        PromptError: it is not a string or has no letter or digit in it.
+        PromptError: it is not a string or has no letter, digit or emoji in it.
     """
     if not isinstance(text, str):
         raise PromptError(f"a text prompt is a string, not {type(text).__name__}: {text!r}")
-    if not any(c.isalnum() for c in text):
+    if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):  # So: emoji
         raise PromptError(f"a text prompt names something to look for; {text!r} does not")
     return text.strip()
 
@@ -128,7 +129,7 @@ class PromptEnsemble:
         *,
         templates: Sequence[str] | None = None,
         cache: str | os.PathLike[str] | None = None,
-        batch: int = 256,
+        batch: int = 64,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -180,9 +181,11 @@ class PromptEnsemble:
             return
         device = next(self._model.parameters()).device
         wanted = grouped[todo].flatten(0, 1)
+        order = wanted.argmax(dim=-1).argsort()  # prompts of like length together: each batch runs on its own longest
         with torch.inference_mode(), evaluating(self._model):
-            parts = [encode_tokens(self._model, part.to(device)).float() for part in wanted.split(self._batch)]
-        features = torch.nn.functional.normalize(torch.cat(parts), dim=-1).unflatten(0, (len(todo), -1))  # (t, P, C)
+            parts = [encode_tokens(self._model, part.to(device)).float() for part in wanted[order].split(self._batch)]
+        encoded = torch.cat(parts)[order.argsort().to(device)]
+        features = torch.nn.functional.normalize(encoded, dim=-1).unflatten(0, (len(todo), -1))  # (t, P, C)
         features = torch.nn.functional.normalize(features.mean(dim=1), dim=-1).cpu().clone()  # (t, C)
         for i, feature in zip(todo, features, strict=True):
             self._memory[texts[i]] = feature

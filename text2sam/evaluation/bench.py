@@ -44,6 +44,7 @@ from text2sam.errors import InputError
 from text2sam.evaluation import plain
 from text2sam.files import atomic_path
 from text2sam.pipeline import TextPromptedSAM
+from text2sam.sam.select import mask_iou
 
 SUITES = ("text", "surgery", "images")
 _SAMPLE_SECONDS = 0.02
@@ -416,7 +417,7 @@ def measure_images(
         "points": {text: len(result.points) for text, result in found.items()},
         "times": times,
         "map_difference": float(np.abs(found[second].similarity.values - values).max()),
-        "mask_iou": _iou(found[second].mask, mask),
+        "mask_iou": mask_iou(found[second].mask, mask),
     }
     model.reset_image()
     second_text = f"{name}: second text on one image"
@@ -608,11 +609,6 @@ def _waiter(device: torch.device) -> Callable[[], object] | None:
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return torch.mps.synchronize if device.type == "mps" else None
-
-
-def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    union = int((a | b).sum())
-    return int((a & b).sum()) / union if union else 1.0
 
 
 def _load() -> float | None:

@@ -110,7 +110,7 @@ def _accepts(function: Any, positional: int, keywords: Sequence[str]) -> bool:
 
 
 def build_sam(
-    model_type: str,
+    model_type: str | None,
     checkpoint: str | Path | None = None,
     *,
     device: str | torch.device | None = None,
@@ -124,7 +124,7 @@ def build_sam(
     dict then begin with ``image_encoder.encoder.``.
 
     Args:
-        model_type: one of :data:`MODEL_TYPES`.
+        model_type: one of :data:`MODEL_TYPES`; None reads it off the checkpoint.
         checkpoint: a file with the weights, read as tensors only; None leaves them random.
         device: as :func:`text2sam.devices.pick_device`.
         dtype: as :func:`text2sam.devices.check_dtype`.
@@ -137,18 +137,22 @@ def build_sam(
         WeightsError: the file cannot be read or does not fit; the message names what does not and, when
             the weights are another model's, which ``model_type`` they look like.
     """
-    if model_type not in MODEL_TYPES:
+    if model_type not in MODEL_TYPES and (model_type is not None or checkpoint is None):
         raise InputError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {model_type!r}")
     device = pick_device(device)
     dtype = check_dtype(dtype, device)
     import torch
 
     if checkpoint is None:
-        sam = _bare_sam(model_type)
+        sam = _bare_sam(str(model_type))
     else:
         from text2sam.weights import load_state_dict
 
-        sam = _sam_from(load_state_dict(checkpoint), model_type, str(checkpoint))
+        state_dict = load_state_dict(checkpoint)
+        found = guess_model_type(state_dict) if model_type is None else model_type
+        if found is None:
+            raise WeightsError(f"{checkpoint} holds no SAM text2sam can build: it builds {', '.join(MODEL_TYPES)} (MobileSAM)")
+        sam = _sam_from(state_dict, found, str(checkpoint))
     sam = sam.float().eval().requires_grad_(False)
     if dtype != torch.float32:
         from text2sam.sam._half import HalfPrecisionEncoder
@@ -158,7 +162,7 @@ def build_sam(
 
 
 def build_predictor(
-    model_type: str,
+    model_type: str | None,
     checkpoint: str | Path | None = None,
     *,
     device: str | torch.device | None = None,

@@ -1,4 +1,4 @@
-"""Which of SAM's candidate masks is taken: pure functions of masks, scores, map and points."""
+"""Which of SAM's candidate masks is taken, and how masks overlap: pure functions."""
 
 from __future__ import annotations
 
@@ -47,3 +47,15 @@ def choose_by_score(
         raise InputError(f"there must be one score per mask and at least one mask, not {scores.shape} for {len(masks)}")
     index = int(np.argmax(scores))
     return Choice(index, f"SAM's own score {scores[index]:.3f} is the highest of {len(scores)}")
+
+
+def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Intersection over union of two (H, W) bool masks, in [0, 1]; 1 when both are empty.
+
+    Raises:
+        InputError: the masks differ in shape.
+    """
+    if a.shape != b.shape:
+        raise InputError(f"masks must have one shape, not {a.shape} and {b.shape}")
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0

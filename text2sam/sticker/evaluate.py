@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.pipeline import TextPromptedSAM
+from text2sam.sam.select import mask_iou
 from text2sam.sticker.world import THINGS, Scene, World, inner_point
 
 SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
@@ -31,12 +31,6 @@ def evaluation_scenes(seeds: Iterable[int] = range(300), *, objects: tuple[int, 
         scene = World(size=SIZES[seed % len(SIZES)], objects=objects).scene(seed)
         if scene.objects:
             yield scene
-
-
-def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Intersection over union of two (H, W) bool masks; 1 when both are empty."""
-    union = int((a | b).sum())
-    return 1.0 if union == 0 else float((a & b).sum() / union)
 
 
 def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], methods: Sequence[Method] = METHODS) -> dict[str, Any]:
@@ -66,7 +60,7 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], methods: Sequenc
                 gh, gw = m.values.shape
                 ry, rx = int(np.ceil(shape[0] / gh / 2)), int(np.ceil(shape[1] / gw / 2))
                 around = mask[max(0, int(y) - ry) : int(y) + ry + 1, max(0, int(x) - rx) : int(x) + rx + 1]
-                ious = [iou(heat >= t, mask) for t in THRESHOLDS]
+                ious = [mask_iou(heat >= t, mask) for t in THRESHOLDS]
                 score = 100 * float(heat[mask].mean() - heat[~mask].mean())
                 found[method].append((bool(mask[int(y), int(x)]), bool(around.any()), ious, score))
     result: dict[str, Any] = {}
@@ -98,7 +92,7 @@ def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
         predictor.set_image(scene.image)
         for o in scene.objects:
             masks, scores, _ = predictor.predict(np.array([inner_point(o.mask)]), np.array([1]), multimask_output=True)
-            ious = [iou(m, o.mask) for m in masks]
+            ious = [mask_iou(m, o.mask) for m in masks]
             by_score.append(ious[int(np.argmax(scores))])
             best.append(max(ious))
             error.append(abs(float(np.max(scores)) - by_score[-1]))
@@ -116,8 +110,8 @@ def measure_segment(model: TextPromptedSAM, scenes: Iterable[Scene], strategy: s
     for scene in scenes:
         for result in model.segment_many(scene.image, scene.names, strategy=strategy):
             mask = scene.mask(result.text)
-            ious.append(iou(result.mask, mask))
-            best.append(max((iou(m, mask) for m in result.candidates.masks), default=0.0) if result.candidates else 0.0)
+            ious.append(mask_iou(result.mask, mask))
+            best.append(max((mask_iou(m, mask) for m in result.candidates.masks), default=0.0) if result.candidates else 0.0)
             on += [bool(mask[int(y), int(x)]) for x, y in result.points.positive]
     return {
         "cases": len(ious),

@@ -127,7 +127,10 @@ def _with_weights(model: Any, name: str) -> Any:
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
         raise WeightsError(f"{path} is not there: this installation of text2sam lacks the sticker weights; reinstall it")
-    expected = json.loads(RECORD.read_text())["sha256"][path.name]
+    try:
+        expected = json.loads(RECORD.read_text())["sha256"][path.name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{RECORD} does not tell the SHA-256 of {path.name}; reinstall text2sam") from error
     actual = file_sha256(path)
     if actual != expected:
         raise ChecksumError(f"{path} is damaged: its SHA-256 is {actual}, not {expected}; reinstall text2sam")

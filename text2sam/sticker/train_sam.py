@@ -42,6 +42,8 @@ class SamStage:
         side: side in pixels of the part of SAM's input that is trained on, a multiple of the window (64): the
             full input, or a square somewhere in it, which is cheaper.
         sides: range of object sizes, as a share of ``side``.
+        objects: smallest and largest number of objects.
+        learning_rate: at the top of the schedule, a cosine over all stages.
         batch: scenes per step.
         prompts: prompts per scene.
         points: largest number of points in one prompt.
@@ -50,17 +52,18 @@ class SamStage:
     steps: int
     side: int = SIDE
     sides: tuple[float, float] = (0.2, 0.65)
+    objects: tuple[int, int] = (2, 6)
+    learning_rate: float = 4e-4
     batch: int = 6
     prompts: int = 6
     points: int = 8
 
 
 SAM_STAGES: tuple[SamStage, ...] = (
-    SamStage(steps=700),
-    SamStage(steps=4000, side=128, sides=(0.28, 0.8), batch=8),
-    SamStage(steps=600),
+    SamStage(steps=700, learning_rate=8e-4),
+    SamStage(steps=3600, side=128, sides=(0.28, 0.7), objects=(1, 4), batch=8),
+    SamStage(steps=500),
 )
-LEARNING_RATE = 8e-4
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
@@ -106,7 +109,7 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
             # SAM pads what is not square, so only the full input knows padding
             short = int(rng.integers(side // 2, side + 1)) if side == SIDE and rng.random() < 0.25 else side
             size = (side, short) if rng.random() < 0.5 else (short, side)
-            world = World(size=size, objects=(2, 6), sides=self.stage.sides, repeat=0.3)
+            world = World(size=size, objects=self.stage.objects, sides=self.stage.sides, repeat=0.3)
             scene = world.scene(SAM_SEEDS + number)
             number += workers
             objects = [k for k, o in enumerate(scene.objects) if o.mask.sum() >= 40]
@@ -246,7 +249,7 @@ def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: s
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     sam = build_sam().to(device).train()
-    opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
     step = 0
     checkpoint = out / "sam.pt"
     if checkpoint.exists():
@@ -267,7 +270,8 @@ def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: s
         sums: dict[str, list[float]] = {"loss": [], "click_iou": [], "points_iou": [], "score_error": []}
         started, seen = time.time(), 0
         while step < ends[which]:
-            lr = LEARNING_RATE * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+            decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
+            lr = stage.learning_rate * min(1.0, (step + 1) / 200) * decay
             for group in opt.param_groups:
                 group["lr"] = lr
             loss = _step(sam, next(loader), stage, rng, device, sums)
