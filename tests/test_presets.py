@@ -53,7 +53,7 @@ def test_table() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert preset.image_size > 0
-        assert 0 <= preset.presence_threshold <= 1
+        assert (preset.presence_offset == 0) == (name != "sticker")
         if name != "sticker":
             assert preset.clip_model in names
             # with plain GELU OpenAI's weights load and give wrong features
@@ -162,12 +162,12 @@ def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = write("pt", tiny_clip(seed=1), tmp_path)
     monkeypatch.setattr(presets, "load_predictor", lambda *arguments, **options: (arguments, options))
     options: dict[str, Any] = {"clip_checkpoint": path, "clip_model": "tiny-vit", "device": "cpu"}
-    predictor, surgery, threshold = build(
+    predictor, surgery = build(
         "mobile", **options, depth=2, image_size=(24, 16), templates=TEMPLATES, sam_checkpoint="sam.pt", progress=False
     )
     assert predictor == ((PRESETS["mobile"], "sam.pt", torch.device("cpu"), None), {"progress": False})
     assert (surgery.depth, surgery.image_size, surgery.prompts.templates) == (2, (24, 16), TEMPLATES)
-    assert threshold == PRESETS["mobile"].presence_threshold
+    assert surgery.presence_offset == 0
     surgery.encode_texts(["cat"])
     home = Path(os.environ["TEXT2SAM_HOME"])
     assert len(list(home.rglob("*.text"))) == 1
@@ -227,7 +227,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_sticker_pair_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
     model = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=TEMPLATES, progress=False)
-    assert model.presence_threshold == PRESETS["sticker"].presence_threshold
+    assert model.presence_threshold == 0.5
+    assert model.surgery.presence_offset == PRESETS["sticker"].presence_offset
     assert model.surgery.image_size == (PRESETS["sticker"].image_size,) * 2
     assert model.surgery.device == torch.device("cpu")
     result = model.segment(picture(), "cat")

@@ -100,8 +100,7 @@ class TextPromptedSAM:
         unknown = [name for name in options if name not in known]
         if unknown:
             raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
-        predictor, surgery, threshold = build(preset, **options)
-        return cls(predictor, surgery, presence_threshold=threshold)
+        return cls(*build(preset, **options))
 
     def set_image(self, image: ImageLike, *, channel_order: ChannelOrder = "RGB") -> None:
         """Encodes an image and keeps it, so that ``segment(text=...)`` costs no encoding.

@@ -335,6 +335,12 @@ def test_presence_is_a_probability(surgery: ClipSurgery, features: ImageFeatures
         assert surgery.presence(features, " cat", against=[*(against or []), "cat ", *(against or [])]) == pytest.approx(found)
 
 
+def test_presence_offset_moves_the_texts_logit(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    plain = surgery.presence(features, "cat")
+    moved = tiny_surgery(surgery.model, presence_offset=1.5).presence(features, "cat")
+    assert np.log(moved / (1 - moved)) == pytest.approx(np.log(plain / (1 - plain)) + 1.5, abs=1e-4)
+
+
 def test_presence_of_the_only_thing() -> None:
     surgery = tiny_surgery()
     tokens = surgery.encode_texts(["cat"]).repeat(17, 1)

@@ -55,10 +55,11 @@ def test_the_models_are_ordinary_ones() -> None:
 @drawing
 def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
     figures = measure_maps(pair.surgery, scenes)
-    raw, operated, both = (figures[m] for m in ("itsm", "architecture", "surgery"))
+    raw, operated, both, labels = (figures[m] for m in ("itsm", "architecture", "surgery", "surgery_labels"))
     assert raw["hottest_on_object"] < 0.5
     assert operated["hottest_on_object"] > 0.75
     assert both["hottest_on_object"] > 0.75
+    assert labels["hottest_on_object"] > 0.75
     assert both["miou"] > raw["miou"] + 15
     assert both["msc"] > raw["msc"] + 15
     assert figures["presence"]["auroc"] > 0.8

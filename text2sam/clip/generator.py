@@ -59,6 +59,7 @@ class ClipSurgery:
         templates: prompt templates; the papers' 85 by default, ``prompts.SHORT_TEMPLATES`` for speed.
         text_cache: folder that keeps text features between runs; None keeps them in memory only.
         tau, weighting: see :func:`text2sam.clip.similarity.feature_surgery`.
+        presence_offset: added to a text's logit in :meth:`presence`.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own or OpenAI's by default.
 
     Raises:
@@ -79,6 +80,7 @@ class ClipSurgery:
         text_cache: str | os.PathLike[str] | None = None,
         tau: float = 2.0,
         weighting: Weighting = "code",
+        presence_offset: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class ClipSurgery:
             raise InputError(f"weighting must be one of {', '.join(get_args(Weighting))}, not {weighting!r}")
         self.tau = tau
         self.weighting: Weighting = weighting
+        self.presence_offset = presence_offset
         self.mean = _per_channel("mean", mean, getattr(visual, "image_mean", None) or OPENAI_MEAN)
         self.std = _per_channel("std", std, getattr(visual, "image_std", None) or OPENAI_STD)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
@@ -234,14 +237,16 @@ class ClipSurgery:
         """Whether a text is in the image at all, as a score in [0, 1] that min-max cannot make up.
 
         The probability of the text in a softmax over the class token's similarities, times CLIP's own logit
-        scale, to the text, the empty text and the texts of ``against``. How it separates present from absent depends
-        on the model; see the record of each preset.
+        scale, to the text, the empty text and the texts of ``against``; ``presence_offset`` is added to the text's
+        logit. How well it separates present from absent depends on the model.
         """
         text = check_text(text)
         others = [""] + [label for label in _labels(against) or () if label != text]
         scores = torch.from_numpy(self.scores(features, [text, *others]))
         scale = self.model.logit_scale.detach().float().exp().mean().cpu()
-        return float((scale * scores).softmax(dim=0)[0])
+        logits = scale * scores
+        logits[0] += self.presence_offset
+        return float(logits.softmax(dim=0)[0])
 
     def _surgery(self, features: ImageFeatures, texts: list[str], labels: list[str] | None) -> torch.Tensor:
         tokens = features.operated[None]  # (1, 1 + N, C)

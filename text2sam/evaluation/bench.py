@@ -580,16 +580,9 @@ def _pairs(settings: Settings) -> list[tuple[str, Path | None, int]]:
 def _measure_pair(name: str, checkpoint: Path | None, settings: Settings, rounds: int) -> tuple[dict[str, Any], list[Row]]:
     import open_clip
 
-    from text2sam.presets import build
-
-    predictor, surgery, threshold = build(
-        "sticker",
-        device=settings.device,
-        sam_checkpoint=checkpoint,
-        templates=settings.templates,
-        text_cache=False,
+    model = TextPromptedSAM.from_pretrained(
+        "sticker", device=settings.device, sam_checkpoint=checkpoint, templates=settings.templates, text_cache=False
     )
-    model = TextPromptedSAM(predictor, surgery, presence_threshold=threshold)
     return measure_images(name, model, open_clip.get_tokenizer("ViT-B-32"), settings, rounds)
 
 

@@ -14,14 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.select import mask_iou
 from text2sam.sticker.world import THINGS, Scene, World, inner_point
+from text2sam.types import SimilarityMap
 
 SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
-METHODS: tuple[Method, ...] = ("itsm", "architecture", "surgery")
+VARIANTS: dict[str, tuple[Method, tuple[str, ...] | None]] = {
+    "itsm": ("itsm", None),
+    "architecture": ("architecture", None),
+    "surgery": ("surgery", None),
+    "surgery_labels": ("surgery", tuple(THINGS)),
+}
+"""What is compared: raw similarity, architecture surgery, and both surgeries against the empty text (a single
+text) and against the label set of all names (the papers' explainability protocol)."""
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
 
 
@@ -33,41 +42,40 @@ def evaluation_scenes(seeds: Iterable[int] = range(300), *, objects: tuple[int, 
             yield scene
 
 
-def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], methods: Sequence[Method] = METHODS) -> dict[str, Any]:
-    """Explainability figures of similarity maps, per method.
+def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequence[str] = tuple(VARIANTS)) -> dict[str, Any]:
+    """Explainability figures of similarity maps.
+
+    Args:
+        surgery: makes the maps.
+        scenes: where to look for every name that is in them.
+        variants: keys of :data:`VARIANTS`.
 
     Returns:
-        method -> ``hottest_on_object``, share of cases whose hottest patch has its centre on the object;
-        ``hottest_touches``, whose hottest patch covers any of the object's pixels; ``miou``, mean IoU of the min-max
-        map over the image against the mask at the one threshold that is best for all cases, and that
+        variant -> ``hottest_on_object``, share of cases whose hottest patch has its centre on the object;
+        ``hottest_touches``, whose hottest patch covers any of the object's pixels; ``miou``, mean IoU in percent of the
+        min-max map over the image against the mask at the one threshold that is best for all cases, and that
         ``threshold``; ``msc``, mean of foreground minus mean of background of the min-max map, in percent. And
-        ``presence_auroc``, how well the presence score tells the names in a scene from five names that are not.
+        ``presence``: how well the score tells the names in a scene from five names that are not, as area under the
+        ROC curve, error rates at a threshold of one half, and medians.
     """
-    found: dict[str, list[Any]] = {m: [] for m in methods}
-    present, absent = [], []
+    found: dict[str, list[Any]] = {v: [] for v in variants}
+    present: list[float] = []
+    absent: list[float] = []
     rng = np.random.default_rng(0)
     for scene in scenes:
         features = surgery.encode_image(scene.image)
         missing = [n for n in THINGS if n not in scene.names]
         absent += [surgery.presence(features, missing[int(i)]) for i in rng.integers(len(missing), size=5)]
         present += [surgery.presence(features, n) for n in scene.names]
-        shape = scene.image.shape[:2]
-        for method in methods:
-            for m in surgery.maps(features, scene.names, method=method):
-                mask = scene.mask(m.text)
-                heat = m.to_image(shape)
-                x, y = m.peak(shape)
-                gh, gw = m.values.shape
-                ry, rx = int(np.ceil(shape[0] / gh / 2)), int(np.ceil(shape[1] / gw / 2))
-                around = mask[max(0, int(y) - ry) : int(y) + ry + 1, max(0, int(x) - rx) : int(x) + rx + 1]
-                ious = [mask_iou(heat >= t, mask) for t in THRESHOLDS]
-                score = 100 * float(heat[mask].mean() - heat[~mask].mean())
-                found[method].append((bool(mask[int(y), int(x)]), bool(around.any()), ious, score))
+        for variant in variants:
+            method, against = VARIANTS[variant]
+            for m in surgery.maps(features, scene.names, method=method, against=against):
+                found[variant].append(_map_figures(m, scene.mask(m.text)))
     result: dict[str, Any] = {}
-    for name, cases in found.items():
+    for variant, cases in found.items():
         mean_ious = np.mean([c[2] for c in cases], axis=0)
         best = int(mean_ious.argmax())
-        result[name] = {
+        result[variant] = {
             "cases": len(cases),
             "hottest_on_object": round(float(np.mean([c[0] for c in cases])), 4),
             "hottest_touches": round(float(np.mean([c[1] for c in cases])), 4),
@@ -75,14 +83,29 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], methods: Sequenc
             "threshold": round(float(THRESHOLDS[best]), 2),
             "msc": round(float(np.mean([c[3] for c in cases])), 2),
         }
-    ranks = np.argsort(np.argsort(np.array(present + absent)))
-    wins = ranks[: len(present)].sum() - len(present) * (len(present) - 1) / 2
-    result["presence"] = {
-        "auroc": round(float(wins / (len(present) * len(absent))), 4),
+    result["presence"] = _presence_figures(np.array(present), np.array(absent))
+    return result
+
+
+def _map_figures(m: SimilarityMap, mask: NDArray[np.bool_]) -> tuple[bool, bool, list[float], float]:
+    h, w = mask.shape
+    heat = m.to_image((h, w))
+    x, y = (int(v) for v in m.peak((h, w)))
+    rows, columns = (int(np.ceil(n / g / 2)) for n, g in zip((h, w), m.values.shape, strict=True))
+    patch = mask[max(0, y - rows) : y + rows + 1, max(0, x - columns) : x + columns + 1]
+    ious = [mask_iou(heat >= t, mask) for t in THRESHOLDS]
+    return bool(mask[y, x]), bool(patch.any()), ious, 100 * float(heat[mask].mean() - heat[~mask].mean())
+
+
+def _presence_figures(present: NDArray[np.float64], absent: NDArray[np.float64]) -> dict[str, float]:
+    wins = (present[:, None] > absent).mean() + 0.5 * (present[:, None] == absent).mean()
+    return {
+        "auroc": round(float(wins), 4),
+        "missed_at_half": round(float((present < 0.5).mean()), 4),
+        "false_at_half": round(float((absent >= 0.5).mean()), 4),
         "present_median": round(float(np.median(present)), 4),
         "absent_median": round(float(np.median(absent)), 4),
     }
-    return result
 
 
 def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
@@ -104,11 +127,13 @@ def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
     }
 
 
-def measure_segment(model: TextPromptedSAM, scenes: Iterable[Scene], strategy: str = "paper") -> dict[str, Any]:
+def measure_segment(
+    model: TextPromptedSAM, scenes: Iterable[Scene], *, strategy: str = "paper", against: Sequence[str] | None = None
+) -> dict[str, Any]:
     """IoU of ``segment(scene, name)`` over all names of all scenes, and the share of positive points on the object."""
     ious, best, on = [], [], []
     for scene in scenes:
-        for result in model.segment_many(scene.image, scene.names, strategy=strategy):
+        for result in model.segment_many(scene.image, scene.names, strategy=strategy, against=against):
             mask = scene.mask(result.text)
             ious.append(mask_iou(result.mask, mask))
             best.append(max((mask_iou(m, mask) for m in result.candidates.masks), default=0.0) if result.candidates else 0.0)
@@ -130,6 +155,7 @@ def measure(model: TextPromptedSAM, count: int = 300) -> dict[str, Any]:
         "maps": measure_maps(model.surgery, scenes),
         "clicks": measure_clicks(model.predictor, scenes),
         "segment_paper": measure_segment(model, scenes),
+        "segment_paper_labels": measure_segment(model, scenes, against=tuple(THINGS)),
         "seconds": round(time.time() - started, 1),
     }
 
