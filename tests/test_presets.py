@@ -171,7 +171,7 @@ def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     surgery.encode_texts(["cat"])
     home = Path(os.environ["TEXT2SAM_HOME"])
     assert len(list(home.rglob("*.text"))) == 1
-    _, surgery, _ = build("mobile", **options, depth=1, text_cache=False)
+    _, surgery = build("mobile", **options, depth=1, text_cache=False)
     assert surgery.image_size == (512, 512)
     assert len(surgery.prompts.templates) == 85
     surgery.encode_texts(["dog"])

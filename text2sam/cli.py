@@ -314,7 +314,9 @@ def segment(
         int | None,
         typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of what CLIP sees; by default the preset's."),
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="How many of CLIP's last blocks get the second path.")] = 6,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, help="How many of CLIP's last blocks get the second path.")
+    ] = None,
     require_present: Annotated[
         bool, typer.Option("--require-present", help=f"Exit with {EXIT_ABSENT} when a text is not in the image.")
     ] = False,

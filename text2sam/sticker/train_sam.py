@@ -61,8 +61,8 @@ class SamStage:
 
 SAM_STAGES: tuple[SamStage, ...] = (
     SamStage(steps=700, learning_rate=8e-4),
-    SamStage(steps=3600, side=128, sides=(0.28, 0.7), objects=(1, 4), batch=8),
-    SamStage(steps=500),
+    SamStage(steps=2500, side=128, sides=(0.28, 0.7), objects=(1, 4), batch=8),
+    SamStage(steps=400),
 )
 
 
