@@ -165,3 +165,11 @@ def test_the_training_runs_the_same_model_as_sam_itself() -> None:
         _, dense = sam.prompt_encoder(points=points, boxes=None, masks=logits[:, :1])
         expected = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
         torch.testing.assert_close(again[:, :1], expected[0])
+
+
+@drawing
+def test_training_can_begin_with_given_weights(tmp_path: Path) -> None:
+    start = {k: torch.full_like(v, 0.01) if v.is_floating_point() else v for k, v in build_sam().state_dict().items()}
+    stage = SamStage(steps=1, side=64, batch=1, prompts=1, points=2)
+    trained = torch.load(train_sam(tmp_path, stages=(stage,), workers=0, start=start), weights_only=True)["model"]
+    assert (trained["image_encoder.pos_embed"] - 0.01).abs().max() < 0.001  # one small step away

@@ -17,18 +17,22 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="cuda, mps or cpu; the best there is by default")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--ship", action="store_true", help="put the trained weights and their record into the package")
+    parser.add_argument("--from-shipped", action="store_true", help="begin with the weights in the package, not at random")
     arguments = parser.parse_args()
     from text2sam.devices import pick_device
+    from text2sam.sticker.models import load_clip, load_sam
 
     device = str(pick_device(arguments.device))
     if arguments.which == "clip":
         from text2sam.sticker.train_clip import train_clip
 
-        checkpoint = train_clip(arguments.out, device=device, workers=arguments.workers)
+        start = load_clip().state_dict() if arguments.from_shipped else None
+        checkpoint = train_clip(arguments.out, device=device, workers=arguments.workers, start=start)
     else:
         from text2sam.sticker.train_sam import train_sam
 
-        checkpoint = train_sam(arguments.out, device=device, workers=arguments.workers)
+        start = load_sam().state_dict() if arguments.from_shipped else None
+        checkpoint = train_sam(arguments.out, device=device, workers=arguments.workers, start=start)
     print(checkpoint)
     if arguments.ship:
         print(ship_checkpoint(arguments.which, checkpoint))

@@ -196,7 +196,9 @@ def _forward_clip(model: Any, pixels: torch.Tensor, grid: int, keep: float) -> t
     return pooled
 
 
-def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1) -> Path:
+def train_clip(
+    out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1, start: Any = None
+) -> Path:
     """Trains the sticker CLIP and returns the path of its last checkpoint.
 
     Args:
@@ -204,6 +206,7 @@ def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device
         stages: the curriculum.
         device: where to train.
         workers: processes that draw scenes.
+        start: state dict to begin with where there is no checkpoint; None begins at random.
     """
     import open_clip
 
@@ -220,6 +223,8 @@ def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device
     total = sum(s.steps for s in stages)
     step = 0
     checkpoint = out / "clip.pt"
+    if start is not None:
+        model.load_state_dict(start)
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])

@@ -237,7 +237,9 @@ def _corrective(logits: torch.Tensor, target: torch.Tensor, size: torch.Tensor) 
     return xy.reshape(count, 1, 2), label
 
 
-def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: str = "cpu", workers: int = 1) -> Path:
+def train_sam(
+    out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: str = "cpu", workers: int = 1, start: Any = None
+) -> Path:
     """Trains the sticker SAM and returns the path of its last checkpoint.
 
     Args:
@@ -245,6 +247,7 @@ def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: s
         stages: the curriculum.
         device: where to train.
         workers: processes that draw scenes.
+        start: state dict to begin with where there is no checkpoint; None begins at random.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -252,6 +255,8 @@ def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: s
     opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
     step = 0
     checkpoint = out / "sam.pt"
+    if start is not None:
+        sam.load_state_dict(start)
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         sam.load_state_dict(state["model"])
