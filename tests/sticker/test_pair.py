@@ -68,14 +68,14 @@ def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scene
 @drawing
 def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
     figures = measure_clicks(pair.predictor, scenes)
-    assert figures["iou_by_score"] > FLOOR_CLICK
+    assert figures["iou_by_score"] > 0.65
     assert figures["iou_best_of_three"] >= figures["iou_by_score"]
     assert figures["score_error"] < 0.2
 
 
 @drawing
 def test_a_text_gives_its_mask(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
-    assert measure_segment(pair, scenes)["iou"] > FLOOR_SEGMENT
+    assert measure_segment(pair, scenes)["iou"] > 0.5
 
 
 @drawing
@@ -86,7 +86,3 @@ def test_many_texts_are_the_same_as_one_by_one(pair: TextPromptedSAM, scenes: li
         alone = pair.segment(scene.image, name)
         np.testing.assert_array_equal(alone.mask, result.mask)
         assert alone.score == result.score
-
-
-FLOOR_CLICK = 0.5
-FLOOR_SEGMENT = 0.3
