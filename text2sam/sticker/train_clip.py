@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
 from text2sam.sticker.models import build_clip
-from text2sam.sticker.training import TRAIN_SEEDS, parameter_groups, save_checkpoint
+from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, resume, save_checkpoint
 from text2sam.sticker.world import THINGS, World
 
 NAMES = tuple(THINGS)
@@ -58,6 +58,7 @@ CLIP_STAGES: tuple[ClipStage, ...] = (
     ClipStage(steps=2500, size=96, objects=(0, 4), sides=(0.27, 0.65), keep=0.5),
     ClipStage(steps=300, size=128, objects=(0, 4), sides=(0.22, 0.5), keep=0.75, batch=64),
 )
+LEARNING_RATE = 1e-3
 
 
 class _ClipScenes(IterableDataset[tuple[np.ndarray, np.ndarray]]):
@@ -219,18 +220,12 @@ def train_clip(
         unknown[captions.known] = False
         model.token_embedding.weight[unknown] = 0
     model.to(device).train()
-    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     total = sum(s.steps for s in stages)
-    step = 0
     checkpoint = out / "clip.pt"
     if start is not None:
         model.load_state_dict(start)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        opt.load_state_dict(state["optimizer"])
-        step = state["step"]
-        torch.manual_seed(step)
+    step = resume(checkpoint, model, opt, device)
     mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) * 255 for v in (MEAN, STD))
     ends = np.cumsum([s.steps for s in stages])
     while step < total:
@@ -242,10 +237,8 @@ def train_clip(
         started, seen = time.time(), 0
         while step < ends[which]:
             images, present = next(loader)
-            progress = step / total
-            lr = 1e-3 * min(1.0, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             for group in opt.param_groups:
-                group["lr"] = lr
+                group["lr"] = LEARNING_RATE * decay(step, total, 300)
             tokens, named = captions.draw(present)
             contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
             contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
@@ -275,9 +268,7 @@ def train_clip(
                     "scale": round(scale.item(), 2),
                     "seconds_per_step": round((time.time() - started) / seen, 3),
                 }
-                with (out / "clip_log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                print(line, flush=True)
+                log_line(out / "clip_log.jsonl", line)
             if step % 200 == 0 or step == total:
                 save_checkpoint(checkpoint, {"model": model.state_dict(), "optimizer": opt.state_dict(), "step": step})
     (out / "clip_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))

@@ -10,7 +10,6 @@ them. Some prompts get a second round with a corrective click and the first roun
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.sticker.models import SAM_CONFIG, build_sam
-from text2sam.sticker.training import TRAIN_SEEDS, parameter_groups, save_checkpoint
+from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, resume, save_checkpoint
 from text2sam.sticker.world import Scene, World, inner_point
 
 SIDE: int = SAM_CONFIG["img_size"]
@@ -253,16 +252,10 @@ def train_sam(
     torch.manual_seed(0)
     sam = build_sam().to(device).train()
     opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
-    step = 0
     checkpoint = out / "sam.pt"
     if start is not None:
         sam.load_state_dict(start)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        sam.load_state_dict(state["model"])
-        opt.load_state_dict(state["optimizer"])
-        step = state["step"]
-        torch.manual_seed(step)
+    step = resume(checkpoint, sam, opt, device)
     total = sum(s.steps for s in stages)
     ends = np.cumsum([s.steps for s in stages])
     while step < total:
@@ -275,10 +268,8 @@ def train_sam(
         sums: dict[str, list[float]] = {"loss": [], "click_iou": [], "points_iou": [], "score_error": []}
         started, seen = time.time(), 0
         while step < ends[which]:
-            decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
-            lr = stage.learning_rate * min(1.0, (step + 1) / 200) * decay
             for group in opt.param_groups:
-                group["lr"] = lr
+                group["lr"] = stage.learning_rate * decay(step, total, 200)
             loss = _step(sam, next(loader), stage, rng, device, sums)
             opt.zero_grad(set_to_none=True)
             loss.backward()
@@ -292,9 +283,7 @@ def train_sam(
                 line |= {name: round(float(np.mean(values)), 4) for name, values in sums.items() if values}
                 line["seconds_per_step"] = round((time.time() - started) / seen, 3)
                 sums = {name: [] for name in sums}
-                with (out / "sam_log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                print(line, flush=True)
+                log_line(out / "sam_log.jsonl", line)
             if step % 100 == 0 or step == total:
                 save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
     (out / "sam_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +25,26 @@ def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any
     flat = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
     return [{"params": rest, "weight_decay": decay}, {"params": flat, "weight_decay": 0.0}]
+
+
+def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> int:
+    """Takes up a checkpoint of :func:`save_checkpoint`, where there is one; returns the step it was written at, else 0."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.manual_seed(state["step"])
+    return int(state["step"])
+
+
+def decay(step: int, total: int, warm_up: int) -> float:
+    """Factor of the learning rate in (0, 1]: linear warm-up, then half a cosine from 1 to 0.02 over all steps."""
+    return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+def log_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends one line of figures to a training's log, and prints it."""
+    with path.open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    print(line, flush=True)
