@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -73,6 +74,15 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, **ARCHITECTURES[name]).train())
     real = tokenizer()
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: real)
+
+
+def test_random_weights_that_are_replaced_are_not_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with presets._without_random_warning():
+        logging.warning("No pretrained weights loaded for model 'x'. Model initialized randomly.")
+    assert logging.getLogger().handlers == []
+    assert logging.getLogger().filters == []
+    assert capsys.readouterr() == ("", "")
 
 
 def nested(state: dict[str, torch.Tensor]) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +169,8 @@ def load_clip(
     else:
         if architecture not in open_clip.list_models():
             raise InputError(f"clip_model must be one of open_clip.list_models(), not {architecture!r}")
-        model = open_clip.create_model(architecture, pretrained=None)
+        with _without_random_warning():
+            model = open_clip.create_model(architecture, pretrained=None)
     path = resolve(spec, "clip", progress=progress)
     state = load_state_dict(path)
     _fit(model, state, path, architecture)
@@ -194,6 +197,23 @@ def load_predictor(
     path = resolve(spec, "sam", progress=progress)
     known = CHECKPOINTS.get(str(spec))
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
+
+
+@contextlib.contextmanager
+def _without_random_warning() -> Iterator[None]:
+    """Keeps open_clip from warning, on the root logger, of random weights that are about to be replaced."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded")
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)  # with no handler at all, logging.warning would set one up for good
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
+        root.removeHandler(handler)
 
 
 def _open_clip_name(model: str) -> str:
