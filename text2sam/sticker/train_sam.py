@@ -62,6 +62,7 @@ SAM_STAGES: tuple[SamStage, ...] = (
     SamStage(steps=700, learning_rate=8e-4),
     SamStage(steps=2500, side=128, sides=(0.28, 0.7), objects=(1, 4), batch=8),
     SamStage(steps=400),
+    SamStage(steps=650, sides=(0.2, 0.55), objects=(1, 4), learning_rate=1.2e-3),
 )
 
 
