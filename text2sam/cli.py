@@ -671,8 +671,8 @@ def _verify(file: ModelFile) -> VerifyResult:
     from text2sam.sticker import models as sticker
 
     try:
-        expected = str(json.loads(sticker.RECORD.read_text(encoding="utf-8"))["sha256"][file.path.name])
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = sticker.recorded_sha256(file.path.name)
+    except WeightsError:
         expected = ""
     if not file.cached or not expected:
         lost = file.path if expected else sticker.RECORD

@@ -13,8 +13,9 @@ import open_clip
 import pytest
 import torch
 
+from text2sam.clip.surgery import operate
 from text2sam.sticker.models import build_clip, build_sam
-from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, contrastive_loss, train_clip
+from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, contrastive_loss, train_clip
 from text2sam.sticker.train_sam import CELL, SIDE, SamStage, _decode, _encode, _iou, _mask_loss, _SamScenes, train_sam
 from text2sam.sticker.training import decay
 from text2sam.sticker.world import inner_point
@@ -183,3 +184,13 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert max(factors) == pytest.approx(0.976, abs=0.01)  # the cosine falls during the warm-up too
     assert factors[-1] == pytest.approx(0.02, abs=0.001)
     assert all(a >= b for a, b in pairwise(factors[100:]))
+
+
+@pytest.mark.parametrize("side", [48, 96, 128])
+def test_the_training_runs_the_same_clip_as_surgery_does(side: int) -> None:
+    torch.manual_seed(0)
+    model = build_clip().eval()
+    pixels = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        features = _forward_clip(model, pixels, side // 8, keep=1.0)
+        torch.testing.assert_close(features, operate(model.visual, pixels).raw[:, 0])

@@ -121,16 +121,25 @@ def ship(model: Any, name: str, folder: Path = WEIGHTS) -> Path:
     return path
 
 
+def recorded_sha256(filename: str) -> str:
+    """SHA-256 of a shipped file, as the record has it.
+
+    Raises:
+        WeightsError: the record is lost or does not tell.
+    """
+    try:
+        return str(json.loads(RECORD.read_text(encoding="utf-8"))["sha256"][filename])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{RECORD} does not tell the SHA-256 of {filename}; reinstall text2sam") from error
+
+
 def _with_weights(model: Any, name: str) -> Any:
     from text2sam.weights import file_sha256, load_state_dict
 
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
         raise WeightsError(f"{path} is not there: this installation of text2sam lacks the sticker weights; reinstall it")
-    try:
-        expected = json.loads(RECORD.read_text())["sha256"][path.name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{RECORD} does not tell the SHA-256 of {path.name}; reinstall text2sam") from error
+    expected = recorded_sha256(path.name)
     actual = file_sha256(path)
     if actual != expected:
         raise ChecksumError(f"{path} is damaged: its SHA-256 is {actual}, not {expected}; reinstall text2sam")

@@ -24,7 +24,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
+from text2sam.clip.surgery import resize_positions
 from text2sam.sticker.models import build_clip
 from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, resume, save_checkpoint
 from text2sam.sticker.world import THINGS, World
@@ -174,20 +176,12 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, positive: torch.Te
     return 0.5 * (one_way(logits, positive) + one_way(logits.T, positive.T))
 
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 def _forward_clip(model: Any, pixels: torch.Tensor, grid: int, keep: float) -> torch.Tensor:
     """Class-token features (B, C) of square pixels, positions resized to the grid, some patches dropped."""
     v = model.visual
     x: torch.Tensor = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, N, D)
     pos = v.positional_embedding
-    side = v.grid_size[0]
-    patches = pos[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    if grid != side:
-        patches = F.interpolate(patches, (grid, grid), mode="bilinear", align_corners=False)
-    x = x + patches.flatten(2).transpose(1, 2)
+    x = x + resize_positions(pos, v.grid_size, (grid, grid))[1:]
     if keep < 1:
         kept = torch.rand(x.shape[:2]).argsort(1)[:, : int(keep * x.shape[1])]
         x = torch.gather(x, 1, kept[..., None].to(x.device).expand(-1, -1, x.shape[-1]))
@@ -226,7 +220,7 @@ def train_clip(
     if start is not None:
         model.load_state_dict(start)
     step = resume(checkpoint, model, opt, device)
-    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) * 255 for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) * 255 for v in (OPENAI_MEAN, OPENAI_STD))
     ends = np.cumsum([s.steps for s in stages])
     while step < total:
         which = int(np.searchsorted(ends, step, side="right"))
