@@ -20,7 +20,7 @@ def picture(h: int = 60, w: int = 90) -> NDArray[np.uint8]:
 def answer(mask: NDArray[np.bool_], positive: object = (), negative: object = ()) -> Segmentation:
     coords = np.array([*positive, *negative], np.float32).reshape(-1, 2)  # type: ignore[misc]
     labels = np.array([1] * len(positive) + [0] * len(negative), np.uint8)  # type: ignore[arg-type]
-    return Segmentation(mask, 0.5, box_of(mask), PointPrompts(coords, labels), MAP, None, "cat", True, 0.9)
+    return Segmentation(mask, 0.5, box_of(mask), PointPrompts(coords, labels), MAP, None, "cat", bool(mask.any()), 0.9)
 
 
 def rectangle(h: int = 60, w: int = 90) -> NDArray[np.bool_]:

@@ -136,7 +136,9 @@ class SimilarityMap:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masks SAM offered for one prompt, and which one was taken.
+    """The masks SAM offered for one object, and which one was taken.
+
+    The answers to the prompt come first, then, where there was refinement, the mask of each round.
 
     Attributes:
         masks: (M, H, W) bool.
@@ -185,13 +187,20 @@ class Segmentation:
         points: the prompts sent to SAM.
         similarity: the similarity map the points came from.
         candidates: the masks SAM offered; None when it was not asked.
-        text: the text.
-        present: whether the text is in the image at all, by the presence threshold.
+        text: the text, or the name its synonyms go by.
+        present: whether the text is in the image at all: ``presence`` reaches ``threshold``, and there is a mask.
         presence: float in [0, 1], the score behind it.
         strategy: name of the recipe that made it.
+        threshold: float in [0, 1], what ``presence`` was held against.
+        objects: one result per object where ``mask`` is the union of several objects' masks, highest score first; empty for
+            a result that is one object itself, and where there is none.
+        zoomed: (4,) float32 xyxy in pixels of the image, the crop that was looked at more closely; None where none was.
+        looked_for: the texts behind ``text``: synonyms, or joined texts; empty when it is ``text`` alone.
+        excluded: the texts whose places were to be avoided.
 
     Raises:
-        InputError: a field is not of the kind above, or ``box`` contradicts ``mask``.
+        InputError: a field is not of the kind above, ``box`` contradicts ``mask``, ``objects`` are not what the mask
+            is made of, or ``present`` contradicts ``presence`` or the mask.
     """
 
     mask: NDArray[np.bool_]
@@ -204,12 +213,17 @@ class Segmentation:
     present: bool
     presence: float
     strategy: str = "paper"
+    threshold: float = 0.0
+    objects: tuple[Segmentation, ...] = ()
+    zoomed: NDArray[np.float32] | None = None
+    looked_for: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         m = self.mask
         ok = isinstance(m, np.ndarray) and m.ndim == 2 and m.dtype == np.bool_
         _require(ok, f"mask must be a bool array of shape (H, W), not {_describe(m)}")
-        for name, value in (("score", self.score), ("presence", self.presence)):
+        for name, value in (("score", self.score), ("presence", self.presence), ("threshold", self.threshold)):
             ok = isinstance(value, (int, float, np.number)) and bool(0.0 <= value <= 1.0)
             _require(ok, f"{name} must be a number in [0, 1], not {value!r}")
         box = box_of(m)
@@ -228,6 +242,24 @@ class Segmentation:
         ok = c is None or (isinstance(c, Candidates) and c.masks.shape[1:] == m.shape)
         _require(ok, f"candidates must be Candidates with masks of shape {m.shape} or None, not {type(c).__name__}")
         _require(isinstance(self.text, str) and isinstance(self.strategy, str), "text and strategy must be strings")
+        z = self.zoomed
+        ok = z is None or (isinstance(z, np.ndarray) and z.shape == (4,) and z.dtype == np.float32)
+        _require(ok, f"zoomed must be a float32 array of shape (4,) or None, not {_describe(z)}")
+        for name, texts in (("looked_for", self.looked_for), ("excluded", self.excluded)):
+            ok = isinstance(texts, tuple) and all(isinstance(text, str) for text in texts)
+            _require(ok, f"{name} must be a tuple of strings, not {_describe(texts)}")
+        ok = not self.present or (self.presence >= self.threshold and box is not None)
+        _require(ok, f"present is given although presence {self.presence} is below {self.threshold}, or the mask is empty")
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        ok = isinstance(self.objects, tuple) and all(isinstance(o, Segmentation) for o in self.objects)
+        _require(ok, "objects must be a tuple of Segmentation")
+        if not self.objects:
+            return
+        _require(all(o.mask.shape == self.mask.shape for o in self.objects), "the masks of objects must have the mask's shape")
+        union = np.logical_or.reduce([o.mask for o in self.objects])
+        _require(bool((union == self.mask).all()), "mask is not the union of the masks of objects")
 
     @property
     def area(self) -> int:
