@@ -620,3 +620,37 @@ def test_segment_with_the_shipped_pair(tmp_path: Path) -> None:
     mask = pixels_of(tmp_path / entry["files"]["mask"])
     assert mask.shape == (240, 320)
     assert (mask == 255).sum() == entry["area"]
+
+
+# evaluate
+
+
+def test_evaluate_sticker_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from text2sam.evaluation import sticker
+
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(sticker, "main_command", lambda *args: calls.append(args))
+    assert run("evaluate", "sticker").exit_code == 0
+    assert calls == [(sticker.Settings(), None, False, None)]
+    options = "--scenes 12 --split tune --strategy paper --strategy a,b --sam-checkpoint x.pt --device cpu --json"
+    result = run("evaluate", "sticker", *options.split(), "--out", tmp_path / "r.json", "--pictures", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    expected = sticker.Settings(12, "tune", ("paper", "a", "b"), sam_checkpoint="x.pt", device="cpu")
+    assert calls[1] == (expected, tmp_path / "r.json", True, tmp_path / "p")
+
+
+def test_evaluate_sticker_refuses_before_it_measures(tmp_path: Path, pair: Pair) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is a file" in failed(run("evaluate", "sticker", "--pictures", tmp_path / "file"), 1)
+    assert "magic" in failed(run("evaluate", "sticker", "--strategy", "magic"), 2)
+    assert "at least one name" in failed(run("evaluate", "sticker", "--strategy", ","), 2)
+    assert "second one" in failed(run("evaluate", "sticker", "--strategy", "paper", "--pictures", tmp_path / "p"), 2)
+    for args in (["--scenes", "0"], ["--split", "test"]):
+        assert run("evaluate", "sticker", *args).exit_code == 2
+    assert pair.options == {}
+
+
+def test_splits_are_those_of_the_evaluation() -> None:
+    from text2sam.evaluation.sticker import SPLITS
+
+    assert [split.value for split in cli.Split] == list(SPLITS)

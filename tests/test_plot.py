@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.plot import MASK_COLOUR, NEGATIVE_COLOUR, POSITIVE_COLOUR, heat, heat_colours, overlay, side_by_side
-from text2sam.types import PointPrompts, Segmentation, SimilarityMap, box_of
+from text2sam.plot import (
+    MASK_COLOUR,
+    NEGATIVE_COLOUR,
+    OBJECT_COLOURS,
+    POSITIVE_COLOUR,
+    explain,
+    heat,
+    heat_colours,
+    overlay,
+    side_by_side,
+)
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
 MAP = SimilarityMap(np.arange(12, dtype=np.float32).reshape(3, 4))
 
@@ -218,3 +231,254 @@ def test_strip_refuses_what_does_not_fit() -> None:
             side_by_side([picture(), picture()], captions)
     with pytest.raises(InputError, match="gap"):
         side_by_side([picture()], gap=-1)
+
+
+# explain
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, ...]]]:
+    """Every text that is drawn, with its box (x0, y0, x1, y1) on its canvas."""
+    from PIL import ImageDraw
+
+    texts: list[tuple[str, tuple[float, ...]]] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def spy(self: Any, xy: Any, text: str, *args: Any, **options: Any) -> None:
+        texts.append((text, self.textbbox(xy, text, font=options["font"])))
+        draw(self, xy, text, *args, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
+    return texts
+
+
+def offered(mask: NDArray[np.bool_], count: int = 3, chosen: int = 1, **figures: object) -> Candidates:
+    masks = np.stack([mask if i == chosen else ~mask for i in range(count)])
+    scores = ((np.arange(count) + 1) / 16).astype(np.float32)
+    known: dict[str, Any] = {"agreement": scores + np.float32(0.5), **figures}
+    return Candidates(masks, scores, np.zeros((count, 2, 2), np.float32), chosen, "agreement is highest", known)
+
+
+def full(area: NDArray[np.bool_], **changed: object) -> Segmentation:
+    near = answer(area, [(area.shape[1] // 2, area.shape[0] // 2)], [(0, 0)])
+    return dataclasses.replace(near, **{"candidates": offered(area), "threshold": 0.25, **changed})  # type: ignore[arg-type]
+
+
+def whole(count: int = 3) -> Segmentation:
+    parts = []
+    for i in range(count):
+        mask = np.zeros((60, 90), bool)
+        mask[20:50, 90 * i // count + 2 : 90 * (i + 1) // count - 2] = True
+        parts.append(full(mask, score=0.9 - i / 100))
+    union = np.logical_or.reduce([one.mask for one in parts])
+    return full(union, candidates=None, objects=tuple(parts))
+
+
+def count_frames(figure: NDArray[np.uint8]) -> int:
+    from scipy.ndimage import label
+
+    return int(label((figure == POSITIVE_COLOUR).all(2), np.ones((3, 3)))[1])
+
+
+def texts_of(drawn: list[tuple[str, tuple[float, ...]]]) -> str:
+    return "\n".join(text for text, _ in drawn)
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_explain_of_nothing(with_image: bool, drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    nothing = dataclasses.replace(answer(np.zeros((60, 90), bool)), presence=0.125, threshold=0.5, score=0.0)
+    figure = explain(nothing, picture() if with_image else None)
+    assert figure.dtype == np.uint8
+    assert figure.shape[1:] == (1200, 3)
+    told = texts_of(drawn)
+    for text in (
+        '"cat"',
+        "not here: presence 0.12 < threshold 0.50",
+        "nothing",
+        "SAM was not asked",
+        "0 px (0.0 %)",
+        "90 x 60",
+    ):
+        assert text in told
+    assert "mask 1" not in told
+    assert ("not given" in told) != with_image
+    assert count_frames(figure) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (2, 4000), (3000, 2), (40, 900), (900, 40), (700, 700)])
+@pytest.mark.parametrize("width", [320, 900])
+def test_texts_of_explain_lie_inside_and_apart(
+    shape: tuple[int, int], width: int, drawn: list[tuple[str, tuple[float, ...]]]
+) -> None:
+    mask = np.zeros(shape, bool)
+    mask[: shape[0] // 2 + 1, : shape[1] // 2 + 1] = True
+    odd: dict[str, Any] = {"a figure with a name that is far too long to fit": np.array([np.nan, 1e9, 1e-9], np.float32)}
+    result = full(mask, text="w" * 3000, looked_for=("many words " * 400,), candidates=offered(mask, **odd))
+    figure = explain(result, picture(*shape), width=width)
+    assert figure.shape[1] == width
+    assert len(drawn) > 25
+    boxes = np.array([box for text, box in drawn if text])
+    assert boxes.min() >= 0
+    assert (boxes[:, 2] <= width).all()
+    assert (boxes[:, 3] <= figure.shape[0]).all()
+    for i, a in enumerate(boxes):
+        meet = (boxes[i + 1 :, 0] < a[2]) & (a[0] < boxes[i + 1 :, 2]) & (boxes[i + 1 :, 1] < a[3]) & (a[1] < boxes[i + 1 :, 3])
+        assert not meet.any(), [drawn[i], [drawn[i + 1 + j] for j in np.flatnonzero(meet)]]
+
+
+def test_explain_tells_what_is_behind_a_mask(drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    result = full(
+        rectangle(),
+        looked_for=("cat", "kitten"),
+        excluded=("dog",),
+        zoomed=np.array([10, 5, 80, 50], np.float32),
+        strategy="mine",
+    )
+    explain(result, picture())
+    told = texts_of(drawn)
+    for text in (
+        '"cat"; looked for "cat", "kitten"; excluded "dog"',
+        "present: presence 0.90 >= threshold 0.25",
+        "score 0.500, box 20, 10, 70, 40 (x0, y0, x1, y1)",
+        "agreement is highest",
+        'strategy "mine", map by surgery on 4 x 3 patches; looked closer at 10, 5, 80, 50',
+        "map (surgery)",
+        "0.000 to 11.000",
+        "1 on it, 1 off it",
+        "mask 1 of 3\n",
+        "mask 2 of 3, taken",
+        "mask 3 of 3\n",
+        "agreement\n",
+        "1500 px (27.8 %)",
+    ):
+        assert text in told
+    values = [text for text, _ in drawn if text in ("0.062", "0.125", "0.188", "0.562", "0.625", "0.688")]
+    assert values == ["0.062", "0.562", "0.125", "0.625", "0.188", "0.688"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"presence": 0.5, "threshold": 0.5}, "present: presence 0.50 >= threshold 0.50"),
+        ({"presence": 0.49996, "threshold": 0.5, "present": False}, "not here: presence 0.49996 < threshold 0.50000"),
+        ({"presence": 0.1, "threshold": 0.5, "present": False}, "proposed, but not here: score"),
+        ({"present": False}, "not here: set aside, although presence 0.90 >= threshold 0.25"),
+        ({"mask": np.zeros((60, 90), bool), "box": None, "present": False}, "not here: no mask, although presence"),
+    ],
+)
+def test_verdicts(changed: dict[str, Any], told: str, drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    explain(full(rectangle(), **changed))
+    assert told in texts_of(drawn)
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, 0), (3, 2), (5, 4), (12, 11)])
+def test_the_mask_taken_is_framed_whatever_its_place(
+    count: int, chosen: int, drawn: list[tuple[str, tuple[float, ...]]]
+) -> None:
+    plain = dataclasses.replace(full(rectangle(), candidates=offered(rectangle(), count, chosen)), points=PointPrompts.empty())
+    figure = explain(plain, picture())
+    assert count_frames(figure) == 1
+    titles = [text for text, _ in drawn if text.startswith("mask ")]
+    assert len(titles) == min(count, 8)
+    assert f"mask {chosen + 1} of {count}, taken" in titles
+    assert ("4 more masks are not shown" in texts_of(drawn)) == (count == 12)
+
+
+def test_panels_show_image_map_points_and_masks() -> None:
+    image = np.full((60, 90, 3), 40, np.uint8)
+    mask = np.zeros((60, 90), bool)
+    mask[:, 45:] = True
+    result = full(mask, zoomed=np.array([0, 0, 45, 60], np.float32))
+    figure = explain(result, image, width=1200)
+    gap, columns = 15, 3
+    cell = (1200 - gap) // columns - gap
+    high = round(60 * cell / 90)
+    first = figure[gap : gap + high, gap : gap + cell]
+    assert tuple(first[high // 2, 1]) == tuple(first[1, cell // 4]) == (255, 140, 0)  # the crop's frame
+    assert (first[10:-10, cell // 2 + 10 : -10] == 40).all()
+    second = figure[gap : gap + high, 2 * gap + cell : 2 * (gap + cell)]
+    assert tuple(second[high // 2 + 3, cell // 2 + 2]) == POSITIVE_COLOUR  # pixel (45, 30) is just beyond the middle
+    assert tuple(second[2, 2]) == NEGATIVE_COLOUR
+    away = heat(np.full((high, cell, 3), 40, np.uint8), MAP)[20:-20, cell // 2 + 30 :]
+    np.testing.assert_array_equal(second[20:-20, cell // 2 + 30 :], away)
+    third = figure[gap : gap + high, 3 * gap + 2 * cell : 3 * (gap + cell)]  # mask 1 is not the one taken: the left half
+    tinted = (np.array(MASK_COLOUR) + 40) / 2
+    assert np.abs(third[high // 2, cell // 4] - tinted).max() <= 0.5
+    assert np.ptp(third[high // 2, 3 * cell // 4].astype(int)) == 0
+    assert third[high // 2, 3 * cell // 4, 0] > 40  # paler outside
+
+
+def test_objects_have_their_colours_numbers_and_scores(drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    result = whole()
+    figure = explain(result, picture())
+    told = texts_of(drawn)
+    for text in (
+        "1: 0.90\n",
+        "2: 0.89\n",
+        "3: 0.88\n",
+        "3 objects: 1: 0.90",
+        "object 1: agreement is highest",
+        "mask 2 of 3, taken",
+    ):
+        assert text in told
+    for colour in OBJECT_COLOURS[:3]:
+        assert (figure == colour).all(2).sum() > 200
+    assert not (figure == OBJECT_COLOURS[3]).all(2).any()
+
+
+@pytest.mark.parametrize("count", [2, 8, 20])
+def test_labels_of_objects_do_not_cover_one_another(count: int, drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    result = whole(count)
+    explain(result, picture())
+    own = [f"{i + 1}: {one.score:.2f}" if count <= 8 else f"{i + 1}" for i, one in enumerate(result.objects)]
+    first = dict(reversed(drawn))  # captions, of the same text perhaps, are drawn after the labels
+    boxes = [first[text] for text in own]
+    for i, a in enumerate(boxes):
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
+
+
+def test_small_masks_stay_visible() -> None:
+    mask = np.zeros((3000, 3000), bool)
+    mask[1500, 1500] = True
+    nothing = dataclasses.replace(full(mask), candidates=None, points=PointPrompts.empty())
+    figure = explain(nothing, np.zeros((3000, 3000, 3), np.uint8), width=600)
+    # three panels: white stands in the last one only, where the mask is
+    assert (figure[60:130, -130:-60] == 255).all(2).any()
+    assert not (figure[60:130, 60:130] == 255).all(2).any()
+
+
+@pytest.mark.parametrize("text", ["", "日本語", "Ж ộ ü", "🐈", "a\nb\x00\u202e", "\udc80", "e\u0301"])
+def test_any_text_can_be_explained(text: str, drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    figure = explain(full(rectangle(), text=text))
+    assert figure.shape[1] == 1200
+    assert all(line.isprintable() for line, _ in drawn)
+
+
+def test_letters_the_font_lacks_are_replaced(drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    from PIL import ImageFont
+
+    explain(full(rectangle(), text="日本 cột"))
+    if isinstance(ImageFont.load_default(), ImageFont.FreeTypeFont):
+        assert '"?? cot"' in texts_of(drawn)
+
+
+def test_explain_changes_nothing_and_repeats_itself() -> None:
+    image, result = picture(), whole()
+    before = result.mask.copy()
+    np.testing.assert_array_equal(explain(result, image), explain(result, image))
+    np.testing.assert_array_equal(result.mask, before)
+    assert explain(result, image, width=np.int64(640)).shape[1] == 640
+
+
+def test_explain_refuses_what_does_not_fit() -> None:
+    result = full(rectangle())
+    for image in (picture(60, 91), picture().astype(np.float32), picture()[..., 0], "cat.png"):
+        with pytest.raises(InputError):
+            explain(result, image)  # type: ignore[arg-type]
+    for width in (0, 319, 8193, 500.0, "500", None, True):
+        with pytest.raises(InputError, match="width"):
+            explain(result, width=width)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Segmentation"):
+        explain(picture())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="shape"):
+        explain(dataclasses.replace(result, mask=np.zeros((0, 4), bool), box=None, candidates=None, present=False))

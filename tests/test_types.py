@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -294,3 +295,139 @@ def test_peak_is_x_then_y() -> None:
     values[1, 2] = 1
     assert SimilarityMap(values).peak((20, 80)) == (50, 15)
     assert SimilarityMap(values).peak((1, 1)) == (0.625, 0.75)
+
+
+# explain
+
+
+def test_explain_of_nothing() -> None:
+    told = segmentation(**NOTHING, box=None, present=False, score=0.0, points=PointPrompts.empty()).explain()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["candidates"] == told["objects"] == told["looked_for"] == told["excluded"] == []
+    assert told["points"] == {"coords": [], "labels": [], "heat": []}
+    assert told["box"] is told["zoomed"] is told["reason"] is None
+    assert told["present"] is False
+    assert told["area"] == 0
+
+
+def test_explain_refuses_a_mask_without_pixels() -> None:
+    with pytest.raises(InputError, match="shape"):
+        segmentation(mask=np.zeros((0, 5), np.bool_), candidates=None, box=None, present=False).explain()
+
+
+def test_explain_of_a_flat_map_is_cold_everywhere() -> None:
+    told = segmentation(similarity=SimilarityMap(np.full((2, 3), 0.25, np.float32))).explain()
+    assert told["points"]["heat"] == [0, 0, 0]
+    assert told["map"]["lowest"] == told["map"]["highest"] == told["map"]["mean"] == 0.25
+
+
+def test_explain_tells_everything() -> None:
+    values = np.array([[-1, 0.5, 0], [0.25, 3, 0.25]], np.float32)
+    mine = candidates(
+        chosen=np.int64(1), figures={"overlap": np.array([0.5, 0.75], np.float32), "score": np.ones(2, np.float32)}
+    )
+    told = segmentation(
+        similarity=SimilarityMap(values, "a cat", "itsm"),
+        candidates=mine,
+        score=np.float32(0.5),
+        presence=np.float64(0.75),
+        present=np.bool_(True),
+        threshold=0.25,
+        strategy="mine",
+        zoomed=np.array([0, 1, 4, 3], np.float32),
+        looked_for=("cat", "kitten"),
+        excluded=("dog",),
+    ).explain()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told  # the same types, too: 1 and 1.0 differ in JSON's text
+    heat = told["points"].pop("heat")
+    assert told == {
+        "text": "cat",
+        "looked_for": ["cat", "kitten"],
+        "excluded": ["dog"],
+        "strategy": "mine",
+        "present": True,
+        "presence": 0.75,
+        "threshold": 0.25,
+        "score": 0.5,
+        "area": 6,
+        "box": [2, 1, 5, 3],
+        "zoomed": [0, 1, 4, 3],
+        "shape": [4, 6],
+        "points": {"coords": [[1, 2], [3, 4], [5, 6]], "labels": [1, 0, 1]},
+        "map": {
+            "text": "a cat",
+            "method": "itsm",
+            "grid": [2, 3],
+            "lowest": -1,
+            "highest": 3,
+            "mean": 0.5,
+            "peak": [3, 3],
+        },
+        "candidates": [
+            {
+                "score": 0.5,
+                "area": 6,
+                "box": [2, 1, 5, 3],
+                "figures": {"overlap": 0.5, "score": 1},
+                "chosen": False,
+            },
+            {
+                "score": float(np.float32(0.4)),
+                "area": 18,
+                "box": [0, 0, 6, 4],
+                "figures": {"overlap": 0.75, "score": 1},
+                "chosen": True,
+            },
+        ],
+        "reason": "why not",
+        "objects": [],
+    }
+    assert len(heat) == 3
+
+
+def test_explain_of_objects_is_theirs() -> None:
+    other = np.zeros_like(MASK)
+    other[0, 0] = True
+    objects = (segmentation(score=0.75), segmentation(mask=other, box=box_of(other), candidates=None, score=0.25))
+    union = segmentation(mask=MASK | other, box=box_of(MASK | other), candidates=None, objects=objects)
+    told = union.explain()
+    assert told["objects"] == [one.explain() for one in objects]
+    assert [one["area"] for one in told["objects"]] == [6, 1]
+    json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_explain_of_figures_that_are_not_finite(value: float) -> None:
+    odd = np.array([value, 1], np.float32)
+    told = segmentation(
+        candidates=candidates(scores=odd, figures={"heat": odd}), zoomed=np.full(4, value, np.float32)
+    ).explain()
+    json.dumps(told, allow_nan=False)
+    assert [one["score"] for one in told["candidates"]] == [None, 1]
+    assert [one["figures"]["heat"] for one in told["candidates"]] == [None, 1]
+    assert told["zoomed"] == [None] * 4
+
+
+@fast
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1, 1, width=32)),
+    st.integers(1, 30),
+    st.integers(1, 30),
+)
+def test_heat_under_points_is_the_maps(values: np.ndarray, height: int, width: int) -> None:
+    similarity = SimilarityMap(values)
+    ys, xs = np.mgrid[:height, :width]
+    coords = np.stack([xs.ravel(), ys.ravel()], 1).astype(np.float32)
+    points = PointPrompts(coords, np.ones(len(coords), np.uint8))
+    mask = np.zeros((height, width), np.bool_)
+    found = segmentation(mask=mask, box=None, present=False, candidates=None, points=points, similarity=similarity).explain()
+    np.testing.assert_allclose(found["points"]["heat"], similarity.to_image((height, width)).ravel(), rtol=0, atol=2e-6)
+
+
+def test_heat_between_and_beyond_pixels() -> None:
+    coords = np.array([[1.5, 0.5], [-1e30, 1], [1e30, 1], [1.5, -7]], np.float32)
+    points = PointPrompts(coords, np.ones(4, np.uint8))
+    values = np.array([[0, 1], [0, 1]], np.float32)
+    mask = np.zeros((2, 4), np.bool_)
+    told = segmentation(mask=mask, box=None, present=False, candidates=None, points=points, similarity=SimilarityMap(values))
+    assert told.explain()["points"]["heat"] == [0.5, 0, 1, 0.5]

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.calibration import Calibration, fit_threshold
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
-from text2sam.clip.prompts import check_text
-from text2sam.errors import ImageError, InputError, PromptError, StateError
+from text2sam.clip.tiles import Tiles
+from text2sam.errors import ImageError, InputError, StateError, Text2SamError
 from text2sam.image import ChannelOrder, ImageLike, read_image
+from text2sam.points import corrective_points, patch_of
 from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, predict_points
-from text2sam.strategy import Strategy, get_strategy, joint_map
+from text2sam.sam.select import distinct
+from text2sam.strategy import DEFAULT, Strategy, get_strategy, joint_map, mean_map
+from text2sam.targets import Query, Target, Texts, check_exclude, parse_target, parse_targets, split_target, thresholds_of
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
-Target = str | Sequence[str]
-"""A text; ``"person+bench"`` and ``["person", "bench"]`` are one target of two joined texts."""
+__all__ = ["Target", "TextPromptedSAM", "Texts", "split_target"]
+
+Zoom = Literal["auto", False]
+Thresholds = float | Mapping[str, float] | None
+
+ZOOM_BELOW = 0.2
+"""A mask whose longer side is less than this share of the picture's is looked at more closely with ``zoom="auto"``."""
+ZOOM_MARGIN = 3.0
+"""The crop's side, in sides of the mask."""
 
 
 @dataclass(eq=False)
@@ -31,27 +43,40 @@ class _Encoded:
     features: ImageFeatures
     sam: ImageState | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
 
-def split_target(text: Target) -> tuple[str, ...]:
-    """The texts joined in one target.
 
-    ``"person+bench"`` gives two; a sequence gives its texts as they are, so ``["c++ book"]`` keeps its signs.
+@dataclass(frozen=True)
+class _How:
+    """How one call wants its texts segmented."""
 
-    Raises:
-        PromptError: a text is empty or not a string, or a text is joined twice.
-    """
-    if isinstance(text, str):
-        parts = text.split("+")
-        if len(parts) > 1 and not all(part.strip() for part in parts):
-            raise PromptError(f"{text!r} joins an empty text; to look for a literal '+' pass a list: [{text!r}]")
-    elif isinstance(text, Sequence) and text:
-        parts = list(text)
-    else:
-        raise PromptError(f"a target is a text or a non-empty sequence of joined texts, not {text!r}")
-    texts = tuple(check_text(part) for part in parts)
-    if len(set(texts)) < len(texts):
-        raise PromptError(f"a text is joined twice in {text!r}")
-    return texts
+    recipe: Strategy
+    against: Sequence[str] | None
+    method: Method
+    exclude: tuple[str, ...]
+    zoom: Zoom
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """One object, as SAM answered for it."""
+
+    points: PointPrompts
+    candidates: Candidates
+    mask: NDArray[np.bool_]
+    score: float
+    similarity: SimilarityMap
+    zoomed: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Avoid:
+    """Where the texts to be avoided are: the union of their masks (H, W), and points on them (N, 2)."""
+
+    mask: NDArray[np.bool_] | None = None
+    coords: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
 
 
 class TextPromptedSAM:
@@ -60,7 +85,8 @@ class TextPromptedSAM:
     Args:
         predictor: anything with ``set_image`` and ``predict`` as segment-anything's ``SamPredictor`` has them.
         surgery: makes the similarity maps.
-        presence_threshold: a text counts as present from this presence score on, in [0, 1].
+        presence_threshold: a text counts as present from this presence score on, in [0, 1]; :meth:`calibrate` fits it to
+            your own pictures.
 
     One object holds the state of one image at a time and is not safe to use from several threads.
 
@@ -102,17 +128,19 @@ class TextPromptedSAM:
             raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
         return cls(*build(preset, **options))
 
-    def set_image(self, image: ImageLike, *, channel_order: ChannelOrder = "RGB") -> None:
+    def set_image(self, image: ImageLike, *, tiles: Tiles = False, channel_order: ChannelOrder = "RGB") -> None:
         """Encodes an image and keeps it, so that ``segment(text=...)`` costs no encoding.
 
         Args:
             image: path, PIL image, (H, W[, C]) array or (C, H, W) tensor; see :func:`text2sam.image.read_image`.
+            tiles: for pictures far larger than CLIP's input, see :meth:`ClipSurgery.encode_image`.
             channel_order: ``"BGR"`` for arrays in OpenCV's order.
 
         Raises:
             ImageError: the image cannot be read; the image set before stays.
+            InputError: ``tiles`` is not usable.
         """
-        encoded = self._encode(read_image(image, channel_order=channel_order))
+        encoded = self._encode(read_image(image, channel_order=channel_order), tiles)
         self._sam_state(encoded)
         self._set = encoded
 
@@ -135,72 +163,126 @@ class TextPromptedSAM:
         text: Target = "",
         *,
         against: Sequence[str] | None = None,
-        strategy: str | Strategy = "paper",
+        exclude: Sequence[str] | None = None,
+        threshold: Thresholds = None,
+        strategy: str | Strategy = DEFAULT,
         method: Method = "surgery",
+        zoom: Zoom = "auto",
+        tiles: Tiles = False,
         channel_order: ChannelOrder = "RGB",
     ) -> Segmentation:
-        """Segments one text in an image.
+        """Segments everything in an image that a text names.
 
         Args:
             image: as for :meth:`set_image`; None takes the image set there. An image given here does not
                 replace the one set.
-            text: what to look for; ``"person+bench"`` or ``["person", "bench"]`` is one target.
+            text: what to look for; ``"person+bench"`` or ``["person", "bench"]`` is one target of two things,
+                ``{"car": ["car", "automobile"]}`` one thing with two words for it, called by its key.
             against: the label set for feature surgery: what else may be in the image. None subtracts the
                 empty text instead, as the papers do for a single text.
-            strategy: the recipe for points and mask, by name or your own; ``"paper"`` is the papers'. It always
-                proposes a mask, also for an absent text: read ``present``.
+            exclude: texts whose places are to be avoided: no positive point lies on what they find, negative points may,
+                and the mask leaves it out.
+            threshold: from which presence score on the text counts as present; None takes ``presence_threshold``.
+            strategy: the recipe for points and mask, by name or your own. ``"objects"`` finds every object of the text,
+                and nothing for a text that is not there; ``"paper"`` is the papers' recipe, which always proposes a mask,
+                also for an absent text: read ``present``.
             method: how the map is made, see :meth:`ClipSurgery.maps`.
+            zoom: ``"auto"`` looks at a small object again in a crop around it, by CLIP and by SAM, and keeps what comes
+                out when it agrees better with the map (only recipes for several objects); False never does.
+            tiles: for pictures far larger than CLIP's input, see :meth:`ClipSurgery.encode_image`. The image set
+                by :meth:`set_image` stays as it was encoded there.
             channel_order: ``"BGR"`` for arrays in OpenCV's order.
 
+        Returns:
+            The union of all objects, in ``objects`` one result for each.
+
         Raises:
-            ImageError, PromptError, InputError: an argument is not usable.
+            ImageError, PromptError, InputError: an argument is not usable, or contradicts another.
             StateError: no image was given and none is set.
         """
-        return self.segment_many(image, [text], against=against, strategy=strategy, method=method, channel_order=channel_order)[
-            0
-        ]
+        return self.segment_many(
+            image,
+            [text],
+            against=against,
+            exclude=exclude,
+            threshold=threshold,
+            strategy=strategy,
+            method=method,
+            zoom=zoom,
+            tiles=tiles,
+            channel_order=channel_order,
+        )[0]
+
+    def segment_instances(self, image: ImageLike | None = None, text: Target = "", **options: Any) -> list[Segmentation]:
+        """One result per object that a text names in an image.
+
+        Args:
+            image, text: as for :meth:`segment`.
+            **options: the other arguments of :meth:`segment`.
+
+        Returns:
+            Results with mask, box, score and area of one object each, highest score first; none when the text is
+            not there. ``strategy="paper"`` makes one mask of all, which is then the only result. Errors are those of
+            :meth:`segment`.
+        """
+        whole = self.segment(image, text, **options)
+        if whole.objects:
+            return list(whole.objects)
+        return [whole] if whole.box is not None else []
 
     def segment_many(
         self,
         image: ImageLike | None,
-        texts: Sequence[Target],
+        texts: Texts,
         *,
         against: Sequence[str] | None = None,
-        strategy: str | Strategy = "paper",
+        exclude: Sequence[str] | None = None,
+        threshold: Thresholds = None,
+        strategy: str | Strategy = DEFAULT,
         method: Method = "surgery",
+        zoom: Zoom = "auto",
+        tiles: Tiles = False,
         channel_order: ChannelOrder = "RGB",
     ) -> list[Segmentation]:
         """Segments several texts in one image, which is encoded once.
 
         Each text is taken by itself: what else is asked for in the same call changes nothing, unless it is
-        named in ``against``.
+        named in ``against`` or ``exclude``.
+
+        Args:
+            image: as for :meth:`segment`.
+            texts: targets; or a mapping from names to synonyms, one target per name.
+            threshold: one presence threshold for all texts, or a mapping from texts (names) to theirs.
+            against, exclude, strategy, method, zoom, tiles, channel_order: as for :meth:`segment`.
 
         Returns:
-            One result per text, in order. Arguments and errors are those of :meth:`segment`.
+            One result per text, in order. Errors are those of :meth:`segment`.
         """
-        if isinstance(texts, str):
-            raise InputError(f"texts must be a sequence of texts; for one text call segment(image, {texts!r})")
-        targets = [split_target(text) for text in texts]
-        recipe = get_strategy(strategy)
+        queries = parse_targets(texts)
+        how, limits = self._how(queries, against, exclude, threshold, strategy, method, zoom)
         if image is None:
             if self._set is None:
                 raise StateError("no image is set: pass one, or call set_image first")
-            self._prepare(targets, against, method)
+            self._prepare(queries, how)
             encoded = self._set
         else:
             pixels = read_image(image, channel_order=channel_order)
-            self._prepare(targets, against, method)  # a bad text costs no encoding
-            encoded = self._encode(pixels)
-        return [self._segment(encoded, target, against, recipe, method) for target in targets]
+            self._prepare(queries, how)  # a bad text costs no encoding
+            encoded = self._encode(pixels, tiles)
+        return self._segment_all(encoded, queries, how, limits)
 
     def segment_batch(
         self,
         images: Sequence[ImageLike],
-        texts: Sequence[Target],
+        texts: Texts,
         *,
         against: Sequence[str] | None = None,
-        strategy: str | Strategy = "paper",
+        exclude: Sequence[str] | None = None,
+        threshold: Thresholds = None,
+        strategy: str | Strategy = DEFAULT,
         method: Method = "surgery",
+        zoom: Zoom = "auto",
+        tiles: Tiles = False,
         channel_order: ChannelOrder = "RGB",
         batch_size: int = 8,
     ) -> list[list[Segmentation]]:
@@ -208,15 +290,15 @@ class TextPromptedSAM:
 
         Returns:
             For each image the results of all texts, in order. Arguments and errors are those of
-            :meth:`segment`; an image that cannot be read is named by its position, before anything is computed.
+            :meth:`segment_many`; an image that cannot be read is named by its position, before anything is computed.
         """
         single = isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
         if isinstance(texts, str) or single:
             raise InputError("images and texts must be sequences; for one image and text call segment")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size!r}")
-        targets = [split_target(text) for text in texts]
-        recipe = get_strategy(strategy)
+        queries = parse_targets(texts)
+        how, limits = self._how(queries, against, exclude, threshold, strategy, method, zoom)
         read = []
         images = list(images)
         for position, image in enumerate(images):
@@ -224,20 +306,102 @@ class TextPromptedSAM:
                 read.append(read_image(image, channel_order=channel_order))
             except ImageError as error:
                 raise ImageError(f"image {position} of {len(images)}: {error}") from error
-        self._prepare(targets, against, method)
+        self._prepare(queries, how)
         results = []
         for start in range(0, len(read), batch_size):
             batch = read[start : start + batch_size]
-            for image, features in zip(batch, self.surgery.encode_images(batch), strict=True):
-                encoded = _Encoded(image, features)
-                results.append([self._segment(encoded, target, against, recipe, method) for target in targets])
+            if tiles is False:
+                encodings = [_Encoded(*pair) for pair in zip(batch, self.surgery.encode_images(batch), strict=True)]
+            else:
+                encodings = [self._encode(image, tiles) for image in batch]
+            results += [self._segment_all(encoded, queries, how, limits) for encoded in encodings]
         return results
 
-    def _encode(self, pixels: NDArray[np.uint8]) -> _Encoded:
-        return _Encoded(pixels, self.surgery.encode_image(pixels))
+    def calibrate(
+        self,
+        images: Sequence[ImageLike],
+        texts: Sequence[Target],
+        present: Sequence[bool],
+        *,
+        against: Sequence[str] | None = None,
+        false_cost: float = 1.0,
+        channel_order: ChannelOrder = "RGB",
+    ) -> Calibration:
+        """Fits the presence threshold to examples, and takes it over as ``presence_threshold``.
 
-    def _prepare(self, targets: Sequence[tuple[str, ...]], against: Sequence[str] | None, method: Method) -> None:
-        self.surgery.prepare([text for target in targets for text in target], against=against, method=method)
+        Args:
+            images: one image per example; one that follows itself is encoded once.
+            texts: one text per example.
+            present: whether the text is in the image; there must be examples of both.
+            against: as later for :meth:`segment`.
+            false_cost: what an absent text called present costs, in units of a present one missed.
+            channel_order: ``"BGR"`` for arrays in OpenCV's order.
+
+        Returns:
+            The threshold and how it does on the examples; ``save`` it, and :meth:`use` it later.
+
+        Raises:
+            InputError: there is not one text and one answer per image, or one of the two answers is missing.
+            ImageError, PromptError: an example is not usable; it is named by its position, and the threshold stays.
+        """
+        images, present = list(images), [bool(p) for p in present]
+        queries = [parse_target(text) for text in texts]
+        if not len(images) == len(queries) == len(present):
+            raise InputError(
+                "calibrate takes one image, one text and one answer per example, "
+                f"not {len(images)}, {len(queries)} and {len(present)}"
+            )
+        scores: list[float] = []
+        features: ImageFeatures | None = None
+        for position, (image, query) in enumerate(zip(images, queries, strict=True)):
+            try:
+                if features is None or image is not images[position - 1]:
+                    features = self.surgery.encode_image(read_image(image, channel_order=channel_order))
+                scores.append(self._presence(features, query, against))
+            except Text2SamError as error:
+                raise type(error)(f"example {position} of {len(images)}: {error}") from error
+        calibration = replace(
+            fit_threshold(np.array(scores), np.array(present, bool), false_cost=false_cost), model=self.surgery.fingerprint()
+        )
+        self.presence_threshold = calibration.threshold
+        return calibration
+
+    def use(self, calibration: Calibration | str | Path) -> None:
+        """Takes over the threshold of a calibration, or of a file that holds one.
+
+        Raises:
+            InputError: the file is no calibration, or the calibration belongs to another CLIP or other settings of it.
+        """
+        if not isinstance(calibration, Calibration):
+            calibration = Calibration.load(calibration)
+        if calibration.model and calibration.model != self.surgery.fingerprint():
+            raise InputError(
+                f"the calibration was made with another CLIP or other settings of it (model {calibration.model}, "
+                f"here {self.surgery.fingerprint()}); calibrate this one, or set presence_threshold yourself"
+            )
+        self.presence_threshold = calibration.threshold
+
+    def _how(
+        self,
+        queries: Sequence[Query],
+        against: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+        threshold: Thresholds,
+        strategy: str | Strategy,
+        method: Method,
+        zoom: Zoom,
+    ) -> tuple[_How, list[float]]:
+        if zoom not in ("auto", False) or (isinstance(zoom, int) and zoom is not False):
+            raise InputError(f"zoom must be 'auto' or False, not {zoom!r}")
+        limits = thresholds_of(threshold, queries, self.presence_threshold)
+        return _How(get_strategy(strategy), against, method, check_exclude(exclude, queries), zoom), limits
+
+    def _encode(self, pixels: NDArray[np.uint8], tiles: Tiles = False) -> _Encoded:
+        return _Encoded(pixels, self.surgery.encode_image(pixels, tiles=tiles))
+
+    def _prepare(self, queries: Sequence[Query], how: _How) -> None:
+        texts = [text for query in queries for text in query.texts]
+        self.surgery.prepare([*texts, *how.exclude], against=how.against, method=how.method)
 
     def _sam_state(self, encoded: _Encoded) -> None:
         """Makes ``encoded`` the predictor's image: by encoding it the first time, from memory after that."""
@@ -251,36 +415,235 @@ class TextPromptedSAM:
             encoded.sam.restore(self.predictor)
         self._in_predictor = encoded
 
-    def _segment(
-        self, encoded: _Encoded, target: tuple[str, ...], against: Sequence[str] | None, recipe: Strategy, method: Method
-    ) -> Segmentation:
-        shape = (encoded.image.shape[0], encoded.image.shape[1])
-        maps = self.surgery.maps(encoded.features, target, against=against, method=method)
-        similarity = joint_map(maps)
-        presence = min(self.surgery.presence(encoded.features, text, against=against) for text in target)
-        points = recipe.points(maps, shape)
-        candidates, mask, score = self._masks(encoded, points, similarity, recipe)
-        return Segmentation(
-            mask=mask,
-            score=score,
-            box=box_of(mask),
-            points=points,
-            similarity=similarity,
-            candidates=candidates,
-            text="+".join(target),
-            present=presence >= self.presence_threshold and bool(mask.any()),
-            presence=presence,
-            strategy=recipe.name,
-        )
+    def _presence(self, features: ImageFeatures, query: Query, against: Sequence[str] | None) -> float:
+        scores = [self.surgery.presence(features, text, against=against) for text in query.texts]
+        return max(scores) if query.synonyms else min(scores)
 
-    def _masks(
-        self, encoded: _Encoded, points: PointPrompts, similarity: SimilarityMap, recipe: Strategy
-    ) -> tuple[Candidates | None, NDArray[np.bool_], float]:
-        shape = (encoded.image.shape[0], encoded.image.shape[1])
+    def _maps(self, features: ImageFeatures, query: Query, how: _How) -> list[SimilarityMap]:
+        maps = self.surgery.maps(
+            features, query.texts, against=how.against, method=how.method, vocabulary=how.recipe.vocabulary
+        )
+        return [mean_map(maps, query.label)] if query.synonyms else maps
+
+    def _segment_all(
+        self, encoded: _Encoded, queries: Sequence[Query], how: _How, limits: Sequence[float]
+    ) -> list[Segmentation]:
+        avoid = self._avoid(encoded, how) if queries else _Avoid()
+        return [self._segment(encoded, query, how, avoid, limit) for query, limit in zip(queries, limits, strict=True)]
+
+    def _avoid(self, encoded: _Encoded, how: _How) -> _Avoid:
+        """Where the excluded texts are, as far as they are there at all."""
+        masks, coords = [], []
+        for text in how.exclude:
+            query = Query(text, (text,))
+            if self._presence(encoded.features, query, how.against) < self.presence_threshold:
+                continue
+            for one in self._objects(encoded, query, self._maps(encoded.features, query, how), how, _Avoid()):
+                masks.append(one.mask)
+                coords.append(one.points.positive)
+        return _Avoid(np.logical_or.reduce(masks), np.concatenate(coords)) if masks else _Avoid()
+
+    def _segment(self, encoded: _Encoded, query: Query, how: _How, avoid: _Avoid, threshold: float) -> Segmentation:
+        maps = self._maps(encoded.features, query, how)
+        presence = self._presence(encoded.features, query, how.against)
+        wanted = presence >= threshold or how.recipe.answers_absent
+        found = self._objects(encoded, query, maps, how, avoid) if wanted else []
+
+        def result(parts: Sequence[_Found], objects: tuple[Segmentation, ...] = ()) -> Segmentation:
+            mask = np.logical_or.reduce([p.mask for p in parts]) if parts else np.zeros(encoded.shape, bool)
+            return Segmentation(
+                mask=mask,
+                score=parts[0].score if parts else 0.0,
+                box=box_of(mask),
+                points=_all_points([p.points for p in parts]),
+                similarity=joint_map(maps) if len(parts) != 1 else parts[0].similarity,
+                candidates=parts[0].candidates if parts else None,
+                text=query.label,
+                present=presence >= threshold and bool(mask.any()),
+                presence=presence,
+                strategy=how.recipe.name,
+                threshold=threshold,
+                objects=objects,
+                zoomed=parts[0].zoomed if len(parts) == 1 else None,
+                looked_for=() if query.plain else query.texts,
+                excluded=how.exclude,
+            )
+
+        if how.recipe.objects == 1:
+            return result(found)
+        return result(found, tuple(result([one]) for one in found))
+
+    def _objects(
+        self, encoded: _Encoded, query: Query, maps: Sequence[SimilarityMap], how: _How, avoid: _Avoid
+    ) -> list[_Found]:
+        """The objects of a target, highest score first."""
+        recipe = how.recipe
+        if recipe.objects == 1:
+            one = self._object(encoded, maps, how, avoid, ())
+            return [] if one is None else [_without(one, avoid)]
+        everything: list[_Found] = []
+        for similarity, text in zip(maps, [query.label] if query.synonyms else query.texts, strict=True):
+            found: list[_Found] = []
+            tried = [] if avoid.mask is None else [avoid.mask]
+            while len(found) < recipe.objects:
+                one = self._object(encoded, [similarity], how, avoid, tried)
+                if one is None:
+                    break
+                tried.append(one.mask | _patch_at(one.points.positive[0], similarity.values.shape, encoded.shape))
+                found.append(one)
+            found = _supported(found, recipe.support)
+            if how.zoom:
+                words = query.texts if query.synonyms else (text,)
+                found = [self._zoomed(encoded, one, Query(query.label, words, query.synonyms), how) for one in found]
+            everything += found
+        rest = [_without(one, avoid) for one in everything]
+        rest = [new for new, old in zip(rest, everything, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
+        return [rest[k] for k in distinct([one.mask for one in rest], [one.score for one in rest])]
+
+    def _object(
+        self,
+        encoded: _Encoded,
+        maps: Sequence[SimilarityMap],
+        how: _How,
+        avoid: _Avoid,
+        tried: Sequence[NDArray[np.bool_]],
+    ) -> _Found | None:
+        """The next object by the recipe; None when its points end."""
+        recipe, shape = how.recipe, encoded.shape
+        points = _avoiding(recipe.points(maps, shape, tried), avoid)
         if not len(points.positive):  # a flat map points nowhere
-            return None, np.zeros(shape, bool), 0.0
+            return None
+        similarity = joint_map(maps)
         self._sam_state(encoded)
         masks, scores, logits = predict_points(self.predictor, points, shape=shape)
-        choice = recipe.choose(masks, scores, similarity.to_image(shape), points)
+        choice = recipe.choose(masks, scores, similarity, points, logits)
+        asked, judged = points, points
+        for _ in range(recipe.rounds):
+            first = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures).chosen
+            more = _avoiding(corrective_points(similarity, masks[first], asked), avoid)
+            again = predict_points(self.predictor, more, multimask_output=False, mask_input=logits[first][None], shape=shape)
+            masks, scores, logits = (np.concatenate(pair) for pair in zip((masks, scores, logits), again, strict=True))
+            # all rounds are judged by the first points: a mask must not win by the points made for it
+            choice = recipe.choose(masks, scores, similarity, judged, logits)
+            if choice.index == first:
+                break
+            asked = more
         candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
-        return candidates, masks[choice.index], float(scores[choice.index])
+        return _Found(asked, candidates, masks[choice.index], _score(candidates), similarity)
+
+    def _zoomed(self, encoded: _Encoded, one: _Found, query: Query, how: _How) -> _Found:
+        """A small object looked at again in a crop around it, where that agrees better with the crop's map; else itself."""
+        crop = zoom_box(one.mask, encoded.shape)
+        if crop is None:
+            return one
+        left, top, right, bottom = crop
+        closer = self._encode(np.ascontiguousarray(encoded.image[top:bottom, left:right]))
+        old = one.mask[top:bottom, left:right]
+        elsewhere = ~_around(old)
+        maps = [joint_map(self._maps(closer.features, query, how))]
+        new = self._object(closer, maps, how, _Avoid(), [elsewhere])
+        if new is None:
+            return one
+        kept = one.candidates
+        before = how.recipe.choose(
+            old[None], kept.scores[[kept.chosen]], maps[0], new.points, kept.low_res_logits[[kept.chosen]]
+        )
+        if not new.score > float(before.figures.get("total", kept.scores[[kept.chosen]])[0]):
+            return one
+
+        def placed(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+            out = np.zeros((*masks.shape[:-2], *encoded.shape), bool)
+            out[..., top:bottom, left:right] = masks
+            return out
+
+        return _Found(
+            PointPrompts(new.points.coords + np.array([left, top], np.float32), new.points.labels),
+            replace(new.candidates, masks=placed(new.candidates.masks)),
+            placed(new.mask),
+            new.score,
+            one.similarity,
+            np.array(crop, np.float32),
+        )
+
+
+def zoom_box(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """The crop in which a small object is looked at again.
+
+    Args:
+        mask: (H, W) bool.
+        shape: (H, W) of the image in pixels.
+
+    Returns:
+        xyxy in whole pixels, right and lower edge exclusive: a square of :data:`ZOOM_MARGIN` times the mask's longer side
+        around the mask, pushed into the image; None where the mask is empty, is not small (:data:`ZOOM_BELOW`), or the
+        square does not fit.
+    """
+    box = box_of(mask)
+    if box is None:
+        return None
+    x0, y0, x1, y1 = (int(v) for v in box)
+    side = max(x1 - x0, y1 - y0)
+    if side >= ZOOM_BELOW * max(shape):
+        return None
+    wide = max(round(ZOOM_MARGIN * side), 16)
+    h, w = shape
+    if wide > min(h, w):
+        return None
+    left = min(max((x0 + x1 - wide) // 2, 0), w - wide)
+    top = min(max((y0 + y1 - wide) // 2, 0), h - wide)
+    return left, top, left + wide, top + wide
+
+
+def _around(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W) bool: the mask's box with half its longer side on every side."""
+    box = box_of(mask)
+    out = np.zeros(mask.shape, bool)
+    if box is not None:
+        x0, y0, x1, y1 = (int(v) for v in box)
+        edge = max(x1 - x0, y1 - y0) // 2
+        out[max(0, y0 - edge) : y1 + edge, max(0, x0 - edge) : x1 + edge] = True
+    return out
+
+
+def _score(candidates: Candidates) -> float:
+    return float(candidates.figures.get("total", candidates.scores)[candidates.chosen])
+
+
+def _supported(found: Sequence[_Found], support: float) -> list[_Found]:
+    """The objects at which the map stands out enough, compared with the one where it does most."""
+    contrasts = [one.candidates.figures.get("contrast") for one in found]
+    values = [1.0 if c is None else float(c[one.candidates.chosen]) for c, one in zip(contrasts, found, strict=True)]
+    return [one for one, value in zip(found, values, strict=True) if value >= support * max(values)]
+
+
+def _without(one: _Found, avoid: _Avoid) -> _Found:
+    return one if avoid.mask is None else replace(one, mask=one.mask & ~avoid.mask)
+
+
+def _avoiding(points: PointPrompts, avoid: _Avoid) -> PointPrompts:
+    """Points without positive ones on what is to be avoided, and with negative ones there."""
+    if avoid.mask is None or not len(points):
+        return points
+    h, w = avoid.mask.shape
+    columns, rows = (points.coords[:, k].astype(int).clip(0, n - 1) for k, n in ((0, w), (1, h)))
+    keep = (points.labels == 0) | ~avoid.mask[rows, columns]
+    coords, labels = points.coords[keep], points.labels[keep]
+    if not (labels == 1).any():
+        return PointPrompts.empty()
+    new = np.array([c for c in avoid.coords if not (coords == c).all(1).any()], np.float32).reshape(-1, 2)
+    return PointPrompts(np.concatenate([coords, new]), np.concatenate([labels, np.zeros(len(new), np.uint8)]))
+
+
+def _all_points(points: Sequence[PointPrompts]) -> PointPrompts:
+    if not points:
+        return PointPrompts.empty()
+    return PointPrompts(np.concatenate([p.coords for p in points]), np.concatenate([p.labels for p in points]))
+
+
+def _patch_at(point: NDArray[np.float32], grid: tuple[int, ...], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) bool: the patch a point lies in, which SAM's answer need not cover."""
+    (gh, gw), (h, w) = grid, shape
+    row, column = patch_of(point, shape, (gh, gw))
+    out = np.zeros(shape, bool)
+    out[row * h // gh : -(-(row + 1) * h // gh), column * w // gw : -(-(column + 1) * w // gw)] = True
+    return out

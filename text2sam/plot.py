@@ -5,8 +5,11 @@ Pure functions from arrays to arrays; nothing is shown or written here.
 
 from __future__ import annotations
 
+import bisect
 import functools
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from text2sam.errors import InputError
-from text2sam.types import PointPrompts, Segmentation, SimilarityMap
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of, check_shape
 
 Colour = tuple[int, int, int]
 
@@ -22,7 +25,27 @@ MASK_COLOUR: Colour = (30, 120, 255)
 POSITIVE_COLOUR: Colour = (20, 190, 60)
 NEGATIVE_COLOUR: Colour = (225, 30, 40)
 
+OBJECT_COLOURS: tuple[Colour, ...] = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+)
+"""One after the other for the objects of a union; Okabe and Ito's, told apart by colour-blind eyes too."""
+
 _WHITE: Colour = (255, 255, 255)
+_INK: Colour = (20, 20, 20)
+_PALE_INK: Colour = (110, 110, 110)
+_GROUND: Colour = (150, 150, 150)
+_CROP_COLOUR: Colour = (255, 140, 0)
+_CHOSEN_INK: Colour = (10, 120, 40)
+_MOST_CANDIDATES = 8
+_TINT = 0.5
+_NARROWEST = 150  # pixels of a panel, so that its figures stay readable
+_LONGEST_TEXT = 1000  # characters; more are cut before they are measured
 
 
 def overlay(
@@ -61,12 +84,9 @@ def overlay(
     if result.mask.shape != pixels.shape[:2]:
         raise InputError(f"the mask is {result.mask.shape}, the image {pixels.shape[:2]} (H, W): they do not belong together")
     out = pixels.astype(np.float32)
-    out[result.mask] += alpha * (paint - out[result.mask])
-    line = _line_width(pixels.shape[:2])
-    out[_outline(result.mask, 2 * line)] = paint
-    out[_outline(result.mask, line)] = _WHITE
+    _draw_mask(out, result.mask, paint, alpha, _line_width(pixels.shape))
     if draw_box and result.box is not None:
-        _draw_box(out, result.box, paint, line)
+        _draw_box(out, result.box, paint, _line_width(pixels.shape))
     if draw_points:
         _draw_points(out, result.points)
     return np.rint(out).astype(np.uint8)
@@ -149,10 +169,7 @@ def side_by_side(
         raise InputError(f"there must be one caption per panel, not {captions!r} for {len(pictures)}")
     tallest = max(p.shape[0] for p in pictures)
     font = ImageFont.load_default()
-    line = 0
-    if captions is not None:
-        top, bottom = font.getbbox("Ägjy|")[1::2]
-        line = int(bottom - min(0, top)) + gap
+    line = 0 if captions is None else _line_height(font) + gap
     width = sum(p.shape[1] for p in pictures) + gap * (len(pictures) + 1)
     fill = _check_colour(background).astype(np.uint8)
     canvas = np.empty((tallest + line + 2 * gap, width, 3), np.uint8)
@@ -175,18 +192,395 @@ def side_by_side(
     return np.asarray(strip)
 
 
-def _shorten(text: str, font: Any, width: int) -> str:
-    """One line of ``text`` that fits ``width`` pixels."""
-    line = " ".join(text.split())
+def explain(result: Segmentation, image: NDArray[np.uint8] | None = None, *, width: int = 1200) -> NDArray[np.uint8]:
+    """Why a mask came out, in one figure.
+
+    Panels: the image, with the crop that was looked at more closely as an orange frame; the similarity map with the points,
+    as :func:`heat` and :func:`overlay` draw them; each mask SAM offered with its figures, the one taken framed in green; and
+    the result. Of a union of several objects the candidates are the best object's, and the result shows every object in a
+    colour of its own with its number and, of up to eight, its score. Below stand what was asked, whether presence reached
+    its threshold, and why.
+
+    Small images are enlarged, large ones reduced. Of more than eight candidates the first eight are shown, or seven and the
+    one taken. Texts too long are wrapped and cut; letters that Pillow's font lacks become "?". ``result.explain()`` has
+    everything in full.
+
+    Args:
+        result: a segmentation.
+        image: (H, W, 3) uint8 RGB, the image it is of; without one everything is drawn on grey.
+        width: of the figure in pixels, 320 to 8192.
+
+    Returns:
+        (H', width, 3) uint8 RGB.
+
+    Raises:
+        InputError: the image is no such array or of another size than the mask, the mask has no pixels, or ``width`` is out
+            of range.
+    """
+    if not isinstance(result, Segmentation):
+        raise InputError(f"result must be a Segmentation, not {type(result).__name__}")
+    if isinstance(width, bool) or not isinstance(width, (int, np.integer)) or not 320 <= width <= 8192:
+        raise InputError(f"width must be an int in 320..8192, not {width!r}")
+    h, w = check_shape(result.mask.shape)
+    if image is not None and _check_image(image).shape[:2] != (h, w):
+        raise InputError(f"the mask is {(h, w)}, the image {image.shape[:2]} (H, W): they do not belong together")
+    font = _font(max(11, round(width / 85)))
+    line, gap = _line_height(font) + 3, max(8, width // 80)
+    panels = _panels(result, image is not None)
+    rows = max(len(panel.figures) for panel in panels)
+    columns, size = _grid(len(panels), (h, w), width, gap, (rows + 2) * line)
+    cell = (width - gap) // columns - gap
+    texts = [(name, _wrap(text, font, width - 2 * gap - 6 * line, 4)) for name, text in _sentences(result)]
+
+    heights = [max(len(p.figures) for p in panels[i : i + columns]) + 1 for i in range(0, len(panels), columns)]
+    bottom = gap + sum(size[0] + gap // 2 + count * line + gap for count in heights)
+    height = bottom + gap + sum(len(lines) for _, lines in texts) * line + len(texts) * (line // 4) + gap
+    canvas = Image.new("RGB", (int(width), height), _WHITE)
+    draw = ImageDraw.Draw(canvas)
+    ground = _ground(image, size)
+    y = gap
+    for row, count in enumerate(heights):
+        for column, panel in enumerate(panels[row * columns : (row + 1) * columns]):
+            x = gap + column * (cell + gap)
+            canvas.paste(Image.fromarray(panel.paint(ground)), (x, y))
+            if panel.chosen:
+                edge = max(3, gap // 3)
+                draw.rectangle(
+                    (x - edge, y - edge, x + size[1] - 1 + edge, y + size[0] - 1 + edge), outline=POSITIVE_COLOUR, width=edge
+                )
+            _draw_caption(draw, panel, (x, y + size[0] + gap // 2), cell, line, font)
+        y += size[0] + gap // 2 + count * line + gap
+    draw.line((gap, bottom, width - gap, bottom), fill=(210, 210, 210))
+    y = bottom + gap
+    for name, lines in texts:
+        draw.text((gap, y), name, fill=_PALE_INK, font=font)
+        for text in lines:
+            draw.text((gap + 6 * line, y), text, fill=_INK, font=font)
+            y += line
+        y += line // 4
+    return np.asarray(canvas)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A picture of :func:`explain`: its title, the figures under it, and how it is painted on the (reduced) image."""
+
+    title: str
+    figures: list[tuple[str, str]]
+    paint: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    chosen: bool = False
+
+
+def _panels(result: Segmentation, with_image: bool) -> list[_Panel]:
+    h, w = result.mask.shape
+    similarity, points = result.similarity, result.points
+    best = result.objects[0] if result.objects else result
+    offered = result.candidates if best.candidates is None else best.candidates
+    crops = _crops(result)
+
+    def paint_image(ground: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        out = ground.astype(np.float32)
+        for crop in crops:
+            _draw_box(out, _scaled_box(crop, (h, w), out.shape), np.array(_CROP_COLOUR, np.float32), _explain_line(out.shape))
+        return out.astype(np.uint8)
+
+    def paint_map(ground: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        out = heat(ground, similarity, alpha=0.7 if with_image else 1.0).astype(np.float32)
+        scale = np.array([out.shape[1] / w, out.shape[0] / h])
+        coords = ((points.coords + 0.5) * scale - 0.5).astype(np.float32)
+        _draw_points(out, PointPrompts(coords, points.labels))
+        return np.rint(out).astype(np.uint8)
+
+    low, high = similarity.values.min(), similarity.values.max()
+    on, off = len(points.positive), len(points.negative)
+    about = [("size", f"{w} x {h}"), *(("crop", _box_text(crop)) for crop in crops[:1])]
+    panels = [
+        _Panel("image" if with_image else "image (not given)", about, paint_image),
+        _Panel(
+            f"map ({similarity.method})",
+            [("values", f"{_figure(low)} to {_figure(high)}"), ("points", f"{on} on it, {off} off it")],
+            paint_map,
+        ),
+    ]
+    if offered is not None:
+        panels += [_candidate_panel(offered, index) for index in _shown(offered)]
+    return [*panels, _result_panel(result)]
+
+
+def _candidate_panel(offered: Candidates, index: int) -> _Panel:
+    mask, chosen = offered.masks[index], index == offered.chosen
+    colour = np.array(MASK_COLOUR, np.float32)
+
+    def paint(ground: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        small = _small(mask, ground.shape)
+        out = _faded(ground, ~small)
+        _draw_mask(out, small, colour, _TINT, _explain_line(out.shape))
+        return np.rint(out).astype(np.uint8)
+
+    figures = [("score", _figure(offered.scores[index]))]
+    figures += [(name, _figure(values[index])) for name, values in offered.figures.items()]
+    return _Panel(f"mask {index + 1} of {len(offered)}{', taken' if chosen else ''}", figures, paint, chosen)
+
+
+def _result_panel(result: Segmentation) -> _Panel:
+    objects = result.objects
+
+    def paint(ground: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        masks = [_small(one.mask, ground.shape) for one in objects or (result,)]
+        out = _faded(ground, ~np.logical_or.reduce(masks))
+        line = _explain_line(out.shape)
+        if not objects:
+            colour = np.array(MASK_COLOUR, np.float32)
+            _draw_box(out, _box_there(masks[0]), colour, line)
+            _draw_mask(out, masks[0], colour, _TINT, line)
+            return np.rint(out).astype(np.uint8)
+        for index in reversed(range(len(masks))):  # the best on top
+            _draw_mask(out, masks[index], np.array(_object_colour(index), np.float32), _TINT, line)
+        few = len(objects) <= _MOST_CANDIDATES  # many labels would hide the masks
+        labels = [f"{index + 1}: {one.score:.2f}" if few else f"{index + 1}" for index, one in enumerate(objects)]
+        return _labelled(np.rint(out).astype(np.uint8), masks, labels)
+
+    kind = "result" if result.present else "result: not here" if not result.mask.any() else "not here; proposed"
+    share = result.area / result.mask.size
+    figures = [("score", _figure(result.score)), ("area", f"{result.area} px ({100 * share:.1f} %)")]
+    if objects:
+        figures.insert(0, ("objects", str(len(objects))))
+    return _Panel(kind, figures, paint)
+
+
+def _sentences(result: Segmentation) -> list[tuple[str, str]]:
+    """What stands below the panels, by name."""
+    best = result.objects[0] if result.objects else result
+    offered = result.candidates if best.candidates is None else best.candidates
+    asked = f'"{result.text}"'
+    if result.looked_for:
+        asked += "; looked for " + ", ".join(f'"{text}"' for text in result.looked_for)
+    if result.excluded:
+        asked += "; excluded " + ", ".join(f'"{text}"' for text in result.excluded)
+    presence, threshold = _apart(float(result.presence), float(result.threshold))
+    if result.present:
+        verdict = f"present: presence {presence} >= threshold {threshold}"
+    elif result.presence < result.threshold:
+        verdict = f"not here: presence {presence} < threshold {threshold}"
+    else:
+        kept = "set aside" if result.mask.any() else "no mask"
+        verdict = f"not here: {kept}, although presence {presence} >= threshold {threshold}"
+    found = "nothing"
+    if result.box is not None:
+        found = f"score {_figure(result.score)}, box {_box_text(result.box)} (x0, y0, x1, y1)"
+        found = found if result.present else f"proposed, but not here: {found}"
+    if result.objects:
+        found += f"; {len(result.objects)} object{'s' if len(result.objects) > 1 else ''}: "
+        found += ", ".join(f"{i + 1}: {one.score:.2f}" for i, one in enumerate(result.objects))
+    if offered is None:
+        why = "SAM was not asked" if len(result.points.positive) == 0 else "no candidates were kept"
+    else:
+        why = offered.reason
+        if best is not result:
+            why = f"object 1: {why}"
+        if len(offered) > _MOST_CANDIDATES:
+            why += f" ({len(offered) - _MOST_CANDIDATES} more masks are not shown)"
+    gh, gw = result.similarity.values.shape
+    made = f'strategy "{result.strategy}", map by {result.similarity.method} on {gw} x {gh} patches'
+    if _crops(result):
+        made += "; looked closer at " + " and ".join(_box_text(crop) for crop in _crops(result)[:4])
+    return [("asked for", asked), ("presence", verdict), ("found", found), ("why", why), ("how", made)]
+
+
+def _crops(result: Segmentation) -> list[NDArray[np.float32]]:
+    """The crops behind a result and its objects, each once."""
+    crops = {tuple(one.zoomed.tolist()): one.zoomed for one in (result, *result.objects) if one.zoomed is not None}
+    return list(crops.values())
+
+
+def _shown(offered: Candidates) -> list[int]:
+    """Which candidates get a panel: the first ones, and always the one taken."""
+    first = list(range(min(len(offered), _MOST_CANDIDATES)))
+    return first if offered.chosen in first else [*first[:-1], int(offered.chosen)]
+
+
+def _grid(count: int, shape: tuple[int, int], width: int, gap: int, below: int) -> tuple[int, tuple[int, int]]:
+    """Columns, and (h, w) of the panels: as few columns as keep the panels about as high together as the figure is wide."""
+    h, w = shape
+    for columns in range(1, count + 1):
+        cell = (width - gap) // columns - gap
+        if columns > 1 and cell < _NARROWEST:
+            break
+        if (columns, count) == (2, 3):  # a hole as large as a panel
+            continue
+        scale = min(cell / w, 0.6 * width / h)
+        # at least a few pixels, else a very long image would vanish
+        found = columns, (max(8, round(h * scale)), min(cell, max(8, round(w * scale))))
+        if -(-count // columns) * (found[1][0] + below) <= 1.1 * width:
+            break
+    return found
+
+
+def _ground(image: NDArray[np.uint8] | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8: the image at the size of a panel, or plain grey."""
+    if image is None:
+        return np.full((*size, 3), _GROUND, np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    # pixels of a tiny image stay squares
+    how = Image.Resampling.BOX if size[0] >= 4 * image.shape[0] else Image.Resampling.LANCZOS
+    return np.asarray(picture.resize((size[1], size[0]), how))
+
+
+def _small(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask at the size of a panel: where it covers half a pixel, and somewhere if it has pixels at all."""
+    h, w = shape[:2]
+    how = Image.Resampling.BOX if h >= 4 * mask.shape[0] else Image.Resampling.BILINEAR
+    cover = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((w, h), how))
+    small: NDArray[np.bool_] = cover >= min(0.5, cover.max()) if mask.any() else np.zeros((h, w), bool)
+    return small
+
+
+def _faded(picture: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(h, w, 3) float32: the picture, paler where (h, w) says so."""
+    out = picture.astype(np.float32)
+    out[where] += 0.45 * (255 - out[where])
+    return out
+
+
+def _explain_line(shape: tuple[int, ...]) -> int:
+    return max(2, _line_width(shape))
+
+
+def _box_there(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    box = box_of(mask)
+    return np.zeros(4, np.float32) if box is None else box
+
+
+def _scaled_box(box: NDArray[np.float32], old: tuple[int, ...], new: tuple[int, ...]) -> NDArray[np.float32]:
+    """A box xyxy of an image (H, W) in one of another size, within its borders."""
+    scale = np.array([new[1] / old[1], new[0] / old[0]] * 2)
+    scaled: NDArray[np.float32] = np.clip(box * scale, 0, [new[1], new[0]] * 2).astype(np.float32)
+    return scaled
+
+
+def _labelled(picture: NDArray[np.uint8], masks: list[NDArray[np.bool_]], labels: list[str]) -> NDArray[np.uint8]:
+    """Writes a label in its object's colour above each mask, or at its top; where one lies already, the next moves down."""
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    h, w = picture.shape[:2]
+    font = _font(max(10, min(22, h // 18)))
+    high, pad = _line_height(font), 3
+    taken: list[tuple[int, int, int, int]] = []
+    for index, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+        left, top = (int(v) for v in _box_there(mask)[:2])
+        wide = int(np.ceil(font.getlength(label))) + 2 * pad
+        left, tall = max(0, min(left, w - wide)), high + 2 * pad
+        top = top - tall if top >= tall else top
+        lowest = max(0, h - tall)
+        places = [*range(top, lowest + 1, tall), *range(min(top, lowest), -1, -tall)]  # down, then up
+        spots = [(left, place, left + wide, place + tall) for place in places]
+        spot = next((spot for spot in spots if not any(_meet(spot, other) for other in taken)), spots[0])
+        taken.append(spot)
+        colour = _object_colour(index)
+        draw.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=colour)
+        light = float(np.dot(colour, (0.299, 0.587, 0.114)))
+        draw.text((spot[0] + pad, spot[1] + pad), label, fill=_INK if light > 140 else _WHITE, font=font)
+    return np.asarray(canvas)
+
+
+def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _object_colour(index: int) -> Colour:
+    return OBJECT_COLOURS[index % len(OBJECT_COLOURS)]
+
+
+def _draw_caption(draw: Any, panel: _Panel, at: tuple[int, int], cell: int, line: int, font: Any) -> None:
+    """The title, and under it a line per figure: its name, and its value at the right end of a narrow column."""
+    x, y = at
+    draw.text((x, y), _shorten(panel.title, font, cell), fill=_CHOSEN_INK if panel.chosen else _INK, font=font)
+    right = x + min(cell, 15 * line)
+    for row, (name, value) in enumerate(panel.figures, start=1):
+        value = _shorten(value, font, cell)
+        start = right - font.getlength(value)
+        draw.text((x, y + row * line), _shorten(name, font, start - x - line // 2), fill=_PALE_INK, font=font)
+        draw.text((start, y + row * line), value, fill=_INK, font=font)
+
+
+def _figure(value: Any) -> str:
+    number = float(value)
+    if number == 0 or 0.001 <= abs(number) < 1000:
+        return f"{number:.3f}"
+    return f"{number:.3g}"
+
+
+def _apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with as many digits, at least two, as it takes to see that they differ."""
+    for digits in range(2, 10):
+        texts = f"{a:.{digits}f}", f"{b:.{digits}f}"
+        if a == b or texts[0] != texts[1]:
+            return texts
+    return repr(a), repr(b)
+
+
+def _box_text(box: NDArray[np.float32]) -> str:
+    return ", ".join(f"{v:.0f}" for v in box)
+
+
+def _font(size: int) -> Any:
     try:
-        font.getlength(line)
-    except UnicodeEncodeError:  # Pillow without FreeType has a Latin-1 font
-        line = line.encode("latin-1", "replace").decode("latin-1")
-    if font.getlength(line) <= width:
+        return ImageFont.load_default(size)
+    except (TypeError, ImportError):  # Pillow 10.0, or one without FreeType, has one size only
+        return ImageFont.load_default()
+
+
+def _line_height(font: Any) -> int:
+    top, bottom = font.getbbox("Ägjy|")[1::2]
+    return int(bottom - min(0, top))
+
+
+def _shorten(text: str, font: Any, width: float) -> str:
+    """One line of ``text`` that fits ``width`` pixels."""
+    line = _drawable(text[:_LONGEST_TEXT], font)
+    if len(text) <= _LONGEST_TEXT and font.getlength(line) <= width:
         return line
-    while line and font.getlength(line + "...") > width:
-        line = line[:-1]
+    line = line[: _fitting(line, font, width - font.getlength("..."))]
     return line + "..." if line else ""
+
+
+def _fitting(line: str, font: Any, width: float) -> int:
+    """How many letters of ``line`` fit ``width`` pixels."""
+    return max(0, bisect.bisect_right(range(len(line) + 1), width, key=lambda count: font.getlength(line[:count])) - 1)
+
+
+def _wrap(text: str, font: Any, width: float, most: int) -> list[str]:
+    """At most ``most`` lines of ``text``, each of at most ``width`` pixels; the last ends in dots where more would follow."""
+    rest = _drawable(text[:_LONGEST_TEXT], font) + ("..." if len(text) > _LONGEST_TEXT else "")
+    lines: list[str] = []
+    while len(lines) < most - 1 and font.getlength(rest) > width:
+        end = max(1, _fitting(rest, font, width))
+        cut = rest.rfind(" ", 0, end + 1)
+        cut = end if cut <= 0 else cut  # a word wider than the line is broken
+        lines.append(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    return [*lines, _shorten(rest, font, width)] if rest else lines
+
+
+def _drawable(text: str, font: Any) -> str:
+    """``text`` on one line; characters that ``font`` lacks become their base letter, or a question mark."""
+    line = " ".join(text.split())
+    if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow without FreeType has a Latin-1 font
+        return line.encode("latin-1", "replace").decode("latin-1")
+    return "".join(_drawn_as(letter) for letter in line)
+
+
+@functools.lru_cache(maxsize=4096)
+def _drawn_as(letter: str) -> str:
+    """The letter, its base, or "?": whichever Pillow's own font has a shape for."""
+    if " " <= letter <= "~":
+        return letter
+    font = ImageFont.load_default()
+    unknown = bytes(font.getmask("\U0010ffff"))
+    for one in (letter, unicodedata.normalize("NFKD", letter)[0]):
+        if one.isprintable() and (one.isascii() or bytes(font.getmask(one)) != unknown):
+            return one
+    return "?"
 
 
 def _check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -220,6 +614,12 @@ def _check_alpha(alpha: float) -> None:
 
 def _line_width(shape: tuple[int, ...]) -> int:
     return max(1, round(min(shape[:2]) / 200))
+
+
+def _draw_mask(out: NDArray[np.float32], mask: NDArray[np.bool_], colour: NDArray[np.float32], alpha: float, line: int) -> None:
+    out[mask] += alpha * (colour - out[mask])
+    out[_outline(mask, 2 * line)] = colour
+    out[_outline(mask, line)] = _WHITE
 
 
 def _outline(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.types import PointPrompts, SimilarityMap, check_shape
+
+SMOOTHING = 0.7
+"""Standard deviation, in patches, of the Gaussian that calms a map before its peaks are looked for."""
 
 
 def points_from_similarity(
@@ -69,3 +73,193 @@ def points_from_similarity(
     coords = np.stack([np.floor(x), np.floor(y)], axis=1).astype(np.float32)
     labels = np.repeat(np.array([1, 0], np.uint8), count)
     return PointPrompts(coords, labels)
+
+
+def heat_of(similarity: SimilarityMap) -> NDArray[np.float32]:
+    """(gh, gw) float32 in [0, 1]: the map smoothed by :data:`SMOOTHING`, then min-max; all 0 where it is flat.
+
+    A single hot patch among cold ones is mostly noise; what belongs to an object is hot over several.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    if similarity.flat:
+        return np.zeros_like(similarity.values)
+    smooth = gaussian_filter(similarity.values.astype(np.float64), SMOOTHING, mode="nearest")
+    low, high = smooth.min(), smooth.max()
+    if high - low <= 1e-9 * max(1.0, abs(high)):  # smoothing left nothing but rounding
+        return np.zeros_like(similarity.values)
+    heat: NDArray[np.float32] = ((smooth - low) / (high - low)).astype(np.float32)
+    return heat
+
+
+def patch_shares(masks: NDArray[np.bool_], grid: Sequence[int]) -> NDArray[np.float32]:
+    """How much of each patch masks cover.
+
+    Args:
+        masks: (M, H, W) bool.
+        grid: (gh, gw), patches over the image.
+
+    Returns:
+        (M, gh, gw) float32 in [0, 1]. Patches that do not fall on whole pixels take in every pixel they touch.
+    """
+    import torch
+
+    gh, gw = check_shape(grid)
+    shares = np.zeros((len(masks), gh, gw), np.float32)
+    for share, mask in zip(shares, masks, strict=True):  # one at a time: a large picture's masks are large as floats
+        pixels = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None]
+        share[:] = torch.nn.functional.adaptive_avg_pool2d(pixels, (gh, gw))[0, 0].numpy()
+    return shares
+
+
+def hot_component(heat: NDArray[np.float32], at: tuple[int, int], threshold: float) -> NDArray[np.bool_]:
+    """(gh, gw) bool: the patches of at least ``threshold`` that hang together (8 neighbours) with the patch ``at``.
+
+    Args:
+        heat: (gh, gw) float32.
+        at: (row, column) of a patch; where its own heat is below the threshold, the result is that patch alone.
+        threshold: in the units of ``heat``.
+    """
+    from scipy.ndimage import label
+
+    hot = heat >= threshold
+    hot[at] = True
+    regions, _ = label(hot, np.ones((3, 3)))
+    component: NDArray[np.bool_] = regions == regions[at]
+    return component
+
+
+@dataclass(frozen=True)
+class PeakRule:
+    """Points of one object at a time: a positive one at the map's highest free peak, negative ones in the valleys by it.
+
+    Call it with the masks found so far, and it gives the next object's points; no points when nothing hot is left.
+
+    Attributes:
+        hot: a peak counts from this share of the highest one on, in (0, 1].
+        free: a patch is free when the masks so far cover at most this share of it.
+        negatives: how many negative points at most.
+        cold: negative points lie where the map is at most this, in [0, 1).
+        reach: and at most this many patches from the peak's hot region.
+    """
+
+    hot: float = 0.6
+    free: float = 0.3
+    negatives: int = 0
+    cold: float = 0.15
+    reach: int = 3
+
+    def __call__(
+        self, similarity: SimilarityMap, shape: Sequence[int], taken: Sequence[NDArray[np.bool_]] = ()
+    ) -> PointPrompts:
+        """Points of the next object.
+
+        Args:
+            similarity: the map.
+            shape: (H, W) of the image in pixels.
+            taken: (H, W) bool masks already found or tried.
+
+        Returns:
+            One positive point, (x, y) in pixels, near the centre of the hottest patch that is free and a local maximum
+            of the smoothed map; then the negative points. No points when the map is flat or its free peaks are below ``hot``.
+        """
+        h, w = check_shape(shape)
+        heat = heat_of(similarity)
+        peak = self._peak(heat, taken)
+        if peak is None:
+            return PointPrompts.empty()
+        places = [_centroid(heat, peak), *self._valleys(heat, peak)]
+        gh, gw = heat.shape
+        coords = np.array([((c + 0.5) * w / gw, (r + 0.5) * h / gh) for r, c in places], np.float32)
+        coords = np.minimum(np.floor(coords), np.array([w - 1, h - 1], np.float32))
+        labels = np.zeros(len(coords), np.uint8)
+        labels[0] = 1
+        return PointPrompts(coords, labels)
+
+    def _peak(self, heat: NDArray[np.float32], taken: Sequence[NDArray[np.bool_]]) -> tuple[int, int] | None:
+        from scipy.ndimage import maximum_filter
+
+        allowed = (heat >= self.hot) & (heat > 0)
+        if taken:
+            # a patch beside a found object is warm by that object's own heat; only a maximum of its own counts
+            allowed &= heat >= maximum_filter(heat, 3)
+            allowed &= patch_shares(np.stack(list(taken)), heat.shape).max(0) <= self.free
+        if not allowed.any():
+            return None
+        row, column = np.unravel_index(int(np.where(allowed, heat, -1).argmax()), heat.shape)
+        return int(row), int(column)
+
+    def _valleys(self, heat: NDArray[np.float32], peak: tuple[int, int]) -> list[tuple[float, float]]:
+        from scipy.ndimage import binary_dilation, distance_transform_edt
+
+        if not self.negatives:
+            return []
+        region = hot_component(heat, peak, 0.5 * float(heat[peak]))
+        near = binary_dilation(region, np.ones((3, 3)), iterations=self.reach) & ~binary_dilation(region, np.ones((3, 3)))
+        valley = near & (heat <= self.cold)
+        chosen: list[tuple[float, float]] = []
+        away = np.where(valley, 1.0 - heat, -1.0)  # the coldest first, then each far from those before
+        while len(chosen) < self.negatives and away.max() > 0:
+            row, column = (int(v) for v in np.unravel_index(int(away.argmax()), heat.shape))
+            chosen.append((row, column))
+            marks = np.ones(heat.shape)
+            for r, c in chosen:
+                marks[int(r), int(c)] = 0
+            away = np.where(valley, distance_transform_edt(marks), -1.0)
+        return chosen
+
+
+def _centroid(heat: NDArray[np.float32], peak: tuple[int, int]) -> tuple[float, float]:
+    """(row, column) of the peak within its patch and a little beyond, drawn by the heat of its 8 neighbours."""
+    r0, c0 = max(0, peak[0] - 1), max(0, peak[1] - 1)
+    near = heat[r0 : peak[0] + 2, c0 : peak[1] + 2].astype(np.float64)
+    weights = (near - near.min()) + 1e-6
+    rows, columns = np.mgrid[r0 : r0 + near.shape[0], c0 : c0 + near.shape[1]]
+    return float((rows * weights).sum() / weights.sum()), float((columns * weights).sum() / weights.sum())
+
+
+def corrective_points(
+    similarity: SimilarityMap, mask: NDArray[np.bool_], points: PointPrompts, *, hot: float = 0.6, cold: float = 0.1
+) -> PointPrompts:
+    """Points with up to two more, where a mask and the map disagree most.
+
+    A positive one at the hottest patch of the region around the first positive point that the mask leaves out, and a
+    negative one at the coldest patch it covers.
+
+    Args:
+        similarity: the map.
+        mask: (H, W) bool.
+        points: the points the mask answers, at least one of them positive.
+        hot: a patch left out counts from this share of the heat at the first positive point on.
+        cold: a covered patch counts up to this min-max value.
+
+    Returns:
+        ``points``, longer by 0 to 2.
+    """
+    heat = heat_of(similarity)
+    gh, gw = heat.shape
+    h, w = mask.shape
+    share = patch_shares(mask[None], heat.shape)[0]
+    at = patch_of(points.positive[0], (h, w), (gh, gw))
+    region = hot_component(heat, at, hot * float(heat[at]))
+    coords, labels = [points.coords], [points.labels]
+    for places, value, label in ((region & (share < 0.1), heat, 1), ((share > 0.9) & (heat <= cold), -heat, 0)):
+        if places.any():
+            row, column = np.unravel_index(int(np.where(places, value, -np.inf).argmax()), heat.shape)
+            x, y = np.floor((column + 0.5) * w / gw), np.floor((row + 0.5) * h / gh)
+            coords.append(np.array([[min(x, w - 1), min(y, h - 1)]], np.float32))
+            labels.append(np.array([label], np.uint8))
+    return PointPrompts(np.concatenate(coords), np.concatenate(labels))
+
+
+def patch_of(point: NDArray[np.float32], shape: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
+    """(row, column) of the patch a pixel lies in; a point outside the image counts to the nearest patch.
+
+    Args:
+        point: (2,), (x, y) in pixels.
+        shape: (H, W) of the image.
+        grid: (gh, gw).
+    """
+    (h, w), (gh, gw) = shape, grid
+    row, column = int(point[1] * gh / h), int(point[0] * gw / w)
+    return min(max(row, 0), gh - 1), min(max(column, 0), gw - 1)

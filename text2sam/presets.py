@@ -32,7 +32,7 @@ class Preset:
         image_size: side in pixels of what CLIP sees.
         depth: how many of CLIP's last blocks get the second path.
         presence_offset: added to a text's logit in the presence score, so that one half is the threshold; measured for
-            the sticker pair, 0 (the plain softmax) for the others.
+            the sticker pair, 0 (the plain softmax) for the others. Only goes with the preset's own CLIP.
         description: in a few words.
     """
 
@@ -46,7 +46,7 @@ class Preset:
     description: str
 
 
-STICKER_OFFSET = 10.5
+STICKER_OFFSET = 5.8
 # The sticker pair's image size, depth and offset were chosen on scenes of the seeds 1,000 to 1,299, which neither its
 # training nor its evaluation draws.
 
@@ -138,10 +138,19 @@ def build(
         dtype=number,
         templates=templates,
         text_cache=cache_folder() / "text" if text_cache else None,
-        presence_offset=chosen.presence_offset,
+        vocabulary=_vocabulary(chosen) if clip_checkpoint is None else None,
+        presence_offset=chosen.presence_offset if clip_checkpoint is None else 0.0,
     )
     predictor = load_predictor(chosen, sam_checkpoint, where, number, progress=progress)
     return predictor, surgery
+
+
+def _vocabulary(preset: Preset) -> tuple[str, ...] | None:
+    if preset.clip_checkpoint is not None:
+        return None
+    from text2sam.sticker.world import THINGS
+
+    return tuple(THINGS)
 
 
 def load_clip(

@@ -266,6 +266,91 @@ class Segmentation:
         """Number of pixels of the mask."""
         return int(self.mask.sum())
 
+    def explain(self) -> dict[str, Any]:
+        """Everything behind the result, in JSON's types; :func:`text2sam.plot.explain` draws it.
+
+        Returns:
+            A dictionary of plain numbers, strings, lists and dictionaries. What is not finite is None. Its keys:
+
+            - ``text``, ``looked_for``, ``excluded``, ``strategy``, ``present``, ``presence``, ``threshold``, ``score``,
+              ``area`` (pixels), ``box`` and ``zoomed`` (xyxy in pixels, or None) as the attributes; ``shape``: [H, W].
+            - ``points``: ``coords`` ([x, y] in pixels), ``labels`` (1 or 0), and ``heat``, the min-max map's value in
+              [0, 1] under each point (that of :meth:`SimilarityMap.to_image`).
+            - ``map``: ``text``, ``method``, ``grid`` ([gh, gw]), ``lowest``, ``highest`` and ``mean`` before min-max,
+              ``peak`` ([x, y] in pixels).
+            - ``candidates``: for each mask ``score``, ``area``, ``box``, ``figures`` (by name), ``chosen``; empty when SAM
+              was not asked.
+            - ``reason``: why that candidate, in words; None without candidates.
+            - ``objects``: the same dictionary for each object of a union.
+
+        Raises:
+            InputError: the mask has no pixels.
+        """
+        shape = check_shape(self.mask.shape)
+        values, offered = self.similarity.values, self.candidates
+        return {
+            "text": self.text,
+            "looked_for": list(self.looked_for),
+            "excluded": list(self.excluded),
+            "strategy": self.strategy,
+            "present": bool(self.present),
+            "presence": float(self.presence),
+            "threshold": float(self.threshold),
+            "score": float(self.score),
+            "area": self.area,
+            "box": None if self.box is None else self.box.tolist(),
+            "zoomed": None if self.zoomed is None else [_finite(v) for v in self.zoomed],
+            "shape": list(shape),
+            "points": {
+                "coords": self.points.coords.tolist(),
+                "labels": self.points.labels.tolist(),
+                "heat": _bilinear(self.similarity.normalized(), self.points.coords, shape).tolist(),
+            },
+            "map": {
+                "text": self.similarity.text,
+                "method": self.similarity.method,
+                "grid": list(values.shape),
+                "lowest": float(values.min()),
+                "highest": float(values.max()),
+                "mean": float(values.mean(dtype=np.float64)),
+                "peak": list(self.similarity.peak(shape)),
+            },
+            "candidates": [] if offered is None else [_candidate(offered, index) for index in range(len(offered))],
+            "reason": None if offered is None else offered.reason,
+            "objects": [one.explain() for one in self.objects],
+        }
+
+
+def _candidate(offered: Candidates, index: int) -> dict[str, Any]:
+    """One mask of ``Segmentation.explain``."""
+    mask = offered.masks[index]
+    box = box_of(mask)
+    return {
+        "score": _finite(offered.scores[index]),
+        "area": int(mask.sum()),
+        "box": None if box is None else box.tolist(),
+        "figures": {name: _finite(values[index]) for name, values in offered.figures.items()},
+        "chosen": bool(index == offered.chosen),
+    }
+
+
+def _finite(value: Any) -> float | None:
+    """A number JSON can hold, or None."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _bilinear(values: NDArray[np.float32], coords: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """(N,): a (gh, gw) grid at (N, 2) pixel coordinates of an image (H, W), as ``SimilarityMap.to_image`` has it there."""
+    (h, w), (gh, gw) = shape, values.shape
+    along = np.clip((coords.astype(np.float64) + 0.5) * (gw / w, gh / h) - 0.5, 0, (gw - 1, gh - 1))  # (N, 2), in patches
+    x0, y0 = np.floor(along).astype(np.intp).T
+    x1, y1 = np.minimum(x0 + 1, gw - 1), np.minimum(y0 + 1, gh - 1)
+    x, y = along[:, 0] - x0, along[:, 1] - y0
+    above = values[y0, x0] * (1 - x) + values[y0, x1] * x
+    below = values[y1, x0] * (1 - x) + values[y1, x1] * x
+    heat: NDArray[np.float64] = above * (1 - y) + below * y
+    return heat
+
 
 def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
     """Bounding box of a mask.

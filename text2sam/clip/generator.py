@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from text2sam.clip.prompts import PromptEnsemble, Tokenizer, check_text
+from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text, text_tower_fingerprint
 from text2sam.clip.similarity import Weighting, feature_surgery
 from text2sam.clip.surgery import check_tower, operate, patch_size
+from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.image import ImageLike, read_image
@@ -59,6 +61,7 @@ class ClipSurgery:
         templates: prompt templates; the papers' 85 by default, ``prompts.SHORT_TEMPLATES`` for speed.
         text_cache: folder that keeps text features between runs; None keeps them in memory only.
         tau, weighting: see :func:`text2sam.clip.similarity.feature_surgery`.
+        vocabulary: names of what else an image may show, which a text's presence is held against; see :meth:`presence`.
         presence_offset: added to a text's logit in :meth:`presence`.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own or OpenAI's by default.
 
@@ -80,6 +83,7 @@ class ClipSurgery:
         text_cache: str | os.PathLike[str] | None = None,
         tau: float = 2.0,
         weighting: Weighting = "code",
+        vocabulary: Sequence[str] | None = None,
         presence_offset: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -103,6 +107,9 @@ class ClipSurgery:
         self.mean = _per_channel("mean", mean, getattr(visual, "image_mean", None) or OPENAI_MEAN)
         self.std = _per_channel("std", std, getattr(visual, "image_std", None) or OPENAI_STD)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
+        self.vocabulary = tuple(_labels(vocabulary) or ())
+        # a few templates do for telling names apart, and a vocabulary is long
+        self._names = PromptEnsemble(model, tokenizer, templates=SHORT_TEMPLATES, cache=text_cache)
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens of the operated path.
@@ -135,13 +142,39 @@ class ClipSurgery:
         """An image as the image tower wants it: (1, 3, h, w) float32 of ``image_size``, bicubic, normalised."""
         return self._pixels(read_image(image))
 
-    def encode_image(self, image: ImageLike) -> ImageFeatures:
+    def encode_image(self, image: ImageLike, *, tiles: Tiles = False, batch_size: int = 8) -> ImageFeatures:
         """Features of one image, for :meth:`maps` and :meth:`scores`.
+
+        Args:
+            image: anything :func:`text2sam.image.read_image` accepts.
+            tiles: for pictures far larger than ``image_size``, whose small objects are lost when it is resized to that.
+                ``"auto"`` encodes overlapping tiles where a side is more than three times that of ``image_size``; an int
+                is the side of a tile in pixels of the image; False never does. The features then have a grid of up to 16
+                times as many patches, made of the tiles' (:mod:`text2sam.clip.tiles`), at the cost of encoding up to
+                about 40 tiles, and the class token of the whole image encoded at once: scores and presence are those
+                without tiles. Where one tile covers the image the result is exactly that of False.
+            batch_size: how many tiles are encoded at once.
 
         Raises:
             ImageError: the image cannot be read.
+            InputError: ``tiles`` or ``batch_size`` is none of the above.
         """
-        return self.encode_images([image])[0]
+        side = check_tiles(tiles)
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InputError(f"batch_size must be an int of at least 1, not {batch_size!r}")
+        if side is False:
+            return self.encode_images([image])[0]
+        pixels = read_image(image)
+        operated, raw, grid = self._tokens(self._pixels(pixels))
+        whole = ImageFeatures(operated[0], raw[0], grid, (pixels.shape[0], pixels.shape[1]))
+        layout = tile_layout(whole.shape, self.image_size, grid, side)
+        if len(layout) == 1:
+            return whole
+        patches = blend_tiles(self._tiles(pixels, layout, batch_size), layout)  # (gh, gw, 2, C)
+        operated, raw = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
+        return ImageFeatures(
+            torch.cat([whole.operated[:1], operated]), torch.cat([whole.raw[:1], raw]), layout.grid, whole.shape
+        )
 
     def encode_images(self, images: Sequence[ImageLike]) -> list[ImageFeatures]:
         """Features of several images, encoded as one batch.
@@ -152,13 +185,9 @@ class ClipSurgery:
         read = [read_image(image) for image in images]
         if not read:
             return []
-        pixels = torch.cat([self._pixels(image) for image in read])
-        with torch.inference_mode():
-            tokens = operate(self.model.visual, self._cast(pixels), depth=self.depth)
-        operated, raw = (torch.nn.functional.normalize(t.float(), dim=-1) for t in (tokens.operated, tokens.raw))
+        operated, raw, grid = self._tokens(torch.cat([self._pixels(image) for image in read]))
         return [
-            ImageFeatures(o, r, tokens.grid, (image.shape[0], image.shape[1]))
-            for o, r, image in zip(operated, raw, read, strict=True)
+            ImageFeatures(o, r, grid, (image.shape[0], image.shape[1])) for o, r, image in zip(operated, raw, read, strict=True)
         ]
 
     def similarity(
@@ -191,6 +220,7 @@ class ClipSurgery:
         *,
         against: Sequence[str] | None = None,
         method: Method = "surgery",
+        vocabulary: bool = False,
     ) -> list[SimilarityMap]:
         """Similarity maps from an image's features.
 
@@ -201,6 +231,8 @@ class ClipSurgery:
                 subtracts the prompt ensemble of the empty text, as the papers do for a single text.
             method: ``"surgery"``, architecture and feature surgery; ``"architecture"``, cosine of the operated
                 tokens; ``"itsm"``, cosine of the original tokens (image-text similarity map, arXiv 2209.07046).
+            vocabulary: where there is a vocabulary and ``against`` is None, feature surgery sets each text against
+                that, embedded with the short templates, and not against the empty text.
 
         Returns:
             T maps whose ``values`` are (gh, gw) float32 similarities, not yet min-max.
@@ -213,7 +245,9 @@ class ClipSurgery:
         if not wanted:
             return []
         with torch.inference_mode():
-            if method == "surgery":
+            if method == "surgery" and labels is None and vocabulary and self.vocabulary:
+                columns = torch.stack([self._against_vocabulary(features, text) for text in wanted], dim=1)
+            elif method == "surgery":
                 columns = self._surgery(features, wanted, labels)
             else:
                 tokens = features.operated if method == "architecture" else features.raw
@@ -226,6 +260,8 @@ class ClipSurgery:
         wanted, labels = _request(texts, against, method)
         if wanted:
             self.encode_texts([*wanted, *(labels or ()), ""])
+            if self.vocabulary:
+                self._names([*wanted, *(labels or ()), *self.vocabulary])
 
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""
@@ -236,17 +272,34 @@ class ClipSurgery:
     def presence(self, features: ImageFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
         """Whether a text is in the image at all, as a score in [0, 1] that min-max cannot make up.
 
-        The probability of the text in a softmax over the class token's similarities, times CLIP's own logit
-        scale, to the text, the empty text and the texts of ``against``; ``presence_offset`` is added to the text's
-        logit. How well it separates present from absent depends on the model.
+        The probability of the text in a softmax over the class token's similarities (original path), times CLIP's own
+        logit scale; ``presence_offset`` is added to the text's logit. The text stands against the vocabulary and
+        ``against``; without a vocabulary against the empty text and ``against``. With a vocabulary all of them are
+        embedded with the short templates. How well the score separates present from absent depends on the model and on
+        how well the vocabulary covers what its images show.
+
+        Raises:
+            PromptError: the text is empty or too long.
         """
         text = check_text(text)
-        others = [""] + [label for label in _labels(against) or () if label != text]
-        scores = torch.from_numpy(self.scores(features, [text, *others]))
-        scale = self.model.logit_scale.detach().float().exp().mean().cpu()
-        logits = scale * scores
-        logits[0] += self.presence_offset
-        return float(logits.softmax(dim=0)[0])
+        others = _without(text, [*(self.vocabulary or [""]), *(_labels(against) or ())]) or [""]
+        encode = self._names if self.vocabulary else self.prompts
+        with torch.inference_mode():
+            logits = (encode([text, *others]) @ features.raw[0]).cpu()  # (1 + others,)
+            logits *= self.model.logit_scale.detach().float().exp().mean().cpu()
+            logits[0] += self.presence_offset
+            return float(logits.softmax(dim=0)[0])
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for everything a presence score depends on: the model and its settings here."""
+        digest = hashlib.sha256(text_tower_fingerprint(self.model).encode())
+        settings = (self.image_size, self.mean, self.std, self.vocabulary, self.presence_offset)
+        templates = SHORT_TEMPLATES if self.vocabulary else tuple(self.prompts.templates)
+        digest.update(repr((settings, templates, float(self.model.logit_scale.detach().float().mean()))).encode())
+        for name, tensor in sorted(self.model.visual.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _surgery(self, features: ImageFeatures, texts: list[str], labels: list[str] | None) -> torch.Tensor:
         tokens = features.operated[None]  # (1, 1 + N, C)
@@ -262,16 +315,48 @@ class ClipSurgery:
             columns.update({label: result[:, i] for i, label in enumerate(label_set) if label == text or label_set is labels})
         return torch.stack([columns[text] for text in texts], dim=1)
 
+    def _against_vocabulary(self, features: ImageFeatures, text: str) -> torch.Tensor:
+        """(1 + N,) feature surgery of one text with the vocabulary as the label set."""
+        others = _without(text, self.vocabulary)
+        if not others:
+            return self._surgery(features, [text], None)[:, 0]
+        label_set = torch.cat([self.encode_texts([text]), self._names(others)])
+        tokens = features.operated[None]
+        return feature_surgery(tokens, label_set, tau=self.tau, weighting=self.weighting)[0, :, 0]
+
+    def _tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+        """(B, 3, h, w) -> operated and raw tokens, each (B, 1 + gh*gw, C) float32 and L2-normalised, and (gh, gw)."""
+        with torch.inference_mode():
+            tokens = operate(self.model.visual, self._cast(pixels), depth=self.depth)
+        operated, raw = (torch.nn.functional.normalize(t.float(), dim=-1) for t in (tokens.operated, tokens.raw))
+        return operated, raw, tokens.grid
+
+    def _tiles(self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int) -> Iterator[torch.Tensor]:
+        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2, C), operated before raw."""
+        (height, width), (th, tw) = self.image_size, layout.tile
+        ph, pw = height // th, width // tw
+        resized = _resize(image, (layout.grid[0] * ph, layout.grid[1] * pw))
+        for start in range(0, len(layout), batch_size):
+            corners = layout.corners[start : start + batch_size]
+            cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
+            operated, raw, _ = self._tokens(torch.cat([self._normalise(tile) for tile in cut]))
+            yield torch.stack([operated[:, 1:], raw[:, 1:]], dim=2).unflatten(1, (th, tw))
+
     def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        height, width = self.image_size
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+        return self._normalise(_resize(image, self.image_size))
+
+    def _normalise(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
         mean, std = (torch.tensor(v, dtype=torch.float32).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std
 
     def _cast(self, pixels: torch.Tensor) -> torch.Tensor:
         weight = next(self.model.visual.parameters())
         return pixels.to(self.device, weight.dtype)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _request(texts: Sequence[str], against: Sequence[str] | None, method: Method) -> tuple[list[str], list[str] | None]:
@@ -288,6 +373,11 @@ def _request(texts: Sequence[str], against: Sequence[str] | None, method: Method
             "name at least one other text or pass against=None"
         )
     return wanted, labels
+
+
+def _without(text: str, others: Sequence[str]) -> list[str]:
+    """``others`` without repeats and without the text itself; CLIP's tokenizer knows no case."""
+    return [other for other in dict.fromkeys(others) if other.casefold() != text.casefold()]
 
 
 def _labels(against: Sequence[str] | None) -> list[str] | None:
