@@ -95,12 +95,14 @@ def picture(seed: int = 0, height: int = 30, width: int = 44) -> NDArray[np.uint
 class FakePredictor:
     """Answers with discs around the first positive point, and remembers what it was asked.
 
-    The logits are filled with the mean of the image it holds, so that a test sees which one that was.
+    Three masks, or one where it is asked for one. The logits are filled with the mean of the image it holds, so that a test
+    sees which one that was.
     """
 
     def __init__(self) -> None:
         self.images: list[NDArray[np.uint8]] = []
         self.prompts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self.mask_inputs: list[NDArray[Any] | None] = []
         self.fail: str = ""
 
     def set_image(self, image: NDArray[np.uint8]) -> None:
@@ -117,15 +119,22 @@ class FakePredictor:
         return_logits: bool = False,
     ) -> Any:
         self._fail("predict")
-        assert multimask_output
         assert box is None
-        assert mask_input is None
+        assert not return_logits
+        assert multimask_output == (mask_input is None)
         self.prompts.append((point_coords.copy(), point_labels.copy()))
-        image = self.images[-1]
+        self.mask_inputs.append(None if mask_input is None else mask_input.copy())
+        masks, scores = self.answer(self.images[-1], point_coords[point_labels == 1][0].astype(int), multimask_output)
+        return masks, scores, np.full((len(masks), 4, 4), self.images[-1].mean(), np.float32)
+
+    def answer(
+        self, image: NDArray[np.uint8], point: NDArray[Any], several: bool
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Masks (M, H, W) and scores (M,) for a point (x, y) of an image: three of each, or one."""
         y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-        px, py = point_coords[point_labels == 1][0]
-        masks = np.stack([np.hypot(x - px, y - py) <= radius for radius in (2, 6, 4)])
-        return masks, np.array([0.3, 0.9, 0.5], np.float32), np.full((3, 4, 4), image.mean(), np.float32)
+        away = np.hypot(x - point[0], y - point[1])
+        masks = np.stack([away <= radius for radius in ((2, 6, 4) if several else (3,))])
+        return masks, np.array([0.3, 0.9, 0.5] if several else [0.4], np.float32)
 
     def _fail(self, where: str) -> None:
         if self.fail == where:

@@ -22,7 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from text2sam import __version__, cli, errors, weights
-from text2sam.plot import heat, overlay
+from text2sam.calibration import Calibration, fit_threshold
+from text2sam.plot import explain, heat, overlay
+from text2sam.targets import parse_target
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
 HOSTILE = [
@@ -61,31 +63,63 @@ def failed(result: Result, code: int) -> str:
 
 
 class Pair:
-    """Stands for the two models: the k-th text gets a mask of k + 1 rows; ``absent`` ones are not present."""
+    """Stands for the two models: the k-th text gets a mask of k + 1 rows; ``absent`` ones are not present.
+
+    "two" are two objects, "nothing" is none. Presence for ``calibrate`` is 0.9 for "cat" and 0.1 for all else.
+    """
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
         self.asked: dict[str, Any] = {}
+        self.targets: list[Any] = []
+        self.used: list[Calibration] = []
+        self.examples: list[tuple[Any, str, bool]] = []
         self.absent: set[str] = set()
         self.before: Callable[[], None] = lambda: None
+        self.surgery = self
 
     def build(self, preset: str, **options: Any) -> Pair:
         self.options = {"preset": preset, **options}
         return self
 
-    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str], **asked: Any) -> list[Segmentation]:
+    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[Any], **asked: Any) -> list[Segmentation]:
         self.before()
-        self.asked = asked
-        return [self.answer(image.shape[:2], k, text) for k, text in enumerate(texts)]
+        self.asked, self.targets = asked, list(texts)
+        return [self.answer(image.shape[:2], k, parse_target(text).label) for k, text in enumerate(texts)]
+
+    def use(self, calibration: Calibration) -> None:
+        self.used.append(calibration)
+
+    def calibrate(self, images: Any, texts: Any, present: Any, **asked: Any) -> Calibration:
+        self.before()
+        self.asked, self.examples = asked, list(zip(images, texts, present, strict=True))
+        for text in texts:
+            self.encode_texts([text])
+        return fit_threshold([0.9 if text == "cat" else 0.1 for text in texts], list(present), false_cost=asked["false_cost"])
+
+    def encode_texts(self, texts: Sequence[str]) -> None:
+        if any(len(text) > 50 for text in texts):
+            raise errors.PromptError("too long")
 
     def answer(self, shape: tuple[int, ...], k: int, text: str) -> Segmentation:
+        whole = self.one(shape, k, text)
+        if text != "two":
+            return whole
+        halves = [np.zeros(shape, bool), np.zeros(shape, bool)]
+        halves[0][:, 5:], halves[1][:, :5] = True, True
+        parts = [dataclasses.replace(whole, mask=whole.mask & half, box=box_of(whole.mask & half)) for half in halves]
+        zoomed = np.array([0, 0, 16, 16], np.float32)
+        return dataclasses.replace(whole, objects=(parts[0], dataclasses.replace(parts[1], score=0.25, zoomed=zoomed)))
+
+    def one(self, shape: tuple[int, ...], k: int, text: str) -> Segmentation:
         mask = np.zeros(shape, bool)
         mask[1 : k + 2, 2:9] = text != "nothing"
         points = PointPrompts(np.array([[3, 1], [20, 15]], np.float32), np.array([1, 0], np.uint8))
         low = np.zeros((3, 4, 4), np.float32)
         candidates = Candidates(np.stack([mask, ~mask, mask]), np.array([0.5, 0.25, 0.125], np.float32), low, 0, "first")
         similarity = SimilarityMap(np.arange(6, dtype=np.float32).reshape(2, 3), text)
-        return Segmentation(mask, 0.5, box_of(mask), points, similarity, candidates, text, text not in self.absent, 0.75)
+        present = text not in self.absent and text != "nothing"
+        return Segmentation(mask, 0.5, box_of(mask), points, similarity, candidates, text, present, 0.75, "fake", 0.625)
 
 
 @pytest.fixture
@@ -164,7 +198,7 @@ def test_hostile_texts_stay_in_the_folder(photo: Path, pair: Pair) -> None:
 def test_files_hold_what_the_result_holds(photo: Path, pair: Pair) -> None:
     out = photo.parent / "out"
     result = run(
-        "segment", photo, "cat", "person+bench", "--out", out, "--format", "mask,overlay,cutout,map", "--format", "npz"
+        "segment", photo, "cat", "person+bench", "--out", out, "--format", "mask,overlay,cutout,map,explain", "--format", "npz"
     )
     assert result.exit_code == 0, result.output
     image = pixels_of(photo)
@@ -175,6 +209,7 @@ def test_files_hold_what_the_result_holds(photo: Path, pair: Pair) -> None:
         np.testing.assert_array_equal(mask, expected.mask * np.uint8(255))
         np.testing.assert_array_equal(pixels_of(f"{stem}_overlay.png"), overlay(image, expected))
         np.testing.assert_array_equal(pixels_of(f"{stem}_map.png"), heat(image, expected.similarity))
+        np.testing.assert_array_equal(pixels_of(f"{stem}_explain.png"), explain(expected, image))
         cutout = pixels_of(f"{stem}_cutout.png")
         np.testing.assert_array_equal(cutout[..., :3], image[1 : k + 2, 2:9])
         assert (cutout[..., 3] == 255).all()
@@ -187,11 +222,36 @@ def test_files_hold_what_the_result_holds(photo: Path, pair: Pair) -> None:
             np.testing.assert_array_equal(arrays["box"], [2, 1, 9, k + 2])
             assert str(arrays["text"]) == text
             assert (arrays["score"], arrays["presence"], arrays["present"], arrays["chosen"]) == (0.5, 0.75, True, 0)
-    assert len(list(out.iterdir())) == 10
+    assert len(list(out.iterdir())) == 12
     header, first, second = lines(result.stdout)
-    assert header.split() == ["text", "present", "presence", "score", "box", "files"]
-    assert first.split()[:5] == ["cat", "yes", "0.75", "0.50", "2,1,9,2"]
+    assert header.split() == ["text", "present", "presence", "score", "objects", "box", "files"]
+    assert first.split()[:6] == ["cat", "yes", "0.75", "0.50", "-", "2,1,9,2"]
     assert second.startswith("person+bench")
+
+
+def test_every_object_has_a_file_of_its_own(photo: Path, pair: Pair) -> None:
+    out = photo.parent / "out"
+    arguments = ["segment", photo, "two", "cat", "nothing", "--format", "instances", "--out", out]
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    two, cat, nothing = json.loads(result.stdout)["results"]
+    names = ["my-photo_two_instance-1.png", "my-photo_two_instance-2.png"]
+    assert two["files"] == {"instances": [str(out / name) for name in names]}
+    assert cat["files"] == {"instances": [str(out / "my-photo_cat_instance-1.png")]}  # one that is no union
+    assert nothing["files"] == {"instances": []}
+    expected = pair.answer((24, 32), 0, "two")
+    for name, one in zip(names, expected.objects, strict=True):
+        np.testing.assert_array_equal(pixels_of(out / name), one.mask * np.uint8(255))
+    assert two["objects"] == [
+        {"score": 0.5, "box": [5, 1, 9, 2], "area": 4, "zoomed": None},
+        {"score": 0.25, "box": [2, 1, 5, 2], "area": 3, "zoomed": [0, 0, 16, 16]},
+    ]
+    assert (two["threshold"], two["zoomed"], two["looked_for"], two["excluded"]) == (0.625, None, [], [])
+    assert nothing["objects"] == []
+    assert len(list(out.iterdir())) == 3
+    _, two_row, _, nothing_row = lines(run(*arguments).stdout)
+    assert two_row.split() == ["two", "yes", "0.75", "0.50", "2", "2,1,9,2", f"{names[0]},", names[1]]
+    assert nothing_row.split() == ["nothing", "no", "0.75", "-", "-", "-", "-"]
 
 
 def test_cutout_is_transparent_off_the_mask(tmp_path: Path) -> None:
@@ -238,7 +298,10 @@ def test_options_reach_the_models(photo: Path, pair: Pair) -> None:
     given_options = (
         "--preset sticker --clip-checkpoint a.pt --clip-model RN50 --sam-checkpoint b.pt --device cpu --dtype float32"
     )
-    more = "--image-size 96 --depth 3 --templates short --method itsm --strategy paper --against dog"
+    more = (
+        "--image-size 96 --depth 3 --templates short --method itsm --strategy paper --against dog "
+        "--exclude bird,bee --exclude ant --threshold 0.25 --no-zoom --tiles 640"
+    )
     result = run("segment", photo, "cat", "--out", photo.parent / "o", *given_options.split(), *more.split())
     assert result.exit_code == 0, result.output
     assert pair.options == {
@@ -253,11 +316,69 @@ def test_options_reach_the_models(photo: Path, pair: Pair) -> None:
         "templates": SHORT_TEMPLATES,
         "progress": False,
     }
-    assert pair.asked == {"against": ["dog"], "strategy": "paper", "method": "itsm"}
-    run("segment", photo, "cat", "--out", photo.parent / "o")
-    assert pair.options["preset"] == "mobile"
-    assert pair.options["templates"] is None
-    assert pair.asked == {"against": None, "strategy": "paper", "method": "surgery"}
+    assert pair.asked == {
+        "against": ["dog"],
+        "exclude": ["bird", "bee", "ant"],
+        "threshold": 0.25,
+        "strategy": "paper",
+        "method": "itsm",
+        "zoom": False,
+        "tiles": 640,
+    }
+    for command in ("segment", "explain"):
+        assert run(command, photo, "cat", "--out", photo.parent / "o").exit_code == 0
+        assert pair.options["preset"] == "mobile"
+        assert pair.options["templates"] is None
+        assert pair.targets == ["cat"]
+        assert pair.asked == {
+            "against": None,
+            "exclude": None,
+            "threshold": None,
+            "strategy": "objects",
+            "method": "surgery",
+            "zoom": "auto",
+            "tiles": False,
+        }
+        assert pair.used == []
+
+
+def test_words_for_one_thing(photo: Path, pair: Pair) -> None:
+    more = ["--synonym", "car = automobile, auto", "--synonym", "car=motor car", "--synonym", "cat=cat,kitten"]
+    result = run("segment", photo, "car", "dog", "cat", *more, "--tiles", "auto", "--out", photo.parent / "o", "--json")
+    assert result.exit_code == 0, result.output
+    assert pair.targets == [{"car": ["car", "automobile", "auto", "motor car"]}, "dog", {"cat": ["cat", "kitten"]}]
+    assert pair.asked["tiles"] == "auto"
+    assert [r["text"] for r in json.loads(result.stdout)["results"]] == ["car", "dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], None),
+        (["0.5"], 0.5),
+        (["0"], 0.0),
+        (["a=0"], {"a": 0.0}),
+        (["a=0.25", "b+c=0.5"], {"a": 0.25, "b+c": 0.5}),
+        (["0.75, a = 0.25"], {"a": 0.25, "b+c": 0.75}),
+        (["a=1e-3", "1"], {"a": 0.001, "b+c": 1.0}),
+    ],
+)
+def test_thresholds(photo: Path, pair: Pair, values: list[str], expected: Any) -> None:
+    options = [part for value in values for part in ("--threshold", value)]
+    result = run("segment", photo, "a", "b+c", *options, "--out", photo.parent / "o")
+    assert result.exit_code == 0, result.output
+    assert pair.asked["threshold"] == expected
+    assert type(pair.asked["threshold"]) is type(expected)
+
+
+def test_a_calibration_is_used_before_the_texts_are_looked_for(photo: Path, pair: Pair) -> None:
+    fitted = Calibration(0.625, 3, 4, 0.0, 0.25, 0.9, "abc")
+    path = fitted.save(photo.parent / "calibration.json")
+    pair.before = lambda: pair.used or pytest.fail("segmented before the threshold was taken")
+    for command in ("segment", "explain"):
+        pair.used = []
+        assert run(command, photo, "cat", "--calibration", path, "--out", photo.parent / "o").exit_code == 0
+        assert pair.used == [fitted]
 
 
 def test_methods_are_those_of_clip_surgery() -> None:
@@ -337,6 +458,11 @@ def test_interrupt(photo: Path, pair: Pair) -> None:
         ["segment", "x.png", "cat", "--templates", "many"],
         ["segment", "x.png", "cat", "--depth", "0"],
         ["segment", "x.png", "cat", "--image-size", "big"],
+        ["explain", "x.png"],
+        ["explain", "x.png", "cat", "dog"],
+        ["explain", "x.png", "cat", "--width", "10"],
+        ["calibrate", "x.csv"],
+        ["calibrate", "--out", "x.json"],
         ["models", "path"],
         ["models", "pull"],
     ],
@@ -359,13 +485,32 @@ def test_usage_errors(args: list[str]) -> None:
         (["cat", ""], "text prompt"),
         (["cat", "..."], "text prompt"),
         (["cat", "a++b"], "joins an empty text"),
+        (["cat", "--exclude", "dog,CAT"], "both looked for and excluded"),
+        (["cat", "--exclude", "..."], "text prompt"),
+        (["cat", "--threshold", "high"], "TEXT=NUMBER, not 'high'"),
+        (["cat", "--threshold", "nan"], "TEXT=NUMBER, not 'nan'"),
+        (["cat", "--threshold", "cat=2"], "[0, 1]"),
+        (["cat", "--threshold", "cat="], "'cat='"),
+        (["cat", "--threshold", "dog=0.5"], "'dog', which is not looked for"),
+        (["cat", "--threshold", "0.5", "--threshold", "0.6"], "twice for all texts"),
+        (["cat", "--threshold", "cat=0.5,cat=0.6"], "twice for 'cat'"),
+        (["cat", "--synonym", "automobile"], "TEXT=WORD"),
+        (["cat", "--synonym", "=kitten"], "TEXT=WORD"),
+        (["cat", "--synonym", "cat= ,"], "TEXT=WORD"),
+        (["cat", "--synonym", "car=automobile"], "'car', which is not looked for"),
+        (["cat+dog", "--synonym", "cat+dog=pets"], "joins several"),
+        (["cat", "--synonym", "cat=..."], "text prompt"),
+        (["cat", "--tiles", "big"], "auto"),
+        (["cat", "--tiles", "0"], "at least 1"),
+        (["cat", "--calibration", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_bad_input_is_found_before_models_are_built(photo: Path, pair: Pair, options: list[str], says: str) -> None:
     out = photo.parent / "out"
-    assert says in failed(run("segment", photo, *options, "--out", out), 2)
-    assert pair.options == {}
-    assert not out.exists()
+    for command in ("segment", "explain") if options[1].startswith("--") and options[1] != "--format" else ("segment",):
+        assert says in failed(run(command, photo, *options, "--out", out), 2)
+        assert pair.options == {}
+        assert not out.exists()
 
 
 def test_bad_images(tmp_path: Path, pair: Pair) -> None:
@@ -422,6 +567,163 @@ def test_table_aligns_columns() -> None:
     assert cli.table(["a", "bb"], [["long", "x"], ["s", ""]]) == "a     bb\nlong  x\ns"
 
 
+# explain
+
+
+def test_explain_draws_and_tells(photo: Path, pair: Pair) -> None:
+    out = photo.parent / "out"
+    arguments = ["explain", photo, "two", "--out", out, "--width", "640"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    expected = pair.answer((24, 32), 0, "two")
+    picture = out / "my-photo_two_explain.png"
+    assert list(out.iterdir()) == [picture]
+    np.testing.assert_array_equal(pixels_of(picture), explain(expected, pixels_of(photo), width=640))
+    assert result.stderr == f"picture in {picture}\n"
+    document = json.loads(run(*arguments, "--json").stdout)
+    assert document == {**expected.explain(), "image": str(photo), "picture": str(picture)}
+
+    facts, objects, masks = result.stdout.split("\n\n")
+    told = dict(line.split(maxsplit=1) for line in lines(facts))
+    assert told["present"] == "yes"
+    assert told["presence"] == "0.75, threshold 0.625"
+    assert told["area"] == "7 pixels, 0.9 % of 32 x 24"
+    assert told["box"] == "2,1,9,2"
+    assert told["why"] == "first"
+    heat_at = document["points"]["heat"]
+    assert told["points"] == f"1 (heat {heat_at[0]:.2f}) on it, 1 (heat {heat_at[1]:.2f}) off it"
+    assert told["map"] == "surgery, 3 x 2 patches, 0 to 5"
+    assert not {"looked", "excluded"} & set(told)
+    assert [line.split() for line in lines(objects)][1:] == [
+        ["1", "0.500", "5,1,9,2", "4", "-"],
+        ["2", "0.250", "2,1,5,2", "3", "0,0,16,16"],
+    ]
+    assert [line.split() for line in lines(masks)] == [
+        ["mask", "taken", "score", "area"],
+        ["1", "yes", "0.500", "7"],
+        ["2", "0.250", "761"],
+        ["3", "0.125", "7"],
+    ]
+
+
+def test_explanation_of_what_is_not_there_and_of_everything() -> None:
+    mask = np.zeros((8, 10), bool)
+    similarity = SimilarityMap(np.zeros((2, 2), np.float32), "x")
+    nothing = Segmentation(mask, 0.0, None, PointPrompts.empty(), similarity, None, "x", False, 0.25, "objects", 0.5)
+    told = dict(line.split(maxsplit=1) for line in lines(cli.explanation(nothing.explain())))
+    assert told["present"] == "no"
+    assert told["why"] == "SAM was not asked"
+    assert told["points"] == "0 on it, 0 off it"
+    assert told["box"] == "-"
+
+    one = Pair().answer((24, 32), 0, "cat")
+    figures = {"total": np.array([0.75, np.nan, 0.0], np.float32)}
+    one = dataclasses.replace(
+        one,
+        candidates=dataclasses.replace(one.candidates, figures=figures),
+        looked_for=("cat", "kitten"),
+        excluded=("dog", "bird"),
+        zoomed=np.array([1, 2, 3, 4], np.float32),
+    )
+    text = cli.explanation(one.explain())
+    assert "looked for" in text
+    assert "cat, kitten" in text
+    assert "dog, bird" in text
+    assert "looked closer  1,2,3,4" in text
+    assert [line.split()[-2] for line in lines(text)[-3:]] == ["0.750", "-", "0.000"]
+
+
+# calibrate
+
+
+def rows_of(folder: Path, *rows: str, head: str = "image,text,present") -> Path:
+    path = folder / "examples.csv"
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_calibrate(photo: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")  # paths start at the file
+    other = photo.parent / "below" / "other.png"
+    other.parent.mkdir()
+    other.write_bytes(photo.read_bytes())
+    head = " Text ,note,IMAGE,present"
+    rows = ["cat,,my photo.png,1", '"dog, small",x,below/other.png,no', "", " bird ,,my photo.png,FALSE", f"cat,,{other},Yes"]
+    path = rows_of(photo.parent, *rows, head=f"\ufeff{head}")
+    out = photo.parent / "new" / "calibration.json"
+    arguments = ["calibrate", path, "--out", out, "--against", "grass,sky", "--false-cost", "2", "--preset", "sticker"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert pair.options["preset"] == "sticker"
+    assert pair.asked == {"against": ["grass", "sky"], "false_cost": 2.0}
+    assert pair.examples == [
+        (photo, "cat", True),
+        (photo, "bird", False),
+        (other, "dog, small", False),
+        (other, "cat", True),
+    ]
+    assert pair.examples[0][0] is pair.examples[1][0]  # encoded once
+    saved = Calibration.load(out)
+    assert (saved.n_present, saved.n_absent, saved.auroc) == (2, 2, 1.0)
+    assert lines(result.stdout) == [
+        "threshold         0.5",
+        "examples present  2",
+        "examples absent   2",
+        "missed            0.0 % of the present",
+        "falsely found     0.0 % of the absent",
+        "AUROC             1.000",
+    ]
+    document = json.loads(run(*arguments, "--json").stdout)
+    assert document == {**dataclasses.asdict(saved), "file": str(out)}
+
+
+GOOD = ("my photo.png,cat,1", "my photo.png,dog,0")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ((*GOOD, "nowhere.png,cat,1"), "line 4: "),
+        (("nowhere.png,cat,1", *GOOD), "nowhere.png"),
+        ((*GOOD, "", "my photo.png,...,1"), "line 5: a text prompt"),
+        ((*GOOD, '"my photo.png","cat\n dog",maybe', GOOD[0]), "line 4: present must be 1 or 0"),
+        ((*GOOD, '"my photo.png","cat\n dog",1', "my photo.png,cat,"), "line 6: present"),
+        ((*GOOD, ",cat,1"), "line 4: the image is empty"),
+        ((*GOOD, "my photo.png,cat"), "line 4: 2 values for 3 columns"),
+        ((*GOOD, "my photo.png,cat, small,1"), "line 4: 4 values for 3 columns"),
+        ((*GOOD, '"my photo.png"x,cat,1'), "line 4: "),
+        ((GOOD[0],), "whose text is not"),
+        ((), "whose text is present"),
+        ((*GOOD, f"my photo.png,{'long ' * 20},1"), "line 4: too long"),
+    ],
+)
+def test_bad_row_is_named_by_its_line(photo: Path, pair: Pair, rows: tuple[str, ...], says: str) -> None:
+    out = photo.parent / "c.json"
+    message = failed(run("calibrate", rows_of(photo.parent, *rows), "--out", out), 2)
+    assert says in message
+    assert "examples.csv" in message
+    assert not out.exists()
+    assert bool(pair.options) is ("too long" in message)
+
+
+def test_bad_tables(photo: Path, pair: Pair) -> None:
+    out = photo.parent / "c.json"
+    assert "no-such.csv" in failed(run("calibrate", photo.parent / "no-such.csv", "--out", out), 2)
+    failed(run("calibrate", photo.parent, "--out", out), 2)
+    assert "UTF-8" in failed(run("calibrate", photo, "--out", out), 2)
+    no_head = rows_of(photo.parent, *GOOD, head="image;text;present")
+    assert "no column image, text, present" in failed(run("calibrate", no_head, "--out", out), 2)
+    empty = photo.parent / "empty.csv"
+    empty.write_text("")
+    assert "no column" in failed(run("calibrate", empty, "--out", out), 2)
+    good = rows_of(photo.parent, *GOOD)
+    assert "above 0" in failed(run("calibrate", good, "--out", out, "--false-cost", "0"), 2)
+    assert "folder" in failed(run("calibrate", good, "--out", photo.parent), 1)
+    assert "is a file" in failed(run("calibrate", good, "--out", photo / "c.json"), 1)
+    assert "preset" in failed(run("calibrate", good, "--out", out, "--preset", "nonsense"), 2)
+    assert pair.options == {}
+
+
 # demo and bench
 
 
@@ -431,8 +733,9 @@ def test_demo_prints_a_table(tmp_path: Path, pair: Pair) -> None:
     assert result.exit_code == 0, result.output
     assert pair.options == {"preset": "sticker", "device": "cpu"}
     header, *rows = lines(result.stdout)
-    assert header.split() == ["scene", "text", "present", "presence", "score", "IoU", "box", "files"]
-    assert [row.split()[1:3] for row in rows] == [["cat", "yes"], ["banana", "yes"], ["umbrella", "yes"], ["rocket", "no"]]
+    assert header.split() == ["scene", "text", "answer", "presence", "score", "IoU", "box", "files"]
+    assert [row.split()[1:3] for row in rows] == [[t, "found"] for t in ("cat", "banana", "umbrella")] + [["rocket", "not"]]
+    assert rows[3].split()[3] == "here"
     assert "(not there)" in rows[3]
     assert (tmp_path / "d" / "pets" / "cat_mask.png").is_file()
     document = json.loads(run("demo", "--out", tmp_path / "d", "--scene", "pets,desert", "--json").stdout)
@@ -586,7 +889,7 @@ def process(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys; from text2sam.cli import app\n"
-        "for line in ('--help', 'segment --help', 'models list', '--version'):\n"
+        "for line in ('--help', 'segment --help', 'explain --help', 'calibrate --help', 'models list', '--version'):\n"
         "    try: app(line.split(), prog_name='text2sam')\n"
         "    except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'open_clip', 'httpx', 'skimage', 'timm', 'scipy'} & set(sys.modules)\n"
@@ -620,6 +923,7 @@ def test_segment_with_the_shipped_pair(tmp_path: Path) -> None:
     mask = pixels_of(tmp_path / entry["files"]["mask"])
     assert mask.shape == (240, 320)
     assert (mask == 255).sum() == entry["area"]
+    assert entry["strategy"] == "objects"
 
 
 # evaluate

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -115,7 +116,15 @@ def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.array(picture) == 255, row.result.mask)
         with Image.open(tmp_path / row.files["overlay"]) as picture:
             assert picture.size == (320, 240)
-            assert (np.array(picture) != scene.image).any()
+            assert picture.mode == "RGB"
+            drawn = np.array(picture)
+        assert (drawn != scene.image).any()
+        grey = (drawn == drawn[..., :1]).all()
+        assert grey == (row.text == "rocket"), "pale grey says that there is nothing, and only that"
+        assert row.answer == ("not here" if row.text == "rocket" else "found")
+        if grey:
+            assert drawn.min() > 150
+            assert np.ptp(drawn) > 30
     with Image.open(tmp_path / "pets" / "image.png") as picture:
         np.testing.assert_array_equal(np.array(picture), scene.image)
     with Image.open(tmp_path / "pets" / "strip.png") as picture:
@@ -142,22 +151,61 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         demo.run_demo(tmp_path / "file", model=Oracle({}), scenes=["pets"])
 
 
+def test_absent_text_with_a_mask_is_drawn_with_it(tmp_path: Path) -> None:
+    """As the papers' recipe answers: there is a mask, but the text is said not to be there."""
+    scene = demo.load_scenes()[0]
+
+    class Proposes(Oracle):
+        def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
+            return [answer(t, self.masks["cat"], present=t == "cat") for t in texts]
+
+    rows, _ = demo.run_demo(tmp_path, model=Proposes(scene.masks), scenes=["pets"])
+    assert [row.answer for row in rows] == ["found", "not here", "not here", "not here"]
+    pictures = [np.array(Image.open(tmp_path / row.files["overlay"])) for row in rows]
+    assert all((picture == pictures[0]).all() for picture in pictures)
+
+
 def test_record_of_a_result_is_plain_json() -> None:
     mask = np.zeros((6, 8), bool)
     mask[2:4, 3:7] = True
     record = demo.result_record(answer("cat", mask))
     assert json.loads(json.dumps(record, allow_nan=False)) == {
         "text": "cat",
+        "looked_for": [],
+        "excluded": [],
         "present": True,
         "presence": 0.25,
+        "threshold": 0.0,
         "score": 0.75,
         "box": [3.0, 2.0, 7.0, 4.0],
         "area": 8,
+        "zoomed": None,
+        "objects": [],
         "points": {"positive": [[3.0, 4.0]], "negative": [[1.0, 2.0]]},
         "candidates": {"scores": [0.75, 0.5], "chosen": 0, "reason": "the first"},
         "strategy": "paper",
         "method": "itsm",
     }
+    parts = [np.zeros_like(mask), np.zeros_like(mask)]
+    parts[0][:, :4], parts[1][:, 4:] = mask[:, :4], mask[:, 4:]
+    crop = np.array([1, 0, 8, 6], np.float32)
+    objects = [dataclasses.replace(answer("cat", part), score=0.123456) for part in parts]
+    objects[1] = dataclasses.replace(objects[1], zoomed=crop)
+    near = 0.25 + 2.0**-20  # rounded, presence and threshold would be the same
+    union = dataclasses.replace(
+        answer("cat", mask, present=False),
+        objects=tuple(objects),
+        threshold=near,
+        looked_for=("cat", "kitten"),
+        excluded=("dog",),
+    )
+    record = json.loads(json.dumps(demo.result_record(union), allow_nan=False))
+    assert record["objects"] == [
+        {"score": 0.1235, "box": [3.0, 2.0, 4.0, 4.0], "area": 2, "zoomed": None},
+        {"score": 0.1235, "box": [4.0, 2.0, 7.0, 4.0], "area": 6, "zoomed": [1.0, 0.0, 8.0, 6.0]},
+    ]
+    assert (record["threshold"], record["looked_for"], record["excluded"]) == (near, ["cat", "kitten"], ["dog"])
+    assert demo.result_record(objects[1])["zoomed"] == [1.0, 0.0, 8.0, 6.0]
     empty = Segmentation(
         ~mask & mask, 0.0, None, PointPrompts.empty(), SimilarityMap(np.ones((1, 1), np.float32)), None, "x", False, 0.0
     )
@@ -176,6 +224,10 @@ def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: 
     assert len(rows) == 4
     for row in rows:
         assert row.result.mask.shape == (240, 320)
-        assert len(row.result.points.positive)
-        assert row.result.candidates is not None
-        assert len(row.result.candidates) == 3
+        assert row.result.strategy == "objects"
+        assert row.result.present == row.result.mask.any() == bool(row.result.objects)
+        for one in row.result.objects:
+            assert len(one.points.positive)
+            assert one.candidates is not None
+            assert len(one.candidates) >= 3
+    assert rows[3].answer == "not here"

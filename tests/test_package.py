@@ -23,6 +23,7 @@ CONTRACT = {
     "Segmentation",
     "SimilarityMap",
     "PointPrompts",
+    "Calibration",
     "feature_surgery",
     "similarity_map",
     "points_from_similarity",
@@ -39,7 +40,8 @@ HOUSE = [
     ["presets", "sticker.train_clip", "sticker.train_sam"],
     ["pipeline", "sticker.train"],
     ["export", "plot", "sticker.evaluate", "tasks"],
-    ["annotate", "demo", "evaluation"],
+    ["demo"],
+    ["annotate", "evaluation"],
     ["app", "bench", "cli"],
     ["__main__"],
 ]

@@ -21,6 +21,7 @@ from text2sam.errors import ChecksumError, InputError, UnsupportedModelError, We
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.presets import PRESETS, build, get_preset, load_clip, load_predictor
 from text2sam.sticker import models
+from text2sam.sticker.world import THINGS
 from text2sam.weights import CHECKPOINTS
 
 ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg": {"vision": {"pool_type": "avg"}}}
@@ -178,6 +179,7 @@ def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert predictor == ((PRESETS["mobile"], "sam.pt", torch.device("cpu"), None), {"progress": False})
     assert (surgery.depth, surgery.image_size, surgery.prompts.templates) == (2, (24, 16), TEMPLATES)
     assert surgery.presence_offset == 0
+    assert surgery.vocabulary == ()
     surgery.encode_texts(["cat"])
     home = Path(os.environ["TEXT2SAM_HOME"])
     assert len(list(home.rglob("*.text"))) == 1
@@ -186,6 +188,16 @@ def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(surgery.prompts.templates) == 85
     surgery.encode_texts(["dog"])
     assert len(list(home.rglob("*.text"))) == 1
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_vocabulary_goes_with_the_clip_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "load_predictor", lambda *_, **__: None)
+    path = write("pt", tiny_clip(seed=1), tmp_path)
+    _, surgery = build("sticker", clip_checkpoint=path, clip_model="tiny-vit", device="cpu", depth=1, image_size=16)
+    assert (surgery.vocabulary, surgery.presence_offset) == ((), 0.0)
+    for name, preset in PRESETS.items():
+        assert (presets._vocabulary(preset) is None) == (name != "sticker")
 
 
 # SAM checkpoints from files
@@ -241,7 +253,8 @@ def test_sticker_pair_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.surgery.presence_offset == PRESETS["sticker"].presence_offset
     assert model.surgery.image_size == (PRESETS["sticker"].image_size,) * 2
     assert model.surgery.device == torch.device("cpu")
-    result = model.segment(picture(), "cat")
+    assert model.surgery.vocabulary == tuple(THINGS)
+    result = model.segment(picture(), "cat", strategy="paper")
     assert result.mask.shape == (30, 44)
     assert result.candidates is not None
     assert len(result.candidates) == 3

@@ -25,6 +25,7 @@ _HOMES = {
     "SimilarityMap": "text2sam.types",
     "PointPrompts": "text2sam.types",
     "Candidates": "text2sam.types",
+    "Calibration": "text2sam.calibration",
     "Strategy": "text2sam.strategy",
     "Text2SamError": "text2sam.errors",
     "feature_surgery": "text2sam.clip.similarity",
@@ -33,6 +34,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from text2sam.calibration import Calibration
     from text2sam.clip.generator import ClipSurgery
     from text2sam.clip.similarity import feature_surgery, similarity_map
     from text2sam.errors import Text2SamError
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap
 
 __all__ = [
+    "Calibration",
     "Candidates",
     "ClipSurgery",
     "PointPrompts",

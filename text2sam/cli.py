@@ -15,9 +15,9 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,12 +26,15 @@ import typer
 from typer.core import TyperGroup
 
 from text2sam import __version__
-from text2sam.errors import InputError, OutputError, Text2SamError, UnsupportedModelError, WeightsError
+from text2sam.errors import InputError, OutputError, PromptError, Text2SamError, UnsupportedModelError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from text2sam.calibration import Calibration
+    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.targets import Target
     from text2sam.types import Segmentation
     from text2sam.weights import VerifyResult
 
@@ -54,8 +57,9 @@ EXIT_CODES: dict[int, str] = {
 }
 """Exit codes and what they mean; scripts may rely on them."""
 
-FORMATS = ("mask", "overlay", "cutout", "map", "npz")
-"""What ``segment --format`` writes: binary PNG, picture with mask and points, RGBA crop, similarity in colour, arrays."""
+FORMATS = ("mask", "overlay", "cutout", "map", "npz", "explain", "instances")
+"""What ``segment --format`` writes: binary PNG, picture with mask and points, RGBA crop, similarity in colour, arrays, the
+figure of :func:`text2sam.plot.explain`, and a numbered binary PNG per object."""
 
 _NAME_BYTES = 80
 _STICKER_LICENCE = "CC-BY-SA-4.0"
@@ -232,6 +236,202 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where files 
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; by default the best.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output and nothing else.")]
 
+PresetName = Annotated[str, typer.Option("--preset", metavar="NAME", help="The pair of models: sticker, mobile, base or huge.")]
+ClipCheckpoint = Annotated[
+    str | None, typer.Option("--clip-checkpoint", metavar="FILE|NAME", help="Other CLIP weights: a file, or a listed name.")
+]
+ClipModel = Annotated[
+    str | None, typer.Option("--clip-model", metavar="NAME", help="open_clip's architecture of --clip-checkpoint.")
+]
+SamCheckpoint = Annotated[
+    str | None, typer.Option("--sam-checkpoint", metavar="FILE|NAME", help="Other SAM weights: a file, or a listed name.")
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32; on a GPU also float16 or bfloat16.")]
+WhichTemplates = Annotated[Templates, typer.Option("--templates", help="Prompt templates: the papers' 85, or a few for speed.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of what CLIP sees; by default the preset's."),
+]
+Depth = Annotated[int | None, typer.Option("--depth", min=1, help="How many of CLIP's last blocks get the second path.")]
+Against = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="TEXT", help="What else may be in the image; repeat it or give a comma list."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="TEXT", help="What masks leave out and points avoid; repeat it or give a comma list."),
+]
+Threshold = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        metavar="[TEXT=]NUMBER",
+        help="From which presence score on a text counts as there: for all texts, or for one; repeat it or give a comma list.",
+    ),
+]
+Synonym = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--synonym",
+        metavar="TEXT=WORD",
+        help="Another word for a TEXT, which gives it its name: car=automobile, or car=automobile,auto; may be repeated.",
+    ),
+]
+NoZoom = Annotated[bool, typer.Option("--no-zoom", help="Do not look again at small objects in a crop around them.")]
+TileSide = Annotated[
+    str | None,
+    typer.Option("--tiles", metavar="auto|PIXELS", help="For large pictures: CLIP sees overlapping tiles, of this side."),
+]
+CalibrationFile = Annotated[
+    Path | None, typer.Option("--calibration", metavar="FILE", help="The presence threshold that calibrate wrote.")
+]
+How = Annotated[Method, typer.Option("--method", help="How the similarity map is made.")]
+Recipe = Annotated[
+    str, typer.Option("--strategy", metavar="NAME", help="Recipe for points and mask: objects, or paper, the papers' own.")
+]
+
+
+def targets_of(texts: Sequence[str], synonyms: Sequence[str] | None = None) -> list[Target]:
+    """Texts with the values of ``--synonym`` that belong to them.
+
+    Args:
+        texts: what to look for.
+        synonyms: ``"car=automobile"`` or ``"car=automobile,auto"``; the text itself is always looked for as well.
+
+    Raises:
+        PromptError: a text is empty.
+        InputError: a synonym is of another form, belongs to no text, or to one that joins several.
+    """
+    from text2sam.targets import parse_target
+
+    words: dict[str, list[str]] = {}
+    for value in synonyms or ():
+        name, _, rest = (part.strip() for part in value.partition("="))
+        more = split_list([rest])
+        if not name or not more:
+            raise InputError(f"--synonym must be TEXT=WORD, such as car=automobile, not {value!r}")
+        words.setdefault(name, [name]).extend(more)
+    queries = [parse_target(text) for text in texts]
+    labels = [query.label for query in queries]
+    for name in words:
+        if name not in labels:
+            raise InputError(f"--synonym is given for {name!r}, which is not looked for; the texts are {labels}")
+        if len(queries[labels.index(name)].texts) > 1:
+            raise InputError(f"--synonym is given for {name!r}, which joins several texts; give it for one text")
+    return [{label: list(dict.fromkeys(words[label]))} if label in words else label for label in labels]
+
+
+def thresholds_of(values: Sequence[str] | None, labels: Sequence[str]) -> float | dict[str, float] | None:
+    """The values of ``--threshold``: numbers for all texts, ``TEXT=NUMBER`` for one.
+
+    Args:
+        values: as given.
+        labels: the texts looked for, as results call them.
+
+    Returns:
+        What :meth:`text2sam.TextPromptedSAM.segment` takes as ``threshold``.
+
+    Raises:
+        InputError: a value is of another form or out of range, or there are two for the same texts.
+    """
+    every: float | None = None
+    own: dict[str, float] = {}
+    for value in split_list(values):
+        name, sign, number = (part.strip() for part in value.rpartition("="))
+        try:
+            limit = float(number)
+        except ValueError:
+            limit = float("nan")
+        if not 0 <= limit <= 1:
+            raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
+        if name in own or (not sign and every is not None):
+            raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
+        if sign:
+            own[name] = limit
+        else:
+            every = limit
+    if every is None or not own:
+        return own or every
+    return {**dict.fromkeys(labels, every), **own}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``segment`` and ``explain`` ask of the models, seen to be usable before these are built.
+
+    Attributes:
+        targets: what to look for.
+        options: further arguments of :meth:`text2sam.TextPromptedSAM.segment_many`.
+        calibration: the presence threshold to take, if any.
+    """
+
+    targets: list[Target]
+    options: dict[str, Any]
+    calibration: Calibration | None
+
+    def of(self, model: TextPromptedSAM, pixels: NDArray[np.uint8]) -> list[Segmentation]:
+        """One result per target in an image (H, W, 3) uint8 RGB."""
+        if self.calibration is not None:
+            model.use(self.calibration)
+        return model.segment_many(pixels, self.targets, **self.options)
+
+
+def check_request(
+    texts: Sequence[str],
+    *,
+    against: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    threshold: Sequence[str] | None,
+    synonyms: Sequence[str] | None,
+    strategy: str,
+    method: Method,
+    no_zoom: bool,
+    tiles: str | None,
+    calibration: Path | None,
+) -> Asked:
+    """The options that ``segment`` and ``explain`` share, as values.
+
+    Raises:
+        PromptError, InputError: one of them is not usable, or contradicts another.
+    """
+    from text2sam.calibration import Calibration
+    from text2sam.clip.tiles import check_tiles
+    from text2sam.strategy import get_strategy
+    from text2sam.targets import check_exclude, parse_targets
+    from text2sam.targets import thresholds_of as check_thresholds
+
+    targets = targets_of(texts, synonyms)
+    queries = parse_targets(targets)
+    limits = thresholds_of(threshold, [query.label for query in queries])
+    check_thresholds(limits, queries, 0.0)
+    side: Any = tiles or False
+    if tiles is not None and tiles != "auto":
+        try:
+            side = int(tiles)
+        except ValueError:
+            raise InputError(f"--tiles must be auto or the side of a tile in pixels, not {tiles!r}") from None
+    avoid = split_list(exclude)
+    check_exclude(avoid, queries)
+    options = {
+        "against": split_list(against) or None,
+        "exclude": avoid or None,
+        "threshold": limits,
+        "strategy": get_strategy(strategy).name,
+        "method": method.value,
+        "zoom": False if no_zoom else "auto",
+        "tiles": check_tiles(side),
+    }
+    return Asked(targets, options, None if calibration is None else Calibration.load(calibration))
+
+
+def build_model(preset: str, templates: Templates, **options: Any) -> TextPromptedSAM:
+    """The models that the shared options name; ``options`` are further ones of ``from_pretrained``."""
+    from text2sam.clip.prompts import SHORT_TEMPLATES
+    from text2sam.pipeline import TextPromptedSAM
+
+    short = SHORT_TEMPLATES if templates is Templates.short else None
+    return TextPromptedSAM.from_pretrained(preset, templates=short, progress=sys.stderr.isatty(), **options)
+
 
 @app.command(epilog=_CODES_HELP)
 def demo(
@@ -252,11 +452,12 @@ def demo(
         return
     _print(
         table(
-            ["scene", "text", "present", "presence", "score", "IoU", "box", "files"],
+            ["scene", "text", "answer", "presence", "score", "IoU", "box", "files"],
             [
                 [
                     row.scene,
                     row.text,
+                    row.answer,
                     *_figures(row.result),
                     "(not there)" if row.iou is None else f"{row.iou:.2f}",
                     _box(row.result),
@@ -275,22 +476,12 @@ def segment(
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is one target.", show_default=False)
     ],
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="The pair of models: sticker, mobile, base or huge.")
-    ] = "mobile",
-    clip_checkpoint: Annotated[
-        str | None, typer.Option("--clip-checkpoint", metavar="FILE|NAME", help="Other CLIP weights: a file, or a listed name.")
-    ] = None,
-    clip_model: Annotated[
-        str | None, typer.Option("--clip-model", metavar="NAME", help="open_clip's architecture of --clip-checkpoint.")
-    ] = None,
-    sam_checkpoint: Annotated[
-        str | None, typer.Option("--sam-checkpoint", metavar="FILE|NAME", help="Other SAM weights: a file, or a listed name.")
-    ] = None,
+    preset: PresetName = "mobile",
+    clip_checkpoint: ClipCheckpoint = None,
+    clip_model: ClipModel = None,
+    sam_checkpoint: SamCheckpoint = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="NAME", help="float32; on a GPU also float16 or bfloat16.")
-    ] = None,
+    dtype: Dtype = None,
     out: Out = Path("text2sam-out"),
     formats: Annotated[
         list[str],
@@ -301,30 +492,27 @@ def segment(
             show_default=False,
         ),
     ] = ["mask", "overlay"],  # noqa: B006 (Typer reads it, nobody changes it)
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", metavar="TEXT", help="What else may be in the image; repeat it or give a comma list."),
-    ] = None,
-    method: Annotated[Method, typer.Option("--method", help="How the similarity map is made.")] = Method.surgery,
-    strategy: Annotated[str, typer.Option("--strategy", metavar="NAME", help="Recipe for points and mask.")] = "paper",
-    templates: Annotated[
-        Templates, typer.Option("--templates", help="Prompt templates: the papers' 85, or a few for speed.")
-    ] = Templates.full,
-    image_size: Annotated[
-        int | None,
-        typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of what CLIP sees; by default the preset's."),
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option("--depth", min=1, help="How many of CLIP's last blocks get the second path.")
-    ] = None,
+    against: Against = None,
+    exclude: Exclude = None,
+    synonym: Synonym = None,
+    threshold: Threshold = None,
+    calibration: CalibrationFile = None,
+    method: How = Method.surgery,
+    strategy: Recipe = "objects",
+    no_zoom: NoZoom = False,
+    tiles: TileSide = None,
+    templates: WhichTemplates = Templates.full,
+    image_size: ImageSize = None,
+    depth: Depth = None,
     require_present: Annotated[
         bool, typer.Option("--require-present", help=f"Exit with {EXIT_ABSENT} when a text is not in the image.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Segment what each TEXT names in IMAGE.
+    """Segment every object that each TEXT names in IMAGE.
 
-    A mask is proposed for every text, also for one that is not in the image: read the column "present".
+    A text that is not in the image gets an empty mask: read the column "present". Only --strategy paper proposes a mask for
+    every text.
     """
     wanted = split_list(formats)
     unknown = [name for name in wanted if name not in FORMATS]
@@ -336,33 +524,35 @@ def segment(
     get_preset(preset)
     pixels = read_image(image)
     check_folder(out)
-
-    from text2sam.clip.prompts import SHORT_TEMPLATES
-    from text2sam.demo import result_record
-    from text2sam.pipeline import TextPromptedSAM
-    from text2sam.strategy import get_strategy
-    from text2sam.targets import parse_targets
-
-    parse_targets(texts)
-    get_strategy(strategy)
-    model = TextPromptedSAM.from_pretrained(
+    asked = check_request(
+        texts,
+        against=against,
+        exclude=exclude,
+        threshold=threshold,
+        synonyms=synonym,
+        strategy=strategy,
+        method=method,
+        no_zoom=no_zoom,
+        tiles=tiles,
+        calibration=calibration,
+    )
+    model = build_model(
         preset,
+        templates,
         device=device,
         dtype=dtype,
         clip_checkpoint=clip_checkpoint,
         clip_model=clip_model,
         sam_checkpoint=sam_checkpoint,
-        templates=SHORT_TEMPLATES if templates is Templates.short else None,
         depth=depth,
         image_size=image_size,
-        progress=sys.stderr.isatty(),
     )
-    others = split_list(against)
-    results = model.segment_many(pixels, texts, against=others or None, strategy=strategy, method=method.value)
-    files = [
-        write_result(out, stem, pixels, result, wanted) for stem, result in zip(file_stems(image, texts), results, strict=True)
-    ]
+    results = asked.of(model, pixels)
+    stems = file_stems(image, [result.text for result in results])
+    files = [write_result(out, stem, pixels, result, wanted) for stem, result in zip(stems, results, strict=True)]
     if as_json:
+        from text2sam.demo import result_record
+
         _print_json(
             {
                 "text2sam": __version__,
@@ -370,10 +560,16 @@ def segment(
                 "preset": preset,
                 "clip_checkpoint": clip_checkpoint,
                 "sam_checkpoint": sam_checkpoint,
-                "against": others,
+                "against": asked.options["against"] or [],
                 "out": str(out),
                 "results": [
-                    {**result_record(result), "files": {kind: str(path) for kind, path in written.items()}}
+                    {
+                        **result_record(result),
+                        "files": {
+                            kind: str(path) if isinstance(path, Path) else [str(each) for each in path]
+                            for kind, path in written.items()
+                        },
+                    }
                     for result, written in zip(results, files, strict=True)
                 ],
             }
@@ -381,9 +577,16 @@ def segment(
     else:
         _print(
             table(
-                ["text", "present", "presence", "score", "box", "files"],
+                ["text", "present", "presence", "score", "objects", "box", "files"],
                 [
-                    [_shorten(r.text), *_figures(r), _box(r), ", ".join(path.name for path in written.values()) or "-"]
+                    [
+                        _shorten(r.text),
+                        _yes(r.present),
+                        *_figures(r),
+                        str(len(r.objects) or "-"),
+                        _box(r),
+                        _names(written) or "-",
+                    ]
                     for r, written in zip(results, files, strict=True)
                 ],
             )
@@ -393,8 +596,335 @@ def segment(
         raise typer.Exit(EXIT_ABSENT)
 
 
+@app.command(epilog=_CODES_HELP)
+def explain(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.", show_default=False)],
+    preset: PresetName = "mobile",
+    clip_checkpoint: ClipCheckpoint = None,
+    clip_model: ClipModel = None,
+    sam_checkpoint: SamCheckpoint = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Out = Path("text2sam-out"),
+    width: Annotated[int, typer.Option("--width", metavar="PIXELS", min=320, max=8192, help="Of the picture.")] = 1200,
+    against: Against = None,
+    exclude: Exclude = None,
+    synonym: Synonym = None,
+    threshold: Threshold = None,
+    calibration: CalibrationFile = None,
+    method: How = Method.surgery,
+    strategy: Recipe = "objects",
+    no_zoom: NoZoom = False,
+    tiles: TileSide = None,
+    templates: WhichTemplates = Templates.full,
+    image_size: ImageSize = None,
+    depth: Depth = None,
+    as_json: Json = False,
+) -> None:
+    """Say and draw why TEXT gets the mask it gets in IMAGE, or none."""
+    from text2sam.image import read_image
+    from text2sam.presets import get_preset
+
+    get_preset(preset)
+    pixels = read_image(image)
+    check_folder(out)
+    asked = check_request(
+        [text],
+        against=against,
+        exclude=exclude,
+        threshold=threshold,
+        synonyms=synonym,
+        strategy=strategy,
+        method=method,
+        no_zoom=no_zoom,
+        tiles=tiles,
+        calibration=calibration,
+    )
+    model = build_model(
+        preset,
+        templates,
+        device=device,
+        dtype=dtype,
+        clip_checkpoint=clip_checkpoint,
+        clip_model=clip_model,
+        sam_checkpoint=sam_checkpoint,
+        depth=depth,
+        image_size=image_size,
+    )
+    [result] = asked.of(model, pixels)
+    from text2sam.files import write_png
+    from text2sam.plot import explain as draw
+
+    picture = write_png(out / f"{file_stems(image, [result.text])[0]}_explain.png", draw(result, pixels, width=width))
+    explained = result.explain()
+    if as_json:
+        _print_json({**explained, "image": str(image), "picture": str(picture)})
+        return
+    _print(explanation(explained))
+    _print(f"picture in {picture}", to_stderr=True)
+
+
+def explanation(explained: Mapping[str, Any]) -> str:
+    """What :meth:`text2sam.Segmentation.explain` tells, as lines for a terminal.
+
+    Args:
+        explained: that dictionary.
+
+    Returns:
+        What was asked and found, then a table of the objects of a union and one of the masks SAM offered (of a union, those
+        for its first object).
+    """
+    points, heat_map = explained["points"], explained["map"]
+    on = [heat for heat, label in zip(points["heat"], points["labels"], strict=True) if label]
+    off = [heat for heat, label in zip(points["heat"], points["labels"], strict=True) if not label]
+    height, width = explained["shape"]
+    gh, gw = heat_map["grid"]
+    facts = [
+        ("text", explained["text"]),
+        ("looked for", ", ".join(explained["looked_for"])),
+        ("excluded", ", ".join(explained["excluded"])),
+        ("present", _yes(explained["present"])),
+        ("presence", f"{explained['presence']:.6g}, threshold {explained['threshold']:.6g}"),
+        ("score", f"{explained['score']:.3f}"),
+        ("area", f"{explained['area']} pixels, {100 * explained['area'] / (height * width):.1f} % of {width} x {height}"),
+        ("box", _corners(explained["box"])),
+        ("points", f"{_heats(on)} on it, {_heats(off)} off it"),
+        ("map", f"{heat_map['method']}, {gw} x {gh} patches, {heat_map['lowest']:.4g} to {heat_map['highest']:.4g}"),
+        ("peak", ",".join(f"{v:.0f}" for v in heat_map["peak"])),
+        ("looked closer", "" if explained["zoomed"] is None else _corners(explained["zoomed"])),
+        ("strategy", explained["strategy"]),
+        ("why", explained["reason"] or "SAM was not asked"),
+    ]
+    kept = [(name, value) for name, value in facts if value]
+    parts = [table(kept[0], kept[1:])]
+    objects, masks = explained["objects"], explained["candidates"]
+    if objects:
+        rows = [
+            [f"{number}", f"{o['score']:.3f}", _corners(o["box"]), str(o["area"]), _corners(o["zoomed"])]
+            for number, o in enumerate(objects, 1)
+        ]
+        parts.append(table(["object", "score", "box", "area", "looked closer"], rows))
+    if masks:
+        names = list(masks[0]["figures"])
+        rows = [
+            [
+                f"{number}",
+                "yes" if m["chosen"] else "",
+                _number(m["score"]),
+                *(_number(m["figures"][n]) for n in names),
+                str(m["area"]),
+            ]
+            for number, m in enumerate(masks, 1)
+        ]
+        parts.append(table(["mask", "taken", "score", *names, "area"], rows))
+    return "\n\n".join(parts)
+
+
+def _heats(values: Sequence[float]) -> str:
+    """How many points, and the map's values under them."""
+    if not values:
+        return "0"
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return f"{len(values)} (heat {low if low == high else f'{low} to {high}'})"
+
+
+def _corners(box: Sequence[float | None] | None) -> str:
+    return "-" if box is None else ",".join("?" if v is None else f"{v:.0f}" for v in box)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the CSV that ``calibrate`` reads.
+
+    Attributes:
+        line: of the file, from 1.
+        image: where the picture lies.
+        text: what is or is not in it.
+        present: which of both.
+    """
+
+    line: int
+    image: Path
+    text: str
+    present: bool
+
+
+_PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_COLUMNS = ("image", "text", "present")
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The rows of a CSV file with the columns image, text and present; other columns are left alone.
+
+    Args:
+        path: UTF-8, with commas. A relative image path starts at the file's folder; ``present`` is 1 or 0, true or false,
+            yes or no. Empty lines are skipped.
+
+    Returns:
+        The examples, those of one image together; the images are not opened.
+
+    Raises:
+        InputError: the file or a row of it is not usable, which is named by its line, or the examples are all of one kind.
+    """
+    import csv
+
+    from text2sam.targets import parse_target
+
+    examples: dict[Path, list[Example]] = {}
+    line = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            head = [name.strip().casefold() for name in next(reader, [])]
+            missing = [name for name in _COLUMNS if name not in head]
+            if missing:
+                raise InputError(
+                    f"{path} has no column {', '.join(missing)}: its first line must hold the names {','.join(_COLUMNS)}"
+                )
+            line = reader.line_num
+            for cells in reader:
+                first, line = line + 1, reader.line_num
+                if not any(cell.strip() for cell in cells):
+                    continue
+                with _at_line(path, first):
+                    if len(cells) != len(head):
+                        raise InputError(f"{len(cells)} values for {len(head)} columns; put text with a comma in quotes")
+                    image, text, present = (cells[head.index(name)].strip() for name in _COLUMNS)
+                    if not image:
+                        raise InputError("the image is empty")
+                    parse_target(text)
+                    if present.casefold() not in _PRESENT:
+                        raise InputError(f"present must be 1 or 0, true or false, yes or no, not {present!r}")
+                    place = path.parent / image
+                    examples.setdefault(place, []).append(Example(first, place, text, _PRESENT[present.casefold()]))
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except csv.Error as error:
+        raise InputError(f"{path} line {line + 1}: {error}") from error
+    except ValueError as error:  # what is read ahead tells no line; or a NUL in the path
+        raise InputError(f"{path} is not a text file in UTF-8 ({error})") from error
+    found = [example for of_image in examples.values() for example in of_image]
+    if {example.present for example in found} != {True, False}:
+        raise InputError(f"{path} must have at least one row whose text is present and one whose text is not")
+    return found
+
+
+@contextmanager
+def _at_line(path: Path, line: int) -> Iterator[None]:
+    """Tells in which line of a file an input is not usable."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path} line {line}: {error}") from error
+
+
+@app.command(epilog=_CODES_HELP)
+def calibrate(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CSV",
+            help="Examples: columns image (relative to this file), text and present (1 or 0).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Where the calibration is written, as JSON.", show_default=False)
+    ],
+    preset: PresetName = "mobile",
+    clip_checkpoint: ClipCheckpoint = None,
+    clip_model: ClipModel = None,
+    sam_checkpoint: SamCheckpoint = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    against: Against = None,
+    false_cost: Annotated[
+        float,
+        typer.Option("--false-cost", metavar="NUMBER", help="What an absent text called present costs, against a missed one."),
+    ] = 1.0,
+    templates: WhichTemplates = Templates.full,
+    image_size: ImageSize = None,
+    depth: Depth = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the presence threshold to examples of your own, for --calibration of segment and explain.
+
+    It belongs to the CLIP and the settings it was made with, also to --against.
+    """
+    from text2sam.image import read_image
+    from text2sam.presets import get_preset
+    from text2sam.targets import parse_target
+
+    get_preset(preset)
+    if not 0 < false_cost < float("inf"):
+        raise InputError(f"--false-cost must be a number above 0, not {false_cost!r}")
+    examples = read_examples(source)
+    seen = None
+    for example in examples:
+        if example.image != seen:
+            with _at_line(source, example.line):
+                read_image(example.image)
+            seen = example.image
+    if out.is_dir():
+        raise OutputError(f"cannot write the file {str(out)!r}: it is a folder")
+    check_folder(out.parent)
+    model = build_model(
+        preset,
+        templates,
+        device=device,
+        dtype=dtype,
+        clip_checkpoint=clip_checkpoint,
+        clip_model=clip_model,
+        sam_checkpoint=sam_checkpoint,
+        depth=depth,
+        image_size=image_size,
+    )
+    paths = {example.image: example.image for example in examples}  # one object per image: it is encoded once
+    try:
+        calibration = model.calibrate(
+            [paths[example.image] for example in examples],
+            [example.text for example in examples],
+            [example.present for example in examples],
+            against=split_list(against) or None,
+            false_cost=false_cost,
+        )
+    except PromptError:
+        for example in examples:  # a text too long shows only now
+            with _at_line(source, example.line):
+                model.surgery.encode_texts(parse_target(example.text).texts)
+        raise
+    calibration.save(out)
+    if as_json:
+        _print_json({**asdict(calibration), "file": str(out)})
+        return
+    rows = [
+        ["examples present", f"{calibration.n_present}"],
+        ["examples absent", f"{calibration.n_absent}"],
+        ["missed", f"{100 * calibration.missed_rate:.1f} % of the present"],
+        ["falsely found", f"{100 * calibration.false_rate:.1f} % of the absent"],
+        ["AUROC", f"{calibration.auroc:.3f}"],
+    ]
+    _print(table(["threshold", f"{calibration.threshold:.6g}"], rows))
+    _print(f"calibration in {out}", to_stderr=True)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _figures(result: Segmentation) -> list[str]:
-    return ["yes" if result.present else "no", f"{result.presence:.2f}", f"{result.score:.2f}"]
+    return [f"{result.presence:.2f}", "-" if result.box is None else f"{result.score:.2f}"]
+
+
+def _names(written: Mapping[str, Path | list[Path]]) -> str:
+    return ", ".join(path.name for paths in written.values() for path in (paths if isinstance(paths, list) else [paths]))
 
 
 def _box(result: Segmentation) -> str:
@@ -408,7 +938,7 @@ def _shorten(text: str, longest: int = 40) -> str:
 
 def write_result(
     out: Path, stem: str, image: NDArray[np.uint8], result: Segmentation, formats: Sequence[str]
-) -> dict[str, Path]:
+) -> dict[str, Path | list[Path]]:
     """Writes one result in the formats asked for.
 
     Args:
@@ -419,7 +949,7 @@ def write_result(
         formats: of :data:`FORMATS`.
 
     Returns:
-        format -> file. An empty mask has no cut-out.
+        format -> file; for instances a list of files, best object first. An empty mask has no cut-out and no instances.
 
     Raises:
         OutputError: a file cannot be written.
@@ -427,9 +957,10 @@ def write_result(
     import numpy as np
 
     from text2sam.files import write_bytes, write_png
+    from text2sam.plot import explain as draw
     from text2sam.plot import heat, overlay
 
-    written: dict[str, Path] = {}
+    written: dict[str, Path | list[Path]] = {}
     for name in formats:
         path = out / (f"{stem}.npz" if name == "npz" else f"{stem}_{name}.png")
         if name == "mask":
@@ -440,6 +971,14 @@ def write_result(
             write_png(path, heat(image, result.similarity))
         elif name == "npz":
             write_bytes(path, _npz(result))
+        elif name == "explain":
+            write_png(path, draw(result, image))
+        elif name == "instances":
+            objects = result.objects or ((result,) if result.box is not None else ())
+            written[name] = [
+                write_png(out / f"{stem}_instance-{number}.png", each.mask) for number, each in enumerate(objects, 1)
+            ]
+            continue
         else:
             if result.box is None:
                 continue
@@ -479,7 +1018,9 @@ def _npz(result: Segmentation) -> bytes:
 
 @app.command(epilog=_CODES_HELP)
 def bench(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery or images.")] = "all",
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images or recipe.")
+    ] = "all",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
     sam_checkpoint: Annotated[
         Path | None, typer.Option("--sam-checkpoint", metavar="FILE", help="Measure this SAM too, such as mobile_sam.pt.")
@@ -487,7 +1028,7 @@ def bench(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure text2sam against a plain implementation of the reference's way, in the same process."""
+    """Measure text2sam against a plain implementation of the reference's way, and its default recipe against the papers'."""
     from text2sam.evaluation.bench import Settings, main_command
 
     main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))

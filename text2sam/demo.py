@@ -106,7 +106,7 @@ class DemoRow:
         text: what was asked for.
         there: whether it is in the scene.
         result: the answer.
-        iou: of the proposed mask with the true one; None where there is no true one.
+        iou: of the mask with the true one; None where there is no true one.
         files: kind -> path below the output folder, with forward slashes.
     """
 
@@ -116,6 +116,11 @@ class DemoRow:
     result: Segmentation
     iou: float | None
     files: dict[str, str]
+
+    @property
+    def answer(self) -> str:
+        """``"found"`` or ``"not here"``."""
+        return "found" if self.result.present else "not here"
 
 
 class SegmentsMany(Protocol):
@@ -217,7 +222,8 @@ def run_demo(
     """Asks for three things that are in each shipped scene and one that is not, and writes what comes out.
 
     For each scene a folder with ``image.png``, a strip of all answers (``strip.png``) and for each text the
-    mask and the overlay with points; ``demo.json`` holds the figures.
+    mask and the overlay with points, which is the scene in pale grey where the mask is empty; ``demo.json`` holds the
+    figures.
 
     Args:
         out: the folder to write to.
@@ -285,18 +291,25 @@ def _ask(model: SegmentsMany, scene: DemoScene, out: Path) -> list[DemoRow]:
     panels, captions = [scene.image], [scene.name]
     for text, result in zip(texts, model.segment_many(scene.image, texts), strict=True):
         stem = text.replace(" ", "-")
-        drawn = overlay(scene.image, result)
+        drawn = overlay(scene.image, result) if result.mask.any() else _nothing_in(scene.image)
         write_png(folder / f"{stem}_mask.png", result.mask)
         write_png(folder / f"{stem}_overlay.png", drawn)
         files = {kind: f"{scene.name}/{stem}_{kind}.png" for kind in ("mask", "overlay")}
         truth = scene.masks.get(text)
-        rows.append(
-            DemoRow(scene.name, text, truth is not None, result, None if truth is None else mask_iou(result.mask, truth), files)
+        row = DemoRow(
+            scene.name, text, truth is not None, result, None if truth is None else mask_iou(result.mask, truth), files
         )
+        rows.append(row)
         panels.append(drawn)
-        captions.append(f"{text}: {'found' if result.present else 'not here'} ({result.presence:.2f})")
+        captions.append(f"{text}: {row.answer} ({result.presence:.2f})")
     write_png(folder / "strip.png", side_by_side(panels, captions))
     return rows
+
+
+def _nothing_in(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: the image in pale grey, which no answer with a mask looks like."""
+    grey = np.asarray(Image.fromarray(image).convert("L")) // 3 + 170  # (H, W)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:
@@ -307,18 +320,22 @@ def result_record(result: Segmentation) -> dict[str, Any]:
     """A result in JSON's types: figures and points, without the arrays.
 
     Returns:
-        ``text``, ``present``, ``presence``, ``score``, ``box`` (xyxy in pixels, or None), ``area`` (pixels),
-        ``points`` (``positive`` and ``negative``, lists of [x, y] in pixels), ``candidates`` (SAM's scores,
-        the index of the mask taken and why, or None), ``strategy`` and ``method``.
+        ``text``, ``looked_for``, ``excluded``, ``present``, ``presence``, ``threshold``, ``score``, ``box`` (xyxy in pixels, or
+        None), ``area`` (pixels), ``zoomed`` (xyxy in pixels, or None), ``objects`` (``score``, ``box``, ``area`` and ``zoomed``
+        of each object of a union), ``points`` (``positive`` and ``negative``, lists of [x, y] in pixels), ``candidates``
+        (SAM's scores, the index of the mask taken and why, or None), ``strategy`` and ``method``.
     """
     offered = result.candidates
     return {
         "text": result.text,
+        "looked_for": list(result.looked_for),
+        "excluded": list(result.excluded),
         "present": result.present,
-        "presence": _rounded(result.presence),
-        "score": _rounded(result.score),
-        "box": None if result.box is None else [float(v) for v in result.box],
-        "area": result.area,
+        # not rounded: it may be very near the threshold
+        "presence": float(result.presence),
+        "threshold": float(result.threshold),
+        **_place(result),
+        "objects": [_place(one) for one in result.objects],
         "points": {"positive": result.points.positive.tolist(), "negative": result.points.negative.tolist()},
         "candidates": None
         if offered is None
@@ -330,3 +347,16 @@ def result_record(result: Segmentation) -> dict[str, Any]:
         "strategy": result.strategy,
         "method": result.similarity.method,
     }
+
+
+def _place(result: Segmentation) -> dict[str, Any]:
+    return {
+        "score": _rounded(result.score),
+        "box": _numbers(result.box),
+        "area": result.area,
+        "zoomed": _numbers(result.zoomed),
+    }
+
+
+def _numbers(box: NDArray[np.float32] | None) -> list[float] | None:
+    return None if box is None else [float(v) for v in box]

@@ -345,16 +345,16 @@ class TextPromptedSAM:
             ImageError, PromptError: an example is not usable; it is named by its position, and the threshold stays.
         """
         images, present = list(images), [bool(p) for p in present]
-        queries = [parse_target(text) for text in texts]
-        if not len(images) == len(queries) == len(present):
+        if isinstance(texts, str) or not len(images) == len(texts) == len(present):
             raise InputError(
                 "calibrate takes one image, one text and one answer per example, "
-                f"not {len(images)}, {len(queries)} and {len(present)}"
+                f"not {len(images)}, {repr(texts) if isinstance(texts, str) else len(texts)} and {len(present)}"
             )
         scores: list[float] = []
         features: ImageFeatures | None = None
-        for position, (image, query) in enumerate(zip(images, queries, strict=True)):
+        for position, (image, text) in enumerate(zip(images, texts, strict=True)):
             try:
+                query = parse_target(text)
                 if features is None or image is not images[position - 1]:
                     features = self.surgery.encode_image(read_image(image, channel_order=channel_order))
                 scores.append(self._presence(features, query, against))
@@ -449,11 +449,14 @@ class TextPromptedSAM:
         wanted = presence >= threshold or how.recipe.answers_absent
         found = self._objects(encoded, query, maps, how, avoid) if wanted else []
 
+        # an answer that may be "not here" is only as good as the chance that it is there
+        sure = 1.0 if how.recipe.answers_absent else presence
+
         def result(parts: Sequence[_Found], objects: tuple[Segmentation, ...] = ()) -> Segmentation:
             mask = np.logical_or.reduce([p.mask for p in parts]) if parts else np.zeros(encoded.shape, bool)
             return Segmentation(
                 mask=mask,
-                score=parts[0].score if parts else 0.0,
+                score=parts[0].score * sure if parts else 0.0,
                 box=box_of(mask),
                 points=_all_points([p.points for p in parts]),
                 similarity=joint_map(maps) if len(parts) != 1 else parts[0].similarity,
@@ -479,40 +482,45 @@ class TextPromptedSAM:
         """The objects of a target, highest score first."""
         recipe = how.recipe
         if recipe.objects == 1:
-            one = self._object(encoded, maps, how, avoid, ())
-            return [] if one is None else [_without(one, avoid)]
+            points = _avoiding(recipe.points(maps, encoded.shape, ()), avoid)
+            return [_without(self._object(encoded, maps, points, how, avoid), avoid)] if len(points.positive) else []
         everything: list[_Found] = []
         for similarity, text in zip(maps, [query.label] if query.synonyms else query.texts, strict=True):
-            found: list[_Found] = []
-            tried = [] if avoid.mask is None else [avoid.mask]
-            while len(found) < recipe.objects:
-                one = self._object(encoded, [similarity], how, avoid, tried)
-                if one is None:
-                    break
-                tried.append(one.mask | _patch_at(one.points.positive[0], similarity.values.shape, encoded.shape))
-                found.append(one)
-            found = _supported(found, recipe.support)
+            found = _supported(self._search(encoded, similarity, how, avoid), recipe.support)
             if how.zoom:
                 words = query.texts if query.synonyms else (text,)
-                found = [self._zoomed(encoded, one, Query(query.label, words, query.synonyms), how) for one in found]
+                found = [self._zoomed(encoded, one, Query(query.label, words, query.synonyms), how, avoid) for one in found]
             everything += found
         rest = [_without(one, avoid) for one in everything]
         rest = [new for new, old in zip(rest, everything, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
         return [rest[k] for k in distinct([one.mask for one in rest], [one.score for one in rest])]
 
-    def _object(
-        self,
-        encoded: _Encoded,
-        maps: Sequence[SimilarityMap],
-        how: _How,
-        avoid: _Avoid,
-        tried: Sequence[NDArray[np.bool_]],
-    ) -> _Found | None:
-        """The next object by the recipe; None when its points end."""
+    def _search(self, encoded: _Encoded, similarity: SimilarityMap, how: _How, avoid: _Avoid) -> list[_Found]:
+        """One object after the other, until the recipe's points end."""
         recipe, shape = how.recipe, encoded.shape
-        points = _avoiding(recipe.points(maps, shape, tried), avoid)
-        if not len(points.positive):  # a flat map points nowhere
-            return None
+        found: list[_Found] = []
+        asked: set[bytes] = set()
+        tried = [] if avoid.mask is None else [avoid.mask]
+        for _ in range(3 * recipe.objects):  # a rule need not heed what was tried
+            points = recipe.points([similarity], shape, tried)
+            if len(found) == recipe.objects or not len(points.positive):  # a flat map points nowhere
+                break
+            # a point comes again where its peak lies in the patch beside it; SAM would answer as before
+            again = points.coords.tobytes() in asked
+            asked.add(points.coords.tobytes())
+            tried.append(_patch_at(points.positive[0], similarity.values.shape, shape, reach=int(again)))
+            points = _avoiding(points, avoid)
+            if again or not len(points):
+                continue
+            found.append(self._object(encoded, [similarity], points, how, avoid))
+            tried[-1] |= found[-1].mask
+        return found
+
+    def _object(
+        self, encoded: _Encoded, maps: Sequence[SimilarityMap], points: PointPrompts, how: _How, avoid: _Avoid
+    ) -> _Found:
+        """What SAM answers to points, chosen and refined by the recipe."""
+        recipe, shape = how.recipe, encoded.shape
         similarity = joint_map(maps)
         self._sam_state(encoded)
         masks, scores, logits = predict_points(self.predictor, points, shape=shape)
@@ -531,7 +539,7 @@ class TextPromptedSAM:
         candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
         return _Found(asked, candidates, masks[choice.index], _score(candidates), similarity)
 
-    def _zoomed(self, encoded: _Encoded, one: _Found, query: Query, how: _How) -> _Found:
+    def _zoomed(self, encoded: _Encoded, one: _Found, query: Query, how: _How, avoid: _Avoid) -> _Found:
         """A small object looked at again in a crop around it, where that agrees better with the crop's map; else itself."""
         crop = zoom_box(one.mask, encoded.shape)
         if crop is None:
@@ -539,15 +547,16 @@ class TextPromptedSAM:
         left, top, right, bottom = crop
         closer = self._encode(np.ascontiguousarray(encoded.image[top:bottom, left:right]))
         old = one.mask[top:bottom, left:right]
-        elsewhere = ~_around(old)
+        avoid = _cropped(avoid, crop)
+        elsewhere = [~_around(old), *([] if avoid.mask is None else [avoid.mask])]
         maps = [joint_map(self._maps(closer.features, query, how))]
-        new = self._object(closer, maps, how, _Avoid(), [elsewhere])
-        if new is None:
+        points = _avoiding(how.recipe.points(maps, closer.shape, elsewhere), avoid)
+        if not len(points.positive):
             return one
+        # no rounds in the crop: an object may cost two calls more than the papers' one
+        new = self._object(closer, maps, points, replace(how, recipe=replace(how.recipe, rounds=0)), avoid)
         kept = one.candidates
-        before = how.recipe.choose(
-            old[None], kept.scores[[kept.chosen]], maps[0], new.points, kept.low_res_logits[[kept.chosen]]
-        )
+        before = how.recipe.choose(old[None], kept.scores[[kept.chosen]], maps[0], points, kept.low_res_logits[[kept.chosen]])
         if not new.score > float(before.figures.get("total", kept.scores[[kept.chosen]])[0]):
             return one
 
@@ -613,11 +622,21 @@ def _supported(found: Sequence[_Found], support: float) -> list[_Found]:
     """The objects at which the map stands out enough, compared with the one where it does most."""
     contrasts = [one.candidates.figures.get("contrast") for one in found]
     values = [1.0 if c is None else float(c[one.candidates.chosen]) for c, one in zip(contrasts, found, strict=True)]
-    return [one for one, value in zip(found, values, strict=True) if value >= support * max(values)]
+    best = max(values, default=0.0)
+    least = support * best if best > 0 else best  # where nothing stands out, the one that does least badly stays
+    return [one for one, value in zip(found, values, strict=True) if value >= least]
 
 
 def _without(one: _Found, avoid: _Avoid) -> _Found:
     return one if avoid.mask is None else replace(one, mask=one.mask & ~avoid.mask)
+
+
+def _cropped(avoid: _Avoid, crop: tuple[int, int, int, int]) -> _Avoid:
+    if avoid.mask is None:
+        return avoid
+    left, top, right, bottom = crop
+    inside = ((avoid.coords >= (left, top)) & (avoid.coords < (right, bottom))).all(1)
+    return _Avoid(avoid.mask[top:bottom, left:right], avoid.coords[inside] - np.array([left, top], np.float32))
 
 
 def _avoiding(points: PointPrompts, avoid: _Avoid) -> PointPrompts:
@@ -640,10 +659,13 @@ def _all_points(points: Sequence[PointPrompts]) -> PointPrompts:
     return PointPrompts(np.concatenate([p.coords for p in points]), np.concatenate([p.labels for p in points]))
 
 
-def _patch_at(point: NDArray[np.float32], grid: tuple[int, ...], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool: the patch a point lies in, which SAM's answer need not cover."""
+def _patch_at(
+    point: NDArray[np.float32], grid: tuple[int, ...], shape: tuple[int, int], *, reach: int = 0
+) -> NDArray[np.bool_]:
+    """(H, W) bool: the patch a point lies in, which SAM's answer need not cover, and ``reach`` patches around it."""
     (gh, gw), (h, w) = grid, shape
     row, column = patch_of(point, shape, (gh, gw))
+    top, left = max(row - reach, 0) * h // gh, max(column - reach, 0) * w // gw
     out = np.zeros(shape, bool)
-    out[row * h // gh : -(-(row + 1) * h // gh), column * w // gw : -(-(column + 1) * w // gw)] = True
+    out[top : -(-(row + 1 + reach) * h // gh), left : -(-(column + 1 + reach) * w // gw)] = True
     return out

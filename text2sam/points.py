@@ -86,7 +86,7 @@ def heat_of(similarity: SimilarityMap) -> NDArray[np.float32]:
         return np.zeros_like(similarity.values)
     smooth = gaussian_filter(similarity.values.astype(np.float64), SMOOTHING, mode="nearest")
     low, high = smooth.min(), smooth.max()
-    if high - low <= 1e-9 * max(1.0, abs(high)):  # smoothing left nothing but rounding
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # smoothing left nothing but rounding
         return np.zeros_like(similarity.values)
     heat: NDArray[np.float32] = ((smooth - low) / (high - low)).astype(np.float32)
     return heat
@@ -122,10 +122,11 @@ def hot_component(heat: NDArray[np.float32], at: tuple[int, int], threshold: flo
     """
     from scipy.ndimage import label
 
-    hot = heat >= threshold
-    hot[at] = True
-    regions, _ = label(hot, np.ones((3, 3)))
-    component: NDArray[np.bool_] = regions == regions[at]
+    component = np.zeros(heat.shape, np.bool_)
+    if heat[at] >= threshold:
+        regions, _ = label(heat >= threshold, np.ones((3, 3)))
+        component |= regions == regions[at]
+    component[at] = True
     return component
 
 
@@ -160,18 +161,21 @@ class PeakRule:
             taken: (H, W) bool masks already found or tried.
 
         Returns:
-            One positive point, (x, y) in pixels, near the centre of the hottest patch that is free and a local maximum
-            of the smoothed map; then the negative points. No points when the map is flat or its free peaks are below ``hot``.
+            One positive point, (x, y) in whole pixels, in the hottest patch that is free and a local maximum of the smoothed
+            map; then the negative points. No points when the map is flat or its free peaks are below ``hot``.
         """
         h, w = check_shape(shape)
         heat = heat_of(similarity)
         peak = self._peak(heat, taken)
         if peak is None:
             return PointPrompts.empty()
-        places = [_centroid(heat, peak), *self._valleys(heat, peak)]
-        gh, gw = heat.shape
-        coords = np.array([((c + 0.5) * w / gw, (r + 0.5) * h / gh) for r, c in places], np.float32)
-        coords = np.minimum(np.floor(coords), np.array([w - 1, h - 1], np.float32))
+        coords = np.array(
+            [
+                _pixel(peak, (h, w), heat.shape, _centroid(heat, peak)),
+                *(_pixel(patch, (h, w), heat.shape) for patch in self._valleys(heat, peak)),
+            ],
+            np.float32,
+        )
         labels = np.zeros(len(coords), np.uint8)
         labels[0] = 1
         return PointPrompts(coords, labels)
@@ -180,42 +184,60 @@ class PeakRule:
         from scipy.ndimage import maximum_filter
 
         allowed = (heat >= self.hot) & (heat > 0)
-        if taken:
+        if len(taken):
             # a patch beside a found object is warm by that object's own heat; only a maximum of its own counts
             allowed &= heat >= maximum_filter(heat, 3)
-            allowed &= patch_shares(np.stack(list(taken)), heat.shape).max(0) <= self.free
+            allowed &= patch_shares(np.logical_or.reduce(list(taken))[None], heat.shape)[0] <= self.free
         if not allowed.any():
             return None
         row, column = np.unravel_index(int(np.where(allowed, heat, -1).argmax()), heat.shape)
         return int(row), int(column)
 
-    def _valleys(self, heat: NDArray[np.float32], peak: tuple[int, int]) -> list[tuple[float, float]]:
-        from scipy.ndimage import binary_dilation, distance_transform_edt
+    def _valleys(self, heat: NDArray[np.float32], peak: tuple[int, int]) -> list[tuple[int, int]]:
+        from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
         if not self.negatives:
             return []
         region = hot_component(heat, peak, 0.5 * float(heat[peak]))
-        near = binary_dilation(region, np.ones((3, 3)), iterations=self.reach) & ~binary_dilation(region, np.ones((3, 3)))
-        valley = near & (heat <= self.cold)
-        chosen: list[tuple[float, float]] = []
+        steps = distance_transform_cdt(~region, metric="chessboard")
+        valley = (steps > 1) & (steps <= self.reach) & (heat <= self.cold)
+        chosen: list[tuple[int, int]] = []
         away = np.where(valley, 1.0 - heat, -1.0)  # the coldest first, then each far from those before
         while len(chosen) < self.negatives and away.max() > 0:
             row, column = (int(v) for v in np.unravel_index(int(away.argmax()), heat.shape))
             chosen.append((row, column))
             marks = np.ones(heat.shape)
-            for r, c in chosen:
-                marks[int(r), int(c)] = 0
+            for patch in chosen:
+                marks[patch] = 0
             away = np.where(valley, distance_transform_edt(marks), -1.0)
         return chosen
 
 
 def _centroid(heat: NDArray[np.float32], peak: tuple[int, int]) -> tuple[float, float]:
-    """(row, column) of the peak within its patch and a little beyond, drawn by the heat of its 8 neighbours."""
+    """(row, column) of a peak in patches, whole at their centres, drawn off its own centre by the heat of its 8 neighbours."""
     r0, c0 = max(0, peak[0] - 1), max(0, peak[1] - 1)
     near = heat[r0 : peak[0] + 2, c0 : peak[1] + 2].astype(np.float64)
     weights = (near - near.min()) + 1e-6
     rows, columns = np.mgrid[r0 : r0 + near.shape[0], c0 : c0 + near.shape[1]]
     return float((rows * weights).sum() / weights.sum()), float((columns * weights).sum() / weights.sum())
+
+
+def _pixel(
+    patch: tuple[int, int], shape: tuple[int, int], grid: tuple[int, ...], place: tuple[float, float] | None = None
+) -> tuple[int, int]:
+    """(x, y): the pixel at a place (row, column), in patches, or in the middle of a patch, that :func:`patch_of` counts to it.
+
+    In a patch in which no pixel begins, it is the pixel that holds the patch.
+    """
+    row, column = (
+        # a centroid can leave its patch, and so can rounding down; float32, lest an even peak lands just below its middle
+        min(
+            max(int(np.float32((at + 0.5) * length / patches)), -(-index * length // patches)),
+            -(-(index + 1) * length // patches) - 1,
+        )
+        for at, index, length, patches in zip(place or patch, patch, shape, grid, strict=True)
+    )
+    return column, row
 
 
 def corrective_points(
@@ -224,7 +246,7 @@ def corrective_points(
     """Points with up to two more, where a mask and the map disagree most.
 
     A positive one at the hottest patch of the region around the first positive point that the mask leaves out, and a
-    negative one at the coldest patch it covers.
+    negative one at the coldest patch it covers; patches in which a point lies already get none. A flat map has no say.
 
     Args:
         similarity: the map.
@@ -235,19 +257,27 @@ def corrective_points(
 
     Returns:
         ``points``, longer by 0 to 2.
+
+    Raises:
+        InputError: no point is positive.
     """
+    if not len(points.positive):
+        raise InputError(f"points must have a positive point to correct a mask, not {len(points)} negative ones alone")
     heat = heat_of(similarity)
-    gh, gw = heat.shape
-    h, w = mask.shape
+    if not heat.any():
+        return points
+    h, w = check_shape(mask.shape)
     share = patch_shares(mask[None], heat.shape)[0]
-    at = patch_of(points.positive[0], (h, w), (gh, gw))
+    free = np.ones(heat.shape, np.bool_)
+    for point in points.coords:
+        free[patch_of(point, (h, w), heat.shape)] = False
+    at = patch_of(points.positive[0], (h, w), heat.shape)
     region = hot_component(heat, at, hot * float(heat[at]))
     coords, labels = [points.coords], [points.labels]
     for places, value, label in ((region & (share < 0.1), heat, 1), ((share > 0.9) & (heat <= cold), -heat, 0)):
-        if places.any():
-            row, column = np.unravel_index(int(np.where(places, value, -np.inf).argmax()), heat.shape)
-            x, y = np.floor((column + 0.5) * w / gw), np.floor((row + 0.5) * h / gh)
-            coords.append(np.array([[min(x, w - 1), min(y, h - 1)]], np.float32))
+        if (free & places).any():
+            row, column = np.unravel_index(int(np.where(free & places, value, -np.inf).argmax()), heat.shape)
+            coords.append(np.array([_pixel((int(row), int(column)), (h, w), heat.shape)], np.float32))
             labels.append(np.array([label], np.uint8))
     return PointPrompts(np.concatenate(coords), np.concatenate(labels))
 
@@ -261,5 +291,5 @@ def patch_of(point: NDArray[np.float32], shape: Sequence[int], grid: Sequence[in
         grid: (gh, gw).
     """
     (h, w), (gh, gw) = shape, grid
-    row, column = int(point[1] * gh / h), int(point[0] * gw / w)
+    row, column = int(float(point[1]) * gh / h), int(float(point[0]) * gw / w)
     return min(max(row, 0), gh - 1), min(max(column, 0), gw - 1)

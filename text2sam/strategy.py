@@ -95,7 +95,9 @@ def mean_map(maps: Sequence[SimilarityMap], text: str) -> SimilarityMap:
     return SimilarityMap(values, text, maps[0].method)
 
 
-_peaks = PeakRule()
+# chosen on tuning scenes: lower peaks are mostly other things, one negative point parts touching objects, and rounds of
+# refinement rather join neighbours than better a mask
+_peaks = PeakRule(hot=0.7, negatives=1)
 
 
 def peak_points(maps: Sequence[SimilarityMap], shape: tuple[int, int], taken: Sequence[NDArray[np.bool_]] = ()) -> PointPrompts:
@@ -104,7 +106,9 @@ def peak_points(maps: Sequence[SimilarityMap], shape: tuple[int, int], taken: Se
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "objects": Strategy("objects", peak_points, choose_by_agreement, objects=8, rounds=1, support=0.5, answers_absent=False, vocabulary=True),
+    "objects": Strategy(
+        "objects", peak_points, choose_by_agreement, objects=8, support=0.6, answers_absent=False, vocabulary=True
+    ),
     "paper": Strategy("paper", paper_points, choose_by_score),
 }
 """Recipes by name. ``"objects"``, the default: one prompt per peak of the map, the mask that agrees best with the map,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from text2sam.clip.prompts import check_text
 from text2sam.errors import InputError, PromptError
@@ -138,6 +139,6 @@ def thresholds_of(threshold: float | Mapping[str, float] | None, queries: Sequen
 
 
 def _in_range(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
         raise InputError(f"threshold must be a number in [0, 1], or a mapping from texts to such numbers, not {value!r}")
     return float(value)

@@ -181,7 +181,8 @@ class Segmentation:
 
     Attributes:
         mask: (H, W) bool.
-        score: float in [0, 1], SAM's estimate for the chosen mask (0 where there is none).
+        score: float in [0, 1], how good the mask is thought to be (0 where there is none): by ``strategy="paper"`` SAM's own
+            estimate, by ``"objects"`` the candidate's total times ``presence``; of several objects the best one's.
         box: (4,) float32 xyxy in pixels, the mask's bounding box with exclusive right and lower edge;
             None when the mask is empty.
         points: the prompts sent to SAM.

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from torchvision import transforms
 
 from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures
+from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
 from text2sam.clip.surgery import operate
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
@@ -65,6 +66,9 @@ def test_towers_that_cannot_be_operated_on() -> None:
         {"image_size": "16"},
         {"image_size": None},
         {"weighting": "both"},
+        {"vocabulary": "cat"},
+        {"vocabulary": (t for t in ["cat"])},
+        {"vocabulary": 3},
         {"mean": (0.5, 0.5)},
         {"std": 0.5},
         {"std": ("a", "b", "c")},
@@ -120,6 +124,12 @@ def test_texts_that_cannot_be_used(
     for call in (lambda: surgery.maps(features, texts, against=against), lambda: surgery.prepare(texts, against=against)):
         with pytest.raises(error, match=told):
             call()
+
+
+@pytest.mark.parametrize("vocabulary", [[""], ["cat", "..."], [None], [3]])
+def test_vocabulary_is_of_texts(vocabulary: Any) -> None:
+    with pytest.raises(PromptError):
+        tiny_surgery(vocabulary=vocabulary)
 
 
 def test_no_texts(surgery: ClipSurgery, features: ImageFeatures) -> None:
@@ -346,6 +356,127 @@ def test_presence_of_the_only_thing() -> None:
     tokens = surgery.encode_texts(["cat"]).repeat(17, 1)
     features = ImageFeatures(tokens, tokens, (4, 4), (16, 16))
     assert surgery.presence(features, "cat") > 0.5 > surgery.presence(features, "dog", against=["cat"])
+
+
+# the vocabulary
+
+
+def short_features(surgery: ClipSurgery, texts: list[str]) -> torch.Tensor:
+    return PromptEnsemble(surgery.model, tokenizer(), templates=SHORT_TEMPLATES)(texts)
+
+
+def presence_among(surgery: ClipSurgery, features: ImageFeatures, texts: list[str], offset: float = 0.0) -> float:
+    """By hand: the first text's share in a softmax over all of them, short templates."""
+    cosines = (short_features(surgery, texts) @ features.raw[0]).double().numpy()
+    logits = surgery.model.logit_scale.exp().item() * cosines
+    logits[0] += offset
+    return float(np.exp(logits[0]) / np.exp(logits).sum())
+
+
+def test_no_vocabulary() -> None:
+    for none in (None, [], ()):
+        surgery = tiny_surgery(vocabulary=none)
+        assert surgery.vocabulary == ()
+        features = surgery.encode_image(picture())
+        assert surgery.presence(features, "cat") == tiny_surgery().presence(features, "cat")
+        assert np.array_equal(values(surgery.maps(features, ["cat"], vocabulary=True)), values(surgery.maps(features, ["cat"])))
+
+
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_presence_against_a_vocabulary(features: ImageFeatures, offset: float) -> None:
+    words = ["dog", " tree ", "dog", "pig"]
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=offset)
+    assert surgery.vocabulary == ("dog", "tree", "pig")
+    for text, against, others in (
+        ("cat", None, ["dog", "tree", "pig"]),
+        ("dog", None, ["tree", "pig"]),
+        ("DOG", None, ["tree", "pig"]),  # the tokenizer knows no case
+        ("cat", ["sky"], ["dog", "tree", "pig", "sky"]),
+        ("cat", ["sky", "dog", "Cat", "sky"], ["dog", "tree", "pig", "sky"]),
+    ):
+        expected = presence_among(surgery, features, [text, *others], offset)
+        assert surgery.presence(features, text, against=against) == pytest.approx(expected, abs=1e-5)
+
+
+def test_presence_of_the_vocabularys_only_name(features: ImageFeatures) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["cat"])
+    expected = presence_among(surgery, features, ["Cat", ""])  # it stands against the empty text
+    assert surgery.presence(features, "Cat") == pytest.approx(expected, abs=1e-5)
+    assert 0 < expected < 1
+
+
+def test_maps_against_a_vocabulary(features: ImageFeatures) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["dog", "tree", "cat"], tau=3.0, weighting="paper")
+    tokens = features.operated[None]
+    found = values(surgery.maps(features, ["bird", "Dog", "bird"], vocabulary=True))
+    for k, (text, others) in enumerate((("bird", ["dog", "tree", "cat"]), ("Dog", ["tree", "cat"]))):
+        label_set = torch.cat([surgery.encode_texts([text]), short_features(surgery, others)])
+        expected = feature_surgery(tokens, label_set, tau=3.0, weighting="paper")[0, 1:, 0].reshape(3, 5)
+        np.testing.assert_allclose(found[k], expected, rtol=0, atol=1e-6)
+    assert np.array_equal(found[0], found[2])
+    plain = values(surgery.maps(features, ["bird", "Dog", "bird"]))
+    assert np.abs(found - plain).max() > 1e-4  # it is asked for
+    for options in ({"against": ["sky"]}, {"method": "itsm"}, {"method": "architecture"}):
+        with_it, without = (values(surgery.maps(features, ["bird"], vocabulary=v, **options)) for v in (True, False))
+        assert np.array_equal(with_it, without)
+
+
+def test_vocabulary_of_nothing_but_the_text(features: ImageFeatures) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["cat"])
+    assert np.array_equal(values(surgery.maps(features, ["Cat"], vocabulary=True)), values(surgery.maps(features, ["Cat"])))
+
+
+def test_preparing_texts_embeds_the_vocabulary_once(features: ImageFeatures) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["dog", "pig"])
+    calls = count_calls(surgery.model.transformer)
+    surgery.prepare(["cat", "dog"], against=["tree"])
+    assert [shape[0] for shape in calls] == [4 * 2, 4 * len(SHORT_TEMPLATES)]  # cat, dog, tree and "", and pig
+    surgery.prepare(["cat", "dog"])
+    surgery.maps(features, ["cat", "dog"], vocabulary=True)
+    surgery.maps(features, ["cat"], against=["tree"])
+    surgery.presence(features, "cat", against=["tree"])
+    assert len(calls) == 2
+    with pytest.raises(PromptError, match="can hold"):
+        surgery.prepare(["cat " * 100])
+
+
+def test_fingerprint_stands_for_what_presence_depends_on() -> None:
+    plain = tiny_surgery()
+    prints = {"plain": plain.fingerprint()}
+    assert len(prints["plain"]) == 16
+    assert int(prints["plain"], 16) >= 0
+    for name, options in {
+        "image size": {"image_size": 24},
+        "templates": {"templates": ["a {}."]},
+        "offset": {"presence_offset": 0.5},
+        "mean": {"mean": (0.5, 0.5, 0.5)},
+        "std": {"std": (0.5, 0.5, 0.5)},
+        "vocabulary": {"vocabulary": ["dog"]},
+        "another vocabulary": {"vocabulary": ["dog", "cat"]},
+        "model": {"model": tiny_clip(seed=1)},
+    }.items():
+        prints[name] = tiny_surgery(**options).fingerprint()
+    scaled = tiny_clip()
+    scaled.logit_scale.data += 1
+    prints["logit scale"] = tiny_surgery(scaled).fingerprint()
+    for part in ("visual.proj", "visual.class_embedding", "text_projection"):
+        changed = tiny_clip()
+        changed.get_parameter(part).data.view(-1)[0] += 1e-3
+        prints[part] = tiny_surgery(changed).fingerprint()
+    assert len(set(prints.values())) == len(prints), prints
+    # maps depend on these, presence does not
+    for options in ({}, {"depth": 1}, {"tau": 5.0}, {"weighting": "paper"}):
+        assert tiny_surgery(**options).fingerprint() == prints["plain"]
+    named = [
+        tiny_surgery(vocabulary=words, **options).fingerprint()
+        for words, options in (
+            (["dog", "cat"], {}),
+            (("cat", "dog", "cat "), {}),
+            ({"cat", "dog"}, {}),
+            (["dog", "cat"], {"templates": ["a {}."]}),
+        )
+    ]
+    assert set(named) == {prints["another vocabulary"]}  # it has no order, and its templates are the short ones
 
 
 # what is known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from text2sam.errors import InputError, OutputError
 from text2sam.evaluation import bench, plain
 from text2sam.evaluation.bench import Settings, Side, alternate, peak_process_bytes, peak_tensor_bytes
+from text2sam.pipeline import TextPromptedSAM
 
 TINY = Settings(
     device="cpu",
@@ -41,7 +43,7 @@ def surgery_result() -> dict[str, Any]:
 
 
 def test_unknown_suite() -> None:
-    with pytest.raises(InputError, match="suite must be one of all, text, surgery, images, not 'speed'"):
+    with pytest.raises(InputError, match="suite must be one of all, text, surgery, images, recipe, not 'speed'"):
         bench.run("speed", TINY)
 
 
@@ -216,6 +218,104 @@ def test_second_text_encodes_no_image_and_plain_does(monkeypatch: pytest.MonkeyP
     }
 
 
+@pytest.fixture(scope="module")
+def sticker() -> TextPromptedSAM:
+    return bench._build_pair(None, TINY)[0]
+
+
+def test_models_calls_are_counted_until_the_end(sticker: TextPromptedSAM) -> None:
+    image = bench.draw((48, 64))
+    with bench.counted(sticker) as calls:
+        sticker.set_image(image)
+        assert calls == bench.Calls(decoder=0, sam=1, clip=1)
+        sticker.segment(text="cat", strategy="paper")
+        sticker.segment(text="dog", strategy="paper")
+        assert calls == bench.Calls(decoder=2, sam=1, clip=1)
+        sticker.segment_batch([image, image, image], ["cat"], strategy="paper")
+        assert calls == bench.Calls(decoder=5, sam=4, clip=4)
+    sticker.segment(image, "cat", strategy="paper")
+    assert calls == bench.Calls(decoder=5, sam=4, clip=4)
+    with pytest.raises(ZeroDivisionError), bench.counted(sticker):
+        raise ZeroDivisionError
+    parts = [*sticker.predictor.model.modules(), *sticker.surgery.model.modules()]  # type: ignore[attr-defined]
+    assert not any(module._forward_pre_hooks for module in parts)
+
+
+class Scripted:
+    """In place of the pipeline: two objects of "cat" and one of "dog" for five prompts each, zoom looks at two crops."""
+
+    def __init__(self) -> None:
+        self.decode, self.encode_sam, self.encode_clip = torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()
+        self.predictor = SimpleNamespace(model=SimpleNamespace(mask_decoder=self.decode, image_encoder=self.encode_sam))
+        visual = SimpleNamespace(conv1=self.encode_clip)
+        self.surgery = SimpleNamespace(model=SimpleNamespace(visual=visual), device=torch.device("cpu"))
+
+    def set_image(self, image: Any) -> None:
+        self.encode(1)
+
+    def encode(self, times: int) -> None:
+        for encoder in (self.encode_sam, self.encode_clip):
+            encoder(torch.zeros(times, 3, 8, 8))
+
+    def segment(self, image: Any = None, text: str = "", *, strategy: str = "objects", zoom: Any = "auto") -> Any:
+        if image is not None:
+            self.encode(1)
+        if zoom and strategy == "objects":
+            self.encode(2)
+        found = {"cat": 2, "dog": 1}.get(text, 0)
+        for _ in range(1 if strategy == "paper" else 5 * bool(found)):
+            self.decode(torch.zeros(1))
+        box = None if strategy == "objects" and not found else ()
+        return SimpleNamespace(objects=(0,) * found if strategy == "objects" else (), box=box)
+
+    def segment_many(self, image: Any, texts: Any, *, strategy: str) -> None:
+        for text in texts:
+            self.segment(image, text, strategy=strategy)
+
+    def reset_image(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("absent", "per_object", "met"), [("rocket", 10 / 3, False), ("cat", 15 / 5, True)])
+def test_recipe_figures(monkeypatch: pytest.MonkeyPatch, absent: str, per_object: float, met: bool) -> None:
+    scene = SimpleNamespace(name="s", image="picture", find=("cat", "dog"), absent=absent)
+    monkeypatch.setattr("text2sam.demo.load_scenes", lambda: (scene,))
+    details, rows = bench.measure_recipe("x", Scripted(), 2)  # type: ignore[arg-type]
+    of_objects, of_texts, clip, sam, zoom_clip, zoom_sam, timed = rows
+    assert (of_objects.ours, of_objects.baseline, of_objects.met) == (pytest.approx(per_object), 1, met)
+    assert of_objects.aim == "ours <= baseline + 2"
+    assert of_texts.ours == pytest.approx((15 if met else 10) / 3)
+    assert of_texts.baseline == 1
+    for row in (clip, sam):
+        assert (row.ours, row.baseline, row.aim, row.met) == (1, 2, "ours = 1", True)
+    for row in (zoom_clip, zoom_sam):
+        assert (row.ours, row.baseline, row.aim) == (5, 6, None)
+    assert timed.unit == "s"
+    assert [case["calls"]["objects"] for case in details["asked"]] == [5, 5, 5 * met]
+
+
+def test_encoding_twice_misses_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgets(Scripted):
+        def segment(self, image: Any = None, text: str = "", **options: Any) -> Any:
+            self.encode(1)
+            return super().segment(image, text, **options)
+
+    scene = SimpleNamespace(name="s", image="picture", find=("cat", "dog"), absent="rocket")
+    monkeypatch.setattr("text2sam.demo.load_scenes", lambda: (scene,))
+    rows = bench.measure_recipe("x", Forgets(), 1)[1]  # type: ignore[arg-type]
+    assert [(row.ours, row.met) for row in rows[2:4]] == [(3, False), (3, False)]
+
+
+def test_default_recipe_encodes_a_picture_once() -> None:
+    result = bench.run("recipe", TINY)
+    (pair,) = result["benchmarks"]["recipe"]["pairs"]
+    assert len(pair["asked"]) == 12
+    assert all(case["calls"]["paper"] == 1 for case in pair["asked"])
+    assert sum(case["objects"]["objects"] for case in pair["asked"]) >= 6
+    assert [(row["ours"], row["met"]) for row in result["rows"][2:4]] == [(1, True), (1, True)]
+    assert json.loads(json.dumps(result))["rows"][0]["what"].startswith("sticker, default recipe: SAM decoder calls")
+
+
 def test_further_sam_comes_from_the_settings_or_the_lent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [name for name, _, _ in bench._pairs(TINY)]
     assert names == ["sticker"]
@@ -260,6 +360,8 @@ def test_command_tries_the_file_before_it_measures(tmp_path: Path, monkeypatch: 
         (2.5e8, "bytes", "250 MB"),
         (512, "bytes", "0.512 kB"),
         (1.996, "times", "2.00 x"),
+        (3.8181, "count", "3.82"),
+        (0.0, "count", "0"),
     ],
 )
 def test_quantities(value: float, unit: str, text: str) -> None:

@@ -63,6 +63,7 @@ class ClipSurgery:
         tau, weighting: see :func:`text2sam.clip.similarity.feature_surgery`.
         vocabulary: names of what else an image may show, which a text's presence is held against; see :meth:`presence`.
         presence_offset: added to a text's logit in :meth:`presence`.
+        presence_peak: with a vocabulary, how much the hottest value of a text's map adds to its logit in :meth:`presence`.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own or OpenAI's by default.
 
     Raises:
@@ -85,6 +86,7 @@ class ClipSurgery:
         weighting: Weighting = "code",
         vocabulary: Sequence[str] | None = None,
         presence_offset: float = 0.0,
+        presence_peak: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -104,10 +106,11 @@ class ClipSurgery:
         self.tau = tau
         self.weighting: Weighting = weighting
         self.presence_offset = presence_offset
+        self.presence_peak = presence_peak
         self.mean = _per_channel("mean", mean, getattr(visual, "image_mean", None) or OPENAI_MEAN)
         self.std = _per_channel("std", std, getattr(visual, "image_std", None) or OPENAI_STD)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
-        self.vocabulary = tuple(_labels(vocabulary) or ())
+        self.vocabulary = tuple(_labels(vocabulary, "vocabulary") or ())
         # a few templates do for telling names apart, and a vocabulary is long
         self._names = PromptEnsemble(model, tokenizer, templates=SHORT_TEMPLATES, cache=text_cache)
 
@@ -275,8 +278,10 @@ class ClipSurgery:
         The probability of the text in a softmax over the class token's similarities (original path), times CLIP's own
         logit scale; ``presence_offset`` is added to the text's logit. The text stands against the vocabulary and
         ``against``; without a vocabulary against the empty text and ``against``. With a vocabulary all of them are
-        embedded with the short templates. How well the score separates present from absent depends on the model and on
-        how well the vocabulary covers what its images show.
+        embedded with the short templates, and ``presence_peak`` times the highest value of the text's map (feature surgery
+        against the vocabulary, before min-max) is added as well: a small thing shows less in the class token than in its
+        place. How well the score separates present from absent depends on the model and on how well the vocabulary covers
+        what its images show.
 
         Raises:
             PromptError: the text is empty or too long.
@@ -288,12 +293,14 @@ class ClipSurgery:
             logits = (encode([text, *others]) @ features.raw[0]).cpu()  # (1 + others,)
             logits *= self.model.logit_scale.detach().float().exp().mean().cpu()
             logits[0] += self.presence_offset
+            if self.vocabulary and self.presence_peak:
+                logits[0] += self.presence_peak * float(self._against_vocabulary(features, text)[1:].max())
             return float(logits.softmax(dim=0)[0])
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: the model and its settings here."""
         digest = hashlib.sha256(text_tower_fingerprint(self.model).encode())
-        settings = (self.image_size, self.mean, self.std, self.vocabulary, self.presence_offset)
+        settings = (self.image_size, self.mean, self.std, sorted(self.vocabulary), self.presence_offset)
         templates = SHORT_TEMPLATES if self.vocabulary else tuple(self.prompts.templates)
         digest.update(repr((settings, templates, float(self.model.logit_scale.detach().float().mean()))).encode())
         for name, tensor in sorted(self.model.visual.state_dict().items()):
@@ -380,12 +387,12 @@ def _without(text: str, others: Sequence[str]) -> list[str]:
     return [other for other in dict.fromkeys(others) if other.casefold() != text.casefold()]
 
 
-def _labels(against: Sequence[str] | None) -> list[str] | None:
-    if against is None:
+def _labels(given: Sequence[str] | None, name: str = "against") -> list[str] | None:
+    if given is None:
         return None
-    if isinstance(against, str) or not isinstance(against, Collection):
-        raise InputError(f"against must be a sequence of strings, such as ['dog'], not {against!r}")
-    return list(dict.fromkeys(check_text(text) for text in against))
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise InputError(f"{name} must be a sequence of strings, such as ['dog'], not {given!r}")
+    return list(dict.fromkeys(check_text(text) for text in given))
 
 
 def _per_channel(name: str, values: Sequence[float] | None, default: Sequence[float]) -> tuple[float, float, float]:

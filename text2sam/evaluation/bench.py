@@ -1,10 +1,11 @@
 """``text2sam bench``: what text2sam saves against the obvious way, measured in one process.
 
-Three suites, each against :mod:`text2sam.evaluation.plain` or against a first call:
+Four suites; the first three against :mod:`text2sam.evaluation.plain` or against a first call:
 
 - ``text``: the prompt ensemble on a text tower of real size (random weights cost what trained ones cost);
 - ``surgery``: feature surgery over a label set, its time and its peak memory;
-- ``images``: the second text on an image against the first, whole pipeline.
+- ``images``: the second text on an image against the first, whole pipeline by the papers' recipe;
+- ``recipe``: what the default recipe costs against the papers', in calls of the models and in time.
 
 Both sides of a comparison take turns, round by round in changing order, so that what else the machine
 does falls on both alike. A figure is the median of the rounds; the range of the rounds' own ratios tells
@@ -23,12 +24,12 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,10 +44,14 @@ from text2sam.devices import pick_device
 from text2sam.errors import InputError
 from text2sam.evaluation import plain
 from text2sam.files import atomic_path
-from text2sam.pipeline import TextPromptedSAM
+from text2sam.pipeline import TextPromptedSAM, Zoom
 from text2sam.sam.select import mask_iou
+from text2sam.strategy import DEFAULT
 
-SUITES = ("text", "surgery", "images")
+if TYPE_CHECKING:
+    from text2sam.demo import DemoScene
+
+SUITES = ("text", "surgery", "images", "recipe")
 _SAMPLE_SECONDS = 0.02
 _MOST_CALLS = 200
 
@@ -57,7 +62,7 @@ class Settings:
 
     Attributes:
         device: None takes cuda, then mps, then cpu.
-        sam_checkpoint: a further SAM for the images suite; None takes ``weights/mobile_sam.pt`` of the folder
+        sam_checkpoint: a further SAM for the images and recipe suites; None takes ``weights/mobile_sam.pt`` of the folder
             ``TEXT2SAM_TEST_DATA`` names, where that is there.
         text_model: shape of the CLIP for the text suite, in open_clip's words. The default text tower is that of
             ViT-B-16; the image tower is not used.
@@ -96,7 +101,7 @@ class Row:
     Attributes:
         what: what is compared.
         ours, baseline: medians, in ``unit``.
-        unit: ``"s"``, ``"bytes"`` or ``"times"``.
+        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
         ratio: baseline over ours, above 1 where ours is better.
         low, high: smallest and largest ratio among the rounds, None where nothing was timed.
         cpu_ratio: ratio of the processor time the process took, which a busy machine disturbs less; None likewise.
@@ -384,15 +389,15 @@ def measure_images(
     def on_new_image(text: str) -> Callable[[], object]:
         def call() -> object:
             model.set_image(image)
-            return model.segment(text=text)
+            return model.segment(text=text, strategy="paper")
 
         return call
 
     def on_set_image(text: str) -> Callable[[], object]:
-        return lambda: model.segment(text=text)
+        return lambda: model.segment(text=text, strategy="paper")
 
     model.set_image(image)
-    found = {text: model.segment(text=text) for text in (first, second)}
+    found = {text: model.segment(text=text, strategy="paper") for text in (first, second)}
     # shares the model but has a state of its own: setting its image leaves the pipeline's where it is
     predictor = copy.copy(model.predictor)
     answers: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
@@ -431,11 +436,144 @@ def measure_images(
     return details, rows
 
 
+@dataclass
+class Calls:
+    """What the models were asked for: prompts SAM decoded, images SAM encoded, images CLIP encoded."""
+
+    decoder: int = 0
+    sam: int = 0
+    clip: int = 0
+
+
+@contextmanager
+def counted(model: TextPromptedSAM) -> Iterator[Calls]:
+    """Counts what a pipeline asks of its models; the hooks that do so are gone afterwards.
+
+    Args:
+        model: its predictor must hold a segment-anything ``Sam`` as ``model``.
+    """
+    calls = Calls()
+    sam: Any = getattr(model.predictor, "model", None)
+
+    def counter(name: str, batched: bool) -> Callable[[Any, tuple[Any, ...]], None]:
+        def count(_: Any, inputs: tuple[Any, ...]) -> None:
+            setattr(calls, name, getattr(calls, name) + (len(inputs[0]) if batched else 1))
+
+        return count
+
+    hooks = [
+        sam.mask_decoder.register_forward_pre_hook(counter("decoder", False)),
+        sam.image_encoder.register_forward_pre_hook(counter("sam", True)),
+        # the surgery walks through the blocks itself; the first layer sees every image once
+        model.surgery.model.visual.conv1.register_forward_pre_hook(counter("clip", True)),
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def measure_recipe(name: str, model: TextPromptedSAM, rounds: int) -> tuple[dict[str, Any], list[Row]]:
+    """The default recipe against the papers' on the scenes that ship with text2sam.
+
+    Decoder calls are all prompts SAM decoded: also those whose answer did not become an object, and those in the crops of
+    zoom. "Per object" divides them by the objects found; the papers' recipe makes one mask per text, which is its object.
+
+    Image encodings are those of two texts on one picture that is set once, against those on a picture given anew with each
+    text. A crop that zoom looks at is one more image to CLIP, and to SAM where SAM is asked about it: the rows "no zoom"
+    count the picture alone, the rows "zoom" its crops too.
+
+    Args:
+        name: of the pair, for the table.
+        model: the pair.
+        rounds: timed rounds.
+    """
+    from text2sam.demo import load_scenes
+
+    scenes = load_scenes()
+    cases = [case for scene in scenes for case in _decoder_calls(model, scene)]
+    encodings = [_encodings(model, scene, zoom) for zoom in _ZOOMS for scene in scenes]
+    first = scenes[0]
+    model.set_image(first.image)
+
+    def by(recipe: str) -> Side:
+        return Side(lambda: model.segment_many(None, first.find, strategy=recipe))
+
+    times = alternate({DEFAULT: by(DEFAULT), "paper": by("paper")}, rounds, synchronize=_waiter(model.surgery.device))
+    model.reset_image()
+    calls, objects = ({r: sum(case[key][r] for case in cases) for r in (DEFAULT, "paper")} for key in ("calls", "objects"))
+    each = {r: calls[r] / max(1, objects[r]) for r in calls}
+    met = each[DEFAULT] <= each["paper"] + 2
+    what = f"{name}, default recipe"
+    rows = [
+        _row(
+            f"{what}: SAM decoder calls per object, against paper",
+            each[DEFAULT],
+            each["paper"],
+            "count",
+            "ours <= baseline + 2",
+            met,
+        ),
+        _row(
+            f"{what}: SAM decoder calls per text, 1 of 4 absent, against paper",
+            calls[DEFAULT] / len(cases),
+            calls["paper"] / len(cases),
+            "count",
+        ),
+    ]
+    for zoom, word in _ZOOMS.items():
+        counted_here = [case for case in encodings if case["zoom"] == word]
+        for kind in ("clip", "sam"):
+            once, anew = (statistics.mean(case[side][kind] for case in counted_here) for side in ("set_once", "given_anew"))
+            row = f"{what}: {kind.upper()} encodings, 2 texts on one picture, {word}, against anew"
+            rows.append(_row(row, once, anew, "count", *(() if zoom else ("ours = 1", once == 1))))
+    rows.append(_timed_row(f"{what}: {len(first.find)} texts on a picture set, against paper", times[DEFAULT], times["paper"]))
+    return {"pair": name, "asked": cases, "encodings": encodings, "times": times}, rows
+
+
+_ZOOMS: dict[Zoom, str] = {False: "no zoom", "auto": "zoom"}
+
+
+def _decoder_calls(model: TextPromptedSAM, scene: DemoScene) -> list[dict[str, Any]]:
+    """For each text of a scene: decoder calls and objects found, by recipe."""
+    model.set_image(scene.image)
+    cases = []
+    for text in (*scene.find, scene.absent):
+        case: dict[str, Any] = {"scene": scene.name, "text": text, "calls": {}, "objects": {}}
+        for recipe in (DEFAULT, "paper"):
+            with counted(model) as calls:
+                result = model.segment(text=text, strategy=recipe)
+            case["calls"][recipe] = calls.decoder
+            case["objects"][recipe] = len(result.objects) or int(result.box is not None)
+        cases.append(case)
+    return cases
+
+
+def _encodings(model: TextPromptedSAM, scene: DemoScene, zoom: Zoom) -> dict[str, Any]:
+    """How many images each model encodes for two texts on one picture."""
+    texts = scene.find[:2]
+    with counted(model) as once:
+        model.set_image(scene.image)
+        for text in texts:
+            model.segment(text=text, zoom=zoom)
+    with counted(model) as anew:
+        for text in texts:
+            model.segment(scene.image, text, zoom=zoom)
+    sides = {"set_once": once, "given_anew": anew}
+    return {
+        "scene": scene.name,
+        "texts": list(texts),
+        "zoom": _ZOOMS[zoom],
+        **{side: {"clip": calls.clip, "sam": calls.sam} for side, calls in sides.items()},
+    }
+
+
 def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
     """Runs benchmarks.
 
     Args:
-        suite: ``"all"``, ``"text"``, ``"surgery"`` or ``"images"``.
+        suite: ``"all"``, ``"text"``, ``"surgery"``, ``"images"`` or ``"recipe"``.
         settings: sizes and repeats; the defaults take about two minutes on two cores.
 
     Returns:
@@ -455,10 +593,14 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
     benchmarks: dict[str, Any] = {}
     rows: list[Row] = []
     for name in SUITES if suite == "all" else (suite,):
-        if name == "images":
+        if name in ("images", "recipe"):
             pairs = []
             for pair, checkpoint, rounds in _pairs(chosen):
-                details, lines = _measure_pair(pair, checkpoint, chosen, rounds)
+                model, tokenizer = _build_pair(checkpoint, chosen)
+                if name == "images":
+                    details, lines = measure_images(pair, model, tokenizer, chosen, rounds)
+                else:
+                    details, lines = measure_recipe(pair, model, rounds)
                 pairs.append(details)
                 rows += lines
             benchmarks[name] = {"pairs": pairs}
@@ -481,7 +623,7 @@ def main_command(
     """``text2sam bench``: runs benchmarks and prints the table.
 
     Args:
-        suite: ``"all"``, ``"text"``, ``"surgery"`` or ``"images"``.
+        suite: ``"all"``, ``"text"``, ``"surgery"``, ``"images"`` or ``"recipe"``.
         out: file for the whole result as JSON; tried before anything is measured.
         json_output: print that JSON instead of the table.
         settings: see :class:`Settings`.
@@ -577,13 +719,13 @@ def _pairs(settings: Settings) -> list[tuple[str, Path | None, int]]:
     return pairs
 
 
-def _measure_pair(name: str, checkpoint: Path | None, settings: Settings, rounds: int) -> tuple[dict[str, Any], list[Row]]:
+def _build_pair(checkpoint: Path | None, settings: Settings) -> tuple[TextPromptedSAM, Tokenizer]:
     import open_clip
 
     model = TextPromptedSAM.from_pretrained(
         "sticker", device=settings.device, sam_checkpoint=checkpoint, templates=settings.templates, text_cache=False
     )
-    return measure_images(name, model, open_clip.get_tokenizer("ViT-B-32"), settings, rounds)
+    return model, open_clip.get_tokenizer("ViT-B-32")
 
 
 def _row(what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None) -> Row:
@@ -630,6 +772,8 @@ def _machine(settings: Settings) -> dict[str, Any]:
 def _quantity(value: float, unit: str) -> str:
     if unit == "times":
         return f"{value:.2f} x"
+    if unit == "count":
+        return f"{value:.3g}"
     scales = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if unit == "s" else (("MB", 1e6), ("kB", 1e3))
     name, scale = next((pair for pair in scales if value >= pair[1]), scales[-1])
     return f"{value / scale:.3g} {name}"

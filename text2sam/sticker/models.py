@@ -30,7 +30,7 @@ def build_clip() -> Any:
 
 
 SAM_CONFIG: dict[str, Any] = {
-    "img_size": 192,
+    "img_size": 256,
     "patch_size": 8,
     "width": 128,
     "depth": 6,
@@ -61,7 +61,7 @@ def build_sam() -> Any:
             out_chans=c["prompt_dim"],
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             qkv_bias=True,
-            use_rel_pos=False,
+            use_rel_pos=True,
             window_size=c["window_size"],
             global_attn_indexes=c["global_attn_indexes"],
         ),

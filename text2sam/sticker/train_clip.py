@@ -57,14 +57,14 @@ class ClipStage:
 
 CLIP_STAGES: tuple[ClipStage, ...] = (
     ClipStage(steps=1500, size=48, objects=(0, 1), sides=(0.6, 0.95), keep=1.0),
-    ClipStage(steps=2500, size=96, objects=(0, 4), sides=(0.27, 0.65), keep=0.5),
+    ClipStage(steps=4000, size=96, objects=(0, 4), sides=(0.25, 0.65), keep=0.5),
     ClipStage(steps=300, size=128, objects=(0, 4), sides=(0.22, 0.5), keep=0.75, batch=64),
 )
 LEARNING_RATE = 1e-3
 
 
 class _ClipScenes(IterableDataset[tuple[np.ndarray, np.ndarray]]):
-    """Endless (image (3, H, W) uint8, present (names,) bool); half are fresh, half are altered earlier ones."""
+    """Endless (image (3, H, W) uint8, present (names,) bool); three in ten are fresh, the others altered earlier ones."""
 
     def __init__(self, stage: ClipStage, seed: int) -> None:
         self.stage, self.seed = stage, seed
@@ -81,7 +81,7 @@ class _ClipScenes(IterableDataset[tuple[np.ndarray, np.ndarray]]):
         kept: list[tuple[np.ndarray, np.ndarray]] = []
         fresh = self.seed + worker
         while True:
-            if len(kept) == 2048 and rng.random() < 0.5:
+            if len(kept) == 2048 and rng.random() < 0.7:
                 image, present = kept[int(rng.integers(len(kept)))]
                 image = image[:, :, ::-1] if rng.random() < 0.5 else image
                 gain, shift = rng.uniform(0.8, 1.2, (3, 1, 1)), rng.uniform(-20, 20, (3, 1, 1))

@@ -59,11 +59,12 @@ class SamStage:
 
 
 SAM_STAGES: tuple[SamStage, ...] = (
-    SamStage(steps=700, learning_rate=8e-4),
-    SamStage(steps=2500, side=128, sides=(0.28, 0.7), objects=(1, 4), batch=8),
-    SamStage(steps=400),
-    SamStage(steps=650, sides=(0.2, 0.55), objects=(1, 4), learning_rate=1.2e-3),
+    SamStage(steps=700, side=192, learning_rate=8e-4),
+    SamStage(steps=4700, side=128, sides=(0.3, 0.8), objects=(1, 4), batch=8),
+    SamStage(steps=1300, side=192, sides=(0.25, 0.65), objects=(1, 5), learning_rate=6e-4),
+    SamStage(steps=400, sides=(0.2, 0.55), objects=(1, 5), learning_rate=1.5e-3, batch=5),
 )
+"""The curriculum that the record's stages, run one after the other with restarts, come to."""
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
@@ -119,12 +120,12 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
     def _prompts(self, rng: np.random.Generator, scene: Scene, objects: list[int]) -> tuple[np.ndarray, ...]:
         stage = self.stage
         h, w = scene.image.shape[:2]
-        use_boxes = rng.random() < 0.12
+        use_boxes = rng.random() < 0.1
         points = np.zeros((stage.prompts, stage.points, 2), np.float32)
         labels = np.full((stage.prompts, stage.points), -1, np.int64)
         boxes = np.zeros((stage.prompts, 4), np.float32)
         targets = np.zeros((stage.prompts, h, w), bool)
-        several = rng.random() < 0.45
+        several = rng.random() < 0.35
         for p in range(stage.prompts):
             which = objects[int(rng.integers(len(objects)))]
             mask = scene.objects[which].mask
@@ -152,9 +153,9 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
                 labels[p, : 2 * count] = np.repeat([1, 0], count)
             else:
                 kind = rng.random()
-                if kind < 0.15:
+                if kind < 0.1:
                     target = _part(scene.image, mask, x, y)
-                elif kind < 0.27:
+                elif kind < 0.2:
                     target = _group(scene, which)
                 points[p, 0], labels[p, 0] = (x, y), 1
             targets[p] = mask if target is None else target
@@ -193,10 +194,25 @@ def _encode(sam: Any, pixels: torch.Tensor, at: tuple[int, int]) -> torch.Tensor
     encoder = sam.image_encoder
     x = encoder.patch_embed(pixels)  # (B, h, w, D)
     x = x + encoder.pos_embed[:, at[0] : at[0] + x.shape[1], at[1] : at[1] + x.shape[2]]
+    cells = x.shape[1]
     for block in encoder.blocks:
-        x = block(x)
+        x = block(x) if block.window_size else _global_block(block, x, cells)
     embeddings: torch.Tensor = encoder.neck(x.permute(0, 3, 1, 2))
     return embeddings
+
+
+def _global_block(block: Any, x: torch.Tensor, cells: int) -> torch.Tensor:
+    """A block of global attention on a square of ``cells`` patches, which knows only the relative positions within."""
+    attention = block.attn
+    whole = len(attention.rel_pos_h)  # 2 * side - 1 relative positions, the middle one is "same place"
+    near = slice(whole // 2 - cells + 1, whole // 2 + cells)
+    hidden = attention.__dict__  # shadows the parameters during the call; segment-anything would stretch them instead
+    hidden.update(rel_pos_h=attention.rel_pos_h[near], rel_pos_w=attention.rel_pos_w[near])
+    try:
+        out: torch.Tensor = block(x)
+    finally:
+        del hidden["rel_pos_h"], hidden["rel_pos_w"]
+    return out
 
 
 def _decode(
