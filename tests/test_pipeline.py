@@ -1277,3 +1277,11 @@ def test_two_ghosts(sticker: TextPromptedSAM) -> None:
     assert not absent.present
     assert (absent.box, absent.objects, absent.candidates) == (None, (), None)
     assert absent.presence < absent.threshold == 0.5
+
+
+def test_a_text_of_the_label_set_can_be_excluded() -> None:
+    model, _, surgery = painted()
+    model.segment(drawn(("red", 40, 60, BIG), ("blue", 120, 50, BIG)), "red", against=["blue"], exclude=["blue"])
+    assert [asked["against"] for asked in surgery.asked] == [["blue", "red"], ["blue"]]  # the excluded text's, the text's
+    c = Counted()
+    assert c.model.segment(picture(), "cat", against=["dog"], exclude=["dog"]).excluded == ("dog",)

@@ -401,7 +401,9 @@ class TextPromptedSAM:
 
     def _prepare(self, queries: Sequence[Query], how: _How) -> None:
         texts = [text for query in queries for text in query.texts]
-        self.surgery.prepare([*texts, *how.exclude], against=how.against, method=how.method)
+        self.surgery.prepare(texts, against=how.against, method=how.method)
+        if how.exclude:
+            self.surgery.prepare(how.exclude, against=_for_excluded(how, queries).against, method=how.method)
 
     def _sam_state(self, encoded: _Encoded) -> None:
         """Makes ``encoded`` the predictor's image: by encoding it the first time, from memory after that."""
@@ -428,7 +430,7 @@ class TextPromptedSAM:
     def _segment_all(
         self, encoded: _Encoded, queries: Sequence[Query], how: _How, limits: Sequence[float]
     ) -> list[Segmentation]:
-        avoid = self._avoid(encoded, how) if queries else _Avoid()
+        avoid = self._avoid(encoded, _for_excluded(how, queries)) if queries else _Avoid()
         return [self._segment(encoded, query, how, avoid, limit) for query, limit in zip(queries, limits, strict=True)]
 
     def _avoid(self, encoded: _Encoded, how: _How) -> _Avoid:
@@ -612,6 +614,13 @@ def _around(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         edge = max(x1 - x0, y1 - y0) // 2
         out[max(0, y0 - edge) : y1 + edge, max(0, x0 - edge) : x1 + edge] = True
     return out
+
+
+def _for_excluded(how: _How, queries: Sequence[Query]) -> _How:
+    """How excluded texts are found: a label set also holds what is looked for, or an excluded text might stand alone in it."""
+    if how.against is None:
+        return how
+    return replace(how, against=[*how.against, *(text for query in queries for text in query.texts)])
 
 
 def _score(candidates: Candidates) -> float:

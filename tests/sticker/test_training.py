@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -16,7 +17,18 @@ import torch
 from text2sam.clip.surgery import operate
 from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, contrastive_loss, train_clip
-from text2sam.sticker.train_sam import CELL, SIDE, SamStage, _decode, _encode, _iou, _mask_loss, _SamScenes, train_sam
+from text2sam.sticker.train_sam import (
+    CELL,
+    SIDE,
+    SamStage,
+    _decode,
+    _encode,
+    _global_block,
+    _iou,
+    _mask_loss,
+    _SamScenes,
+    train_sam,
+)
 from text2sam.sticker.training import decay
 from text2sam.sticker.world import inner_point
 
@@ -194,3 +206,24 @@ def test_the_training_runs_the_same_clip_as_surgery_does(side: int) -> None:
     with torch.no_grad():
         features = _forward_clip(model, pixels, side // 8, keep=1.0)
         torch.testing.assert_close(features, operate(model.visual, pixels).raw[:, 0])
+
+
+def test_a_square_of_the_input_keeps_the_relative_positions_of_the_whole() -> None:
+    block = copy.deepcopy(build_sam().image_encoder.blocks[2])
+    side = (len(block.attn.rel_pos_h) + 1) // 2
+    torch.nn.init.normal_(block.attn.rel_pos_h)
+    torch.nn.init.normal_(block.attn.rel_pos_w)
+    x = torch.randn(1, 8, 8, 128)
+    found = _global_block(block, x, 8)
+    assert not {"rel_pos_h", "rel_pos_w"} & set(vars(block.attn))  # nothing is left behind
+    small = copy.deepcopy(block)
+    for name in ("rel_pos_h", "rel_pos_w"):
+        # entry k is the distance k - (side - 1); a square of 8 knows those from -7 to 7
+        setattr(small.attn, name, torch.nn.Parameter(getattr(block.attn, name)[side - 8 : side + 7]))
+    torch.testing.assert_close(found, small(x))
+    assert not torch.allclose(found, block(x))  # segment-anything itself would stretch the whole table over the square
+    found.sum().backward()
+    grad = block.attn.rel_pos_h.grad
+    assert grad is not None
+    assert grad[side - 8 : side + 7].any()
+    assert not grad[: side - 8].any()
