@@ -281,7 +281,7 @@ def test_the_whole_wins_over_its_part_and_a_group() -> None:
         choice = choose([part, whole, group], scores, blobs((9, 9, 1)), prompt((95, 95)))
         assert choice.index == 1
         by_score = int(np.argmax(scores))
-        assert f"SAM's score alone would take mask {by_score}" in choice.reason
+        assert f"SAM's score alone would take the one of {scores[by_score]:.3f}" in choice.reason
         assert f"score {scores[1]:.3f}" in choice.reason
         for name in ("total", "correlation", "contrast"):
             assert f"{name} {choice.figures[name][1]:.3f}" in choice.reason
@@ -291,7 +291,7 @@ def test_the_whole_wins_over_its_part_and_a_group() -> None:
 def test_the_reason_tells_when_sam_agrees() -> None:
     choice = choose([disc(9, 9, 1), disc(9, 9, 3)], [0.5, 0.9], blobs((9, 9, 1)), prompt((95, 95)))
     assert choice.index == 1
-    assert "also has SAM's highest score" in choice.reason
+    assert "also SAM's highest score" in choice.reason
 
 
 def test_a_second_object_of_the_name_does_not_matter() -> None:
