@@ -61,8 +61,8 @@ class SamStage:
 SAM_STAGES: tuple[SamStage, ...] = (
     SamStage(steps=700, side=192, learning_rate=8e-4),
     SamStage(steps=4700, side=128, sides=(0.3, 0.8), objects=(1, 4), batch=8),
-    SamStage(steps=1300, side=192, sides=(0.25, 0.65), objects=(1, 5), learning_rate=6e-4),
-    SamStage(steps=400, sides=(0.2, 0.55), objects=(1, 5), learning_rate=1.5e-3, batch=5),
+    SamStage(steps=1700, side=192, sides=(0.25, 0.65), objects=(1, 5), learning_rate=6e-4),
+    SamStage(steps=560, sides=(0.2, 0.55), objects=(1, 5), learning_rate=1.5e-3, batch=5),
 )
 """The curriculum that the record's stages, run one after the other with restarts, come to."""
 
