@@ -1285,3 +1285,39 @@ def test_a_text_of_the_label_set_can_be_excluded() -> None:
     assert [asked["against"] for asked in surgery.asked] == [["blue", "red"], ["blue"]]  # the excluded text's, the text's
     c = Counted()
     assert c.model.segment(picture(), "cat", against=["dog"], exclude=["dog"]).excluded == ("dog",)
+
+
+def test_objects_that_another_name_fits_better_are_dropped() -> None:
+    class Named(Colours):
+        """Blue places are far rather something else."""
+
+        vocabulary = ("sky",)
+
+        def region_odds(self, features: Any, text: str, shares: NDArray[np.float32]) -> float:
+            blue = torch.nn.functional.adaptive_avg_pool2d(
+                torch.from_numpy(coloured(features.image, "blue") * 1.0)[None], (12, 16)
+            )
+            return -5.0 if (blue[0].numpy() * shares).sum() > 0.5 * shares.sum() else {"animal": 1.0, "beast": -9.0}[text]
+
+    class Plain(Named):
+        vocabulary = ()
+
+    image = drawn(("red", 40, 60, BIG), ("blue", 120, 50, BIG))
+    words = {"animal": {"red": 0.9, "blue": 1.0}, "beast": {"red": 0.9, "blue": 1.0}}
+    asked = replace(EASY, vocabulary=True)
+
+    def found(surgery: type[Colours], text: Any, **changes: Any) -> list[NDArray[np.bool_]]:
+        # the instance's own attribute would hide the class's
+        made = surgery(**words)
+        made.vocabulary = surgery.vocabulary
+        model = TextPromptedSAM(Painter("speck"), made)
+        return [one.mask for one in model.segment(image, text, strategy=replace(asked, **changes)).objects]
+
+    red = disc(40, 60, BIG)
+    assert [np.array_equal(mask, red) for mask in found(Named, "animal", margin=3.0)] == [True]
+    assert [np.array_equal(mask, red) for mask in found(Named, {"animal": ["beast", "animal"]}, margin=3.0)] == [True]
+    assert len(found(Named, "animal", margin=6.0)) == 2
+    assert len(found(Named, "animal", margin=float("inf"))) == 2
+    assert len(found(Named, "animal", margin=3.0, vocabulary=False)) == 2
+    assert len(found(Plain, "animal", margin=3.0)) == 2
+    assert len(found(Named, "blue", margin=0.0)) == 1  # one object is always the best of them

@@ -57,7 +57,16 @@ def test_flat_maps() -> None:
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"objects": 0}, {"objects": -1}, {"rounds": -1}, {"support": -0.1}, {"support": 1.1}, {"support": float("nan")}],
+    [
+        {"objects": 0},
+        {"objects": -1},
+        {"rounds": -1},
+        {"support": -0.1},
+        {"support": 1.1},
+        {"support": float("nan")},
+        {"margin": -1.0},
+        {"margin": float("nan")},
+    ],
 )
 def test_numbers_out_of_range(numbers: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="a Strategy needs objects of at least 1, rounds"):

@@ -17,7 +17,7 @@ from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
 from text2sam.image import ChannelOrder, ImageLike, read_image
-from text2sam.points import corrective_points, patch_of
+from text2sam.points import corrective_points, patch_of, patch_shares
 from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, predict_points
 from text2sam.sam.select import distinct
 from text2sam.strategy import DEFAULT, Strategy, get_strategy, joint_map, mean_map
@@ -488,14 +488,26 @@ class TextPromptedSAM:
             return [_without(self._object(encoded, maps, points, how, avoid), avoid)] if len(points.positive) else []
         everything: list[_Found] = []
         for similarity, text in zip(maps, [query.label] if query.synonyms else query.texts, strict=True):
+            words = query.texts if query.synonyms else (text,)
             found = _supported(self._search(encoded, similarity, how, avoid), recipe.support)
+            found = self._fitting(encoded.features, found, words, recipe)
             if how.zoom:
-                words = query.texts if query.synonyms else (text,)
                 found = [self._zoomed(encoded, one, Query(query.label, words, query.synonyms), how, avoid) for one in found]
             everything += found
         rest = [_without(one, avoid) for one in everything]
         rest = [new for new, old in zip(rest, everything, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
         return [rest[k] for k in distinct([one.mask for one in rest], [one.score for one in rest])]
+
+    def _fitting(self, features: ImageFeatures, found: list[_Found], texts: Sequence[str], recipe: Strategy) -> list[_Found]:
+        """The objects that another name of the vocabulary does not fit far better than it fits the best of them."""
+        if not (recipe.vocabulary and self.surgery.vocabulary and len(found) > 1 and np.isfinite(recipe.margin)):
+            return found
+        shares = patch_shares(np.stack([one.mask for one in found]), features.grid)
+        odds = [
+            max(self.surgery.region_odds(features, text, share) for text in texts) if share.any() else -np.inf
+            for share in shares
+        ]
+        return [one for one, value in zip(found, odds, strict=True) if value >= max(odds) - recipe.margin]
 
     def _search(self, encoded: _Encoded, similarity: SimilarityMap, how: _How, avoid: _Avoid) -> list[_Found]:
         """One object after the other, until the recipe's points end."""

@@ -37,6 +37,8 @@ class Strategy:
         rounds: how often a chosen mask goes back to SAM with corrected points, where that improves its total.
         support: with several objects, one stays when the map's mean contrast at it reaches this share of the best one's,
             in [0, 1] (the figure ``"contrast"``; a rule that gives none keeps them all).
+        margin: with several objects, one stays when its log-odds against the model's vocabulary (``ClipSurgery.region_odds``)
+            are at most this far below the best one's; only where ``vocabulary`` is set and the model has one.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same, as in the papers.
         vocabulary: whether a text is set against the model's vocabulary, where it has one and no label set is given.
 
@@ -50,14 +52,15 @@ class Strategy:
     objects: int = 1
     rounds: int = 0
     support: float = 0.0
+    margin: float = float("inf")
     answers_absent: bool = True
     vocabulary: bool = False
 
     def __post_init__(self) -> None:
-        if self.objects < 1 or self.rounds < 0 or not 0.0 <= self.support <= 1.0:
+        if self.objects < 1 or self.rounds < 0 or not 0.0 <= self.support <= 1.0 or not self.margin >= 0.0:
             raise InputError(
-                "a Strategy needs objects of at least 1, rounds of at least 0 and support in [0, 1], "
-                f"not {self.objects}, {self.rounds}, {self.support}"
+                "a Strategy needs objects of at least 1, rounds and margin of at least 0 and support in [0, 1], "
+                f"not {self.objects}, {self.rounds}, {self.margin} and {self.support}"
             )
 
 
@@ -107,7 +110,14 @@ def peak_points(maps: Sequence[SimilarityMap], shape: tuple[int, int], taken: Se
 
 STRATEGIES: dict[str, Strategy] = {
     "objects": Strategy(
-        "objects", peak_points, choose_by_agreement, objects=8, support=0.6, answers_absent=False, vocabulary=True
+        "objects",
+        peak_points,
+        choose_by_agreement,
+        objects=8,
+        support=0.5,
+        margin=3.0,
+        answers_absent=False,
+        vocabulary=True,
     ),
     "paper": Strategy("paper", paper_points, choose_by_score),
 }

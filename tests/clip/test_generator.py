@@ -493,3 +493,25 @@ def test_nothing_of_the_model_changes(family: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ZeroDivisionError):
         surgery.encode_image(picture())
     assert condition(model) == before
+
+
+def test_region_odds_against_plain_numpy() -> None:
+    surgery = tiny_surgery(image_size=(16, 24), vocabulary=["dog", "sky", "Cat"])
+    features = surgery.encode_image(picture())
+    shares = np.random.default_rng(0).random(features.grid, np.float32)
+    texts = surgery._names(["cat", "dog", "sky"]).numpy().astype(np.float64)  # "Cat" is the text itself
+    token = (shares.reshape(-1, 1) * features.operated[1:].numpy()).sum(0)
+    token = token / np.linalg.norm(token)
+    logits = texts @ token * np.exp(float(surgery.model.logit_scale.detach()))
+    expected = logits[0] - np.log(np.exp(logits[1:]).sum())
+    assert surgery.region_odds(features, "cat", shares) == pytest.approx(expected, abs=1e-4)
+    assert surgery.region_odds(features, "cat", 0.1 * shares) == pytest.approx(expected, abs=1e-4)  # only shares count
+    with pytest.raises(InputError, match="of shape"):
+        surgery.region_odds(features, "cat", shares[1:])
+    with pytest.raises(InputError, match="above 0"):
+        surgery.region_odds(features, "cat", np.zeros_like(shares))
+    with pytest.raises(PromptError):
+        surgery.region_odds(features, "", shares)
+    for alone in (tiny_surgery(image_size=(16, 24)), tiny_surgery(image_size=(16, 24), vocabulary=["cat"])):
+        with pytest.raises(InputError, match="vocabulary"):
+            alone.region_odds(features, "cat", shares)

@@ -297,6 +297,33 @@ class ClipSurgery:
                 logits[0] += self.presence_peak * float(self._against_vocabulary(features, text)[1:].max())
             return float(logits.softmax(dim=0)[0])
 
+    def region_odds(self, features: ImageFeatures, text: str, shares: NDArray[np.float32]) -> float:
+        """How much better a text fits a region than the vocabulary does.
+
+        Args:
+            features: from :meth:`encode_image`.
+            text: what the region may show.
+            shares: (gh, gw) float32 in [0, 1], how much of each patch belongs to the region, on the grid of ``features``.
+
+        Returns:
+            The natural logarithm of the odds of the text in a softmax over the cosines, times CLIP's logit scale, of the
+            region's mean operated token and the text and the vocabulary, all embedded with the short templates.
+
+        Raises:
+            PromptError: the text is empty or too long.
+            InputError: there is no vocabulary, ``shares`` is not on the grid, or the region is empty.
+        """
+        others = _without(check_text(text), self.vocabulary)
+        if not others:
+            raise InputError("region_odds sets a text against a vocabulary; give ClipSurgery one")
+        if shares.shape != features.grid or not shares.any():
+            raise InputError(f"shares must be of shape {features.grid}, some of them above 0, not of shape {shares.shape}")
+        with torch.inference_mode():
+            weights = torch.from_numpy(shares).flatten().to(features.operated)
+            token = torch.nn.functional.normalize(weights @ features.operated[1:], dim=0)  # (C,)
+            logits = self._names([text, *others]) @ token * self.model.logit_scale.detach().float().exp().mean()
+            return float(logits[0] - logits[1:].logsumexp(0))
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: the model and its settings here."""
         digest = hashlib.sha256(text_tower_fingerprint(self.model).encode())

@@ -92,7 +92,9 @@ def choose_by_agreement(
     index = int(np.argmax(total))
     by_score = int(np.argmax(scores))
     others = "" if len(masks) == 1 else f" of {len(masks)}"
-    also = "also SAM's highest score" if by_score == index else f"SAM's score alone would take the one of {scores[by_score]:.3f}"
+    also = (
+        "also SAM's highest score" if by_score == index else f"SAM's score alone would take the one of {scores[by_score]:.3f}"
+    )
     reason = (
         f"its total {total[index]:.3f} is the highest{others}: score {scores[index]:.3f}, correlation "
         f"{figures['correlation'][index]:.3f}, contrast {figures['contrast'][index]:.3f}; {also}"
