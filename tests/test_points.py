@@ -20,6 +20,7 @@ from text2sam.points import (
     hot_component,
     patch_of,
     patch_shares,
+    pixels_under,
     points_from_similarity,
 )
 from text2sam.types import PointPrompts, SimilarityMap
@@ -643,3 +644,10 @@ def test_corrections_are_few_and_in_the_image(values: np.ndarray, shape: tuple[i
     if all(n <= length for n, length in zip(values.shape, shape, strict=True)):
         old = set(patches(points.coords, shape, values.shape))
         assert old.isdisjoint(patches(fixed.coords[3:], shape, values.shape))
+
+
+def test_pixels_under_points_lie_in_the_image() -> None:
+    points = np.array([(0, 0), (3.9, 2.2), (-7, 99), (1e30, -1e30), (4, 3)], np.float32)
+    rows, columns = pixels_under(points, (3, 4))
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (2, 3), (2, 0), (0, 3), (2, 3)]
+    assert [len(index) for index in pixels_under(np.zeros((0, 2), np.float32), (3, 4))] == [0, 0]

@@ -431,3 +431,11 @@ def test_heat_between_and_beyond_pixels() -> None:
     mask = np.zeros((2, 4), np.bool_)
     told = segmentation(mask=mask, box=None, present=False, candidates=None, points=points, similarity=SimilarityMap(values))
     assert told.explain()["points"]["heat"] == [0.5, 0, 1, 0.5]
+
+
+def test_instances_are_the_objects_or_the_result_itself() -> None:
+    one = segmentation()
+    assert one.instances == (one,)
+    assert segmentation(objects=(one,)).instances == (one,)
+    nothing = segmentation(mask=np.zeros_like(MASK), box=None, candidates=None, present=False)
+    assert nothing.instances == ()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from text2sam.errors import InputError
+from text2sam.evaluation.metrics import auroc
 from text2sam.files import write_json
 
 _FORMAT = "text2sam calibration"
@@ -152,14 +153,13 @@ def fit_threshold(presence: ArrayLike, present: ArrayLike, *, false_cost: float 
     best = min(range(len(levels) + bool(levels[-1] < 1)), key=rank)
     at_end = best in (0, len(levels))
     threshold = float(best > 0) if at_end else _middle(float(levels[best - 1]), float(levels[best]))
-    wins = np.searchsorted(misses, hits, "left").sum() + np.searchsorted(misses, hits, "right").sum()
     return Calibration(
         threshold=threshold,
         n_present=len(hits),
         n_absent=len(misses),
         missed_rate=missed[best] / len(hits),
         false_rate=false[best] / len(misses),
-        auroc=int(wins) / (2 * len(hits) * len(misses)),
+        auroc=auroc(hits, misses),
     )
 
 

@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 
 from text2sam import __version__
 from text2sam.errors import InputError, OutputError, PromptError, Text2SamError, UnsupportedModelError, WeightsError
+from text2sam.evaluation.tables import aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,8 +164,7 @@ def _print_json(document: Any) -> None:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned with spaces, as plain text."""
     cells = [[one_line(cell) for cell in row] for row in (headers, *rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(headers))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(aligned(cells))
 
 
 def _version(value: bool) -> None:
@@ -928,7 +928,7 @@ def _names(written: Mapping[str, Path | list[Path]]) -> str:
 
 
 def _box(result: Segmentation) -> str:
-    return "-" if result.box is None else ",".join(f"{v:.0f}" for v in result.box)
+    return _corners(None if result.box is None else result.box.tolist())
 
 
 def _shorten(text: str, longest: int = 40) -> str:
@@ -974,9 +974,8 @@ def write_result(
         elif name == "explain":
             write_png(path, draw(result, image))
         elif name == "instances":
-            objects = result.objects or ((result,) if result.box is not None else ())
             written[name] = [
-                write_png(out / f"{stem}_instance-{number}.png", each.mask) for number, each in enumerate(objects, 1)
+                write_png(out / f"{stem}_instance-{number}.png", each.mask) for number, each in enumerate(result.instances, 1)
             ]
             continue
         else:

@@ -17,7 +17,7 @@ from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
 from text2sam.image import ChannelOrder, ImageLike, read_image
-from text2sam.points import corrective_points, patch_of, patch_shares
+from text2sam.points import corrective_points, patch_of, patch_shares, pixels_under
 from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, predict_points
 from text2sam.sam.select import distinct
 from text2sam.strategy import DEFAULT, Strategy, get_strategy, joint_map, mean_map
@@ -225,10 +225,7 @@ class TextPromptedSAM:
             not there. ``strategy="paper"`` makes one mask of all, which is then the only result. Errors are those of
             :meth:`segment`.
         """
-        whole = self.segment(image, text, **options)
-        if whole.objects:
-            return list(whole.objects)
-        return [whole] if whole.box is not None else []
+        return list(self.segment(image, text, **options).instances)
 
     def segment_many(
         self,
@@ -664,9 +661,7 @@ def _avoiding(points: PointPrompts, avoid: _Avoid) -> PointPrompts:
     """Points without positive ones on what is to be avoided, and with negative ones there."""
     if avoid.mask is None or not len(points):
         return points
-    h, w = avoid.mask.shape
-    columns, rows = (points.coords[:, k].astype(int).clip(0, n - 1) for k, n in ((0, w), (1, h)))
-    keep = (points.labels == 0) | ~avoid.mask[rows, columns]
+    keep = (points.labels == 0) | ~avoid.mask[pixels_under(points.coords, avoid.mask.shape)]
     coords, labels = points.coords[keep], points.labels[keep]
     if not (labels == 1).any():
         return PointPrompts.empty()

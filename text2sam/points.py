@@ -282,6 +282,22 @@ def corrective_points(
     return PointPrompts(np.concatenate(coords), np.concatenate(labels))
 
 
+def pixels_under(points: NDArray[np.float32], shape: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The pixels that points lie in, as an index into an array over the image.
+
+    Args:
+        points: (N, 2), (x, y) in pixels; one outside the image counts to the nearest pixel.
+        shape: (H, W) of the image.
+
+    Returns:
+        rows (N,) and columns (N,).
+    """
+    h, w = shape
+    # clipped first: a far coordinate would overflow as an int
+    columns, rows = (points[:, k].clip(0, n - 1).astype(np.intp) for k, n in ((0, w), (1, h)))
+    return rows, columns
+
+
 def patch_of(point: NDArray[np.float32], shape: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
     """(row, column) of the patch a pixel lies in; a point outside the image counts to the nearest patch.
 

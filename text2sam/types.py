@@ -267,6 +267,11 @@ class Segmentation:
         """Number of pixels of the mask."""
         return int(self.mask.sum())
 
+    @property
+    def instances(self) -> tuple[Segmentation, ...]:
+        """One result per object, highest score first: ``objects``, else the result itself; none where the mask is empty."""
+        return self.objects or (() if self.box is None else (self,))
+
     def explain(self) -> dict[str, Any]:
         """Everything behind the result, in JSON's types; :func:`text2sam.plot.explain` draws it.
 

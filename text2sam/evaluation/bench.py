@@ -15,7 +15,6 @@ how far to trust it.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import platform
@@ -25,7 +24,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +42,7 @@ from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
 from text2sam.errors import InputError
 from text2sam.evaluation import plain
-from text2sam.files import atomic_path
+from text2sam.evaluation.tables import aligned, telling
 from text2sam.pipeline import TextPromptedSAM, Zoom
 from text2sam.sam.select import mask_iou
 from text2sam.strategy import DEFAULT
@@ -632,14 +631,10 @@ def main_command(
         InputError, WeightsError: as :func:`run`.
         OutputError: ``out`` cannot be written.
     """
-    with nullcontext() if out is None else atomic_path(out) as temporary:
+    with telling(table, out, json_output) as tell:
         if sys.stderr.isatty():
             print("measuring; this takes a minute or two", file=sys.stderr)
-        result = run(suite, settings)
-        text = json.dumps(result, indent=2)
-        if temporary is not None:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-    print(text if json_output else table(result))
+        tell(run(suite, settings))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -652,18 +647,13 @@ def table(result: dict[str, Any]) -> str:
         met = "" if row["met"] is None else ("yes" if row["met"] else "NO")
         ours, baseline = (_quantity(row[side], row["unit"]) for side in ("ours", "baseline"))
         lines.append((row["what"], ours, baseline, f"{row['ratio']:.3g}", spread, cpu, row["aim"] or "", met))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
     machine = result["machine"]
     load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f} when it began"
     note = (
         f"{machine['device']}, {machine['cpus']} processors, {machine['threads']} threads{load}; torch {machine['torch']}; "
         f"{result['seconds']:.0f} s. Ratios above 1 are for ours."
     )
-    return "\n".join([*(line.rstrip() for line in text), "", note])
+    return "\n".join([*aligned(lines, words=1), "", note])
 
 
 def draw(shape: Sequence[int]) -> NDArray[np.uint8]:

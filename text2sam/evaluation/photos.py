@@ -24,13 +24,11 @@ Protocol:
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +41,7 @@ from scipy import ndimage
 from text2sam import __version__
 from text2sam.errors import ImageError, InputError
 from text2sam.evaluation.metrics import bootstrap_weights, interval, weighted_ratio
-from text2sam.files import atomic_path
+from text2sam.evaluation.tables import aligned, telling
 from text2sam.image import read_image
 from text2sam.points import points_from_similarity
 from text2sam.sam.predictor import MaskPredictor, build_predictor, predict_points
@@ -516,16 +514,11 @@ def table(result: Mapping[str, Any]) -> str:
         met = {None: "", True: "yes", False: "NO"}[row["met"]]
         figures = (_interval(row, name) for name in ("score", "ours", "best", "closed"))
         lines.append((row["rule"], row["points"], row["strength"], str(row["cases"]), *figures, f">= {_AIM:g}", met))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
     note = (
         f"Mean IoU with the target and bootstrap 95 % intervals over photos; {len(result[result['split']])} photos of the "
         f"split {result['split']!r}, seed {result['settings']['seed']}, {result['seconds']:.0f} s."
     )
-    return "\n".join([*(line.rstrip() for line in text), "", note])
+    return "\n".join([*aligned(lines, words=3), "", note])
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -568,13 +561,13 @@ def evaluate_photos(
     chosen = settings or Settings()
     names = split_photos(folder, chosen.split, chosen.photos)
     take = default_rules() if rules is None else rules
-    with nullcontext() if out is None else atomic_path(out) as temporary:
+    with telling(table, out, json_output) as tell:
         path = resolve(sam_checkpoint, "sam")
         known = CHECKPOINTS.get(str(sam_checkpoint))
         predictor = build_predictor(known.model if known else None, path, device=device)
         done = 0
 
-        def tell(photo: str) -> None:
+        def progress(photo: str) -> None:
             nonlocal done
             done += 1
             print(f"{done}/{len(names)} {photo}", file=sys.stderr)
@@ -582,10 +575,7 @@ def evaluate_photos(
         result = {
             "sam": {"file": path.name, "sha256": file_sha256(path)},
             "machine": {"text2sam": __version__, "python": platform.python_version(), "numpy": np.__version__},
-            **measure(predictor, folder, chosen, take, progress=tell if sys.stderr.isatty() else None),
+            **measure(predictor, folder, chosen, take, progress=progress if sys.stderr.isatty() else None),
         }
-        text = json.dumps(result, indent=2, allow_nan=False)
-        if temporary is not None:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-    print(text if json_output else table(result))
+        tell(result)
     return result

@@ -10,13 +10,11 @@ empty mask, and whatever it holds where one proposes a mask all the same, as the
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +33,10 @@ from text2sam.evaluation.metrics import (
     match_detections,
     weighted_ratio,
 )
-from text2sam.files import atomic_path, write_json, write_png
+from text2sam.evaluation.tables import aligned, telling
+from text2sam.files import write_json, write_png
 from text2sam.image import ImageLike
+from text2sam.points import pixels_under
 from text2sam.sam.select import mask_iou
 from text2sam.sticker.evaluate import SIZES
 from text2sam.sticker.world import THINGS, Scene, World
@@ -219,8 +219,7 @@ def judge(scene: Scene, name: str, result: Segmentation, instances: Sequence[Seg
     positive = result.points.positive
     if not len(positive) and result.objects:
         positive = np.concatenate([o.points.positive for o in result.objects])
-    h, w = union.shape
-    on = sum(bool(union[min(max(int(y), 0), h - 1), min(max(int(x), 0), w - 1)]) for x, y in positive)
+    on = int(union[pixels_under(positive, union.shape)].sum())
     return Answer(
         name=name,
         objects=len(truths),
@@ -516,8 +515,6 @@ def table(result: dict[str, Any]) -> str:
         label = f"{figure.label} (less is better)" if figure.higher is False else figure.label
         cells = [_cell(figures[strategy][name]) for strategy in figures]
         lines.append([label, *cells, *(_cell(differences[strategy][name], sign=True) for strategy in differences)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     counts, seeds = result["counts"], result["settings"]["seeds"]
     several = sum(n for k, n in counts["cases_by_objects"].items() if int(k) >= 2)
     note = (
@@ -525,7 +522,7 @@ def table(result: dict[str, Any]) -> str:
         f"with several objects; {counts['absent_queries']} queries for absent names. 95 % intervals: "
         f"{result['settings']['resamples']} resamples of the scenes."
     )
-    return "\n".join([*text, "", note])
+    return "\n".join([*aligned(lines), "", note])
 
 
 def _cell(figure: dict[str, Any], *, sign: bool = False) -> str:
@@ -648,16 +645,12 @@ def main_command(
     if pictures is not None and len(chosen.strategies) < 2:
         raise InputError("--pictures compares two strategies; name a second one with --strategy")
     progress = sys.stderr.isatty()
-    with nullcontext() if out is None else atomic_path(out) as temporary:
+    with telling(table, out, json_output) as tell:
         draw_scene(chosen.seeds.start)  # a missing package is told before models are built
         model = TextPromptedSAM.from_pretrained(
             "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress
         )
         records = measure(model, chosen, progress=progress)
-        result = report(records, chosen)
-        text = json.dumps(result, indent=2, allow_nan=False)
-        if temporary is not None:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-    print(text if json_output else table(result))
+        tell(report(records, chosen))
     if pictures is not None:
         write_pictures(pictures, model, records, chosen)

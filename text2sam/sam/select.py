@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.points import heat_of, hot_component, patch_of, patch_shares
+from text2sam.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
 from text2sam.types import PointPrompts, SimilarityMap
 
 _WEIGHTS = {"correlation": 0.5, "contrast": 1.0, "stability": 0.5, "points": 0.25}
@@ -175,8 +175,7 @@ def _correlation(shares: NDArray[np.float32], heat: NDArray[np.float32]) -> NDAr
 def _right_points(masks: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.float64]:
     if not len(points):
         return np.ones(len(masks))
-    h, w = masks.shape[1:]
-    columns, rows = (points.coords[:, k].clip(0, n - 1).astype(int) for k, n in ((0, w), (1, h)))
+    rows, columns = pixels_under(points.coords, masks.shape[1:])
     right: NDArray[np.float64] = (masks[:, rows, columns] == (points.labels == 1)).mean(1)
     return right
 

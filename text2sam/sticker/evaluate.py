@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
+from text2sam.evaluation.metrics import auroc
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.select import mask_iou
 from text2sam.sticker.world import THINGS, Scene, World, inner_point
@@ -98,9 +99,8 @@ def _map_figures(m: SimilarityMap, mask: NDArray[np.bool_]) -> tuple[bool, bool,
 
 
 def _presence_figures(present: NDArray[np.float64], absent: NDArray[np.float64]) -> dict[str, float]:
-    wins = (present[:, None] > absent).mean() + 0.5 * (present[:, None] == absent).mean()
     return {
-        "auroc": round(float(wins), 4),
+        "auroc": round(auroc(present, absent), 4),
         "missed_at_half": round(float((present < 0.5).mean()), 4),
         "false_at_half": round(float((absent >= 0.5).mean()), 4),
         "present_median": round(float(np.median(present)), 4),
