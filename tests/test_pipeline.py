@@ -24,7 +24,7 @@ from text2sam.errors import (
     Text2SamError,
     UnsupportedModelError,
 )
-from text2sam.pipeline import ZOOM_BELOW, ZOOM_MARGIN, TextPromptedSAM, zoom_box
+from text2sam.pipeline import ZOOM_BELOW, ZOOM_MARGIN, EncodedImage, TextPromptedSAM, zoom_box
 from text2sam.points import PeakRule
 from text2sam.sam.select import Choice, choose_by_agreement, choose_by_score, mask_iou
 from text2sam.strategy import STRATEGIES, Strategy, joint_map, paper_points
@@ -347,6 +347,47 @@ def test_two_pipelines_may_share_a_real_predictor() -> None:
     assert same(one.segment(text="cat", strategy="paper"), expected)
     predictor.reset_image()
     assert same(one.segment(text="cat", strategy="paper"), expected)
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_encoded_images_stand_in_for_images(sam: bool) -> None:
+    c = Counted(tiny_predictor())
+    pictures = [picture(), picture(1, 50, 20)]
+    expected = [c.segment_many(image, ["cat", "dog"]) for image in pictures]
+    encoder = count_calls(c.predictor.model.image_encoder)
+    before = len(c.clip)
+    encoded = c.model.encode(pictures, sam=sam)
+    assert len(c.clip) == before + 1  # one batch
+    assert len(encoder) == (2 if sam else 0)
+    for _ in range(2):
+        for one, wanted in zip(encoded, expected, strict=True):
+            assert all(same(*pair) for pair in zip(c.segment_many(one, ["cat", "dog"]), wanted, strict=True))
+            assert same(c.segment(one, "dog"), wanted[1])
+    assert (len(c.clip), len(encoder)) == (before + 1, 2)
+    assert not c.model.is_image_set
+
+
+def test_what_cannot_be_encoded() -> None:
+    c = Counted()
+    assert c.model.encode([]) == []
+    for images in (picture(), "a.png", 3):
+        with pytest.raises(InputError, match="sequence of images"):
+            c.model.encode(images)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="image 1 of 2"):
+        c.model.encode([picture(), "missing.png"])
+    assert c.encodings == (0, 0)
+    one = c.model.encode([picture()])[0]
+    with pytest.raises(InputError, match="features"):
+        EncodedImage(picture(1, 50, 20), one.features)
+    with pytest.raises(InputError, match="image must be"):
+        EncodedImage(picture()[..., 0], one.features)
+
+
+def test_encoding_in_tiles() -> None:
+    c = Counted()
+    [whole], [tiled] = c.model.encode([picture(0, 90, 130)]), c.model.encode([picture(0, 90, 130)], tiles=40)
+    assert tiled.features.grid > whole.features.grid
+    assert same(c.segment(tiled, "cat"), c.segment(picture(0, 90, 130), "cat", tiles=40))
 
 
 @pytest.mark.parametrize("where", ["set_image", "predict"])

@@ -18,13 +18,13 @@ from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
 from text2sam.image import ChannelOrder, ImageLike, read_image
 from text2sam.points import corrective_points, patch_of, patch_shares, pixels_under
-from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, predict_points
+from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, encode_states, predict_points
 from text2sam.sam.select import distinct
 from text2sam.strategy import DEFAULT, Strategy, get_strategy, joint_map, mean_map
 from text2sam.targets import Query, Target, Texts, check_exclude, parse_target, parse_targets, split_target, thresholds_of
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
-__all__ = ["Target", "TextPromptedSAM", "Texts", "split_target"]
+__all__ = ["EncodedImage", "Target", "TextPromptedSAM", "Texts", "split_target"]
 
 Zoom = Literal["auto", False]
 Thresholds = float | Mapping[str, float] | None
@@ -36,15 +36,33 @@ ZOOM_MARGIN = 3.0
 
 
 @dataclass(eq=False)
-class _Encoded:
-    """An image and what the models know of it; SAM's part is made when the first text needs it."""
+class EncodedImage:
+    """An image and what the models know of it, see :meth:`TextPromptedSAM.encode`.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        features: what CLIP knows.
+        sam: what SAM knows; None until the first text needs it, which fills it in.
+
+    Raises:
+        InputError: the image is of another kind, or the features belong to an image of another size.
+    """
 
     image: NDArray[np.uint8]
     features: ImageFeatures
     sam: ImageState | None = None
 
+    def __post_init__(self) -> None:
+        image = self.image
+        ok = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+        if not ok:
+            raise InputError(f"image must be a uint8 array of shape (H, W, 3), not {type(image).__name__}")
+        if not isinstance(self.features, ImageFeatures) or self.features.shape != self.shape:
+            raise InputError(f"features must be those of an image of {self.shape}, not {self.features!r:.80}")
+
     @property
     def shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
@@ -103,8 +121,8 @@ class TextPromptedSAM:
             raise InputError(f"presence_threshold must be in [0, 1], not {presence_threshold!r}")
         self.surgery = surgery
         self.presence_threshold = presence_threshold
-        self._set: _Encoded | None = None
-        self._in_predictor: _Encoded | None = None
+        self._set: EncodedImage | None = None
+        self._in_predictor: EncodedImage | None = None
 
     @classmethod
     def from_pretrained(cls, preset: str = "mobile", **options: Any) -> TextPromptedSAM:
@@ -144,6 +162,34 @@ class TextPromptedSAM:
         self._sam_state(encoded)
         self._set = encoded
 
+    def encode(
+        self, images: Sequence[ImageLike], *, sam: bool = False, tiles: Tiles = False, channel_order: ChannelOrder = "RGB"
+    ) -> list[EncodedImage]:
+        """Encodes images, to be given to :meth:`segment` and :meth:`segment_many` in their place, any number of times.
+
+        Args:
+            images: as for :meth:`set_image`; CLIP encodes them as one batch.
+            sam: also run SAM's image encoder now (as one batch on a GPU), not when the first text needs it.
+            tiles: as for :meth:`set_image`; tiled images are encoded one by one.
+            channel_order: ``"BGR"`` for arrays in OpenCV's order.
+
+        Raises:
+            ImageError: an image cannot be read; it is named by its position, before anything is computed.
+            InputError: ``tiles`` is not usable, or ``images`` is a single one.
+        """
+        if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4:
+            raise InputError("images must be a sequence of images; for one image pass [image]")
+        read = _read_all(images, channel_order)
+        if tiles is False:
+            encoded = [EncodedImage(*pair) for pair in zip(read, self.surgery.encode_images(read), strict=True)]
+        else:
+            encoded = [self._encode(pixels, tiles) for pixels in read]
+        if sam:
+            self._in_predictor = None
+            for one, state in zip(encoded, encode_states(self.predictor, read), strict=True):
+                one.sam = state
+        return encoded
+
     def reset_image(self) -> None:
         """Forgets the image and all that was computed from it."""
         self._set = None
@@ -159,7 +205,7 @@ class TextPromptedSAM:
 
     def segment(
         self,
-        image: ImageLike | None = None,
+        image: ImageLike | EncodedImage | None = None,
         text: Target = "",
         *,
         against: Sequence[str] | None = None,
@@ -174,8 +220,8 @@ class TextPromptedSAM:
         """Segments everything in an image that a text names.
 
         Args:
-            image: as for :meth:`set_image`; None takes the image set there. An image given here does not
-                replace the one set.
+            image: as for :meth:`set_image`, or what :meth:`encode` made of it; None takes the image set there. An image
+                given here does not replace the one set.
             text: what to look for; ``"person+bench"`` or ``["person", "bench"]`` is one target of two things,
                 ``{"car": ["car", "automobile"]}`` one thing with two words for it, called by its key.
             against: the label set for feature surgery: what else may be in the image. None subtracts the
@@ -213,7 +259,9 @@ class TextPromptedSAM:
             channel_order=channel_order,
         )[0]
 
-    def segment_instances(self, image: ImageLike | None = None, text: Target = "", **options: Any) -> list[Segmentation]:
+    def segment_instances(
+        self, image: ImageLike | EncodedImage | None = None, text: Target = "", **options: Any
+    ) -> list[Segmentation]:
         """One result per object that a text names in an image.
 
         Args:
@@ -229,7 +277,7 @@ class TextPromptedSAM:
 
     def segment_many(
         self,
-        image: ImageLike | None,
+        image: ImageLike | EncodedImage | None,
         texts: Texts,
         *,
         against: Sequence[str] | None = None,
@@ -262,6 +310,9 @@ class TextPromptedSAM:
                 raise StateError("no image is set: pass one, or call set_image first")
             self._prepare(queries, how)
             encoded = self._set
+        elif isinstance(image, EncodedImage):
+            self._prepare(queries, how)
+            encoded = image
         else:
             pixels = read_image(image, channel_order=channel_order)
             self._prepare(queries, how)  # a bad text costs no encoding
@@ -296,22 +347,12 @@ class TextPromptedSAM:
             raise InputError(f"batch_size must be at least 1, not {batch_size!r}")
         queries = parse_targets(texts)
         how, limits = self._how(queries, against, exclude, threshold, strategy, method, zoom)
-        read = []
-        images = list(images)
-        for position, image in enumerate(images):
-            try:
-                read.append(read_image(image, channel_order=channel_order))
-            except ImageError as error:
-                raise ImageError(f"image {position} of {len(images)}: {error}") from error
+        read = _read_all(images, channel_order)
         self._prepare(queries, how)
         results = []
         for start in range(0, len(read), batch_size):
-            batch = read[start : start + batch_size]
-            if tiles is False:
-                encodings = [_Encoded(*pair) for pair in zip(batch, self.surgery.encode_images(batch), strict=True)]
-            else:
-                encodings = [self._encode(image, tiles) for image in batch]
-            results += [self._segment_all(encoded, queries, how, limits) for encoded in encodings]
+            for encoded in self.encode(read[start : start + batch_size], tiles=tiles):
+                results.append(self._segment_all(encoded, queries, how, limits))
         return results
 
     def calibrate(
@@ -393,8 +434,8 @@ class TextPromptedSAM:
         limits = thresholds_of(threshold, queries, self.presence_threshold)
         return _How(get_strategy(strategy), against, method, check_exclude(exclude, queries), zoom), limits
 
-    def _encode(self, pixels: NDArray[np.uint8], tiles: Tiles = False) -> _Encoded:
-        return _Encoded(pixels, self.surgery.encode_image(pixels, tiles=tiles))
+    def _encode(self, pixels: NDArray[np.uint8], tiles: Tiles = False) -> EncodedImage:
+        return EncodedImage(pixels, self.surgery.encode_image(pixels, tiles=tiles))
 
     def _prepare(self, queries: Sequence[Query], how: _How) -> None:
         texts = [text for query in queries for text in query.texts]
@@ -402,7 +443,7 @@ class TextPromptedSAM:
         if how.exclude:
             self.surgery.prepare(how.exclude, against=_for_excluded(how, queries).against, method=how.method)
 
-    def _sam_state(self, encoded: _Encoded) -> None:
+    def _sam_state(self, encoded: EncodedImage) -> None:
         """Makes ``encoded`` the predictor's image: by encoding it the first time, from memory after that."""
         # another owner of the predictor may have set its own image since; SamPredictor's state is put back for nothing
         if self._in_predictor is encoded and encoded.sam is not None and encoded.sam.image is not None:
@@ -425,12 +466,12 @@ class TextPromptedSAM:
         return [mean_map(maps, query.label)] if query.synonyms else maps
 
     def _segment_all(
-        self, encoded: _Encoded, queries: Sequence[Query], how: _How, limits: Sequence[float]
+        self, encoded: EncodedImage, queries: Sequence[Query], how: _How, limits: Sequence[float]
     ) -> list[Segmentation]:
         avoid = self._avoid(encoded, _for_excluded(how, queries)) if queries else _Avoid()
         return [self._segment(encoded, query, how, avoid, limit) for query, limit in zip(queries, limits, strict=True)]
 
-    def _avoid(self, encoded: _Encoded, how: _How) -> _Avoid:
+    def _avoid(self, encoded: EncodedImage, how: _How) -> _Avoid:
         """Where the excluded texts are, as far as they are there at all."""
         masks, coords = [], []
         for text in how.exclude:
@@ -442,7 +483,7 @@ class TextPromptedSAM:
                 coords.append(one.points.positive)
         return _Avoid(np.logical_or.reduce(masks), np.concatenate(coords)) if masks else _Avoid()
 
-    def _segment(self, encoded: _Encoded, query: Query, how: _How, avoid: _Avoid, threshold: float) -> Segmentation:
+    def _segment(self, encoded: EncodedImage, query: Query, how: _How, avoid: _Avoid, threshold: float) -> Segmentation:
         maps = self._maps(encoded.features, query, how)
         presence = self._presence(encoded.features, query, how.against)
         wanted = presence >= threshold or how.recipe.answers_absent
@@ -476,7 +517,7 @@ class TextPromptedSAM:
         return result(found, tuple(result([one]) for one in found))
 
     def _objects(
-        self, encoded: _Encoded, query: Query, maps: Sequence[SimilarityMap], how: _How, avoid: _Avoid
+        self, encoded: EncodedImage, query: Query, maps: Sequence[SimilarityMap], how: _How, avoid: _Avoid
     ) -> list[_Found]:
         """The objects of a target, highest score first."""
         recipe = how.recipe
@@ -506,7 +547,7 @@ class TextPromptedSAM:
         ]
         return [one for one, value in zip(found, odds, strict=True) if value >= max(odds) - recipe.margin]
 
-    def _search(self, encoded: _Encoded, similarity: SimilarityMap, how: _How, avoid: _Avoid) -> list[_Found]:
+    def _search(self, encoded: EncodedImage, similarity: SimilarityMap, how: _How, avoid: _Avoid) -> list[_Found]:
         """One object after the other, until the recipe's points end."""
         recipe, shape = how.recipe, encoded.shape
         found: list[_Found] = []
@@ -528,7 +569,7 @@ class TextPromptedSAM:
         return found
 
     def _object(
-        self, encoded: _Encoded, maps: Sequence[SimilarityMap], points: PointPrompts, how: _How, avoid: _Avoid
+        self, encoded: EncodedImage, maps: Sequence[SimilarityMap], points: PointPrompts, how: _How, avoid: _Avoid
     ) -> _Found:
         """What SAM answers to points, chosen and refined by the recipe."""
         recipe, shape = how.recipe, encoded.shape
@@ -541,7 +582,11 @@ class TextPromptedSAM:
             first = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures).chosen
             more = _avoiding(corrective_points(similarity, masks[first], asked), avoid)
             again = predict_points(self.predictor, more, multimask_output=False, mask_input=logits[first][None], shape=shape)
-            masks, scores, logits = (np.concatenate(pair) for pair in zip((masks, scores, logits), again, strict=True))
+            masks, scores, logits = (
+                np.concatenate([masks, again[0]]),
+                np.concatenate([scores, again[1]]),
+                np.concatenate([logits, again[2]]),
+            )
             # all rounds are judged by the first points: a mask must not win by the points made for it
             choice = recipe.choose(masks, scores, similarity, judged, logits)
             if choice.index == first:
@@ -550,7 +595,7 @@ class TextPromptedSAM:
         candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
         return _Found(asked, candidates, masks[choice.index], _score(candidates), similarity)
 
-    def _zoomed(self, encoded: _Encoded, one: _Found, query: Query, how: _How, avoid: _Avoid) -> _Found:
+    def _zoomed(self, encoded: EncodedImage, one: _Found, query: Query, how: _How, avoid: _Avoid) -> _Found:
         """A small object looked at again in a crop around it, where that agrees better with the crop's map; else itself."""
         crop = zoom_box(one.mask, encoded.shape)
         if crop is None:
@@ -584,6 +629,17 @@ class TextPromptedSAM:
             one.similarity,
             np.array(crop, np.float32),
         )
+
+
+def _read_all(images: Iterable[ImageLike], channel_order: ChannelOrder) -> list[NDArray[np.uint8]]:
+    """Images as pixels; an error names the position."""
+    images, read = list(images), []
+    for position, image in enumerate(images):
+        try:
+            read.append(read_image(image, channel_order=channel_order))
+        except ImageError as error:
+            raise ImageError(f"image {position} of {len(images)}: {error}") from error
+    return read
 
 
 def zoom_box(mask: NDArray[np.bool_], shape: tuple[int, int]) -> tuple[int, int, int, int] | None:

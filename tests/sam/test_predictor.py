@@ -17,6 +17,7 @@ from text2sam.errors import InputError, StateError, UnsupportedModelError, Weigh
 from text2sam.sam import ImageState, MaskPredictor, build_sam, check_predictor, guess_model_type, predict_points
 from text2sam.sam import predictor as module
 from text2sam.sam._half import HalfPrecisionEncoder
+from text2sam.sam.predictor import encode_states
 from text2sam.types import PointPrompts
 
 H, W = 40, 56
@@ -318,6 +319,36 @@ def test_a_state_holds_what_relatives_of_sam_keep_besides() -> None:
     predictor.interm_features = ["of picture 2"]
     state.restore(predictor)
     assert predictor.interm_features == ["of picture 1"]
+
+
+def test_states_of_several_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(1), picture(2)[: H // 2], picture(3)[:, : W // 3]]
+    predictor = SamPredictor(tiny_sam())
+    one_by_one = [ImageState.encode(predictor, image) for image in images]
+    assert encode_states(predictor, []) == []
+    for states in (encode_states(predictor, images), module._encode_batch(predictor, images)):
+        for state, expected, image in zip(states, one_by_one, images, strict=True):
+            assert state.values.keys() == expected.values.keys()
+            assert state.values["original_size"] == image.shape[:2]
+            assert tuple(state.values["input_size"]) == tuple(expected.values["input_size"])
+            torch.testing.assert_close(state.values["features"], expected.values["features"], rtol=0, atol=1e-5)
+    assert not encode_states(predictor, images)[0].image
+    assert not predictor.is_image_set
+
+    batches: list[int] = []
+    monkeypatch.setattr(SamPredictor, "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "_encode_batch", lambda _, batch: batches.append(len(batch)) or one_by_one)
+    assert encode_states(predictor, images) is one_by_one
+    assert batches == [3]
+
+
+def test_states_of_a_model_that_takes_bgr() -> None:
+    sam = tiny_sam()
+    sam.image_format = "BGR"
+    predictor = SamPredictor(sam)
+    alone = ImageState.encode(predictor, picture(1))
+    batch = module._encode_batch(predictor, [picture(1), picture(2)])
+    torch.testing.assert_close(batch[0].values["features"], alone.values["features"], rtol=0, atol=1e-5)
 
 
 def test_foreign_predictors_are_given_the_image_again() -> None:

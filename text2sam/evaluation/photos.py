@@ -308,7 +308,8 @@ def _shares(size: int, cells: int) -> NDArray[np.float64]:
     edges = np.linspace(0, size, cells + 1)[:, None]
     pixels = np.arange(size)
     shared = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return shared.clip(0) * (cells / size)
+    shares: NDArray[np.float64] = shared.clip(0) * (cells / size)
+    return shares
 
 
 def make_map(target: Target, strength: Strength, grid: tuple[int, int], rng: np.random.Generator) -> SimilarityMap:

@@ -337,6 +337,51 @@ class ImageState:
         vars(predictor).update(self.values)
 
 
+def encode_states(predictor: MaskPredictor, images: Sequence[NDArray[np.uint8]]) -> list[ImageState]:
+    """The states of several images; the predictor is left without an image.
+
+    A ``SamPredictor`` on a GPU runs its image encoder on all of them as one batch; on a CPU, where a batch only costs
+    memory, and in any other predictor, one image is set after the other.
+
+    Args:
+        predictor: any :class:`MaskPredictor`.
+        images: each (H, W, 3) uint8 RGB.
+    """
+    from segment_anything import SamPredictor
+
+    # a subclass may do more than SamPredictor in set_image
+    plain: Any = predictor if type(predictor) is SamPredictor else None
+    if plain is not None and len(images) > 1 and plain.device.type != "cpu":
+        states = _encode_batch(plain, images)
+    else:
+        states = [ImageState.encode(predictor, image) for image in images]
+    reset = getattr(predictor, "reset_image", None)
+    if callable(reset):
+        reset()
+    return states
+
+
+def _encode_batch(predictor: Any, images: Sequence[NDArray[np.uint8]]) -> list[ImageState]:
+    """States of several images from one run of ``SamPredictor``'s image encoder."""
+    import torch
+
+    model = predictor.model
+    ordered = images if model.image_format == "RGB" else [image[..., ::-1] for image in images]
+    resized = [predictor.transform.apply_image(image) for image in ordered]  # each (h, w, 3), its longer side the encoder's
+    tensors = [torch.as_tensor(r, device=predictor.device).permute(2, 0, 1).contiguous() for r in resized]
+    with torch.no_grad():
+        features = model.image_encoder(torch.stack([model.preprocess(t) for t in tensors]))  # (B, C, h', w')
+    states = []
+    for image, tensor, own in zip(images, tensors, features, strict=True):
+        predictor.reset_image()
+        predictor.original_size = (image.shape[0], image.shape[1])
+        predictor.input_size = (tensor.shape[-2], tensor.shape[-1])
+        predictor.features = own[None].clone()  # a view would keep the whole batch alive
+        predictor.is_image_set = True
+        states.append(ImageState.capture(predictor))
+    return states
+
+
 def predict_points(
     predictor: MaskPredictor,
     points: PointPrompts,

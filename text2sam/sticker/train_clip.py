@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -63,13 +64,13 @@ CLIP_STAGES: tuple[ClipStage, ...] = (
 LEARNING_RATE = 1e-3
 
 
-class _ClipScenes(IterableDataset[tuple[np.ndarray, np.ndarray]]):
+class _ClipScenes(IterableDataset[tuple[NDArray[Any], NDArray[Any]]]):
     """Endless (image (3, H, W) uint8, present (names,) bool); three in ten are fresh, the others altered earlier ones."""
 
     def __init__(self, stage: ClipStage, seed: int) -> None:
         self.stage, self.seed = stage, seed
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         stage = self.stage
@@ -78,7 +79,7 @@ class _ClipScenes(IterableDataset[tuple[np.ndarray, np.ndarray]]):
             World(size=(stage.size, stage.size), objects=(n, n), sides=stage.sides, repeat=0.15) for n in range(low, high + 1)
         ]
         rng = np.random.default_rng([self.seed, worker])
-        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
         fresh = self.seed + worker
         while True:
             if len(kept) == 2048 and rng.random() < 0.7:

@@ -94,13 +94,13 @@ def _group(scene: Scene, which: int) -> NDArray[np.bool_] | None:
         group = np.logical_or.reduce([scene.objects[k].mask for k in taken])
 
 
-class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
+class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
     """Endless image (3, S, S), points (P, K, 2), labels (P, K), boxes (P, 4), use_boxes, targets (P, L, L), (h, w)."""
 
     def __init__(self, stage: SamStage, seed: int) -> None:
         self.stage, self.seed = stage, seed
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[Any], ...]]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         rng = np.random.default_rng([self.seed, worker])
@@ -117,7 +117,7 @@ class _SamScenes(IterableDataset[tuple[np.ndarray, ...]]):
             if objects:
                 yield self._prompts(rng, scene, objects)
 
-    def _prompts(self, rng: np.random.Generator, scene: Scene, objects: list[int]) -> tuple[np.ndarray, ...]:
+    def _prompts(self, rng: np.random.Generator, scene: Scene, objects: list[int]) -> tuple[NDArray[Any], ...]:
         stage = self.stage
         h, w = scene.image.shape[:2]
         use_boxes = rng.random() < 0.1
