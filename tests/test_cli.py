@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from text2sam import __version__, cli, errors, weights
 from text2sam.calibration import Calibration, fit_threshold
+from text2sam.cli import common
 from text2sam.plot import explain, heat, overlay
 from text2sam.targets import parse_target
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
@@ -149,32 +150,32 @@ def pixels_of(path: Path | str) -> NDArray[Any]:
 
 @pytest.mark.parametrize("text", [*HOSTILE, "", ".", "..", "/", "\ud800", " . ", "\u202e", "℀", "…"])
 def test_slug_is_one_safe_part_of_a_name(text: str) -> None:
-    name = cli.slug(text)
+    name = common.slug(text)
     assert name
     assert len(name.encode()) <= 80
     assert not set(name) & set('/\\.:*?"<>|~\x00\n ')
     assert name.isprintable()
     assert not name.startswith("-")
-    assert name == cli.slug(name)
+    assert name == common.slug(name)
 
 
 def test_slug_keeps_what_is_plain() -> None:
-    assert cli.slug("person+bench") == "person+bench"
-    assert cli.slug("a red Car, 2nd") == "a-red-Car-2nd"
-    assert cli.slug("日本語") == "日本語"
-    assert cli.slug("") == "text"
+    assert common.slug("person+bench") == "person+bench"
+    assert common.slug("a red Car, 2nd") == "a-red-Car-2nd"
+    assert common.slug("日本語") == "日本語"
+    assert common.slug("") == "text"
 
 
 def test_stems_never_collide() -> None:
     texts = ["a/b", "a b", "A B", "a-b-2", "cat", "cat", "straße", "STRASSE", "", "text"]
-    stems = cli.file_stems(Path("x/../my photo.tar.jpg"), texts)
+    stems = common.file_stems(Path("x/../my photo.tar.jpg"), texts)
     assert stems[:3] == ["my-photo-tar_a-b", "my-photo-tar_a-b-2", "my-photo-tar_A-B-3"]
     assert len({s.casefold() for s in stems}) == len(texts)
 
 
 @given(st.lists(st.text(max_size=120), max_size=12))
 def test_stems_of_any_texts_are_safe_and_differ(texts: list[str]) -> None:
-    stems = cli.file_stems(Path("..."), texts)
+    stems = common.file_stems(Path("..."), texts)
     assert len({s.casefold() for s in stems}) == len(texts)
     for stem in stems:
         assert len(stem.encode()) < 200
@@ -259,7 +260,7 @@ def test_cutout_is_transparent_off_the_mask(tmp_path: Path) -> None:
     mask[1, 1] = mask[3, 4] = True
     result = dataclasses.replace(Pair().answer((6, 6), 0, "x"), mask=mask, box=box_of(mask))
     image = np.full((6, 6, 3), 7, np.uint8)
-    cutout = pixels_of(cli.write_result(tmp_path, "s", image, result, ["cutout"])["cutout"])
+    cutout = pixels_of(cli.segment.write_result(tmp_path, "s", image, result, ["cutout"])["cutout"])
     assert cutout.shape == (3, 4, 4)
     np.testing.assert_array_equal(cutout[..., 3] == 255, mask[1:4, 1:5])
 
@@ -384,7 +385,7 @@ def test_a_calibration_is_used_before_the_texts_are_looked_for(photo: Path, pair
 def test_methods_are_those_of_clip_surgery() -> None:
     from text2sam.clip.generator import Method
 
-    assert {m.value for m in cli.Method} == set(typing.get_args(Method))
+    assert {m.value for m in common.Method} == set(typing.get_args(Method))
 
 
 def test_require_present(photo: Path, pair: Pair) -> None:
@@ -392,7 +393,7 @@ def test_require_present(photo: Path, pair: Pair) -> None:
     out = photo.parent / "out"
     assert run("segment", photo, "cat", "--require-present", "--out", out).exit_code == 0
     result = run("segment", photo, "cat", "dog", "--require-present", "--out", out, "--json")
-    assert result.exit_code == cli.EXIT_ABSENT
+    assert result.exit_code == common.EXIT_ABSENT
     assert [r["present"] for r in json.loads(result.stdout)["results"]] == [True, False]
     assert (out / "my-photo_dog_mask.png").is_file()
 
@@ -526,7 +527,7 @@ def test_folder_that_cannot_be_written_is_found_before_models_are_built(photo: P
     assert "is a file" in failed(run("segment", photo, "cat", "--out", photo / "below" / "it"), 1)
     assert "is a file" in failed(run("demo", "--out", photo), 1)
     assert pair.options == {}
-    cli.check_folder(photo.parent / "not" / "yet")
+    common.check_folder(photo.parent / "not" / "yet")
     assert not (photo.parent / "not").exists()
 
 
@@ -535,7 +536,7 @@ def test_folder_without_permission(photo: Path) -> None:
     locked = photo.parent / "locked"
     locked.mkdir(mode=0o500)
     with pytest.raises(errors.OutputError, match="permission"):
-        cli.check_folder(locked / "out")
+        common.check_folder(locked / "out")
 
 
 def test_other_packages_are_kept_quiet(photo: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,12 +560,12 @@ def test_other_packages_are_kept_quiet(photo: Path, pair: Pair, monkeypatch: pyt
 
 
 def test_one_line_leaves_no_control_characters() -> None:
-    assert cli.one_line("a\n  b\tc") == "a b c"
-    assert cli.one_line("\x1b[2Jé日\ud800") == "\\x1b[2Jé日\\ud800"
+    assert common.one_line("a\n  b\tc") == "a b c"
+    assert common.one_line("\x1b[2Jé日\ud800") == "\\x1b[2Jé日\\ud800"
 
 
 def test_table_aligns_columns() -> None:
-    assert cli.table(["a", "bb"], [["long", "x"], ["s", ""]]) == "a     bb\nlong  x\ns"
+    assert common.table(["a", "bb"], [["long", "x"], ["s", ""]]) == "a     bb\nlong  x\ns"
 
 
 # explain
@@ -610,7 +611,7 @@ def test_explanation_of_what_is_not_there_and_of_everything() -> None:
     mask = np.zeros((8, 10), bool)
     similarity = SimilarityMap(np.zeros((2, 2), np.float32), "x")
     nothing = Segmentation(mask, 0.0, None, PointPrompts.empty(), similarity, None, "x", False, 0.25, "objects", 0.5)
-    told = dict(line.split(maxsplit=1) for line in lines(cli.explanation(nothing.explain())))
+    told = dict(line.split(maxsplit=1) for line in lines(cli.segment.explanation(nothing.explain())))
     assert told["present"] == "no"
     assert told["why"] == "SAM was not asked"
     assert told["points"] == "0 on it, 0 off it"
@@ -625,7 +626,7 @@ def test_explanation_of_what_is_not_there_and_of_everything() -> None:
         excluded=("dog", "bird"),
         zoomed=np.array([1, 2, 3, 4], np.float32),
     )
-    text = cli.explanation(one.explain())
+    text = cli.segment.explanation(one.explain())
     assert "looked for" in text
     assert "cat, kitten" in text
     assert "dog, bird" in text
@@ -845,12 +846,12 @@ def test_models_verify(small_table: dict[str, bytes], tmp_path: Path, monkeypatc
         ["mobile-sam", "ok"],
     ]
     missing = run("models", "verify", "mobile")
-    assert missing.exit_code == cli.EXIT_CORRUPT
+    assert missing.exit_code == common.EXIT_CORRUPT
     assert lines(missing.stdout)[1].split()[:2] == ["clip-vit-b-16-openai", "missing"]
     for data in (b"sam weightS", b"cut"):
         weights.cache_path("mobile-sam").write_bytes(data)
         corrupt = run("models", "verify")
-        assert corrupt.exit_code == cli.EXIT_CORRUPT
+        assert corrupt.exit_code == common.EXIT_CORRUPT
         assert lines(corrupt.stdout)[3].split()[:2] == ["mobile-sam", "corrupt"]
         assert corrupt.stderr == ""
     assert run("models", "verify", "sticker").exit_code == 0
@@ -861,14 +862,14 @@ def test_models_verify_looks_into_the_shipped_pair(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(models, "WEIGHTS", tmp_path)
     monkeypatch.setattr(models, "RECORD", tmp_path / "record.json")
-    assert run("models", "verify", "sticker-clip").exit_code == cli.EXIT_CORRUPT
+    assert run("models", "verify", "sticker-clip").exit_code == common.EXIT_CORRUPT
     (tmp_path / "clip.safetensors").write_bytes(b"right")
     record = {"sha256": {"clip.safetensors": hashlib.sha256(b"right").hexdigest()}}
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert run("models", "verify", "sticker-clip").exit_code == 0
     (tmp_path / "clip.safetensors").write_bytes(b"wrong")
     result = run("models", "verify", "sticker")
-    assert result.exit_code == cli.EXIT_CORRUPT
+    assert result.exit_code == common.EXIT_CORRUPT
     assert [line.split()[1] for line in lines(result.stdout)[1:]] == ["corrupt", "missing"]
     failed(run("models", "path", "sticker-sam"), 3)
 
@@ -957,4 +958,4 @@ def test_evaluate_sticker_refuses_before_it_measures(tmp_path: Path, pair: Pair)
 def test_splits_are_those_of_the_evaluation() -> None:
     from text2sam.evaluation.sticker import SPLITS
 
-    assert [split.value for split in cli.Split] == list(SPLITS)
+    assert [split.value for split in cli.measure.Split] == list(SPLITS)

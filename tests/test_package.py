@@ -33,7 +33,7 @@ CONTRACT = {
 HOUSE = [
     ["errors"],
     ["devices", "evaluation.metrics", "files"],
-    ["evaluation.tables", "image", "types", "weights"],
+    ["evaluation.tables", "image", "text", "types", "weights"],
     ["points"],
     ["clip", "sam", "sticker.models", "sticker.training", "sticker.world"],
     ["calibration", "strategy", "targets"],

@@ -1,0 +1,237 @@
+"""``text2sam models list | pull | verify | path``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from text2sam.cli.common import (
+    CODES_HELP,
+    EXIT_CORRUPT,
+    Json,
+    app,
+    echo,
+    print_json,
+    table,
+)
+from text2sam.errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    from text2sam.weights import VerifyResult
+
+_STICKER_LICENCE = "CC-BY-SA-4.0"
+
+models = typer.Typer(
+    help="List, download and check model weights.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+app.add_typer(models, name="models")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One row of ``text2sam models list``.
+
+    Attributes:
+        name: what commands call it.
+        kind: ``"clip"`` or ``"sam"``.
+        size: bytes; None where it is not known.
+        licence: SPDX identifier.
+        path: where it lies or would lie.
+        cached: whether it is there, by its size; ``models verify`` looks inside.
+        shipped: whether it is part of the package.
+        description: one line.
+    """
+
+    name: str
+    kind: str
+    size: int | None
+    licence: str
+    path: Path
+    cached: bool
+    shipped: bool
+    description: str
+
+
+def model_files() -> dict[str, ModelFile]:
+    """Every file a preset can need, by name: the shipped pair, then the table of checkpoints."""
+    from text2sam.sticker import models as sticker
+    from text2sam.weights import CHECKPOINTS, cache_path, local_path
+
+    files = []
+    for kind in ("clip", "sam"):
+        path = sticker.WEIGHTS / f"{kind}.safetensors"
+        there = path.is_file()
+        size = path.stat().st_size if there else None
+        name = f"sticker-{kind}"
+        files.append(ModelFile(name, kind, size, _STICKER_LICENCE, path, there, True, "ships with the package"))
+    for item in CHECKPOINTS.values():
+        path, there = cache_path(item.name), local_path(item.name) is not None
+        size = path.stat().st_size if there and item.size is None else item.size
+        files.append(ModelFile(item.name, item.kind, size, item.licence, path, there, False, item.description))
+    return {file.name: file for file in files}
+
+
+def preset_files(name: str) -> list[str]:
+    """The names of a preset's two files.
+
+    Raises:
+        InputError: there is no preset of that name.
+    """
+    from text2sam.presets import get_preset
+
+    preset = get_preset(name)
+    return [preset.clip_checkpoint or "sticker-clip", preset.sam_checkpoint or "sticker-sam"]
+
+
+def named_files(names: Sequence[str]) -> list[ModelFile]:
+    """The files that names of checkpoints and presets stand for, each once.
+
+    Raises:
+        InputError: a name is neither.
+    """
+    import difflib
+
+    from text2sam.presets import PRESETS
+
+    known = model_files()
+    chosen: dict[str, ModelFile] = {}
+    for name in names:
+        if name not in known and name not in PRESETS:
+            close = difflib.get_close_matches(name, [*PRESETS, *known], n=2)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            listed = f"presets: {', '.join(PRESETS)}; files: {', '.join(known)}"
+            raise InputError(f"no model or preset is called {name!r}; {hint}{listed}")
+        for each in [name] if name in known else preset_files(name):
+            chosen[each] = known[each]
+    return list(chosen.values())
+
+
+Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files or presets.", show_default=False)]
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the presets and the files they are made of."""
+    from text2sam.presets import PRESETS
+    from text2sam.weights import cache_folder
+
+    files = model_files()
+    presets = {name: preset_files(name) for name in PRESETS}
+    if as_json:
+        print_json(
+            {
+                "cache": str(cache_folder()),
+                "files": [
+                    {
+                        "name": f.name,
+                        "kind": f.kind,
+                        "size": f.size,
+                        "licence": f.licence,
+                        "cached": f.cached,
+                        "shipped": f.shipped,
+                        "path": str(f.path),
+                        "description": f.description,
+                    }
+                    for f in files.values()
+                ],
+                "presets": [
+                    {"name": name, "files": parts, "description": PRESETS[name].description} for name, parts in presets.items()
+                ],
+            }
+        )
+        return
+    rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
+    echo(table(["name", "kind", "size", "licence", "cached", "what it is"], rows))
+    echo("")
+    echo(
+        table(
+            ["preset", "clip", "sam", "ready", "what it is"],
+            [
+                [name, *parts, "yes" if all(files[p].cached for p in parts) else "no", PRESETS[name].description]
+                for name, parts in presets.items()
+            ],
+        )
+    )
+    echo(f"cache folder: {cache_folder()}", to_stderr=True)
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.1f} MB"
+
+
+def _state(file: ModelFile) -> str:
+    if file.shipped:
+        return "ships" if file.cached else "lost"
+    if file.cached:
+        return "yes"
+    return "damaged" if file.path.is_file() else "no"
+
+
+@models.command("pull")
+def pull_models(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
+) -> None:
+    """Download weights into the cache; prints where each file lies. A preset's name stands for both its files."""
+    from text2sam.weights import pull
+
+    for file in named_files(names):
+        if file.shipped:
+            echo(f"{file.name} ships with the package", to_stderr=True)
+            echo(str(_existing(file)))
+        else:
+            echo(str(pull(file.name, progress=sys.stderr.isatty(), force=force)))
+
+
+@models.command("verify", epilog=CODES_HELP)
+def verify_models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="By default all that is there.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare the SHA-256 of weights with the table's."""
+    chosen = named_files(names) if names else [f for f in model_files().values() if f.shipped or f.path.is_file()]
+    results = [_verify(file) for file in chosen]
+    echo(table(["name", "status", "finding"], [[r.name, r.status, r.detail] for r in results]))
+    if not all(r.ok for r in results):
+        raise typer.Exit(EXIT_CORRUPT)
+
+
+def _verify(file: ModelFile) -> VerifyResult:
+    from text2sam.weights import VerifyResult, file_sha256, verify
+
+    if not file.shipped:
+        return verify(file.name)
+    from text2sam.sticker import models as sticker
+
+    try:
+        expected = sticker.recorded_sha256(file.path.name)
+    except WeightsError:
+        expected = ""
+    if not file.cached or not expected:
+        lost = file.path if expected else sticker.RECORD
+        return VerifyResult(file.name, file.path, "missing", expected, None, f"{lost} is lost; reinstall text2sam")
+    actual = file_sha256(file.path)
+    if actual != expected:
+        detail = f"SHA-256 {actual} instead of {expected}; reinstall text2sam"
+        return VerifyResult(file.name, file.path, "corrupt", expected, actual, detail)
+    return VerifyResult(file.name, file.path, "ok", expected, actual, "SHA-256 as in the record")
+
+
+@models.command("path")
+def path_of_model(name: Annotated[str, typer.Argument(metavar="NAME", help="A file or a preset.", show_default=False)]) -> None:
+    """Print where a file lies (a preset's two files on a line each), and nothing else."""
+    for path in [_existing(file) for file in named_files([name])]:
+        echo(str(path))
+
+
+def _existing(file: ModelFile) -> Path:
+    if not file.cached:
+        help_ = "reinstall text2sam" if file.shipped else f"get it with: text2sam models pull {file.name}"
+        raise WeightsError(f"{file.name} is not whole at {file.path}; {help_}")
+    return file.path
