@@ -367,6 +367,20 @@ def test_encoded_images_stand_in_for_images(sam: bool) -> None:
     assert not c.model.is_image_set
 
 
+def test_methods_beside_surgery() -> None:
+    c = Counted()
+    alone = c.segment(picture(), "cat", method="sclip")
+    assert alone.similarity.method == "sclip"
+    assert same(c.segment_batch([picture(), picture(1)], ["cat"], method="sclip")[0][0], alone)
+    [encoded] = c.model.encode([picture()], methods=["sclip"])
+    assert same(c.segment(encoded, "cat", method="sclip"), alone)
+    c.model.set_image(picture(), methods=["sclip"])
+    assert same(c.segment(text="cat", method="sclip"), alone)
+    c.model.set_image(picture())
+    with pytest.raises(InputError, match="methods"):
+        c.segment(text="cat", method="sclip")
+
+
 def test_what_cannot_be_encoded() -> None:
     c = Counted()
     assert c.model.encode([]) == []
@@ -594,11 +608,11 @@ class Colours(ClipSurgery):
         self.asked: list[dict[str, Any]] = []
         self.encoded: list[tuple[tuple[int, int], Any]] = []
 
-    def encode_image(self, image: Any, *, tiles: Any = False, batch_size: int = 8) -> ImageFeatures:
+    def encode_image(self, image: Any, *, methods: Any = None, tiles: Any = False, batch_size: int = 8) -> ImageFeatures:
         self.encoded.append((image.shape[:2], tiles))
         return Seen(torch.zeros(1, 1), torch.zeros(1, 1), (12, 16), image.shape[:2], image)
 
-    def encode_images(self, images: Any) -> list[ImageFeatures]:
+    def encode_images(self, images: Any, *, methods: Any = None) -> list[ImageFeatures]:
         return [self.encode_image(image) for image in images]
 
     def maps(self, features: Any, texts: Any, **options: Any) -> list[SimilarityMap]:

@@ -108,7 +108,7 @@ def _describe(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _pillow_errors(name: str) -> Iterator[None]:
+def pillow_errors(name: str) -> Iterator[None]:
     """Inside, Pillow warns of nothing and bombs are errors; whatever it raises leaves as an ImageError."""
     try:
         with _warnings_lock, warnings.catch_warnings():
@@ -143,7 +143,7 @@ def _from_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise ImageError(f"there is no file {name}; check the path") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    with file, _pillow_errors(name):
+    with file, pillow_errors(name):
         status = os.fstat(file.fileno())
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             raise ImageError(f"{name} is an empty file of 0 bytes; it was probably not written or copied to the end")
@@ -153,7 +153,7 @@ def _from_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
     name = f"the PIL image (mode {image.mode}, {image.width} x {image.height} pixels)"
-    with _pillow_errors(name):
+    with pillow_errors(name):
         return _decode(image, name)
 
 

@@ -146,44 +146,59 @@ class TextPromptedSAM:
             raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
         return cls(*build(preset, **options))
 
-    def set_image(self, image: ImageLike, *, tiles: Tiles = False, channel_order: ChannelOrder = "RGB") -> None:
+    def set_image(
+        self,
+        image: ImageLike,
+        *,
+        methods: Sequence[Method] | None = None,
+        tiles: Tiles = False,
+        channel_order: ChannelOrder = "RGB",
+    ) -> None:
         """Encodes an image and keeps it, so that ``segment(text=...)`` costs no encoding.
 
         Args:
             image: path, PIL image, (H, W[, C]) array or (C, H, W) tensor; see :func:`text2sam.image.read_image`.
+            methods: what ``method`` will be asked for, see :meth:`ClipSurgery.encode_image`.
             tiles: for pictures far larger than CLIP's input, see :meth:`ClipSurgery.encode_image`.
             channel_order: ``"BGR"`` for arrays in OpenCV's order.
 
         Raises:
             ImageError: the image cannot be read; the image set before stays.
-            InputError: ``tiles`` is not usable.
+            InputError: ``methods`` or ``tiles`` is not usable.
         """
-        encoded = self._encode(read_image(image, channel_order=channel_order), tiles)
+        encoded = self._encode(read_image(image, channel_order=channel_order), tiles, methods)
         self._sam_state(encoded)
         self._set = encoded
 
     def encode(
-        self, images: Sequence[ImageLike], *, sam: bool = False, tiles: Tiles = False, channel_order: ChannelOrder = "RGB"
+        self,
+        images: Sequence[ImageLike],
+        *,
+        sam: bool = False,
+        methods: Sequence[Method] | None = None,
+        tiles: Tiles = False,
+        channel_order: ChannelOrder = "RGB",
     ) -> list[EncodedImage]:
         """Encodes images, to be given to :meth:`segment` and :meth:`segment_many` in their place, any number of times.
 
         Args:
             images: as for :meth:`set_image`; CLIP encodes them as one batch.
             sam: also run SAM's image encoder now (as one batch on a GPU), not when the first text needs it.
-            tiles: as for :meth:`set_image`; tiled images are encoded one by one.
+            methods, tiles: as for :meth:`set_image`; tiled images are encoded one by one.
             channel_order: ``"BGR"`` for arrays in OpenCV's order.
 
         Raises:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
-            InputError: ``tiles`` is not usable, or ``images`` is a single one.
+            InputError: ``methods`` or ``tiles`` is not usable, or ``images`` is a single one.
         """
         if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4:
             raise InputError("images must be a sequence of images; for one image pass [image]")
         read = _read_all(images, channel_order)
         if tiles is False:
-            encoded = [EncodedImage(*pair) for pair in zip(read, self.surgery.encode_images(read), strict=True)]
+            features = self.surgery.encode_images(read, methods=methods)
+            encoded = [EncodedImage(*pair) for pair in zip(read, features, strict=True)]
         else:
-            encoded = [self._encode(pixels, tiles) for pixels in read]
+            encoded = [self._encode(pixels, tiles, methods) for pixels in read]
         if sam:
             self._in_predictor = None
             for one, state in zip(encoded, encode_states(self.predictor, read), strict=True):
@@ -316,7 +331,7 @@ class TextPromptedSAM:
         else:
             pixels = read_image(image, channel_order=channel_order)
             self._prepare(queries, how)  # a bad text costs no encoding
-            encoded = self._encode(pixels, tiles)
+            encoded = self._encode(pixels, tiles, [method])
         return self._segment_all(encoded, queries, how, limits)
 
     def segment_batch(
@@ -351,7 +366,7 @@ class TextPromptedSAM:
         self._prepare(queries, how)
         results = []
         for start in range(0, len(read), batch_size):
-            for encoded in self.encode(read[start : start + batch_size], tiles=tiles):
+            for encoded in self.encode(read[start : start + batch_size], methods=[method], tiles=tiles):
                 results.append(self._segment_all(encoded, queries, how, limits))
         return results
 
@@ -434,8 +449,8 @@ class TextPromptedSAM:
         limits = thresholds_of(threshold, queries, self.presence_threshold)
         return _How(get_strategy(strategy), against, method, check_exclude(exclude, queries), zoom), limits
 
-    def _encode(self, pixels: NDArray[np.uint8], tiles: Tiles = False) -> EncodedImage:
-        return EncodedImage(pixels, self.surgery.encode_image(pixels, tiles=tiles))
+    def _encode(self, pixels: NDArray[np.uint8], tiles: Tiles = False, methods: Sequence[Method] | None = None) -> EncodedImage:
+        return EncodedImage(pixels, self.surgery.encode_image(pixels, methods=methods, tiles=tiles))
 
     def _prepare(self, queries: Sequence[Query], how: _How) -> None:
         texts = [text for query in queries for text in query.texts]
@@ -601,7 +616,7 @@ class TextPromptedSAM:
         if crop is None:
             return one
         left, top, right, bottom = crop
-        closer = self._encode(np.ascontiguousarray(encoded.image[top:bottom, left:right]))
+        closer = self._encode(np.ascontiguousarray(encoded.image[top:bottom, left:right]), methods=[how.method])
         old = one.mask[top:bottom, left:right]
         avoid = _cropped(avoid, crop)
         elsewhere = [~_around(old), *([] if avoid.mask is None else [avoid.mask])]

@@ -81,7 +81,8 @@ class SimilarityMap:
     Attributes:
         values: (gh, gw) float32, one value per patch, before min-max: the scale is kept.
         text: the text it belongs to.
-        method: how it was made (``"surgery"``, ``"architecture"``, ``"itsm"``).
+        method: how it was made, see :data:`text2sam.clip.attention.METHODS` and
+            :func:`text2sam.clip.activation.class_activation`.
 
     Raises:
         InputError: ``values`` is not a finite, non-empty float32 array with two axes.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from torch import nn
 from torch.nn.functional import normalize
 from torchvision import transforms
 
-from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures
+from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures, Method
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
 from text2sam.clip.surgery import operate
+from text2sam.clip.tiles import blend_tiles, tile_layout
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap
+
+FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +101,44 @@ def test_images_that_cannot_be_read(surgery: ClipSurgery) -> None:
 @pytest.mark.parametrize("method", ["", "Surgery", "paper", None])
 def test_unknown_methods(surgery: ClipSurgery, features: ImageFeatures, method: Any) -> None:
     for call in (surgery.maps, lambda f, t, method: surgery.prepare(t, method=method)):
-        with pytest.raises(InputError, match="method must be one of surgery, architecture, itsm"):
+        with pytest.raises(InputError, match="method must be one of surgery, architecture, features, itsm, rclip, maskclip"):
             call(features, ["cat"], method=method)
+    for call in (
+        lambda: surgery.similarity(picture(), ["cat"], method=method),
+        lambda: surgery.compare(picture(), ["cat"], methods=["itsm", method]),
+        lambda: surgery.encode_image(picture(), methods=[method]),
+        lambda: surgery.encode_images([], methods=[method]),
+    ):
+        with pytest.raises(InputError, match="method must be one of surgery, architecture"):
+            call()
+
+
+@pytest.mark.parametrize("methods", ["sclip", 3, (m for m in ["sclip"])])
+def test_methods_that_are_no_sequence(surgery: ClipSurgery, methods: Any) -> None:
+    for call in (
+        lambda: surgery.compare(picture(), ["cat"], methods=methods),
+        lambda: surgery.encode_image(picture(), methods=methods),
+        lambda: surgery.encode_images([picture()], methods=methods),
+    ):
+        with pytest.raises(InputError, match=r"methods must be a sequence of method names, such as \['sclip'\]"):
+            call()
+
+
+@pytest.mark.parametrize("method", FURTHER)
+def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: ImageFeatures, method: Any) -> None:
+    with pytest.raises(InputError, match=rf"method='{method}'; encode it with encode_image\(image, methods=\['{method}'\]\)"):
+        surgery.maps(features, ["cat"], method=method)
+
+
+def test_methods_of_a_resnet() -> None:
+    surgery = tiny_surgery(tiny_clip("resnet"), image_size=64)
+    for method in ("sclip", "clearclip", "naclip", "gem"):
+        with pytest.raises(UnsupportedModelError, match=f"'{method}' is defined on a transformer's blocks"):
+            surgery.similarity(picture(), ["cat"], method=method)
+    defined = ["surgery", "architecture", "features", "itsm", "rclip", "maskclip"]
+    found = surgery.compare(picture(), ["cat"], methods=defined)  # type: ignore[arg-type]
+    assert list(found) == defined
+    assert len({values(maps).tobytes() for maps in found.values()}) == len(defined)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +161,10 @@ def test_unknown_methods(surgery: ClipSurgery, features: ImageFeatures, method: 
 def test_texts_that_cannot_be_used(
     surgery: ClipSurgery, features: ImageFeatures, texts: Any, against: Any, error: Any, told: str
 ) -> None:
-    for call in (lambda: surgery.maps(features, texts, against=against), lambda: surgery.prepare(texts, against=against)):
-        with pytest.raises(error, match=told):
-            call()
+    for method in ("surgery", "features"):
+        for call in (surgery.prepare, functools.partial(surgery.maps, features)):
+            with pytest.raises(error, match=told):
+                call(texts, against=against, method=method)
 
 
 @pytest.mark.parametrize("vocabulary", [[""], ["cat", "..."], [None], [3]])
@@ -236,15 +277,81 @@ def test_maps_are_feature_surgery_of_the_patches(surgery: ClipSurgery, features:
     outside = values(surgery.maps(features, ["bird"], against=labels))
     expected = feature_surgery(tokens, surgery.encode_texts([*labels, "bird"]))
     np.testing.assert_allclose(outside[0], expected[0, 1:, 3].reshape(3, 5), rtol=0, atol=1e-6)
-    for method, found in (("architecture", features.operated), ("itsm", features.raw)):
+
+
+def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    encoded = surgery.encode_image(picture(), methods=get_args(Method))
+    tokens = {"architecture": features.operated, "itsm": features.raw, "rclip": -features.raw, **encoded.others}
+    assert list(encoded.others) == list(FURTHER)
+    for method, found in tokens.items():
         cosines = found[1:] @ surgery.encode_texts(["dog"])[0]
-        np.testing.assert_allclose(
-            values(surgery.maps(features, ["dog"], method=method))[0], cosines.reshape(3, 5), rtol=0, atol=1e-6
-        )
+        maps = surgery.maps(encoded, ["dog"], method=method)  # type: ignore[arg-type]
+        np.testing.assert_allclose(values(maps)[0], cosines.reshape(3, 5), rtol=0, atol=1e-6)
+    raw, reversed_ = (values(surgery.maps(features, ["dog"], method=m)) for m in ("itsm", "rclip"))  # type: ignore[arg-type]
+    assert np.array_equal(reversed_, -raw)
 
 
-def test_what_a_map_says_of_itself(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    for method in ("surgery", "architecture", "itsm"):
+@pytest.mark.parametrize("against", [None, ["dog", "tree"]])
+@pytest.mark.parametrize("vocabulary", [False, True])
+def test_feature_surgery_of_the_original_tokens(features: ImageFeatures, against: Any, vocabulary: bool) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["sky", "pig"])
+    swapped = ImageFeatures(features.raw, features.operated, features.grid, features.shape)
+    found = surgery.maps(features, ["cat", "dog"], against=against, method="features", vocabulary=vocabulary)
+    expected = surgery.maps(swapped, ["cat", "dog"], against=against, method="surgery", vocabulary=vocabulary)
+    assert np.array_equal(values(found), values(expected))
+    other = surgery.maps(features, ["cat", "dog"], against=against, method="surgery", vocabulary=vocabulary)
+    assert np.abs(values(found) - values(other)).max() > 1e-4
+
+
+def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    assert features.others == {}
+    pixels = torch.cat([surgery.preprocess(picture(seed)) for seed in (0, 1)])
+    with torch.no_grad():
+        tokens = operate(surgery.model.visual, pixels, depth=2, kinds=["gem", "sclip"])
+    together = surgery.encode_images([picture(0), picture(1)], methods=["gem", "itsm", "sclip", "gem"])
+    for i, encoded in enumerate(together):
+        assert list(encoded.others) == ["sclip", "gem"]
+        for kind, others in encoded.others.items():
+            torch.testing.assert_close(others, normalize(tokens.others[kind][i], dim=-1), rtol=0, atol=1e-6)
+            assert torch.equal(others[0], encoded.raw[0])
+    alone = surgery.encode_image(picture(0), methods=["gem"])
+    assert list(alone.others) == ["gem"]
+    assert torch.equal(alone.operated, features.operated)  # what else is computed changes nothing
+    assert torch.equal(alone.raw, features.raw)
+    surgery.encode_image(picture(1))
+    again = surgery.encode_image(picture(0), methods=["gem"])
+    assert torch.equal(again.others["gem"], alone.others["gem"])
+
+
+def test_tiles_of_further_kinds() -> None:
+    surgery, image = tiny_surgery(), picture(4, 61, 50)
+    features = surgery.encode_image(image, methods=get_args(Method), tiles=24, batch_size=2)
+    whole = surgery.encode_image(image, methods=get_args(Method))
+    layout = tile_layout((61, 50), (16, 16), (4, 4), 24)
+    gh, gw = layout.grid
+    assert features.grid == layout.grid != (4, 4)
+    resized = np.array(Image.fromarray(image).resize((gw * 4, gh * 4), Image.Resampling.BICUBIC))
+    cut = np.stack([resized[4 * y : 4 * y + 16, 4 * x : 4 * x + 16] for y, x in layout.corners])
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
+    with torch.no_grad():
+        pixels = (torch.from_numpy(cut).permute(0, 3, 1, 2) / 255 - mean) / std
+        tokens = operate(surgery.model.visual, pixels, depth=2, kinds=FURTHER)
+    for kind, found in {**features.others, "raw": features.raw, "operated": features.operated}.items():
+        patches = normalize(tokens.others.get(kind, getattr(tokens, kind, None))[:, 1:], dim=-1).unflatten(1, (4, 4))
+        blended = normalize(blend_tiles([patches], layout), dim=-1).flatten(0, 1)
+        torch.testing.assert_close(found[1:], blended, rtol=0, atol=1e-5)
+        assert torch.equal(found[0], {**whole.others, "raw": whole.raw, "operated": whole.operated}[kind][0])
+    for method in ("surgery", "features", "gem"):
+        (expected,) = surgery.maps(surgery.encode_image(image, methods=["gem"], tiles=24), ["cat"], method=method)
+        (found,) = surgery.similarity(image, ["cat"], method=method, tiles=24)
+        assert np.array_equal(found.values, expected.values)
+        (found,) = surgery.compare(image, ["cat"], methods=[method], tiles=24)[method]
+        assert np.array_equal(found.values, expected.values)
+
+
+def test_what_a_map_says_of_itself(surgery: ClipSurgery) -> None:
+    features = surgery.encode_image(picture(), methods=get_args(Method))
+    for method in get_args(Method):
         one, other = surgery.maps(features, [" cat ", "dog"], method=method)
         assert (one.text, one.method, other.text) == ("cat", method, "dog")
         assert one.values.dtype == np.float32
@@ -303,6 +410,12 @@ def test_methods_are_compared_in_one_encoding() -> None:
         expected = surgery.similarity(picture(), ["cat", "dog"], against=["tree"], method=method)  # type: ignore[arg-type]
         assert np.array_equal(values(maps), values(expected))
     assert list(surgery.compare(picture(), ["cat"], methods=["itsm"])) == ["itsm"]
+    calls.clear()
+    every = surgery.compare(picture(), ["cat"], methods=get_args(Method))
+    assert len(calls) == 1
+    assert list(every) == list(get_args(Method))
+    assert len({values(maps).tobytes() for maps in every.values()}) == len(every)
+    assert np.array_equal(values(every["gem"]), values(surgery.similarity(picture(), ["cat"], method="gem")))
     assert np.abs(values(found["itsm"]) - values(found["architecture"])).max() > 1e-3
 
 

@@ -17,11 +17,12 @@ from text2sam.clip.prompts import (
     PromptEnsemble,
     check_templates,
     check_text,
+    encode_token_features,
     encode_tokens,
     ensemble_templates,
     text_tower_fingerprint,
 )
-from text2sam.errors import PromptError
+from text2sam.errors import PromptError, UnsupportedModelError
 
 
 def ensemble(model: Any = None, **options: Any) -> PromptEnsemble:
@@ -316,3 +317,64 @@ def test_fingerprint_is_the_text_towers_alone() -> None:
     model.train()
     assert text_tower_fingerprint(model) == before
     assert text_tower_fingerprint(tiny_clip(init_logit_bias=-10.0)) == before
+
+
+# features of single tokens
+
+
+@pytest.mark.parametrize(
+    "text", [{}, {"proj_bias": True}, {"proj_type": "none"}, {"ls_init_value": 0.5}, {"no_causal_mask": True}]
+)
+def test_token_features_end_in_the_texts_feature(text: dict[str, Any]) -> None:
+    model = tiny_clip(text=text)
+    tokens = tokenizer()(["a cat.", "there is the black cat in the scene.", ""])
+    ends = tokens.argmax(dim=-1)
+    with torch.no_grad():
+        found = encode_token_features(model, tokens)
+        expected = model.encode_text(tokens)
+    assert found.shape[:2] == (3, 77 if text.get("no_causal_mask") else 11)
+    torch.testing.assert_close(found[torch.arange(3), ends], expected, rtol=0, atol=1e-6)
+
+
+def test_token_features_know_what_came_before_them() -> None:
+    model = tiny_clip()
+    with torch.no_grad():
+        one, two = encode_token_features(model, tokenizer()(["a black cat", "a black dog in the scene"]))
+        alone = encode_token_features(model, tokenizer()(["a black"]))[0]
+    torch.testing.assert_close(one[:3], two[:3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(one[:3], alone[:3], rtol=0, atol=1e-6)
+    assert (one[3] - two[3]).abs().max() > 1e-3
+    assert (one[0] - one[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pool", ["first", "last"])
+def test_token_features_of_towers_pooled_elsewhere(pool: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"pools at '{pool}'"):
+        encode_token_features(tiny_clip(text={"pool_type": pool}), tokenizer()(["cat"]))
+
+
+def test_token_features_of_towers_of_their_own() -> None:
+    tower = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model = CustomTextCLIP(16, {"image_size": 16, "layers": 1, "width": 32, "patch_size": 4, "head_width": 16}, tower)
+    with pytest.raises(UnsupportedModelError, match="CustomTextCLIP, which keeps its text tower apart"):
+        encode_token_features(model, tokenizer()(["cat"]))
+
+
+# the same model with other templates
+
+
+def test_other_templates_are_kept(tmp_path: Path) -> None:
+    e = ensemble(cache=tmp_path)
+    assert e.using(None) is e.using(TEMPLATES) is e
+    assert e.tokenizer is tokenizer()
+    other = e.using(["{}"])
+    assert e.using(("{}",)) is e.using("{}") is other
+    assert torch.equal(other(["cat"]), ensemble(templates=["{}"])(["cat"]))
+    assert len(entries(tmp_path)) == 1
+    with pytest.raises(PromptError):
+        e.using([])
+    with torch.no_grad():
+        e._model.text_projection.mul_(torch.linspace(0.5, 2, 16))
+    old = other(["cat"])
+    e.forget()
+    assert (e.using(["{}"])(["cat"]) - old).abs().max() > 1e-3

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from text2sam import __version__
 from text2sam.errors import InputError, OutputError, Text2SamError, UnsupportedModelError, WeightsError
-from text2sam.evaluation.tables import aligned
+from text2sam.evaluation.tables import aligned, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,7 @@ EXIT_INPUT = 2
 EXIT_WEIGHTS = 3
 EXIT_CORRUPT = 4
 EXIT_ABSENT = 5
+EXIT_FAILED = 6
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES: dict[int, str] = {
@@ -46,6 +47,7 @@ EXIT_CODES: dict[int, str] = {
     EXIT_WEIGHTS: "weights are missing, cannot be downloaded or do not fit",
     EXIT_CORRUPT: "models verify found a file corrupt or missing",
     EXIT_ABSENT: "a text is not in the image (only with --require-present)",
+    EXIT_FAILED: "an image failed (only with annotate --strict)",
     EXIT_INTERRUPTED: "interrupted",
 }
 """Exit codes and what they mean; scripts may rely on them."""
@@ -136,12 +138,6 @@ def _quiet() -> Iterator[None]:
         finally:
             root.removeHandler(silent)
             own.removeHandler(notes)
-
-
-def one_line(text: str) -> str:
-    """``text`` on one line, with what a terminal would act on as escapes."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
 def echo(text: str, *, to_stderr: bool = False) -> None:
@@ -350,6 +346,23 @@ def thresholds_of(values: Sequence[str] | None, labels: Sequence[str]) -> float 
     return {**dict.fromkeys(labels, every), **own}
 
 
+def tiles_of(value: str | None) -> Any:
+    """The value of ``--tiles`` as :meth:`text2sam.ClipSurgery.encode_image` takes it.
+
+    Raises:
+        InputError: it is neither ``auto`` nor a usable number of pixels.
+    """
+    from text2sam.clip.tiles import check_tiles
+
+    side: Any = value or False
+    if value is not None and value != "auto":
+        try:
+            side = int(value)
+        except ValueError:
+            raise InputError(f"--tiles must be auto or the side of a tile in pixels, not {value!r}") from None
+    return check_tiles(side)
+
+
 @dataclass(frozen=True)
 class Asked:
     """What ``segment`` and ``explain`` ask of the models, seen to be usable before these are built.
@@ -390,7 +403,6 @@ def check_request(
         PromptError, InputError: one of them is not usable, or contradicts another.
     """
     from text2sam.calibration import Calibration
-    from text2sam.clip.tiles import check_tiles
     from text2sam.strategy import get_strategy
     from text2sam.targets import check_exclude, parse_targets
     from text2sam.targets import thresholds_of as check_thresholds
@@ -399,12 +411,6 @@ def check_request(
     queries = parse_targets(targets)
     limits = thresholds_of(threshold, [query.label for query in queries])
     check_thresholds(limits, queries, 0.0)
-    side: Any = tiles or False
-    if tiles is not None and tiles != "auto":
-        try:
-            side = int(tiles)
-        except ValueError:
-            raise InputError(f"--tiles must be auto or the side of a tile in pixels, not {tiles!r}") from None
     avoid = split_list(exclude)
     check_exclude(avoid, queries)
     options = {
@@ -414,7 +420,7 @@ def check_request(
         "strategy": get_strategy(strategy).name,
         "method": method.value,
         "zoom": False if no_zoom else "auto",
-        "tiles": check_tiles(side),
+        "tiles": tiles_of(tiles),
     }
     return Asked(targets, options, None if calibration is None else Calibration.load(calibration))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,16 +14,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from text2sam.clip.attention import KINDS, METHODS
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text, text_tower_fingerprint
 from text2sam.clip.similarity import Weighting, feature_surgery
-from text2sam.clip.surgery import check_tower, operate, patch_size
+from text2sam.clip.surgery import TowerTokens, check_kinds, check_tower, operate, patch_size
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.image import ImageLike, read_image
 from text2sam.types import SimilarityMap
 
-Method = Literal["surgery", "architecture", "itsm"]
+Method = Literal["surgery", "architecture", "features", "itsm", "rclip", "maskclip", "sclip", "clearclip", "naclip", "gem"]
+"""How a similarity map is made; :data:`text2sam.clip.attention.METHODS` has the source of each."""
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -37,12 +40,15 @@ class ImageFeatures:
         raw: (1 + gh*gw, C) float32 L2-normalised tokens of the original path.
         grid: (gh, gw).
         shape: (H, W) of the image in pixels.
+        others: kind of attention (:data:`text2sam.clip.attention.KINDS`) -> its tokens likewise, for the kinds that were asked
+            for; their class token is that of ``raw``.
     """
 
     operated: torch.Tensor
     raw: torch.Tensor
     grid: tuple[int, int]
     shape: tuple[int, int]
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
 
 class ClipSurgery:
@@ -145,11 +151,15 @@ class ClipSurgery:
         """An image as the image tower wants it: (1, 3, h, w) float32 of ``image_size``, bicubic, normalised."""
         return self._pixels(read_image(image))
 
-    def encode_image(self, image: ImageLike, *, tiles: Tiles = False, batch_size: int = 8) -> ImageFeatures:
+    def encode_image(
+        self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
+    ) -> ImageFeatures:
         """Features of one image, for :meth:`maps` and :meth:`scores`.
 
         Args:
             image: anything :func:`text2sam.image.read_image` accepts.
+            methods: what maps will be asked for. ``"surgery"``, ``"architecture"``, ``"features"``, ``"itsm"`` and
+                ``"rclip"`` can always be; each of the others costs some attention of its own beside the one encoding.
             tiles: for pictures far larger than ``image_size``, whose small objects are lost when it is resized to that.
                 ``"auto"`` encodes overlapping tiles where a side is more than three times that of ``image_size``; an int
                 is the side of a tile in pixels of the image; False never does. The features then have a grid of up to 16
@@ -160,38 +170,43 @@ class ClipSurgery:
 
         Raises:
             ImageError: the image cannot be read.
-            InputError: ``tiles`` or ``batch_size`` is none of the above.
+            InputError: ``methods``, ``tiles`` or ``batch_size`` is none of the above.
+            UnsupportedModelError: a method is defined on a transformer's blocks, and the tower is a ResNet.
         """
+        kinds = self._kinds(methods)
         side = check_tiles(tiles)
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size must be an int of at least 1, not {batch_size!r}")
-        if side is False:
-            return self.encode_images([image])[0]
         pixels = read_image(image)
-        operated, raw, grid = self._tokens(self._pixels(pixels))
-        whole = ImageFeatures(operated[0], raw[0], grid, (pixels.shape[0], pixels.shape[1]))
-        layout = tile_layout(whole.shape, self.image_size, grid, side)
+        whole = self._encoded([pixels], kinds)[0]
+        if side is False:
+            return whole
+        layout = tile_layout(whole.shape, self.image_size, whole.grid, side)
         if len(layout) == 1:
             return whole
-        patches = blend_tiles(self._tiles(pixels, layout, batch_size), layout)  # (gh, gw, 2, C)
-        operated, raw = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
-        return ImageFeatures(
-            torch.cat([whole.operated[:1], operated]), torch.cat([whole.raw[:1], raw]), layout.grid, whole.shape
+        patches = blend_tiles(self._tiles(pixels, layout, batch_size, kinds), layout)  # (gh, gw, 2 + K, C)
+        tiled = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
+        operated, raw, *others = (
+            torch.cat([tokens[:1], blended])
+            for tokens, blended in zip((whole.operated, whole.raw, *whole.others.values()), tiled, strict=True)
         )
+        return ImageFeatures(operated, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
 
-    def encode_images(self, images: Sequence[ImageLike]) -> list[ImageFeatures]:
+    def encode_images(self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None) -> list[ImageFeatures]:
         """Features of several images, encoded as one batch.
+
+        Args:
+            images: anything :func:`text2sam.image.read_image` accepts.
+            methods: what maps will be asked for, see :meth:`encode_image`.
 
         Raises:
             ImageError: an image cannot be read.
+            InputError: ``methods`` is not of method names.
+            UnsupportedModelError: a method is defined on a transformer's blocks, and the tower is a ResNet.
         """
+        kinds = self._kinds(methods)
         read = [read_image(image) for image in images]
-        if not read:
-            return []
-        operated, raw, grid = self._tokens(torch.cat([self._pixels(image) for image in read]))
-        return [
-            ImageFeatures(o, r, grid, (image.shape[0], image.shape[1])) for o, r, image in zip(operated, raw, read, strict=True)
-        ]
+        return self._encoded(read, kinds) if read else []
 
     def similarity(
         self,
@@ -200,9 +215,10 @@ class ClipSurgery:
         *,
         against: Sequence[str] | None = None,
         method: Method = "surgery",
+        tiles: Tiles = False,
     ) -> list[SimilarityMap]:
-        """Similarity maps of one image, one per text; see :meth:`maps`."""
-        return self.maps(self.encode_image(image), texts, against=against, method=method)
+        """Similarity maps of one image, one per text; see :meth:`maps`, and :meth:`encode_image` for ``tiles``."""
+        return self.compare(image, texts, methods=[method], against=against, tiles=tiles)[method]
 
     def compare(
         self,
@@ -211,9 +227,13 @@ class ClipSurgery:
         *,
         methods: Sequence[Method] = ("itsm", "architecture", "surgery"),
         against: Sequence[str] | None = None,
-    ) -> dict[str, list[SimilarityMap]]:
-        """Similarity maps by several methods from one encoding: method -> one map per text."""
-        features = self.encode_image(image)
+        tiles: Tiles = False,
+    ) -> dict[Method, list[SimilarityMap]]:
+        """Similarity maps by several methods from one encoding: method -> one map per text.
+
+        See :meth:`maps` for what is raised, and :meth:`encode_image` for ``tiles``.
+        """
+        features = self.encode_image(image, methods=methods, tiles=tiles)
         return {method: self.maps(features, texts, against=against, method=method) for method in methods}
 
     def maps(
@@ -233,7 +253,10 @@ class ClipSurgery:
             against: the label set for feature surgery. Each text is set against these, itself added. None
                 subtracts the prompt ensemble of the empty text, as the papers do for a single text.
             method: ``"surgery"``, architecture and feature surgery; ``"architecture"``, cosine of the operated
-                tokens; ``"itsm"``, cosine of the original tokens (image-text similarity map, arXiv 2209.07046).
+                tokens; ``"features"``, feature surgery on the original tokens; ``"itsm"``, cosine of the original tokens
+                (image-text similarity map, arXiv 2209.07046), and ``"rclip"``, its negative. Cosine of the tokens of other
+                kinds of attention, where the image was encoded for it: ``"maskclip"``, ``"sclip"``, ``"clearclip"``,
+                ``"naclip"``, ``"gem"``; :data:`text2sam.clip.attention.METHODS` has the sources.
             vocabulary: where there is a vocabulary and ``against`` is None, feature surgery sets each text against
                 that, embedded with the short templates, and not against the empty text.
 
@@ -242,19 +265,22 @@ class ClipSurgery:
 
         Raises:
             PromptError: a text is empty or too long.
-            InputError: ``method`` is unknown, or, for surgery, ``against`` is empty or names nothing but the text.
+            InputError: ``method`` is unknown, or its tokens are not in ``features``; or, for feature surgery, ``against`` is
+                empty or names nothing but the text.
         """
         wanted, labels = _request(texts, against, method)
         if not wanted:
             return []
+        recipe, tokens = METHODS[method], _tokens_for(features, method)
         with torch.inference_mode():
-            if method == "surgery" and labels is None and vocabulary and self.vocabulary:
-                columns = torch.stack([self._against_vocabulary(features, text) for text in wanted], dim=1)
-            elif method == "surgery":
-                columns = self._surgery(features, wanted, labels)
+            if recipe.removes and labels is None and vocabulary and self.vocabulary:
+                columns = torch.stack([self._against_vocabulary(tokens, text) for text in wanted], dim=1)
+            elif recipe.removes:
+                columns = self._surgery(tokens, wanted, labels)
             else:
-                tokens = features.operated if method == "architecture" else features.raw
                 columns = tokens @ self.encode_texts(wanted).T  # (1 + N, T)
+            if recipe.reverses:
+                columns = -columns
         grids = columns[1:].T.reshape(len(wanted), *features.grid).float().cpu().numpy()
         return [SimilarityMap(np.ascontiguousarray(g), text, method) for g, text in zip(grids, wanted, strict=True)]
 
@@ -294,7 +320,7 @@ class ClipSurgery:
             logits *= self.model.logit_scale.detach().float().exp().mean().cpu()
             logits[0] += self.presence_offset
             if self.vocabulary and self.presence_peak:
-                logits[0] += self.presence_peak * float(self._against_vocabulary(features, text)[1:].max())
+                logits[0] += self.presence_peak * float(self._against_vocabulary(features.operated, text)[1:].max())
             return float(logits.softmax(dim=0)[0])
 
     def region_odds(self, features: ImageFeatures, text: str, shares: NDArray[np.float32]) -> float:
@@ -335,8 +361,9 @@ class ClipSurgery:
             digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def _surgery(self, features: ImageFeatures, texts: list[str], labels: list[str] | None) -> torch.Tensor:
-        tokens = features.operated[None]  # (1, 1 + N, C)
+    def _surgery(self, tokens: torch.Tensor, texts: list[str], labels: list[str] | None) -> torch.Tensor:
+        """(1 + N, T) feature surgery of (1 + N, C) tokens."""
+        tokens = tokens[None]  # (1, 1 + N, C)
         if labels is None:
             return feature_surgery(tokens, self.encode_texts(texts), self.encode_texts([""]))[0]
         columns: dict[str, torch.Tensor] = {}
@@ -349,32 +376,60 @@ class ClipSurgery:
             columns.update({label: result[:, i] for i, label in enumerate(label_set) if label == text or label_set is labels})
         return torch.stack([columns[text] for text in texts], dim=1)
 
-    def _against_vocabulary(self, features: ImageFeatures, text: str) -> torch.Tensor:
-        """(1 + N,) feature surgery of one text with the vocabulary as the label set."""
+    def _against_vocabulary(self, tokens: torch.Tensor, text: str) -> torch.Tensor:
+        """(1 + N,) feature surgery of (1 + N, C) tokens for one text, with the vocabulary as the label set."""
         others = _without(text, self.vocabulary)
         if not others:
-            return self._surgery(features, [text], None)[:, 0]
+            return self._surgery(tokens, [text], None)[:, 0]
         label_set = torch.cat([self.encode_texts([text]), self._names(others)])
-        tokens = features.operated[None]
-        return feature_surgery(tokens, label_set, tau=self.tau, weighting=self.weighting)[0, :, 0]
+        return feature_surgery(tokens[None], label_set, tau=self.tau, weighting=self.weighting)[0, :, 0]
 
-    def _tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-        """(B, 3, h, w) -> operated and raw tokens, each (B, 1 + gh*gw, C) float32 and L2-normalised, and (gh, gw)."""
+    def _kinds(self, methods: Sequence[Method] | None) -> tuple[str, ...]:
+        """The kinds of attention that must be computed for methods, besides what always is."""
+        if methods is None:
+            return ()
+        if isinstance(methods, str) or not isinstance(methods, Collection):
+            raise InputError(f"methods must be a sequence of method names, such as ['sclip'], not {methods!r}")
+        further = {METHODS[_check_method(method)].tokens for method in methods} & set(KINDS)
+        return tuple(kind.name for kind in check_kinds(self.model.visual, further))
+
+    def _encoded(self, images: list[NDArray[np.uint8]], kinds: tuple[str, ...]) -> list[ImageFeatures]:
+        tokens = self._tokens(torch.cat([self._pixels(image) for image in images]), kinds)
+        return [
+            ImageFeatures(
+                tokens.operated[i],
+                tokens.raw[i],
+                tokens.grid,
+                (image.shape[0], image.shape[1]),
+                others={name: others[i] for name, others in tokens.others.items()},
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def _tokens(self, pixels: torch.Tensor, kinds: tuple[str, ...]) -> TowerTokens:
+        """(B, 3, h, w) -> tokens (B, 1 + gh*gw, C) float32 and, unlike the tower's, L2-normalised."""
         with torch.inference_mode():
-            tokens = operate(self.model.visual, self._cast(pixels), depth=self.depth)
-        operated, raw = (torch.nn.functional.normalize(t.float(), dim=-1) for t in (tokens.operated, tokens.raw))
-        return operated, raw, tokens.grid
+            tokens = operate(self.model.visual, self._cast(pixels), depth=self.depth, kinds=kinds)
+        return TowerTokens(
+            _normalized(tokens.operated),
+            _normalized(tokens.raw),
+            tokens.grid,
+            {name: _normalized(others) for name, others in tokens.others.items()},
+        )
 
-    def _tiles(self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int) -> Iterator[torch.Tensor]:
-        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2, C), operated before raw."""
+    def _tiles(
+        self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, kinds: tuple[str, ...]
+    ) -> Iterator[torch.Tensor]:
+        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2 + K, C), operated, raw and K kinds."""
         (height, width), (th, tw) = self.image_size, layout.tile
         ph, pw = height // th, width // tw
         resized = _resize(image, (layout.grid[0] * ph, layout.grid[1] * pw))
         for start in range(0, len(layout), batch_size):
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
-            operated, raw, _ = self._tokens(torch.cat([self._normalise(tile) for tile in cut]))
-            yield torch.stack([operated[:, 1:], raw[:, 1:]], dim=2).unflatten(1, (th, tw))
+            tokens = self._tokens(torch.cat([self._normalise(tile) for tile in cut]), kinds)
+            every = (tokens.operated, tokens.raw, *tokens.others.values())
+            yield torch.stack([one[:, 1:] for one in every], dim=2).unflatten(1, (th, tw))
 
     def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
         return self._normalise(_resize(image, self.image_size))
@@ -389,19 +444,40 @@ class ClipSurgery:
         return pixels.to(self.device, weight.dtype)
 
 
+def _normalized(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(tokens.float(), dim=-1)
+
+
+def _tokens_for(features: ImageFeatures, method: Method) -> torch.Tensor:
+    """(1 + N, C) tokens that the maps of a method are made of."""
+    name = METHODS[method].tokens
+    found = {"architecture": features.operated, "raw": features.raw}.get(name, features.others.get(name))
+    if found is None:
+        raise InputError(
+            f"the features of this image hold no tokens for method={method!r}; encode it with "
+            f"encode_image(image, methods=[{method!r}])"
+        )
+    return found
+
+
+def _check_method(method: Method) -> Method:
+    if method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
+    return method
+
+
 def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _request(texts: Sequence[str], against: Sequence[str] | None, method: Method) -> tuple[list[str], list[str] | None]:
-    if method not in get_args(Method):
-        raise InputError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
+    _check_method(method)
     if isinstance(texts, str):
         raise InputError(f"texts must be a sequence of strings; for one text pass [{texts!r}]")
     wanted = [check_text(text) for text in texts]
     labels = _labels(against)
     alone = [text for text in wanted if labels is not None and not set(labels) - {text}]
-    if method == "surgery" and alone:
+    if METHODS[method].removes and alone:
         raise InputError(
             f"against={labels!r} leaves {alone[0]!r} alone in its label set, where feature surgery gives 0 everywhere; "
             "name at least one other text or pass against=None"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from text2sam.clip.surgery import evaluating
-from text2sam.errors import OutputError, PromptError
+from text2sam.errors import OutputError, PromptError, UnsupportedModelError
 from text2sam.files import write_bytes
 
 SCENE_TEMPLATES: tuple[str, ...] = (
@@ -64,17 +64,58 @@ def encode_tokens(model: Any, tokens: torch.Tensor, *, trim: bool = True) -> tor
     Returns:
         (P, C) features in the tower's dtype.
     """
-    plain = isinstance(getattr(model, "token_embedding", None), nn.Module)
-    if not (trim and plain and model.attn_mask is not None and model.text_pool_type == "argmax"):
+    if not (trim and _plain(model) and model.attn_mask is not None and model.text_pool_type == "argmax"):
         features: torch.Tensor = model.encode_text(tokens)
         return features
     ends = tokens.argmax(dim=-1)  # (P,)
-    length = int(ends.max()) + 1
-    dtype = model.transformer.get_cast_dtype()
-    x: torch.Tensor = model.token_embedding(tokens[:, :length]).to(dtype)  # (P, l, D)
+    x = _positions(model, tokens[:, : int(ends.max()) + 1])  # (P, l, D)
+    return _project(model, x[torch.arange(len(x), device=x.device), ends])
+
+
+def encode_token_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Text features of every position, before the end token is pooled.
+
+    The text tower ends in a layer norm and a projection that are meant for the end token alone; here they are applied to all
+    positions, as CLIP Surgery (arXiv 2304.05653) does for its image-text visualisation. The tower being causal, a position
+    knows the text up to itself: the start token's feature is the same for every text, the end token's is the text's own.
+
+    Args:
+        model: an open_clip ``CLIP`` whose text tower is pooled at the end token.
+        tokens: (P, L) int64 token ids, padded behind the end token, which has the highest id.
+
+    Returns:
+        (P, l, C) features in the tower's dtype, not normalised, with l the longest prompt's length from start to end token
+        (L where the tower is not causal). What stands behind a prompt's own end token means nothing. At the end token they
+        are :func:`encode_tokens`' features.
+
+    Raises:
+        UnsupportedModelError: the text tower is of another kind, or pooled elsewhere.
+    """
+    if not _plain(model) or model.text_pool_type != "argmax":
+        pooled = getattr(model, "text_pool_type", None)
+        what = f"{type(model).__name__}" + (f", which pools at {pooled!r}" if pooled else ", which keeps its text tower apart")
+        raise UnsupportedModelError(
+            f"features of single tokens need open_clip's CLIP with a text tower pooled at the end token, not {what}"
+        )
+    length = tokens.shape[1] if model.attn_mask is None else int(tokens.argmax(dim=-1).max()) + 1
+    return _project(model, _positions(model, tokens[:, :length]))
+
+
+def _plain(model: Any) -> bool:
+    return isinstance(getattr(model, "token_embedding", None), nn.Module)
+
+
+def _positions(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """(P, l, D): the text tower's stream behind its last layer norm."""
+    dtype, length = model.transformer.get_cast_dtype(), tokens.shape[1]
+    x: torch.Tensor = model.token_embedding(tokens).to(dtype)  # (P, l, D)
     x = x + model.positional_embedding[:length].to(dtype)
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    x = x[torch.arange(len(x), device=x.device), ends]  # (P, D)
+    mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
+    normed: torch.Tensor = model.ln_final(model.transformer(x, attn_mask=mask))
+    return normed
+
+
+def _project(model: Any, x: torch.Tensor) -> torch.Tensor:
     projection = model.text_projection
     if projection is None:
         return x
@@ -138,6 +179,27 @@ class PromptEnsemble:
         self._batch = batch
         self._memory: dict[str, torch.Tensor] = {}
         self._fingerprint: str | None = None
+        self._siblings: dict[tuple[str, ...], PromptEnsemble] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer: strings -> (P, L) int64 token ids."""
+        return self._tokenizer
+
+    def using(self, templates: Sequence[str] | None) -> PromptEnsemble:
+        """The same model and cache with other templates; None gives this ensemble itself. It is kept for the next time.
+
+        Raises:
+            PromptError: the templates are none.
+        """
+        wanted = self.templates if templates is None else check_templates(templates)
+        if wanted == self.templates:
+            return self
+        if wanted not in self._siblings:
+            self._siblings[wanted] = PromptEnsemble(
+                self._model, self._tokenizer, templates=wanted, cache=self._cache, batch=self._batch
+            )
+        return self._siblings[wanted]
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Text features.
@@ -164,6 +226,7 @@ class PromptEnsemble:
         """Drops the features in memory and the weights' fingerprint; needed after the weights were changed."""
         self._memory.clear()
         self._fingerprint = None
+        self._siblings.clear()
 
     def _fill(self, texts: list[str]) -> None:
         prompts = [template.replace("{}", text) for text in texts for template in self.templates]

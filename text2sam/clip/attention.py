@@ -1,0 +1,187 @@
+"""The kinds of attention that turn a CLIP into a map, as one table, and the one function that computes any of them.
+
+A kind is a second path beside the original one: it reads the queries, keys and values of the original path (for a head of d
+channels, (L, d) each, L tokens with the class token first) and differs in what it lets attend to what, in how many of the
+last blocks, and in what else of a block it keeps. :data:`KINDS` says all of that; :data:`METHODS` says which tokens and
+which text features a similarity map is then made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from text2sam.errors import InputError
+
+Product = Literal["qq", "kk", "vv"]
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """How a second path differs from the original one.
+
+    Attributes:
+        name: key in :data:`KINDS`.
+        source: the paper, its arXiv number, and what of it is our reading.
+        products: the logits are these, over sqrt(d); each goes through a softmax of its own and weights the values. Without
+            any, each token keeps its own value.
+        mean: the results of several products are averaged; otherwise added up.
+        window: sigma in patches of a Gaussian of height 1 around each patch, added to the logits between patches; None adds
+            nothing.
+        iterations: None takes ``q``, ``k`` and ``v`` as they are. A number attends this many times from each to itself
+            first, L2-normalised before every attention, the one over the values included; the logits are then cosines times
+            the mean length of the tokens that enter the attention over sqrt(d).
+        blocks: how many of the last blocks have the second path; None, as many as surgery is asked to operate on.
+        residual: the path starts from the stream that enters its first block, and each block adds to it.
+        mlp: each block's MLP follows, with its own residual.
+        pool: a ResNet's attention pool can have it too.
+    """
+
+    name: str
+    source: str
+    products: tuple[Product, ...]
+    mean: bool = False
+    window: float | None = None
+    iterations: int | None = None
+    blocks: int | None = 1
+    residual: bool = False
+    mlp: bool = False
+    pool: bool = False
+
+
+@dataclass(frozen=True)
+class MapMethod:
+    """What a similarity map is made of.
+
+    Attributes:
+        tokens: key in :data:`KINDS`, or ``"raw"``, the original path.
+        source: the paper and its arXiv number.
+        removes: whether feature surgery removes what the texts share.
+        reverses: whether the sign is turned.
+    """
+
+    tokens: str
+    source: str
+    removes: bool = False
+    reverses: bool = False
+
+
+_CLIP_SURGERY = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
+
+KINDS: Mapping[str, AttentionKind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            AttentionKind("architecture", f"{_CLIP_SURGERY}, section 3.2", ("vv",), blocks=None, residual=True, pool=True),
+            AttentionKind(
+                "maskclip",
+                "MaskCLIP, Zhou et al. 2022, arXiv 2112.01071, which describes the attention pool of a ResNet. Our reading, as "
+                "in later papers: a ViT's last block likewise gives its values alone (the authors' code keeps residual and "
+                "MLP there), and a pool's values have their positions added",
+                (),
+                pool=True,
+            ),
+            AttentionKind("sclip", "SCLIP, Wang et al. 2023, arXiv 2312.01597", ("qq", "kk"), residual=True, mlp=True),
+            AttentionKind("clearclip", "ClearCLIP, Lan et al. 2024, arXiv 2407.12442", ("qq",)),
+            AttentionKind("naclip", "NACLIP, Hajimiri et al. 2024, arXiv 2404.08181", ("kk",), window=5.0),
+            AttentionKind(
+                "gem",
+                "GEM, Bousselham et al. 2023, arXiv 2312.00878; one iteration and the last 6 blocks, as in the authors' code",
+                ("qq", "kk", "vv"),
+                mean=True,
+                iterations=1,
+                blocks=None,
+                residual=True,
+            ),
+        )
+    }
+)
+"""Every second path, by name."""
+
+METHODS: Mapping[str, MapMethod] = MappingProxyType(
+    {
+        "surgery": MapMethod("architecture", f"{_CLIP_SURGERY}, sections 3.2 and 3.3", removes=True),
+        "architecture": MapMethod("architecture", KINDS["architecture"].source),
+        "features": MapMethod("raw", f"{_CLIP_SURGERY}, section 3.3, without its section 3.2", removes=True),
+        "itsm": MapMethod("raw", "ICLIP, Li et al. 2022, arXiv 2209.07046 (image-text similarity map)"),
+        "rclip": MapMethod("raw", "RCLIP, Li et al. 2022, arXiv 2209.07046 (the map reversed)", reverses=True),
+    }
+    | {name: MapMethod(name, kind.source) for name, kind in KINDS.items() if name != "architecture"}
+)
+"""Every way to make a similarity map, by the name that ``method`` goes by."""
+
+
+def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:
+    """How near patches are to each other, for NACLIP (arXiv 2404.08181).
+
+    Args:
+        grid: (gh, gw) patches.
+        sigma: standard deviation in patches, above 0.
+
+    Returns:
+        (1 + gh*gw, 1 + gh*gw) float32: ``exp(-distance^2 / (2 sigma^2))`` between patches, 1 for a patch and itself; 0 in the
+        row and the column of the class token.
+
+    Raises:
+        InputError: a side or ``sigma`` is not positive.
+    """
+    if min(grid) < 1 or not sigma > 0:
+        raise InputError(f"gaussian_window needs a grid of at least 1 x 1 and sigma above 0, not {grid} and {sigma!r}")
+    rows, columns = (
+        torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
+        for places in (torch.arange(side, dtype=torch.float32) for side in grid)
+    )
+    return F.pad(torch.kron(rows, columns), (1, 0, 1, 0))
+
+
+def attend(
+    kind: AttentionKind,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    length: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The attention of a kind, before the heads are put together.
+
+    Args:
+        kind: which.
+        q, k, v: (B, heads, L, d) of the original path.
+        bias: (L, L) added to the logits, in the dtype of ``v``; for kinds with a ``window``.
+        length: (B,) mean length of the tokens that enter the attention, in the dtype of ``v``; for kinds with ``iterations``.
+
+    Returns:
+        (B, heads, L, d).
+
+    Raises:
+        InputError: the kind needs ``length`` and there is none.
+    """
+    if not kind.products:
+        return v
+    sides = {"qq": q, "kk": k, "vv": v}
+    if kind.iterations is None:
+        results = [F.scaled_dot_product_attention(sides[p], sides[p], v, attn_mask=bias) for p in kind.products]
+    elif length is None:
+        raise InputError(f"attention of the kind {kind.name!r} needs the mean length of its tokens; pass length (B,)")
+    else:
+        sharpness = length[:, None, None, None] * q.shape[-1] ** -0.5  # the inverse temperature
+        results = [_iterated(sides[p], v, sharpness, kind.iterations, bias) for p in kind.products]
+    total = reduce(add, results)
+    return total / len(results) if kind.mean else total
+
+
+def _iterated(
+    x: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor, iterations: int, bias: torch.Tensor | None
+) -> torch.Tensor:
+    for last in (False,) * iterations + (True,):
+        x = F.normalize(x, dim=-1)
+        x = F.scaled_dot_product_attention(x * sharpness, x, v if last else x, attn_mask=bias, scale=1.0)
+    return x
