@@ -26,6 +26,12 @@ def aligned(lines: Sequence[Sequence[str]], words: int | None = None) -> list[st
     ]
 
 
+def one_line(text: str) -> str:
+    """``text`` on one line, with what a terminal would act on as escapes."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
 @contextmanager
 def telling(
     table: Callable[[dict[str, Any]], str], out: Path | None, json_output: bool

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from text2sam.annotate.labels import MOST_BYTES, LabelSet, LabelSpec, load_labels, parse_labels
+from text2sam.errors import InputError, PromptError, Text2SamError
+from text2sam.targets import check_exclude, parse_targets, thresholds_of
+
+
+def read(tmp_path: Path, text: str | bytes, name: str = "labels.yaml") -> LabelSet:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_labels(path)
+
+
+# one label
+
+
+def test_a_label_is_its_name() -> None:
+    one = LabelSpec(" cat ")
+    assert one == LabelSpec("cat")
+    assert one.target == "cat"
+    assert one.to_json() == {"name": "cat", "synonyms": [], "exclude": [], "threshold": None}
+
+
+@pytest.mark.parametrize(
+    ("spec", "label", "texts"),
+    [
+        (LabelSpec("cat"), "cat", ("cat",)),
+        (LabelSpec(" person + bench "), "person+bench", ("person", "bench")),
+        (LabelSpec("car", ("automobile", " taxi")), "car", ("car", "automobile", "taxi")),
+        (LabelSpec("car", ("Car", "automobile")), "car", ("car", "automobile")),
+        (LabelSpec("car", ("car",)), "car", ("car",)),
+        (LabelSpec("c++", ("c++",)), "c++", ("c++",)),
+        (LabelSpec("c++", ("c++ book",)), "c++", ("c++", "c++ book")),
+    ],
+)
+def test_the_target_is_called_by_the_name(spec: LabelSpec, label: str, texts: tuple[str, ...]) -> None:
+    [query] = parse_targets([spec.target])
+    assert query.label == label == spec.name
+    assert query.texts == texts
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "told"),
+    [
+        ({"name": ""}, PromptError, "names something"),
+        ({"name": " ..."}, PromptError, "names something"),
+        ({"name": None}, PromptError, "a string, not NoneType"),
+        ({"name": "c++"}, PromptError, r"literal '\+' name it among its own synonyms"),
+        ({"name": "cat+cat"}, PromptError, "joined twice"),
+        ({"name": "a\nb"}, PromptError, "control character"),
+        ({"name": "a\ud800b"}, PromptError, "control character"),
+        ({"name": "car", "synonyms": "taxi"}, InputError, "synonyms must be a tuple of texts, not 'taxi'"),
+        ({"name": "car", "synonyms": ("taxi", "Taxi ")}, PromptError, "synonym of 'car' is given twice.*'taxi' and 'Taxi'"),
+        ({"name": "car", "synonyms": ("taxi", "")}, PromptError, "names something"),
+        ({"name": "car", "exclude": ("truck", "TRUCK")}, PromptError, "excludes is given twice"),
+        ({"name": "car", "exclude": ("CAR",)}, PromptError, "both looked for and excluded"),
+        ({"name": "car", "synonyms": ("taxi",), "exclude": ("Taxi",)}, PromptError, "both looked for and excluded"),
+        ({"name": "a+b", "exclude": ("b",)}, PromptError, "both looked for and excluded"),
+        *[({"name": "a", "threshold": t}, InputError, "number in \\[0, 1\\]") for t in (-0.1, 1.1, float("nan"), True, "0.5")],
+    ],
+)
+def test_labels_that_are_none(fields: dict[str, Any], error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        LabelSpec(**fields)
+
+
+# several
+
+
+def test_no_labels() -> None:
+    for none in ((), [LabelSpec("cat")], ("cat",)):
+        with pytest.raises(InputError):
+            LabelSet(none)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", ["cat", "CAT", " cat"])
+def test_a_label_given_twice(other: str) -> None:
+    with pytest.raises(PromptError, match="given twice"):
+        LabelSet((LabelSpec("cat"), LabelSpec("dog"), LabelSpec(other)))
+
+
+def test_a_word_for_two_labels() -> None:
+    car = LabelSpec("car", ("automobile",))
+    with pytest.raises(PromptError, match="'automobile' stands for both 'car' and 'automobile'"):
+        LabelSet((car, LabelSpec("automobile")))
+    with pytest.raises(PromptError, match="'Automobile' stands for both 'car' and 'van'"):
+        LabelSet((car, LabelSpec("van", ("Automobile",))))
+    assert LabelSet((LabelSpec("a"), LabelSpec("b"), LabelSpec("a+b"))).names == ("a", "b", "a+b")
+
+
+def test_against() -> None:
+    cat = LabelSpec("cat")
+    assert LabelSet((cat,), (" grass", "cat")).against == ("grass", "cat")
+    with pytest.raises(InputError, match="alone in its label set"):
+        LabelSet((cat,), ("cat",))
+    with pytest.raises(PromptError, match="given twice"):
+        LabelSet((cat,), ("sky", "Sky"))
+    with pytest.raises(InputError, match="against must be a tuple"):
+        LabelSet((cat,), "sky")  # type: ignore[arg-type]
+
+
+def test_groups_share_an_exclude_and_cover_every_label_once() -> None:
+    labels = (
+        LabelSpec("cat", threshold=0.4),
+        LabelSpec("car", ("taxi",), ("truck", "bus")),
+        LabelSpec("dog"),
+        LabelSpec("van", (), ("truck", "bus"), 0.0),
+        LabelSpec("boat", (), ("ship",)),
+    )
+    groups = LabelSet(labels).groups()
+    assert [g.indexes for g in groups] == [(0, 2), (1, 3), (4,)]
+    assert [g.exclude for g in groups] == [None, ("truck", "bus"), ("ship",)]
+    assert [g.thresholds for g in groups] == [{"cat": 0.4}, {"van": 0.0}, None]
+    assert [g.targets for g in groups] == [["cat", "dog"], [{"car": ["car", "taxi"]}, "van"], ["boat"]]
+    back: dict[int, str] = {}
+    for group in groups:
+        queries = parse_targets(group.targets)  # as segment_many takes them
+        check_exclude(group.exclude, queries)
+        thresholds_of(group.thresholds, queries, 0.5)
+        assert group.labels == tuple(labels[i] for i in group.indexes)
+        back |= {index: query.label for index, query in zip(group.indexes, queries, strict=True)}
+    assert [back[i] for i in range(5)] == ["cat", "car", "dog", "van", "boat"]
+
+
+def test_json_tells_sets_apart_and_only_those() -> None:
+    one = LabelSet((LabelSpec("cat"), LabelSpec("car", ("taxi",), threshold=1)), ("sky",))
+    assert json.loads(json.dumps(one.to_json())) == one.to_json()
+    same = LabelSet((LabelSpec("cat ", ("cat",)), LabelSpec("car", ("car", "taxi"), threshold=1.0)), ("sky",))
+    assert json.dumps(same.to_json()) == json.dumps(one.to_json())
+    others = [
+        LabelSet(one.labels),
+        LabelSet(one.labels[::-1], ("sky",)),
+        LabelSet((LabelSpec("cat"), LabelSpec("car", ("taxi",))), ("sky",)),
+        LabelSet((LabelSpec("cat", exclude=("dog",)), one.labels[1]), ("sky",)),
+    ]
+    assert len({json.dumps(labels.to_json()) for labels in (one, *others)}) == 5
+
+
+# from the command line
+
+
+def test_comma_lists() -> None:
+    assert parse_labels("cat, dog").names == ("cat", "dog")
+    assert parse_labels(["cat", "dog,red car"]).names == ("cat", "dog", "red car")
+    odd = LabelSpec("black, white cat")
+    assert parse_labels(["dog", odd]).labels == (LabelSpec("dog"), odd)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ("", "label 1 in '' is empty"),
+        ("cat,,dog", "label 2 in .* is empty"),
+        ("cat,", "label 2"),
+        ([], "no labels"),
+        ("cat,?", "label 2: .*names something"),
+        ("cat,Cat", "given twice"),
+        (None, "comma list"),
+        (b"cat", "comma list"),
+        ({"cat": []}, "comma list"),
+        ([3], "a text or a LabelSpec, not int 3"),
+    ],
+)
+def test_comma_lists_that_are_none(labels: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        parse_labels(labels)
+
+
+# from files
+
+
+CAR = LabelSpec("car", ("automobile", "taxi"), ("truck",), 0.6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- cat\n- name: car\n  synonyms: [automobile, taxi]\n  exclude: [truck]\n  threshold: .6\n- dog",
+        "cat:\ncar: {synonyms: [automobile, taxi], exclude: [truck], threshold: 6e-1}\ndog: []\n",
+        'labels: [cat, {name: "car", synonyms: [car, automobile, taxi], exclude: [truck], threshold: 0.6}, dog: ]'.replace(
+            "dog: ", "{name: dog, synonyms: null, threshold: }"
+        ),
+        '{"cat": null, "car": {"synonyms": ["automobile", "taxi"], "exclude": ["truck"], "threshold": 0.6}, "dog": null}',
+        "---\nlabels:\n  cat: ~\n  car:\n    synonyms:\n    - automobile\n    - taxi\n    exclude:\n    - truck\n"
+        "    threshold: 0.6\n  dog:\nagainst:   # nothing\n...\n",
+    ],
+)
+def test_forms_of_a_file(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == LabelSet((LabelSpec("cat"), CAR, LabelSpec("dog")))
+
+
+def test_against_in_a_file(tmp_path: Path) -> None:
+    assert read(tmp_path, "labels: [cat]\nagainst: [grass, sky]") == LabelSet((LabelSpec("cat"),), ("grass", "sky"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["labels.yml", "labels.txt", "labels"])
+def test_encodings(tmp_path: Path, encoding: str, name: str) -> None:
+    text = "château\r\n犬\r\n" if name.endswith("txt") else "- château\r\n- 犬\r\n"
+    assert read(tmp_path, text.encode(encoding), name).names == ("château", "犬")
+
+
+def test_a_text_file_has_a_name_per_line(tmp_path: Path) -> None:
+    labels = read(tmp_path, "# animals\ncat\n\n  black, white dog \nno\n12\n", "labels.TXT")
+    assert labels.names == ("cat", "black, white dog", "no", "12")
+    with pytest.raises(PromptError, match=r"labels\.txt', line 3: .*names something"):
+        read(tmp_path, "cat\n\n--\n", "labels.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no labels"),
+        ("# nothing\n", "holds no labels"),
+        ("[]", "holds no labels"),
+        ("{}", "holds no labels"),
+        ("labels:", "holds no labels"),
+        ("cat", "line 1: labels must be a list or a mapping"),
+        ("- cat\n- no", 'line 2: a label must be a text; YAML reads no as bool, put it in quotes: "..."'),
+        ("- cat\n- 12", "line 2: .*12 as int"),
+        ("- 2020-01-01", "as timestamp"),
+        ("- ''", "names something"),
+        ("-\n- cat", "line 1: a label is empty"),
+        ("- null", "reads null as null"),
+        ("cat:\non:\n", "line 2: a key must be a text; YAML reads on as bool"),
+        ("1: [one]", "as int"),
+        ("[a]: x", "a key must be a text, not a sequence"),
+        ("- [cat, dog]", "a label must be a text, not a sequence"),
+        ("- cat\n- cat", "given twice"),
+        ("cat:\nCat:\n", "given twice"),
+        ("cat:\ndog:\ncat: [kitty]", "line 3: 'cat' is given twice"),
+        ("- name: cat\n  name: dog", "line 2: 'name' is given twice"),
+        ("- name: cat\n  color: red", "no field 'color'; the fields are name, synonyms, exclude, threshold"),
+        ("cat: {name: dog}", "no field 'name'; the fields are synonyms, exclude, threshold"),
+        ("- synonyms: [cat]", "needs a 'name'"),
+        ("- name: 3", "a name must be a text"),
+        ("car: taxi", "behind 'car' stand nothing, a list"),
+        ("car: 0.5", "behind 'car'"),
+        ("- name: car\n  synonyms: taxi", "the synonyms of 'car' must be a list of texts"),
+        ("- name: car\n  synonyms: [1]", "in the synonyms of 'car' must be a text"),
+        ("- name: car\n  exclude: {a: b}", "what 'car' excludes must be a list"),
+        ("- name: car\n  exclude: [Car]", "line 1: 'Car' is both looked for and excluded"),
+        ("- name: car\n  threshold: high", "line 2: the threshold of 'car' must be a number"),
+        ("- name: car\n  threshold: '0.5'", "must be a number"),
+        ("- name: car\n  threshold: [0.5]", "must be a number"),
+        ("- name: car\n  threshold: true", "must be a number"),
+        ("- name: car\n  threshold: nan", "number in"),
+        ("- name: car\n  threshold: 2", "line 1: threshold of 'car' must be a number"),
+        ("labels: [cat]\nagain: [sky]", "no field 'again'; the fields are labels, against"),
+        ("labels: [cat]\nagainst: sky", "against must be a list"),
+        ("labels: [cat]\nagainst: [cat]", "alone in its label set"),
+        ("cat:\nagainst: [sky]", "'against' needs 'labels' beside it"),
+        ("- cat: [kitty]", "no field 'cat'"),
+        ("- &a cat", "anchors"),
+        ("- *a", "line 1: anchors .* are not accepted"),
+        ("- *", "not YAML"),
+        ("- !!python/object/apply:os.system [echo]", "a label must be a text, not a sequence"),
+        ("- !!python/name:os.system x", "must be a text"),
+        ("- !cat dog", "must be a text"),
+        ("- !!binary Y2F0", "as binary"),
+        ("<<: {cat: }", "as merge"),
+        ("[cat", "line 1: not YAML"),
+        ("- cat\n---\n- dog", "line 2: not YAML"),
+        ('- "\\UFFFFFFFF"', "not YAML"),
+        ('- "\\ud800 cat"', "control character"),
+        ("- cat\x00", "not YAML"),
+        ("- cat\n\t- dog", "labels.yaml"),
+        ("[" * 20, "nested deeper"),
+        ("- " * 2000, "nested deeper"),
+        ("{a: " * 2000, "nested deeper"),
+        (b"\xff\xfecat", "not text in UTF-8"),
+        (b"\xe9", "not text in UTF-8"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, text: str | bytes, told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        read(tmp_path, text)
+    assert "labels.yaml" in str(caught.value)
+    assert len(str(caught.value)) < 1000 + len(str(tmp_path))
+
+
+def test_laughs_stay_few(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [ha, ha]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    with pytest.raises(InputError, match="anchors"):
+        read(tmp_path, "\n".join(lines))
+
+
+def test_size_is_bounded(tmp_path: Path) -> None:
+    assert read(tmp_path, "#" * (MOST_BYTES - 4) + "\ncat", "l.txt").names == ("cat",)
+    with pytest.raises(InputError, match="larger than 1,000,000 bytes"):
+        read(tmp_path, "#" * (MOST_BYTES - 3) + "\ncat", "l.txt")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.yaml", tmp_path / "a\0b", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match=r"the label file .* cannot be read"):
+            load_labels(path)
+
+
+# whatever is in the file
+
+PIECES = [*"ab- :,[]{}&*!|>'\"#%@?<~.0123456789\n\t\\", "\n- ", "\n  ", "labels:", "name: ", "threshold: ", "é", "\ud800"]
+YAMLISH = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
+NAMES = st.one_of(st.text(max_size=8), st.sampled_from(["cat", "dog", "labels", "against", "name", "synonyms", "threshold"]))
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), NAMES),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=4)),
+    max_leaves=12,
+)
+CONTENT = st.one_of(
+    st.binary(max_size=200),
+    YAMLISH.map(lambda text: text.encode("utf-8", "surrogatepass")),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    JSON.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")),
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(content=CONTENT, suffix=st.sampled_from([".yaml", ".txt"]))
+def test_any_file_gives_labels_or_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"labels{suffix}"
+    path.write_bytes(content)
+    try:
+        labels = load_labels(path)
+    except Text2SamError:
+        return
+    for group in labels.groups():
+        queries = parse_targets(group.targets)
+        assert tuple(query.label for query in queries) == tuple(one.name for one in group.labels)
+        check_exclude(group.exclude, queries)
+        thresholds_of(group.thresholds, queries, 0.5)
+    assert json.loads(json.dumps(labels.to_json())) == labels.to_json()
+
+
+@settings(max_examples=100, deadline=None)
+@given(given_=st.one_of(st.text(), st.lists(st.one_of(st.text(), st.integers(), st.none()))))
+def test_any_comma_list_gives_labels_or_an_error_of_ours(given_: Any) -> None:
+    try:
+        labels = parse_labels(given_)
+    except Text2SamError:
+        return
+    assert labels.names == tuple(query.label for query in parse_targets([one.target for one in labels.labels]))

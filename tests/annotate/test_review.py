@@ -1,0 +1,414 @@
+"""The contact sheet: what it shows, in which order, and that nothing from outside gets into it but as text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import os
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from text2sam.annotate.review import ReviewItem, ReviewSummary, confidence, write_review
+from text2sam.errors import InputError, OutputError
+from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "'; DROP TABLE x; --",
+    "</style></title></article>",
+    "&lt;b&gt; & &amp",
+    "bad\udcff name",
+    "turned\u202egpj.exe",
+    "line\nbreak\x1b[31m",
+    "javascript:alert(1)",
+    "{title} %s ${x}",
+    "SIDE",
+)
+SIZE = (20, 30)
+
+
+def disc(at: tuple[int, int] = (10, 15), radius: float = 5, size: tuple[int, int] = SIZE) -> NDArray[np.bool_]:
+    y, x = np.mgrid[: size[0], : size[1]]
+    inside: NDArray[np.bool_] = np.hypot(y - at[0], x - at[1]) <= radius
+    return inside
+
+
+def item(
+    path: str = "a.png",
+    objects: tuple[AnnotatedObject, ...] = (),
+    presence: dict[str, float] | None = None,
+    thresholds: dict[str, float] | None = None,
+    size: tuple[int, int] = SIZE,
+) -> ReviewItem:
+    presence = {} if presence is None else presence
+    limits = dict.fromkeys(presence, 0.5) if thresholds is None else thresholds
+    return ReviewItem(AnnotatedImage(path, size[0], size[1], objects), presence, limits)
+
+
+def cat(score: float = 0.9, label: str = "cat", **options: Any) -> AnnotatedObject:
+    return AnnotatedObject.from_mask(label, disc(**options), score)
+
+
+def save(folder: Path, path: str, size: tuple[int, int] = SIZE, value: int = 200) -> None:
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(target, "PNG")
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements, attributes, text."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = data.decode("utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def pictures(self) -> list[NDArray[np.uint8]]:
+        return [decode(attributes["src"] or "") for attributes in self.all("img")]
+
+
+def decode(source: str) -> NDArray[np.uint8]:
+    kind, _, data = source.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def page_of(items: Any, folder: Path, **options: Any) -> tuple[Page, ReviewSummary]:
+    summary = write_review(items, folder, folder / "review.html", **options)
+    assert summary.path == folder / "review.html"
+    return Page(summary.path.read_bytes()), summary
+
+
+# degenerate
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    page, summary = page_of([], tmp_path)
+    assert (summary.images, summary.shown, summary.missing) == (0, 0, 0)
+    assert page.all("article") == []
+    assert "0 images" in page.text
+
+
+def test_one_pixel_and_no_object(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", (1, 1))
+    one = item(size=(1, 1), objects=(AnnotatedObject.from_mask("dot", np.ones((1, 1), bool), 0.5),))
+    page, summary = page_of([one], tmp_path)
+    assert summary.missing == 0
+    assert page.pictures()[0].shape == (1, 1, 3)
+    page, _ = page_of([item(size=(1, 1))], tmp_path)
+    assert "nothing to decide" in page.text
+
+
+def test_long_pictures(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", (1, 900))
+    page, _ = page_of([item(size=(1, 900), objects=(AnnotatedObject.from_mask("line", np.ones((1, 900), bool)),))], tmp_path)
+    assert page.pictures()[0].shape == (1, 256, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"limit": 0}, {"limit": -1}, {"limit": True}, {"limit": 1.5}, {"thumbnail": 8}, {"thumbnail": None}, {"title": None}],
+)
+def test_arguments_are_checked(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        write_review([], tmp_path, tmp_path / "r.html", **options)
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("presence", "thresholds"),
+    [
+        ({"cat": 1.5}, {"cat": 0.5}),
+        ({"cat": float("nan")}, {"cat": 0.5}),
+        ({"cat": True}, {"cat": 0.5}),
+        ({"cat": "0.5"}, {"cat": 0.5}),
+        ({3: 0.5}, {3: 0.5}),
+        ({"cat": 0.5}, {}),
+        ({"cat": 0.5}, {"cat": None}),
+        ([("cat", 0.5)], {"cat": 0.5}),
+    ],
+)
+def test_items_are_checked(presence: Any, thresholds: Any) -> None:
+    with pytest.raises(InputError):
+        ReviewItem(AnnotatedImage("a.png", 2, 2), presence, thresholds)
+    with pytest.raises(InputError):
+        ReviewItem("a.png", {}, {})  # type: ignore[arg-type]
+
+
+# confidence
+
+
+@pytest.mark.parametrize(
+    ("objects", "presence", "thresholds", "expected"),
+    [
+        ((), {}, {}, 1.0),
+        ((), {"cat": 0.0}, {"cat": 0.5}, 1.0),
+        ((), {"cat": 0.4}, {"cat": 0.5}, 0.2),
+        ((), {"cat": 0.1}, {"cat": 0.4}, 0.75),
+        ((), {"cat": 0.5}, {"cat": 0.5}, 0.0),
+        ((), {"cat": 1.0}, {"cat": 0.5}, 0.0),  # there, and yet no object
+        ((cat(0.9),), {"cat": 0.7}, {"cat": 0.5}, 0.4),
+        ((cat(0.3), cat(0.8)), {"cat": 1.0}, {"cat": 0.5}, 0.3),
+        ((cat(0.9),), {"cat": 1.0, "dog": 0.45}, {"cat": 0.5, "dog": 0.5}, 0.1),
+        ((cat(0.9),), {}, {}, 0.9),
+        ((cat(1.0),), {"cat": 1.0}, {"cat": 1.0}, 0.0),
+        ((cat(1.0),), {"cat": 0.25}, {"cat": 0.0}, 0.25),
+    ],
+)
+def test_confidence_by_hand(
+    objects: tuple[AnnotatedObject, ...], presence: dict[str, float], thresholds: dict[str, float], expected: float
+) -> None:
+    assert confidence(item("a.png", objects, presence, thresholds)) == pytest.approx(expected)
+
+
+UNIT = st.floats(0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    presence=st.dictionaries(st.sampled_from(["cat", "dog", "bird"]), st.tuples(UNIT, UNIT)),
+    scores=st.lists(UNIT, max_size=3),
+)
+def test_confidence_is_a_share(presence: dict[str, tuple[float, float]], scores: list[float]) -> None:
+    objects = tuple(cat(score) for score in scores)
+    p, t = ({label: pair[k] for label, pair in presence.items()} for k in (0, 1))
+    value = confidence(item("a.png", objects, p, t))
+    assert 0.0 <= value <= min([1.0, *scores])
+    assert value == confidence(item("a.png", objects[::-1], dict(reversed(p.items())), t))
+
+
+# the page
+
+
+def scored(count: int) -> list[ReviewItem]:
+    scores = np.random.default_rng(0).permutation(count) / max(count, 1)
+    return [item(f"{k:03d}.png", (cat(float(score)),)) for k, score in enumerate(scores)]
+
+
+def names_of(page: Page) -> list[str]:
+    return re.findall(r"<p class=file>(.*?)</p>", page.source)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 4, 12, 500])
+def test_the_least_sure_come_first(tmp_path: Path, limit: int | None) -> None:
+    items = scored(12)
+    expected = [one.image.path for one in sorted(items, key=confidence)][:limit]
+    page, summary = page_of(items, tmp_path, limit=limit)
+    assert names_of(page) == expected
+    assert (summary.images, summary.shown, summary.missing) == (12, len(expected), len(expected))
+    assert ("of 12 images" in page.text) == (len(expected) < 12)
+    other, _ = page_of(lambda: iter(items), tmp_path, limit=limit)
+    assert other.source == page.source
+
+
+def test_items_are_gone_through_twice_and_one_at_a_time(tmp_path: Path) -> None:
+    alive, passes = 0, 0
+
+    class Held(ReviewItem):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def again() -> Iterator[ReviewItem]:
+        nonlocal alive, passes
+        passes += 1
+        for one in scored(30):
+            alive += 1
+            assert alive <= 3
+            yield Held(one.image, one.presence, one.thresholds)
+
+    _, summary = page_of(again, tmp_path, limit=20)
+    assert (summary.shown, passes) == (20, 2)
+
+
+def test_items_that_come_only_once(tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    with pytest.raises(InputError, match="anew"):
+        write_review(iter([item()]), tmp_path, out)  # type: ignore[arg-type]
+    exhausted = iter([item()])
+    with pytest.raises(InputError, match="changed"):
+        write_review(lambda: exhausted, tmp_path, out)
+    changing = [[item("a.png"), item("b.png")], [item("b.png"), item("a.png")]]
+    with pytest.raises(InputError, match="changed"):
+        write_review(lambda: changing.pop(0), tmp_path, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_objects_are_drawn_in_their_labels_colour(tmp_path: Path) -> None:
+    size = (60, 90)
+    save(tmp_path, "sub/a.png", size)
+    objects = (
+        cat(0.9, at=(20, 25), radius=12, size=size),
+        cat(0.8, label="dog", at=(35, 65), radius=15, size=size),
+    )
+    page, summary = page_of([item("sub/a.png", objects, {"cat": 0.9, "dog": 0.9}, size=size)], tmp_path)
+    assert summary.missing == 0
+    (picture,) = page.pictures()
+    assert picture.shape == (*size, 3)
+    ground = picture[disc((5, 80), 3, size)].mean(0)
+    inside = [picture[disc(at, 5, size)].mean(0) for at in ((20, 25), (35, 65))]
+    assert np.abs(ground - 200).max() < 4
+    # blue and orange, the palette's first two: tint and ground half and half
+    np.testing.assert_allclose(inside[0], 0.55 * 200 + 0.45 * np.array([0, 114, 178]), atol=6)
+    np.testing.assert_allclose(inside[1], 0.55 * 200 + 0.45 * np.array([230, 159, 0]), atol=6)
+    edge = picture[20, 25 - 12].astype(float)
+    assert np.abs(edge - ground).sum() > np.abs(inside[0] - ground).sum()
+    assert [a["data-labels"] for a in page.all("article")] == ["0 1"]
+    assert [o["value"] for o in page.all("option")] == ["", "0", "1"]
+
+
+def test_a_small_object_shows_on_a_small_picture(tmp_path: Path) -> None:
+    size = (400, 400)
+    save(tmp_path, "a.png", size)
+    mask = np.zeros(size, bool)
+    mask[301, 101] = True
+    one = item(
+        objects=(AnnotatedObject.from_mask("cat", mask), AnnotatedObject.from_mask("nil", np.zeros(size, bool))), size=size
+    )
+    picture = page_of([one], tmp_path, thumbnail=40)[0].pictures()[0].astype(int)
+    assert picture.shape == (40, 40, 3)
+    there = np.abs(picture - 200).sum(2)
+    assert np.unravel_index(there.argmax(), there.shape) == (30, 10)
+
+
+def test_small_objects_lie_on_large_ones(tmp_path: Path) -> None:
+    size = (60, 60)
+    save(tmp_path, "a.png", size)
+    large, small = cat(0.5, label="b", at=(30, 30), radius=25, size=size), cat(0.9, label="a", at=(30, 30), radius=6, size=size)
+    for objects in ((large, small), (small, large)):
+        picture = page_of([item(objects=objects, size=size)], tmp_path)[0].pictures()[0]
+        assert picture[30, 30 - 6].astype(int)[2] > picture[30, 30 - 6].astype(int)[0] + 50  # the small one's blue outline
+
+
+def test_pictures_that_are_gone_have_a_placeholder(tmp_path: Path) -> None:
+    save(tmp_path, "there.png")
+    save(tmp_path, "grown.png", (40, 40))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    items = [item(path, (cat(),)) for path in ("there.png", "grown.png", "broken.png", "gone.png")]
+    page, summary = page_of(items, tmp_path)
+    assert (summary.shown, summary.missing, len(page.all("img"))) == (4, 3, 1)
+    assert "40 x 40 by now" in page.text
+    assert page.text.count("No picture") == 3
+
+
+def test_the_same_items_give_the_same_bytes(tmp_path: Path) -> None:
+    save(tmp_path, "a.png")
+    save(tmp_path, "b.png")
+    presence = {"cat": 0.6, "dog": 0.4, "bird": 0.4}
+    items = [item(path, (cat(0.6), cat(0.5)), presence) for path in ("a.png", "b.png")]
+    turned = [item(path, (cat(0.6), cat(0.5)), dict(reversed(presence.items()))) for path in ("b.png", "a.png")]
+    first = write_review(items, tmp_path, tmp_path / "1.html").path.read_bytes()
+    assert write_review(turned, tmp_path, tmp_path / "2.html").path.read_bytes() == first
+    assert names_of(Page(first)) == ["a.png", "b.png"]
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        write_review([item()], tmp_path, tmp_path / "file" / "r.html")
+    with pytest.raises(OutputError):
+        write_review([item()], tmp_path, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# nothing from outside but as text
+
+
+def assert_harmless(page: Page) -> None:
+    known = {"html", "head", "meta", "title", "style", "body", "h1", "p", "ul", "li", "span", "label", "select", "option"}
+    assert {tag for tag, _ in page.tags} <= known | {"div", "article", "img", "script"}
+    assert len(page.all("script")) == len(page.all("style")) == len(page.all("title")) == 1
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") or name in ("href", "action", "srcset", "style") for name in attributes)
+        assert (attributes.get("src") or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
+    assert "http:" not in page.source
+    assert "https:" not in page.source
+    assert not re.search(r"@import|url\(", page.source)
+    policy = next(a["content"] or "" for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for tag in ("style", "script"):
+        match = re.search(f"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
+        assert match is not None
+        digest = base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_hostile_names_and_labels(tmp_path: Path) -> None:
+    items = []
+    for k, text in enumerate(HOSTILE):
+        path = text.replace("/", "_").replace("\\", "_")
+        presence = {text: 0.4, HOSTILE[k - 1]: 0.6, "cat": 0.2}
+        items.append(item(path, (cat(0.5, label=text),), presence))
+        if os.name == "posix":
+            save(tmp_path, path)
+    page, summary = page_of(items, tmp_path, title="<script>" + HOSTILE[5])
+    assert_harmless(page)
+    assert summary.shown == len(HOSTILE)
+    assert summary.missing == 0
+    for text in HOSTILE[:5]:
+        assert text in page.text
+        assert html.escape(text) in page.source
+    assert "\u202e" not in page.source
+    assert "\x1b" not in page.source
+    assert "bad\\udcff name" in page.text
+    assert sorted(o["value"] or "" for o in page.all("option")) == sorted(["", *map(str, range(len(HOSTILE) + 1))])
+
+
+def test_placeholders_quote_hostile_names_safely(tmp_path: Path) -> None:
+    items = [item(text.replace("/", "_").replace("\\", "_"), (cat(0.5, label=text),)) for text in HOSTILE]
+    page, summary = page_of(items, tmp_path)
+    assert summary.missing == len(HOSTILE)
+    assert_harmless(page)
+
+
+def test_very_long_texts_are_cut(tmp_path: Path) -> None:
+    page, _ = page_of([item("n" * 5000, (cat(label="x" * 100_000),))], tmp_path, title="t" * 10_000)
+    assert len(page.source) < 20_000
+    assert "x" * 100 + "..." + "x" * 100 in page.text
+
+
+TEXTS = st.text(min_size=1, max_size=12, alphabet=st.characters() | st.sampled_from("<>&\"'/\\\0\ud800"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(TEXTS, max_size=3), title=TEXTS, name=TEXTS)
+def test_any_text(tmp_path: Path, labels: list[str], title: str, name: str) -> None:
+    path = "p" + re.sub(r"[/\\\0]", "_", name)
+    objects = tuple(cat(0.5, label=label) for label in labels)
+    page, summary = page_of([item(path, objects, dict.fromkeys(labels, 0.4))], tmp_path, title=title)
+    assert summary.shown == 1
+    assert_harmless(page)

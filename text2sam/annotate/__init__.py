@@ -1,0 +1,1 @@
+"""Folder jobs: a folder in, a dataset out, nothing lost."""

@@ -1,0 +1,181 @@
+"""What became of a folder job: how many images, what was found in them, which failed and why."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from text2sam.errors import InputError
+from text2sam.evaluation.tables import aligned, one_line
+from text2sam.files import write_json
+
+LONGEST_REASON = 500
+"""Characters of a reason that are kept."""
+
+_LONGEST_PATH = 100
+_EXAMPLES = 3
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be annotated.
+
+    Attributes:
+        path: its name, as it is.
+        reason: why, on one line, what a terminal would act on as escapes; what is longer than :data:`LONGEST_REASON` is cut.
+
+    Raises:
+        InputError: a field is no string.
+    """
+
+    path: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not isinstance(self.reason, str):
+            raise InputError(f"path and reason must be strings, not {self.path!r} and {self.reason!r}")
+        reason = one_line(self.reason) or "no reason was given"  # some exceptions say nothing
+        object.__setattr__(self, "reason", _shorten(reason, LONGEST_REASON))
+
+    @property
+    def kind(self) -> str:
+        """The reason without what only this file has: its name and numbers."""
+        name = repr(os.path.basename(self.path))[1:-1][-20:]
+        text = _QUOTED.sub(lambda quoted: "the file" if name and quoted[0][1:-1].endswith(name) else quoted[0], self.reason)
+        return _NUMBER.sub("N", text)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a folder job went. Each image is in exactly one of done, empty, failed and skipped.
+
+    Attributes:
+        done: images in which something was found.
+        empty: images in which nothing was found.
+        failed: images that could not be annotated, in the order of their paths.
+        skipped: images that an earlier run had finished.
+        objects: how many objects each label has in the whole dataset, those of skipped images included; in the labels' order.
+        seconds: how long this run took.
+        images_per_second: of this run; skipped images do not count.
+        notes: what else there is to know, such as what a format could not hold, a line each.
+
+    Raises:
+        InputError: a field is of another kind, or a number is negative or not finite.
+    """
+
+    done: int
+    empty: int
+    failed: tuple[Failure, ...]
+    skipped: int
+    objects: Mapping[str, int]
+    seconds: float
+    images_per_second: float
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objects, Mapping) or not all(isinstance(label, str) for label in self.objects):
+            raise InputError("objects must be a mapping from labels to how many there are")
+        counts = {"done": self.done, "empty": self.empty, "skipped": self.skipped}
+        for name, value in {**counts, **{f"objects of {label!r}": number for label, number in self.objects.items()}}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"{name} must be an int of at least 0, not {value!r}")
+        for name, number in (("seconds", self.seconds), ("images_per_second", self.images_per_second)):
+            ok = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if not ok or not math.isfinite(number) or number < 0:
+                raise InputError(f"{name} must be a finite number of at least 0, not {number!r}")
+        if not isinstance(self.failed, tuple) or not all(isinstance(one, Failure) for one in self.failed):
+            raise InputError("failed must be a tuple of Failure")
+        if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
+            raise InputError("notes must be a tuple of strings")
+        object.__setattr__(self, "failed", tuple(sorted(self.failed, key=lambda one: (one.path, one.reason))))
+        object.__setattr__(self, "objects", dict(self.objects))
+        object.__setattr__(self, "notes", tuple(one_line(note) for note in self.notes))
+
+    @property
+    def images(self) -> int:
+        """How many images the job has."""
+        return self.done + self.empty + len(self.failed) + self.skipped
+
+    def table(self, most: int = 20) -> str:
+        """The report for people: plain text, no line break at the end.
+
+        Failures come grouped by reason, the most frequent first. The JSON has them all.
+
+        Args:
+            most: how many groups, and in all how many names of failed files, are shown.
+
+        Raises:
+            InputError: ``most`` is negative.
+        """
+        if most < 0:
+            raise InputError(f"most must be at least 0, not {most!r}")
+        lines = aligned(
+            [
+                ["images", str(self.images), ""],
+                ["  done", str(self.done), "something was found"],
+                ["  empty", str(self.empty), "nothing was found"],
+                ["  failed", str(len(self.failed)), ""],
+                ["  skipped", str(self.skipped), "finished in an earlier run"],
+            ]
+        )
+        if self.objects:
+            counts = [[f"  {_shorten(one_line(label), _LONGEST_PATH)}", str(n)] for label, n in self.objects.items()]
+            lines += aligned([["objects", str(sum(self.objects.values()))], *counts])
+        lines.append(f"{self.seconds:.1f} s, {self.images_per_second:.2f} images/s")
+        lines += self.notes
+        return "\n".join(lines + _failures(self.failed, most))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, every failure included."""
+        return {
+            "images": self.images,
+            "done": self.done,
+            "empty": self.empty,
+            "failed": [{"path": one.path, "reason": one.reason} for one in self.failed],
+            "skipped": self.skipped,
+            "objects": dict(self.objects),
+            "seconds": float(self.seconds),
+            "images_per_second": float(self.images_per_second),
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes :meth:`to_json` to a file, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        return write_json(path, self.to_json())
+
+
+def _failures(failed: Iterable[Failure], most: int) -> list[str]:
+    groups: dict[str, list[Failure]] = {}
+    for one in failed:
+        groups.setdefault(one.kind, []).append(one)
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    lines, left = [], most
+    for kind, members in ordered[:most]:
+        lines.append(f"failed, {len(members)}: {members[0].reason if len(members) == 1 else kind}")
+        shown = members[: min(left, _EXAMPLES)]
+        left -= len(shown)
+        lines += [f"  {_shorten(one_line(one.path), _LONGEST_PATH)}" for one in shown]
+        if len(shown) < len(members):
+            lines.append(f"  {'and ' if shown else ''}{len(members) - len(shown)} more")
+    rest = sum(len(members) for _, members in ordered[most:])
+    if rest:
+        lines.append(f"failed, {rest}: for {len(ordered) - len(ordered[:most])} more reasons")
+    return lines
+
+
+def _shorten(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    tail = longest // 4
+    return f"{text[: longest - tail - 3]}...{text[-tail:]}"

@@ -1,0 +1,392 @@
+"""A contact sheet of a run: one HTML file that holds its pictures, the least sure ones first."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import heapq
+import html
+import io
+import itertools
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from text2sam.errors import ImageError, InputError
+from text2sam.export.annotated import AnnotatedImage
+from text2sam.files import atomic_path
+from text2sam.image import read_image
+
+
+@dataclass(frozen=True)
+class ReviewItem:
+    """An annotated image and what the run thought of each label in it.
+
+    Attributes:
+        image: the image and its objects.
+        presence: of each label that was looked for, in [0, 1].
+        thresholds: of each of these labels, in [0, 1]: from which presence on it counted as there.
+
+    Raises:
+        InputError: a field is not of the kind above.
+    """
+
+    image: AnnotatedImage
+    presence: Mapping[str, float]
+    thresholds: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image, AnnotatedImage):
+            raise InputError(f"image must be an AnnotatedImage, not {type(self.image).__name__}")
+        for name, values in (("presence", self.presence), ("thresholds", self.thresholds)):
+            if not isinstance(values, Mapping):
+                raise InputError(f"{name} must be a mapping from labels to numbers in [0, 1], not {type(values).__name__}")
+            for label, value in values.items():
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+                if not isinstance(label, str) or not number:
+                    raise InputError(f"{name} must map labels to numbers in [0, 1]; for {label!r} it holds {value!r}")
+        without = [label for label in self.presence if label not in self.thresholds]
+        if without:
+            raise InputError(f"thresholds must name every label of presence; {without[0]!r} is missing")
+
+
+@dataclass(frozen=True)
+class ReviewSummary:
+    """What :func:`write_review` wrote.
+
+    Attributes:
+        path: of the page.
+        images: how many there were.
+        shown: how many of them are on the page.
+        missing: how many of those have a placeholder, because the picture is gone, broken, or of another size by now.
+    """
+
+    path: Path
+    images: int
+    shown: int
+    missing: int
+
+
+ReviewItems: TypeAlias = "Sequence[ReviewItem] | Callable[[], Iterable[ReviewItem]]"
+"""Gone through twice: a sequence, or a function that begins anew each time, such as one that reads a journal."""
+
+_PALETTE = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (148, 68, 212),
+    (120, 190, 32),
+    (214, 39, 69),
+    (120, 94, 60),
+    (0, 190, 190),
+)
+_TINT = 0.45
+_LONGEST_TEXT = 200
+_CLOSEST = 4  # labels without an object that a card tells of
+_JOINERS = "\u200c\u200d"  # letters of Persian and families of emoji need them
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; }
+h1 { font-size: 1.4rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+p { margin: .2rem 0; max-width: 70rem; }
+ul { list-style: none; margin: .2rem 0; padding: 0; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(SIDEpx, 100%), 1fr)); gap: 1rem; margin-top: 1rem; }
+article { border: 1px solid #8886; border-radius: 6px; overflow: hidden; overflow-wrap: anywhere; }
+article[hidden] { display: none; }
+article > div { padding: .5rem .7rem; font-size: .85rem; }
+img { display: block; max-width: 100%; height: auto; margin: auto; }
+.gone { display: grid; place-items: center; min-height: 8rem; background: #8882; text-align: center; }
+.dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; border: 1px solid #8888; }
+.file { font-weight: 600; }
+.quiet { opacity: .7; }
+"""
+
+_SCRIPT = """
+(function () {
+  var box = document.getElementById("filter"), select = box.querySelector("select");
+  var cards = document.querySelectorAll("article");
+  box.hidden = false;
+  select.addEventListener("change", function () {
+    cards.forEach(function (card) {
+      card.hidden = select.value !== "" && (" " + card.dataset.labels + " ").indexOf(" " + select.value + " ") < 0;
+    });
+  });
+})();
+"""
+
+
+def confidence(item: ReviewItem) -> float:
+    """How far the run was from changing its mind about an image.
+
+    The smallest of, each in [0, 1]:
+
+    - for each label, the distance of its presence p from its threshold t, as a share of the room on its side:
+      ``(p - t) / (1 - t)`` where p is at least t, ``(t - p) / t`` where it is below;
+    - the score of each object;
+    - 0 where a label reached its threshold and has no object.
+
+    Returns:
+        In [0, 1]; 1 where there was nothing to decide.
+    """
+    return _doubt(item)[0]
+
+
+def write_review(
+    items: ReviewItems,
+    images_root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    limit: int | None = 500,
+    thumbnail: int = 256,
+    title: str = "text2sam review",
+) -> ReviewSummary:
+    """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
+
+    The page needs no other file and no network, and reads without scripts; with them it filters by label. Its own
+    security policy lets nothing else in. The same items and pictures give the same bytes. Whatever the number of images,
+    one picture and one item are in memory at a time, and a few numbers for each one shown: the items are gone through
+    twice, first for their confidence, then to draw.
+
+    Args:
+        items: see :data:`ReviewItems`.
+        images_root: folder that the items' paths are relative to.
+        out: the HTML file, written whole or not at all.
+        limit: at most so many images are shown; None shows all.
+        thumbnail: longer side of a picture on the page, in pixels; smaller pictures stay as they are.
+        title: heading of the page.
+
+    Raises:
+        InputError: an argument is not of the kind above, ``items`` can be gone through only once, or they changed
+            between the two times.
+        OutputError: the page cannot be written.
+    """
+    for name, value, least in (("limit", 1 if limit is None else limit, 1), ("thumbnail", thumbnail, 16)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name} must be an int of at least {least}, not {value!r}")
+    if not callable(items) and not isinstance(items, Sequence):
+        raise InputError(f"items must be a sequence, or a function that gives them anew each time, not {type(items).__name__}")
+    if not isinstance(title, str):
+        raise InputError(f"title must be a string, not {type(title).__name__}")
+    total = 0
+    labels: Counter[str] = Counter()
+
+    def judged() -> Iterator[tuple[float, str, int]]:
+        nonlocal total
+        for place, item in enumerate(_once(items)):
+            total += 1
+            labels.update(dict.fromkeys(item.presence, 0))
+            labels.update(one.label for one in item.image.objects)
+            yield _doubt(item)[0], item.image.path, place
+
+    chosen = sorted(judged()) if limit is None else heapq.nsmallest(limit, judged())
+    numbers = {label: number for number, label in enumerate(sorted(labels))}
+    rank = {place: (order, path) for order, (_, path, place) in enumerate(chosen)}
+    root, missing = Path(images_root), 0
+    with atomic_path(out) as temporary, tempfile.TemporaryFile(dir=temporary.parent) as spool:
+        # cards are drawn in the items' order and put into the page's from here
+        spans = [(0, 0)] * len(chosen)
+        drawn = 0
+        for place, item in enumerate(itertools.islice(_once(items), max(rank, default=-1) + 1)):
+            if place not in rank:
+                continue
+            order, path = rank[place]
+            if item.image.path != path:
+                break
+            card, gone = _card(item, root, numbers, thumbnail)
+            missing += gone
+            drawn += 1
+            spans[order] = (spool.tell(), spool.write(card))
+        if drawn < len(chosen):
+            raise InputError("items must be the same each time they are gone through; they changed in between")
+        with open(temporary, "wb") as page:
+            page.write(_head(title, total, len(chosen), labels, numbers, thumbnail))
+            for start, length in spans:
+                spool.seek(start)
+                _copy(spool, page, length)
+            page.write(_tail())
+    return ReviewSummary(Path(out), total, len(chosen), missing)
+
+
+def _once(items: ReviewItems) -> Iterable[ReviewItem]:
+    return items() if callable(items) else items
+
+
+def _doubt(item: ReviewItem) -> tuple[float, str]:
+    """The confidence, and in words what makes it so low."""
+    doubts = [(1.0, "nothing to decide")]
+    found = {one.label for one in item.image.objects}
+    for label, p in item.presence.items():
+        t = item.thresholds[label]
+        if p >= t and label not in found:
+            doubts.append((0.0, f"{_shown(label)}: presence {p:.3f} reaches {t:.3f}, but there is no object"))
+            continue
+        room = 1 - t if p >= t else t
+        share = abs(p - t) / room if room > 0 else 0.0
+        doubts.append((share, f"{_shown(label)}: presence {p:.3f}, threshold {t:.3f}"))
+    doubts += [(float(one.score), f"{_shown(one.label)}: an object scores {one.score:.3f}") for one in item.image.objects]
+    # the label settles ties, so that the order of a mapping does not show
+    return min(doubts)
+
+
+def _card(item: ReviewItem, root: Path, numbers: Mapping[str, int], side: int) -> tuple[bytes, bool]:
+    """One image's part of the page, and whether it has a placeholder."""
+    image = item.image
+    name = _escaped(image.path)
+    reason = ""
+    try:
+        pixels = read_image(root / image.path)
+        if pixels.shape[:2] != (image.height, image.width):
+            reason = f"the picture is {pixels.shape[1]} x {pixels.shape[0]} by now, not {image.width} x {image.height}"
+    except ImageError as error:
+        reason = str(error)
+    if reason:
+        picture = f'<div class="gone"><span>No picture: {_escaped(reason)}</span></div>'
+    else:
+        small = _draw(pixels, image, numbers, side)
+        buffer = io.BytesIO()
+        Image.fromarray(small).save(buffer, "JPEG", quality=82, subsampling=0)  # thin coloured lines
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        height, width = small.shape[:2]
+        picture = f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{name}" decoding="async">'
+
+    sure, why = _doubt(item)
+    scores: dict[str, list[float]] = {}
+    for one in image.objects:
+        scores.setdefault(one.label, []).append(float(one.score))
+    lines = []
+    for label, values in sorted(scores.items()):
+        there = f" <span class=quiet>(presence {item.presence[label]:.3f})</span>" if label in item.presence else ""
+        listed = ", ".join(f"{v:.3f}" for v in sorted(values, reverse=True)[:8]) + (", ..." if len(values) > 8 else "")
+        lines.append(f"<li>{_dot(numbers[label])}{_escaped(label)}: {listed}{there}</li>")
+    absent = sorted((abs(p - item.thresholds[label]), label) for label, p in item.presence.items() if label not in scores)
+    for _, label in absent[:_CLOSEST]:
+        p, t = item.presence[label], item.thresholds[label]
+        lines.append(f"<li class=quiet>{_dot(numbers[label])}{_escaped(label)}: no object (presence {p:.3f} of {t:.3f})</li>")
+    marks = " ".join(str(number) for number in sorted(numbers[label] for label in scores))
+    text = (
+        f'<article data-labels="{marks}">{picture}<div><p class=file>{name}</p>'
+        f"<p>confidence {sure:.3f}: {html.escape(why)}</p><ul>{''.join(lines)}</ul></div></article>\n"
+    )
+    return _bytes(text), bool(reason)
+
+
+def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str, int], side: int) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8: the picture made small, its objects tinted and outlined in their labels' colours."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    out = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
+    # small objects on top of large ones
+    for one in sorted(image.objects, key=lambda o: (-o.area, o.label, o.counts)):
+        if not one.area:
+            continue
+        colour = np.array(_colour(numbers[one.label]), np.float32)
+        whole = one.mask
+        mask = np.array(Image.fromarray(whole.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BOX)) >= 128
+        if not mask.any():  # thinner than a pixel of the thumbnail
+            y, x = np.nonzero(whole)
+            mask[y * size[1] // height, x * size[0] // width] = True
+        out[mask] += _TINT * (colour - out[mask])
+        inner, outer = _edges(mask)
+        out[outer] = 255.0
+        out[inner] = colour
+    return np.rint(out).clip(0, 255).astype(np.uint8)
+
+
+def _edges(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Two (H, W) bool: a mask's pixels with a neighbour (of four) outside it, and the pixels around it.
+
+    A line in each, coloured and white, shows on any ground.
+    """
+
+    def around(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        wide = np.pad(inside, 1)
+        touched: NDArray[np.bool_] = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+        return touched
+
+    return mask & around(~mask), ~mask & around(mask)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    return _PALETTE[number % len(_PALETTE)]
+
+
+def _dot(number: int) -> str:
+    return f'<span class="dot c{number % len(_PALETTE)}"></span>'
+
+
+def _head(title: str, total: int, shown: int, labels: Mapping[str, int], numbers: Mapping[str, int], side: int) -> bytes:
+    colours = "".join(f".c{n} {{ background: rgb({r} {g} {b}); }}\n" for n, (r, g, b) in enumerate(_PALETTE))
+    style = _STYLE.replace("SIDE", str(side)) + colours
+    policy = f"default-src 'none'; img-src data:; style-src {_allowed(style)}; script-src {_allowed(_SCRIPT)}"
+    which = f"{shown} of {total} images, the least sure first" if shown < total else f"{total} images, the least sure first"
+    legend = "".join(f"<li>{_dot(numbers[label])}{_escaped(label)}: {labels[label]}</li>" for label in numbers)
+    options = "".join(f'<option value="{number}">{_escaped(label)}</option>' for label, number in numbers.items())
+    return _bytes(
+        f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_escaped(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{_escaped(title)}</h1>
+<p>{which}.</p>
+<p class="quiet">Confidence, from 0 to 1, is how far the run was from another answer: the smallest of the distances between
+presence and threshold (as a share of the room on that side) and of the objects' scores.</p>
+<ul class="legend">{legend}</ul>
+<p id="filter" hidden><label>Show images with <select><option value="">anything</option>{options}</select></label></p>
+<div class="cards">
+"""
+    )
+
+
+def _tail() -> bytes:
+    return _bytes(f"</div>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n")
+
+
+def _allowed(text: str) -> str:
+    """The source expression by which a security policy lets an inline block in."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def _shown(text: str) -> str:
+    """A text from outside in one readable line: what cannot be seen, or turns the line round, as escapes."""
+    if len(text) > _LONGEST_TEXT:
+        half = _LONGEST_TEXT // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return "".join(c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_shown(text))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
+    while length > 0:
+        part = source.read(min(length, 1 << 20))
+        if not part:
+            raise OSError("the cards drawn so far are gone")
+        target.write(part)
+        length -= len(part)
