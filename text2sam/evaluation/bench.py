@@ -1,11 +1,12 @@
 """``text2sam bench``: what text2sam saves against the obvious way, measured in one process.
 
-Four suites; the first three against :mod:`text2sam.evaluation.plain` or against a first call:
+Five suites; the first three against :mod:`text2sam.evaluation.plain` or against a first call:
 
 - ``text``: the prompt ensemble on a text tower of real size (random weights cost what trained ones cost);
 - ``surgery``: feature surgery over a label set, its time and its peak memory;
 - ``images``: the second text on an image against the first, whole pipeline by the papers' recipe;
-- ``recipe``: what the default recipe costs against the papers', in calls of the models and in time.
+- ``recipe``: what the default recipe costs against the papers', in calls of the models and in time;
+- ``annotate``: a folder job, dataset written and all, against a plain loop over ``segment_many`` that keeps nothing.
 
 Both sides of a comparison take turns, round by round in changing order, so that what else the machine
 does falls on both alike. A figure is the median of the rounds; the range of the rounds' own ratios tells
@@ -50,7 +51,7 @@ from text2sam.strategy import DEFAULT
 if TYPE_CHECKING:
     from text2sam.demo import DemoScene
 
-SUITES = ("text", "surgery", "images", "recipe")
+SUITES = ("text", "surgery", "images", "recipe", "annotate")
 _SAMPLE_SECONDS = 0.02
 _MOST_CALLS = 200
 
@@ -73,6 +74,8 @@ class Settings:
         channels, wide_channels: the two widths C.
         image_shape: (H, W) of the drawn image in pixels.
         image_texts: the first and the second text.
+        folder_images: images of the annotate suite's folder.
+        folder_rounds: timed rounds of that suite.
     """
 
     device: str | None = None
@@ -91,6 +94,8 @@ class Settings:
     image_texts: tuple[str, str] = ("cat", "ship")
     image_rounds: int = 9
     checkpoint_rounds: int = 2
+    folder_images: int = 32
+    folder_rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -568,11 +573,99 @@ def _encodings(model: TextPromptedSAM, scene: DemoScene, zoom: Zoom) -> dict[str
     }
 
 
+def measure_annotate(model: TextPromptedSAM, settings: Settings) -> tuple[dict[str, Any], list[Row]]:
+    """A folder job against a plain loop over ``segment_many``, in seconds per image.
+
+    The job decodes, segments, keeps its journal and writes a COCO dataset; the loop decodes and segments, and throws the
+    results away. Both are asked for the same texts with the same model, which has seen them before. Where the loop's time
+    goes is taken from a run of its own, with a clock around the parts.
+
+    Args:
+        model: the pair.
+        settings: ``folder_images`` pictures are written: those that ship with text2sam, mirrored and lit differently.
+    """
+    from text2sam.annotate.job import annotate, default_workers
+    from text2sam.demo import load_scenes
+    from text2sam.files import write_png
+
+    scenes = load_scenes()
+    labels = list(dict.fromkeys(text for scene in scenes for text in (*scene.find, scene.absent)))[:4]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, out = Path(temporary, "images"), Path(temporary, "dataset")
+        for number in range(settings.folder_images):
+            image = scenes[number % len(scenes)].image
+            image = image[:, ::-1] if number // len(scenes) % 2 else image
+            light = 1 - 0.02 * (number // len(scenes))
+            write_png(folder / f"{number:04}.png", np.ascontiguousarray(image * light, np.uint8))
+        files = sorted(folder.iterdir())
+        found: dict[str, int] = {}
+
+        def loop() -> None:
+            found["loop"] = sum(len(r.instances) for file in files for r in model.segment_many(file, labels) if r.present)
+
+        def job() -> None:
+            report = annotate(model, folder, labels, out, overwrite=True)
+            found["job"] = sum(report.objects.values())
+
+        sides = {"job": Side(job, warm_up=lambda: None), "loop": Side(loop)}
+        times = alternate(sides, settings.folder_rounds, synchronize=_waiter(model.surgery.device))
+        parts = _parts(model, loop)
+    for side in times.values():
+        for key in ("median_s", "cpu_median_s"):
+            side[key] = side[key] / len(files) if side[key] else side[key]
+        side["samples_s"] = [sample / len(files) for sample in side["samples_s"]]
+    workers = default_workers(model.surgery.device)
+    row = _timed_row(f"annotate: seconds per image, {len(labels)} texts, against a loop", times["job"], times["loop"], 1.3)
+    return {"images": len(files), "texts": labels, "workers": workers, "objects": found, "times": times, "shares": parts}, [row]
+
+
+def _parts(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, float]:
+    """Which share of a call's time each part of the pipeline takes."""
+    from text2sam import pipeline
+
+    spent = dict.fromkeys(("reading", "CLIP", "SAM's image encoder", "SAM's prompts"), 0.0)
+    wait = _waiter(model.surgery.device) or (lambda: None)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            wait()
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                wait()
+                spent[part] += time.perf_counter() - start
+
+        return wrapped
+
+    places = [
+        (pipeline, "read_image", "reading"),
+        (model.surgery, "encode_image", "CLIP"),
+        (model.predictor, "set_image", "SAM's image encoder"),
+        (model.predictor, "predict", "SAM's prompts"),
+    ]
+    kept = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]
+    start = time.perf_counter()
+    try:
+        for owner, name, part in places:
+            setattr(owner, name, timed(part, getattr(owner, name)))
+        call()
+    finally:
+        for owner, name, value in kept:
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+    whole = time.perf_counter() - start
+    spent["maps, points and choice"] = whole - sum(spent.values())
+    return {part: seconds / whole for part, seconds in spent.items()}
+
+
 def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
     """Runs benchmarks.
 
     Args:
-        suite: ``"all"``, ``"text"``, ``"surgery"``, ``"images"`` or ``"recipe"``.
+        suite: ``"all"``, ``"text"``, ``"surgery"``, ``"images"``, ``"recipe"`` or ``"annotate"``.
         settings: sizes and repeats; the defaults take about two minutes on two cores.
 
     Returns:
@@ -603,6 +696,9 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
                 pairs.append(details)
                 rows += lines
             benchmarks[name] = {"pairs": pairs}
+        elif name == "annotate":
+            benchmarks[name], lines = measure_annotate(_build_pair(None, chosen)[0], chosen)
+            rows += lines
         else:
             benchmarks[name], lines = (measure_text if name == "text" else measure_surgery)(chosen)
             rows += lines
@@ -622,7 +718,7 @@ def main_command(
     """``text2sam bench``: runs benchmarks and prints the table.
 
     Args:
-        suite: ``"all"``, ``"text"``, ``"surgery"``, ``"images"`` or ``"recipe"``.
+        suite: ``"all"``, ``"text"``, ``"surgery"``, ``"images"``, ``"recipe"`` or ``"annotate"``.
         out: file for the whole result as JSON; tried before anything is measured.
         json_output: print that JSON instead of the table.
         settings: see :class:`Settings`.
@@ -653,7 +749,9 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['device']}, {machine['cpus']} processors, {machine['threads']} threads{load}; torch {machine['torch']}; "
         f"{result['seconds']:.0f} s. Ratios above 1 are for ours."
     )
-    return "\n".join([*aligned(lines, words=1), "", note])
+    parts = result["benchmarks"].get("annotate", {}).get("shares", {})
+    told = [f"Where the loop's time goes: {', '.join(f'{part} {100 * share:.0f} %' for part, share in parts.items())}."]
+    return "\n".join([*aligned(lines, words=1), "", *(told if parts else []), note])
 
 
 def draw(shape: Sequence[int]) -> NDArray[np.uint8]:

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from text2sam.errors import InputError
 from text2sam.types import Segmentation
 
-MOST_PIXELS = 2**31 - 1
-"""pycocotools counts in 32 bits."""
+MOST_PIXELS = 2**29 - 1
+"""pycocotools shifts 5 bits a character in 32-bit integers: run lengths of more than six characters overflow there."""
+
+_LONGEST_RUN = 6
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class AnnotatedObject:
             raise InputError(f"label must be a non-empty string, not {self.label!r}")
         _check_size(self.size)
         _check_score(self.score)
-        _check_counts(self.counts, self.size)
+        _runs(self.counts, self.size)
 
     @classmethod
     def from_mask(cls, label: str, mask: NDArray[np.bool_], score: float = 1.0) -> AnnotatedObject:
@@ -66,29 +68,31 @@ class AnnotatedObject:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """(H, W) bool, decoded anew each time."""
-        from pycocotools import mask as coco
-
-        decoded: NDArray[np.bool_] = coco.decode(self._bytes).astype(bool)
-        return decoded
+        runs = _runs(self.counts, self.size)
+        values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return np.ascontiguousarray(values.reshape(self.size[1], self.size[0]).T)
 
     @cached_property
     def area(self) -> int:
         """Number of pixels of the mask."""
-        from pycocotools import mask as coco
-
-        return int(coco.area(self._bytes))
+        return int(_runs(self.counts, self.size)[1::2].sum())
 
     @cached_property
     def bbox(self) -> tuple[int, int, int, int]:
         """xywh in pixels; 0, 0, 0, 0 for an empty mask."""
-        from pycocotools import mask as coco
-
-        x, y, w, h = (int(v) for v in coco.toBbox(self._bytes))
-        return (x, y, w, h) if self.area else (0, 0, 0, 0)
-
-    @property
-    def _bytes(self) -> dict[str, Any]:
-        return {"size": list(self.size), "counts": self.counts.encode("ascii")}
+        height = self.size[0]
+        edges = np.cumsum(_runs(self.counts, self.size))
+        first = edges[:-1:2]  # the runs of the mask are edges[0] to edges[1], edges[2] to edges[3] and so on, exclusive
+        last = edges[1::2] - 1
+        if not len(last):
+            return (0, 0, 0, 0)
+        first = first[: len(last)]
+        x0, x1 = int(first[0] // height), int(last[-1] // height)
+        if (first // height != last // height).any():  # a run that goes round a column's end touches both edges
+            y0, y1 = 0, height - 1
+        else:
+            y0, y1 = int((first % height).min()), int((last % height).max())
+        return (x0, y0, x1 - x0 + 1, y1 - y0 + 1)
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def check_relative(path: Any) -> str:
 
 
 def _fields(value: Any, what: str, names: Sequence[str]) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or sorted(value) != sorted(names):
+    if not isinstance(value, dict) or set(value) != set(names):
         raise InputError(f"{what} must be an object with the fields {', '.join(names)}")
     return value
 
@@ -195,28 +199,32 @@ def _check_score(score: Any) -> None:
         raise InputError(f"score must be a number in [0, 1], not {score!r}")
 
 
-def _check_counts(counts: Any, size: tuple[int, int]) -> None:
-    """Run lengths from outside go to compiled code that trusts them, so they are checked here first."""
-    if not isinstance(counts, str):
-        raise InputError(f"counts must be a string of compressed run lengths, not {type(counts).__name__}")
-    runs: list[int] = []
-    total, value, shift = 0, 0, 0
-    for char in counts:
-        code = ord(char) - 48
-        if not 0 <= code < 64 or shift > 30:
-            raise InputError("counts are not COCO's compressed run lengths")
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]  # from the third run on, differences to the run before the last are written
-        if value < 0:
-            raise InputError("counts hold a negative run length")
-        runs.append(value)
-        total += value
-        value, shift = 0, 0
-    if shift or total != size[0] * size[1]:
-        raise InputError(f"counts cover {total} pixels, the image has {size[0]} x {size[1]}")
+def _runs(counts: Any, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Run lengths from outside, which compiled code would trust: (R,), background first, column by column.
+
+    Each is written in characters of five bits, the lowest first, sign-extended, a sixth bit telling that more follow; from
+    the fourth run on the difference to the run before the last is written.
+
+    Raises:
+        InputError: they are malformed, or do not fill the size exactly.
+    """
+    if not isinstance(counts, str) or not counts.isascii():
+        raise InputError(
+            f"counts must be an ASCII string of compressed run lengths, not {type(counts).__name__} {counts!r:.40}"
+        )
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 0x20 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    ok = len(ends) > 0 and ends[-1] == len(codes) - 1 and bool(((codes >= 0) & (codes < 64)).all())
+    if not ok or (ends - starts).max() >= _LONGEST_RUN:
+        raise InputError("counts are not COCO's compressed run lengths")
+    shift = 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts + 1))
+    runs = np.add.reduceat((codes & 0x1F) << shift, starts)
+    runs -= np.where(codes[ends] & 0x10, 1 << (shift[ends] + 5), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.min() < 0 or (runs[1:] == 0).any():  # an empty run further on misleads pycocotools' bounding box
+        raise InputError("counts hold a run length that is negative, or 0 after the first")
+    if runs.sum() != size[0] * size[1]:
+        raise InputError(f"counts cover {runs.sum()} pixels, the image has {size[0]} x {size[1]}")
+    return runs

@@ -1,0 +1,189 @@
+"""The model every format is written from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from text2sam import Text2SamError
+from text2sam.errors import InputError
+from text2sam.export.annotated import MOST_PIXELS, AnnotatedImage, AnnotatedObject, check_relative
+
+# pycocotools decodes through an __array__ of before NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+MASK = np.array([[0, 1, 1], [0, 1, 0]], np.bool_)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (3, 5)])
+@pytest.mark.parametrize("fill", [False, True])
+def test_flat_masks(shape: tuple[int, int], fill: bool) -> None:
+    mask = np.full(shape, fill)
+    one = AnnotatedObject.from_mask("cat", mask)
+    assert (one.mask == mask).all()
+    assert one.mask.dtype == np.bool_
+    assert one.area == mask.sum()
+    assert one.bbox == ((0, 0, shape[1], shape[0]) if fill else (0, 0, 0, 0))
+    assert one.score == 1.0
+
+
+def test_a_mask_by_hand() -> None:
+    one = AnnotatedObject.from_mask("cat", MASK, np.float32(0.5))
+    assert one.size == (2, 3)
+    assert one.area == 3
+    assert one.bbox == (1, 0, 2, 2)
+    assert type(one.score) is float
+    assert one.rle == {"size": [2, 3], "counts": one.counts}
+    assert (coco.decode({"size": [2, 3], "counts": one.counts.encode()}) == MASK).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.5, 0.95]))
+def test_masks_come_back(h: int, w: int, seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((h, w)) < share
+    one = AnnotatedObject.from_mask("cat", mask)
+    assert (one.mask == mask).all()
+    assert one.area == mask.sum()
+    if mask.any():
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        corners = (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
+        assert one.bbox == corners
+
+
+@pytest.mark.parametrize("mask", [MASK.astype(np.uint8), np.zeros((0, 3), bool), np.zeros((1, 2, 3), bool), [[True]], None])
+def test_no_masks(mask: Any) -> None:
+    with pytest.raises(InputError, match="mask"):
+        AnnotatedObject.from_mask("cat", mask)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("label", ""),
+        ("label", None),
+        ("size", [2, 3]),
+        ("size", (2, 0)),
+        ("size", (2, True)),
+        ("size", (2.0, 3)),
+        ("size", (1, MOST_PIXELS + 1)),
+        ("counts", b"22"),
+        ("counts", ""),
+        ("counts", "6" * 1000),
+        ("score", -0.1),
+        ("score", 1.1),
+        ("score", float("nan")),
+        ("score", True),
+        ("score", "1"),
+    ],
+)
+def test_wrong_fields(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match="counts" if field == "counts" else field):
+        AnnotatedObject(**{"label": "cat", "size": (2, 3), "counts": "6", "score": 1.0, field: value})
+
+
+@pytest.mark.parametrize("counts", ["60", "0060", "PPPPPPP0", "1O", "f", "6P", "6\x00", "é"])
+def test_counts_that_mislead_compiled_code(counts: str) -> None:
+    with pytest.raises(InputError, match="counts"):
+        AnnotatedObject("cat", (2, 3), counts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.one_of(
+        st.text(st.characters(min_codepoint=48, max_codepoint=112), max_size=8), st.text("01234PO", max_size=6), st.text()
+    ),
+)
+def test_any_counts(size: tuple[int, int], counts: str) -> None:
+    try:
+        one = AnnotatedObject("cat", size, counts)
+    except Text2SamError:
+        return
+    x, y, w, h = one.bbox
+    assert one.mask.shape == size
+    assert one.area == one.mask.sum() == one.mask[y : y + h, x : x + w].sum()
+
+
+def test_images_check_their_objects() -> None:
+    one = AnnotatedObject.from_mask("cat", MASK)
+    with pytest.raises(InputError, match="size"):
+        AnnotatedImage("a.jpg", 3, 2, (one,))
+    with pytest.raises(InputError, match="tuple"):
+        AnnotatedImage("a.jpg", 2, 3, [one])  # type: ignore[arg-type]
+    assert AnnotatedImage("a.jpg", 2, 3, (one,)).objects == (one,)
+
+
+@pytest.mark.parametrize("path", ["a.jpg", "a/b c/ü.png", "...", "a..b/c", "a:b"])
+def test_relative_paths(path: str) -> None:
+    assert check_relative(path) == path
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "..", "/a", "a/", "a//b", "./a", "a/./b", "../a", "a/../b", "a\\b", "a\0b", "C:/a", b"a", None, 3]
+)
+def test_paths_that_leave(path: Any) -> None:
+    with pytest.raises(InputError, match="path"):
+        check_relative(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("./\\a:\0", max_size=8))
+def test_any_path_stays_inside(path: str) -> None:
+    from pathlib import Path
+
+    try:
+        check_relative(path)
+    except Text2SamError:
+        return
+    assert Path("/data/out").joinpath(path).resolve().is_relative_to("/data/out/")
+    assert Path("/data/out").joinpath(path).resolve() != Path("/data/out")
+
+
+def test_json_there_and_back() -> None:
+    image = AnnotatedImage("a/ü.jpg", 2, 3, (AnnotatedObject.from_mask('c"at\n', MASK, 0.1 + 0.2),))
+    text = json.dumps(image.to_json())
+    assert AnnotatedImage.from_json(json.loads(text)) == image
+    assert json.dumps(AnnotatedImage.from_json(json.loads(text)).to_json()) == text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.fixed_dictionaries(
+    {
+        "path": st.just("a.jpg") | JSON,
+        "height": st.integers(-1, 3) | JSON,
+        "width": st.integers(-1, 3) | JSON,
+        "objects": JSON
+        | st.lists(
+            st.fixed_dictionaries(
+                {"label": st.just("cat") | JSON, "score": st.just(1) | JSON, "counts": st.text("0136P") | JSON}
+            ),
+            max_size=2,
+        ),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON | FIELDS)
+def test_any_json(value: Any) -> None:
+    try:
+        image = AnnotatedImage.from_json(value)
+    except Text2SamError:
+        return
+    assert AnnotatedImage.from_json(image.to_json()) == image
+    assert all(one.mask.shape == (image.height, image.width) for one in image.objects)
+
+
+def test_mixed_keys_are_refused() -> None:
+    with pytest.raises(InputError, match="fields"):
+        AnnotatedImage.from_json({1: 2, "path": 3})

@@ -1,0 +1,325 @@
+"""What all exporters share: order, names, losses, safety."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text2sam import Text2SamError
+from text2sam.errors import InputError, OutputError, StateError
+from text2sam.export import exporter as module
+from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.export.exporter import check_labels, inside, stem_of
+from text2sam.export.formats import FORMATS, check_paths, export, make_exporter
+from text2sam.export.losses import Losses, LossWarning
+
+Content = Callable[[Path], dict[str, bytes]]
+EVERY = pytest.mark.parametrize("name", FORMATS)
+POLYGONS = {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
+
+
+def write(images: Any, out: Path, name: str, labels: list[str], **options: Any) -> Losses:
+    with make_exporter(out, format=name, labels=labels, **options) as exporter:
+        for image in images:
+            exporter.add(image)
+    return exporter.close()
+
+
+def plain(path: str, label: str = "cat") -> AnnotatedImage:
+    return AnnotatedImage(path, 2, 3, (AnnotatedObject.from_mask(label, np.ones((2, 3), np.bool_)),))
+
+
+def test_the_table() -> None:
+    assert list(FORMATS) == ["coco", "yolo", "labelme", "png", "label-studio"]
+    assert all(kind.format == name for name, kind in FORMATS.items())
+
+
+@EVERY
+def test_no_images(name: str, tmp_path: Path) -> None:
+    assert export([], tmp_path / "out", format=name, labels=["cat"]) == Losses(name)
+
+
+@EVERY
+@pytest.mark.parametrize("options", [{}, POLYGONS])
+def test_the_same_bytes_again(
+    name: str, options: dict[str, Any], images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content
+) -> None:
+    chosen = options.get(name, {})
+    first = write(images, tmp_path / "a", name, labels, **chosen)
+    again = write(iter(images), tmp_path / "b", name, labels, **chosen)
+    over = write(images, tmp_path / "a", name, labels, **chosen)
+    assert first == again == over
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert not any(Path(file).name.startswith(".") for file in content(tmp_path / "a"))
+
+
+@EVERY
+def test_an_export_given_up(
+    name: str, images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content
+) -> None:
+    def broken() -> Iterator[AnnotatedImage]:
+        yield images[0]
+        raise KeyError("reader")
+
+    with pytest.raises(KeyError, match="reader"):
+        export(broken(), tmp_path / "broken", format=name, labels=labels)
+    write(images, tmp_path / "whole", name, labels)
+    partial, whole = content(tmp_path / "broken"), content(tmp_path / "whole")
+    assert partial.items() <= whole.items()
+    if name != "labelme":  # whose files name no others
+        assert not {"annotations.json", "data.yaml", "index.json", "tasks.json"} & set(partial)
+
+
+@EVERY
+def test_a_closed_exporter(name: str, tmp_path: Path) -> None:
+    exporter = make_exporter(tmp_path, format=name, labels=["cat"])
+    exporter.add(plain("a.jpg"))
+    assert exporter.close() is exporter.close()
+    with pytest.raises(StateError, match="closed"):
+        exporter.add(plain("b.jpg"))
+    exporter = make_exporter(tmp_path, format=name, labels=["cat"])
+    exporter.abort()
+    with pytest.raises(StateError, match="closed"):
+        exporter.close()
+
+
+@EVERY
+def test_a_refused_image_changes_nothing(name: str, tmp_path: Path, content: Content) -> None:
+    with make_exporter(tmp_path / "a", format=name, labels=["cat"]) as exporter:
+        exporter.add(plain("a.jpg"))
+        for wrong, message in ((plain("a.jpg"), "twice"), (plain("c.jpg", "dog"), "'dog'"), ("b", "AnnotatedImage")):
+            with pytest.raises(InputError, match=message):
+                exporter.add(wrong)  # type: ignore[arg-type]
+        exporter.add(plain("b.jpg"))
+    assert exporter.close().images == 2
+    write([plain("a.jpg"), plain("b.jpg")], tmp_path / "b", name, ["cat"])
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+@EVERY
+def test_images_that_differ_in_the_suffix_only(name: str, tmp_path: Path, content: Content) -> None:
+    pair = [plain("x/a.jpg"), AnnotatedImage("x/a.png", 4, 5)]
+    if name == "yolo":
+        with pytest.raises(InputError, match=r"'x/a\.jpg' and 'x/a\.png'.*labels/x/a\.txt"):
+            export(pair, tmp_path, format=name, labels=["cat"])
+        with pytest.raises(InputError, match=r"'x/a\.jpg' and 'x/a\.png'"):
+            check_paths(["x/a.jpg", "b.jpg", "x/a.png"], format=name)
+        return
+    check_paths(["x/a.jpg", "b.jpg", "x/a.png"], format=name)
+    losses = write(pair, tmp_path, name, ["cat"])
+    assert losses.images == 2
+    assert losses.renamed == (name in ("labelme", "png"))
+    expected = {"labelme": {"x/a.json", "x/a.png.json"}, "png": {"labels/x/a.png", "labels/x/a.png.png"}}
+    assert expected.get(name, set()) <= set(content(tmp_path))
+
+
+def test_names_that_clash_all_the_way() -> None:
+    with pytest.raises(InputError, match=r"'a\.png\.jpg' and 'a\.png'"):
+        check_paths(["a.png.jpg", "a.jpg", "a.png"], format="labelme")
+    with pytest.raises(InputError, match="twice"):
+        check_paths(["a.jpg", "a.jpg"], format="coco")
+    with pytest.raises(InputError, match="path"):
+        check_paths(["../a.jpg"], format="coco")
+    check_paths(["\udcff.jpg", "\udcfe.jpg"], format="yolo")
+
+
+@pytest.mark.parametrize("name", ["yolo", "labelme", "png"])
+def test_links_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    out, away = tmp_path / "out", tmp_path / "away"
+    away.mkdir()
+    for folder in ("", "labels", "instances", "masks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder / "x").symlink_to(away)
+    with pytest.raises(OutputError, match="not in the folder"):
+        export([plain("x/a.jpg")], out, format=name, labels=["cat"])
+    assert list(away.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "data.yaml", "labels.json", "tasks.json", "label_config.xml"])
+def test_files_that_are_links_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    home = {"annotations.json": "coco", "data.yaml": "yolo", "labels.json": "png"}.get(name, "label-studio")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "out" / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="not in the folder"):
+        export([plain("a.jpg")], tmp_path / "out", format=home, labels=["cat"])
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_inside(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert inside(tmp_path / "link", "a/b") == tmp_path / "real" / "a" / "b"
+    for name in ("..", ".", "", "a/../..", "/etc/passwd", "../real2"):
+        with pytest.raises(OutputError, match="not in the folder"):
+            inside(tmp_path / "link", name)
+
+
+@EVERY
+def test_a_folder_that_is_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="out"):
+        make_exporter(tmp_path / "out", format=name, labels=["cat"])
+
+
+@EVERY
+def test_a_full_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    exporter = make_exporter(tmp_path, format=name, labels=["cat"])
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(module.Spool, "write", full)
+    with pytest.raises(OutputError, match="No space left"):
+        exporter.add(plain("a.jpg"))
+    with pytest.raises(StateError):
+        exporter.close()
+    assert content(tmp_path) == {}
+
+
+# options and labels
+
+
+def test_unknown_formats_and_options(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="coco, yolo"):
+        export([], tmp_path, format="voc", labels=["cat"])
+    with pytest.raises(InputError, match=r"no option 'segment'; it has segmentation"):
+        export([], tmp_path, format="coco", labels=["cat"], segment="rle")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("coco", {"segmentation": "boxes"}),
+        ("yolo", {"pictures": "move"}),
+        ("yolo", {"pictures": "copy"}),
+        ("labelme", {"shapes": "box"}),
+        ("labelme", {"embed": True}),
+        ("png", {"kinds": ()}),
+        ("png", {"kinds": "masks"}),
+        ("png", {"kinds": ("masks", "boxes")}),
+    ],
+)
+def test_wrong_options(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        export([], tmp_path / "out", format=name, labels=["cat"], **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("labels", [[], "cat", b"cat", None, 3, [""], [1], ["a", "a"], ["\ud800"], {"a"}])
+def test_wrong_labels(labels: Any) -> None:
+    with pytest.raises(InputError, match="label"):
+        check_labels(labels)
+
+
+@given(st.text(max_size=20) | st.lists(st.text(max_size=3) | st.integers(), max_size=4))
+def test_any_labels(labels: Any) -> None:
+    try:
+        checked = check_labels(labels)
+    except Text2SamError:
+        return
+    assert list(checked) == labels
+    assert "".join(checked).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [
+        ("a.jpg", "a"),
+        ("a.b.jpg", "a.b"),
+        ("x.y/a", "x.y/a"),
+        (".jpg", ".jpg"),
+        ("x/.jpg", "x/.jpg"),
+        ("..jpg", "."),
+        ("a.", "a"),
+    ],
+)
+def test_stems(path: str, stem: str) -> None:
+    assert stem_of(path) == stem
+
+
+# losses
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("coco", {}, {}),
+        ("coco", {"segmentation": "polygon"}, {"holes": 3}),
+        ("yolo", {}, {"holes": 3, "parts": 4}),
+        ("labelme", {}, {}),
+        ("labelme", {"shapes": "polygon"}, {"holes": 3}),
+        ("png", {}, {"overlaps": 2, "hidden": 1}),
+        ("png", {"kinds": ("masks",)}, {"merged": 1}),
+        ("png", {"kinds": ("labels",)}, {"merged": 1, "overlaps": 2, "hidden": 1}),
+        ("label-studio", {}, {}),
+    ],
+)
+def test_losses_are_counted(
+    name: str,
+    options: dict[str, Any],
+    expected: dict[str, int],
+    images: list[AnnotatedImage],
+    labels: list[str],
+    tmp_path: Path,
+) -> None:
+    assert write(images, tmp_path, name, labels, **options) == Losses(name, images=4, objects=6, **expected)
+
+
+@EVERY
+def test_objects_without_pixels_are_left_out(name: str, tmp_path: Path, content: Content) -> None:
+    nothing = AnnotatedObject.from_mask("cat", np.zeros((2, 3), np.bool_))
+    losses = write([AnnotatedImage("a.jpg", 2, 3, (nothing, *plain("a.jpg").objects))], tmp_path / "a", name, ["cat"])
+    assert losses == Losses(name, images=1, objects=1, empty=1)
+    write([plain("a.jpg")], tmp_path / "b", name, ["cat"])
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_one_warning_counts_all(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
+    with pytest.warns(LossWarning) as caught:
+        losses = export(images, tmp_path, format="yolo", labels=labels)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    message = str(caught[0].message)
+    assert message == str(losses)
+    assert "6 objects in 4 images" in message
+    assert "3 holes" in message
+    assert "4 parts" in message
+    assert "overlap" not in message
+
+
+def test_without_losses_no_warning(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
+    losses = export(images, tmp_path, format="coco", labels=labels)  # a warning would be an error
+    assert losses.total == 0
+    assert "nothing was lost" in str(losses)
+    assert str(Losses("coco", 1, 1, holes=1)) == "coco: 1 object in 1 image written; 1 hole joined to the outline by a slit"
+    with pytest.raises(InputError, match="holes"):
+        Losses("coco", holes=-1)
+
+
+def test_memory_does_not_grow(tmp_path: Path) -> None:
+    import gc
+    import tracemalloc
+
+    with make_exporter(tmp_path, format="coco", labels=["cat"]) as exporter:
+        one = plain("a.jpg").objects
+        tracemalloc.start()
+        try:
+            for number in range(200):
+                exporter.add(AnnotatedImage(f"{number}.jpg", 2, 3, one))
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
+            for number in range(200, 1200):
+                exporter.add(AnnotatedImage(f"{number}.jpg", 2, 3, one))
+            gc.collect()  # clears free lists too
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert grown < 20_000

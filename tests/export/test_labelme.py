@@ -1,0 +1,156 @@
+"""labelme's JSON, read back with labelme."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from text2sam.errors import ImageError, InputError
+from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.export.formats import make_exporter
+
+# pycocotools decodes through an __array__ of before NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+# labelme leaves the pictures it reads open
+LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def labelme(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    return pytest.importorskip("labelme")
+
+
+def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> None:
+    with make_exporter(out, format="labelme", labels=labels, **options) as exporter:
+        for image in images:
+            exporter.add(image)
+
+
+def painted(labelme: Any, shape: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A shape's mask by labelme's own code."""
+    _, instances = labelme.utils.shapes_to_label(size, [shape], {shape["label"]: 1})
+    mask: NDArray[np.bool_] = instances == 1
+    return mask
+
+
+@LEAVES_OPEN
+@pytest.mark.parametrize("embed", [False, True])
+def test_masks_there_and_back(
+    embed: bool,
+    images: list[AnnotatedImage],
+    labels: list[str],
+    truth: dict[str, Any],
+    root: Path,
+    tmp_path: Path,
+    labelme: Any,
+) -> None:
+    out = tmp_path / "deep" / "out"
+    written(images, out, labels, images_root=root, embed=embed)
+    if embed:
+        root.rename(tmp_path / "gone")
+    for image in images:
+        file = labelme.LabelFile(str(out / image.path.rpartition(".")[0]) + ".json")
+        assert Image.open(io.BytesIO(file.image_data)).size == (image.width, image.height)
+        assert [shape["label"] for shape in file.shapes] == [label for label, _ in truth[image.path]]
+        for shape, (_, mask), one in zip(file.shapes, truth[image.path], image.objects, strict=True):
+            assert shape["shape_type"] == "mask"
+            assert shape["other_data"] == {"score": one.score}
+            assert (painted(labelme, shape, mask.shape) == mask).all()
+
+
+@LEAVES_OPEN
+def test_polygons_there_and_back(
+    images: list[AnnotatedImage], labels: list[str], truth: dict[str, Any], root: Path, tmp_path: Path, labelme: Any
+) -> None:
+    out = tmp_path / "out"
+    written(images, out, labels, images_root=root, shapes="polygon")
+    for image in images:
+        file = labelme.LabelFile(str(out / image.path.rpartition(".")[0]) + ".json")
+        shapes = list(file.shapes)
+        for label, mask in truth[image.path]:
+            first = shapes.pop(0)
+            own = [first]
+            while first["group_id"] is not None and shapes and shapes[0]["group_id"] == first["group_id"]:
+                own.append(shapes.pop(0))
+            assert {shape["label"] for shape in own} == {label}
+            assert {shape["shape_type"] for shape in own} == {"polygon"}
+            h, w = mask.shape
+            lines = [np.ravel(shape["points"]).tolist() for shape in own]
+            assert (coco.decode(coco.merge(coco.frPyObjects(lines, h, w))) == mask).all()
+            by_labelme = np.logical_or.reduce([painted(labelme, shape, mask.shape) for shape in own])
+            assert not (mask & ~by_labelme).any()
+        assert shapes == []
+
+
+def test_labelme_widens_polygons_by_a_pixel(tmp_path: Path, labelme: Any) -> None:
+    y, x = np.mgrid[:90, :120]
+    mask = (x - 60) ** 2 + (y - 45) ** 2 < 35**2
+    written([AnnotatedImage("a.png", 90, 120, (AnnotatedObject.from_mask("cat", mask),))], tmp_path, ["cat"], shapes="polygon")
+    (shape,) = json.loads((tmp_path / "a.json").read_text())["shapes"]
+    wider = painted(labelme, shape, mask.shape)
+    assert not (mask & ~wider).any()
+    assert 0.93 < mask.sum() / wider.sum() < 1
+
+
+def test_fields(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
+    written(images, tmp_path, labels)
+    content = json.loads((tmp_path / "sub" / "ü b.json").read_text("utf-8"))
+    assert list(content) == ["version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"]
+    assert content["imagePath"] == "ü b.png"  # beside it
+    assert content["imageData"] is None
+    shape = content["shapes"][1]
+    assert set(shape) == {"label", "points", "group_id", "description", "shape_type", "flags", "mask", "score"}
+    assert shape["points"] == [[1.0, 0.0], [5.0, 4.0]]
+    assert shape["group_id"] is None
+    assert json.loads((tmp_path / "sub" / "empty.json").read_text())["shapes"] == []
+
+
+def test_parts_share_a_group(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
+    written(images, tmp_path, labels, shapes="polygon")
+    shapes = json.loads((tmp_path / "a.json").read_text())["shapes"]
+    assert [shape["group_id"] for shape in shapes] == [1, 1, 2, 2, 3, 3]
+    (single,) = json.loads((tmp_path / "one.json").read_text())["shapes"]
+    assert single["group_id"] is None
+
+
+def test_the_way_to_the_picture(tmp_path: Path) -> None:
+    (tmp_path / "real" / "photos").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "photos" / "x").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "real" / "photos" / "x" / "a.png")
+    written([AnnotatedImage("x/a.png", 2, 3)], tmp_path / "out", ["cat"], images_root=tmp_path / "link" / "photos")
+    path = json.loads((tmp_path / "out" / "x" / "a.json").read_text())["imagePath"]
+    assert path == "../../real/photos/x/a.png"
+    assert (tmp_path / "out" / "x" / path).is_file()
+
+
+def test_embedded_pictures_are_turned(tmp_path: Path, labelme: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (5, 3), (200, 10, 10)).save(tmp_path / "a.jpg", exif=exif)
+    written([AnnotatedImage("a.jpg", 5, 3)], tmp_path / "out", ["cat"], images_root=tmp_path, embed=True)
+    file = labelme.LabelFile(str(tmp_path / "out" / "a.json"))
+    assert Image.open(io.BytesIO(file.image_data)).size == (3, 5)
+
+
+def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 3)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with make_exporter(tmp_path / "out", format="labelme", labels=["cat"], images_root=tmp_path, embed=True) as exporter:
+        with pytest.raises(InputError, match=r"\(3, 5\)"):
+            exporter.add(AnnotatedImage("a.png", 5, 3))
+        with pytest.raises(ImageError):
+            exporter.add(AnnotatedImage("b.png", 5, 3))
+        exporter.add(AnnotatedImage("a.png", 3, 5))
+    assert exporter.close().images == 1

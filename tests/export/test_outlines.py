@@ -1,0 +1,173 @@
+"""Outlines of masks: parts, holes, and back without the loss of a pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from scipy import ndimage
+
+from text2sam.errors import InputError
+from text2sam.export import outlines as module
+from text2sam.export.outlines import one_polygon, outlines, polygons
+
+# pycocotools decodes through an __array__ of before NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def filled(lines: list[NDArray[np.int64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """What pycocotools makes of polygons."""
+    rles = coco.frPyObjects([line.ravel().astype(float).tolist() for line in lines], *shape)
+    mask: NDArray[np.bool_] = coco.decode(coco.merge(rles)).astype(bool)
+    return mask
+
+
+def even_odd(line: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A polygon filled by counting its edges above each pixel's centre, bridges at any angle included."""
+    crossings = np.zeros(shape, np.int64)
+    centre = np.arange(shape[1]) + 0.5
+    for (x0, y0), (x1, y1) in zip(line, np.roll(line, -1, 0), strict=True):
+        columns = np.flatnonzero((min(x0, x1) < centre) & (centre < max(x0, x1)))
+        for column in columns:
+            height = y0 + (y1 - y0) * (centre[column] - x0) / (x1 - x0)
+            crossings[:, column] += np.arange(shape[0]) + 0.5 > height
+    return crossings % 2 == 1
+
+
+def shoelace(line: NDArray[np.int64]) -> float:
+    x, y = line.T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
+
+def random_masks(count: int, seed: int = 0) -> list[NDArray[np.bool_]]:
+    rng = np.random.default_rng(seed)
+    return [rng.random(tuple(rng.integers(1, 13, 2))) < rng.random() for _ in range(count)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (0, 4), (3, 4)])
+def test_nothing(shape: tuple[int, int]) -> None:
+    assert outlines(np.zeros(shape, np.bool_)) == ()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (3, 4)])
+def test_everything(shape: tuple[int, int]) -> None:
+    (part,) = outlines(np.ones(shape, np.bool_))
+    h, w = shape
+    assert part.outer.tolist() == part.joined.tolist() == [[0, 0], [w, 0], [w, h], [0, h]]
+    assert part.holes == ()
+    assert part.outer.dtype == part.joined.dtype == np.int64
+
+
+def test_one_pixel() -> None:
+    mask = np.zeros((4, 6), np.bool_)
+    mask[2, 3] = True
+    assert [line.tolist() for line in polygons(mask)] == [[[3, 2], [4, 2], [4, 3], [3, 3]]]
+
+
+def test_a_hole_by_hand() -> None:
+    mask = np.ones((3, 3), np.bool_)
+    mask[1, 1] = False
+    (part,) = outlines(mask)
+    assert [hole.tolist() for hole in part.holes] == [[[1, 1], [1, 2], [2, 2], [2, 1]]]
+    joined = [[0, 0], [1, 0], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0], [3, 0], [3, 3], [0, 3]]
+    assert part.joined.tolist() == joined
+
+
+def test_pixels_that_touch_at_a_corner_are_one_part() -> None:
+    (part,) = outlines(np.eye(3, dtype=np.bool_))
+    assert part.holes == ()
+    assert len(part.outer) == 12
+    diamond = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.bool_)
+    (part,) = outlines(diamond)
+    assert len(part.holes) == 1
+    assert (filled([part.joined], (3, 3)) == diamond).all()
+
+
+@pytest.mark.parametrize("mask", [np.ones((2, 2)), np.ones(3, bool), None])
+def test_no_masks(mask: Any) -> None:
+    with pytest.raises(InputError, match="mask"):
+        outlines(mask)
+
+
+def test_pycocotools_gives_the_same_mask() -> None:
+    for mask in random_masks(300):
+        lines = list(polygons(mask))
+        if not lines:
+            continue
+        assert (filled(lines, mask.shape) == mask).all()
+        assert (filled([one_polygon(lines)], mask.shape) == mask).all()
+
+
+def test_counting_edges_gives_the_same_mask() -> None:
+    for mask in random_masks(40, seed=1):
+        if mask.any():
+            assert (even_odd(one_polygon(polygons(mask)), mask.shape) == mask).all()
+
+
+def test_parts_holes_and_areas() -> None:
+    for mask in random_masks(150, seed=2):
+        parts = outlines(mask)
+        labelled, count = ndimage.label(mask, np.ones((3, 3)))
+        assert len(parts) == count
+        outside = ndimage.label(np.pad(~mask, 1, constant_values=True))[1]
+        assert sum(len(part.holes) for part in parts) == outside - 1
+        for number, part in enumerate(parts, 1):
+            assert shoelace(part.outer) > 0
+            assert all(shoelace(hole) < 0 for hole in part.holes)
+            assert shoelace(part.joined) == (labelled == number).sum()
+            assert shoelace(part.outer) + sum(shoelace(hole) for hole in part.holes) == (labelled == number).sum()
+
+
+def test_lines_have_no_corner_twice_in_a_row() -> None:
+    # pycocotools divides by the length of an edge
+    for mask in random_masks(150, seed=3):
+        lines = list(polygons(mask))
+        for line in [*lines, *([one_polygon(lines)] if lines else [])]:
+            assert (line != np.roll(line, 1, axis=0)).any(1).all()
+
+
+def test_slits_run_through_the_part_itself() -> None:
+    for mask in random_masks(60, seed=4):
+        padded = np.pad(mask, 1)
+        for part in outlines(mask):
+            own = {tuple(edge) for ring in (part.outer, *part.holes) for edge in _steps(ring)}
+            for x, y0, y1 in _steps(part.joined):
+                if (x, y0, y1) not in own:
+                    assert padded[min(y0, y1) + 1, x]
+                    assert padded[min(y0, y1) + 1, x + 1]
+
+
+def _steps(line: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """The vertical edges of a line, pixel by pixel, without direction."""
+    out = []
+    for (x0, y0), (x1, y1) in zip(line.tolist(), np.roll(line, -1, 0).tolist(), strict=True):
+        if x0 == x1:
+            out += [(x0, y, y + 1) for y in range(min(y0, y1), max(y0, y1))]
+    return out
+
+
+def test_bridges_join_nearest_corners() -> None:
+    a, b, c = (np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) + shift for shift in ([0, 0], [9, 9], [3, 0]))
+    line = one_polygon([a, b, c])
+    assert len(line) == 4 + 2 * (4 + 2)
+    jumps = {tuple(sorted([tuple(p), tuple(q)])) for p, q in zip(line.tolist(), np.roll(line, -1, 0).tolist(), strict=True)}
+    assert ((1, 1), (9, 9)) in jumps
+    assert ((1, 0), (3, 0)) in jumps
+
+
+def test_many_parts_are_bridged_in_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_PAIRS", 0)
+    for mask in random_masks(100, seed=5):
+        lines = polygons(mask)
+        if lines:
+            line = one_polygon(lines)
+            assert (filled([line], mask.shape) == mask).all()
+            assert (line != np.roll(line, 1, axis=0)).any(1).all()
+
+
+def test_nothing_to_join() -> None:
+    with pytest.raises(InputError, match="line"):
+        one_polygon([])

@@ -1,0 +1,102 @@
+"""The formats by name, and one function that writes any of them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from text2sam.errors import InputError
+from text2sam.export.annotated import AnnotatedImage, check_relative
+from text2sam.export.coco import CocoExporter
+from text2sam.export.exporter import Exporter, Names
+from text2sam.export.label_studio import LabelStudioExporter
+from text2sam.export.labelme import LabelmeExporter
+from text2sam.export.losses import Losses
+from text2sam.export.png import PngExporter
+from text2sam.export.yolo import YoloExporter
+
+_ALL: tuple[type[Exporter], ...] = (CocoExporter, YoloExporter, LabelmeExporter, PngExporter, LabelStudioExporter)
+
+FORMATS: Mapping[str, type[Exporter]] = MappingProxyType({kind.format: kind for kind in _ALL})
+"""The exporter of each format."""
+
+
+def make_exporter(
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    labels: Sequence[str],
+    images_root: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Exporter:
+    """The exporter of a format; see its class for the options.
+
+    Raises:
+        InputError: the format or an option is unknown, or a value is not usable.
+        OutputError: the folder cannot be made.
+    """
+    kind = _kind(format)
+    known = [name for name, one in inspect.signature(kind.__init__).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InputError(f"{format} has no option {unknown[0]!r}; it has {', '.join(known)}")
+    return kind(out, labels, images_root, **options)
+
+
+def export(
+    images: Iterable[AnnotatedImage],
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    labels: Sequence[str],
+    images_root: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Losses:
+    """Write annotated images as a data set.
+
+    What the format cannot hold is written as well as it can and counted in one :class:`LossWarning`.
+
+    Args:
+        images: taken one at a time.
+        out: the output folder; files of the same names are replaced.
+        format: one of :data:`FORMATS`.
+        labels: the names of the classes in order.
+        images_root: the folder that the images' paths are relative to.
+        options: of the format; see its exporter.
+
+    Returns:
+        What was lost.
+
+    Raises:
+        InputError: an argument or an image is not usable.
+        OutputError: a file cannot be written.
+    """
+    with make_exporter(out, format=format, labels=labels, images_root=images_root, **options) as exporter:
+        for image in images:
+            exporter.add(image)
+        losses = exporter.close()
+    losses.warn()
+    return losses
+
+
+def check_paths(paths: Iterable[str], *, format: str) -> None:
+    """Say ahead of a long job whether a format can hold images of these names.
+
+    Raises:
+        InputError: the format is unknown, a path is not usable, comes twice, or two would share one file.
+    """
+    kind, names = _kind(format), Names()
+    try:
+        for path in paths:
+            names.claim(check_relative(path), kind.names_of(path))
+    finally:
+        names.close()
+
+
+def _kind(format: str) -> type[Exporter]:
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[format]

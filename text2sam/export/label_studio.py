@@ -1,0 +1,155 @@
+"""Label Studio: tasks with brush pre-annotations."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.export.exporter import Exporter
+from text2sam.export.png import palette
+from text2sam.files import atomic_path, write_text
+
+_SIZES = (3, 4, 8, 16)
+_CHANNELS = 4
+
+
+class LabelStudioExporter(Exporter):
+    """``tasks.json`` to import, and ``label_config.xml`` for the project's labeling interface.
+
+    Each task has one prediction with a brush region per object, overlaps and all. From Label Studio brush labels do not
+    export to COCO or YOLO: keep this data set in one of these formats too.
+
+    Args:
+        out, labels, images_root: see :class:`Exporter`.
+        prefix: what the image's address is made of, before its quoted path; by default that of local file serving.
+        from_name: name of the ``BrushLabels`` tag.
+        to_name: name of the ``Image`` tag.
+        model_version: name of the predictions.
+
+    Raises:
+        InputError: labels are not usable, or have characters that XML does not know.
+    """
+
+    spools = 1
+    format = "label-studio"
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        labels: Sequence[str],
+        images_root: str | os.PathLike[str] | None = None,
+        *,
+        prefix: str = "/data/local-files/?d=",
+        from_name: str = "label",
+        to_name: str = "image",
+        model_version: str = "text2sam",
+    ) -> None:
+        for text in (from_name, to_name, *labels):
+            if isinstance(text, str) and re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
+                raise InputError(f"{text!r} has a character that Label Studio's configuration, which is XML, cannot hold")
+        self.prefix, self.from_name, self.to_name, self.model_version = prefix, from_name, to_name, model_version
+        super().__init__(out, labels, images_root)
+
+    @staticmethod
+    def names_of(path: str) -> tuple[str, ...]:
+        """The image's own path: one file holds all."""
+        return (path,)
+
+    def _check(self, image: AnnotatedImage) -> None:
+        if image.height * image.width * _CHANNELS >= 2**32:
+            raise InputError(f"{image.path!r} has {image.height} x {image.width} pixels; a brush holds fewer than {2**30}")
+        _quoted(image.path)
+
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+        number = self._spools[0].count + 1
+        regions = [
+            {
+                "id": f"{number}-{index}",
+                "from_name": self.from_name,
+                "to_name": self.to_name,
+                "type": "brushlabels",
+                "original_width": image.width,
+                "original_height": image.height,
+                "image_rotation": 0,
+                "score": float(one.score),
+                "value": {"format": "rle", "rle": brush_rle(one.mask), "brushlabels": [one.label]},
+            }
+            for index, one in enumerate(objects, 1)
+        ]
+        score = sum(float(one.score) for one in objects) / max(1, len(objects))
+        prediction = {"model_version": self.model_version, "score": score, "result": regions}
+        self._spools[0].write({"data": {self.to_name: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
+
+    def _finish(self) -> None:
+        to_name, colours = self.to_name, palette(len(self.labels) + 1).tolist()
+        lines = [f'<View>\n  <Image name={quoteattr(to_name)} value={quoteattr(f"${to_name}")} zoom="true"/>']
+        lines.append(f"  <BrushLabels name={quoteattr(self.from_name)} toName={quoteattr(to_name)}>")
+        for label, (r, g, b) in zip(self.labels, colours[1:], strict=True):
+            lines.append(f'    <Label value={quoteattr(label)} background="#{r:02x}{g:02x}{b:02x}"/>')
+        lines.append("  </BrushLabels>\n</View>\n")
+        write_text(self._path("label_config.xml"), "\n".join(lines))
+        with atomic_path(self._path("tasks.json")) as temporary, open(temporary, "wb") as file:
+            self._spools[0].copy_to(file)
+            file.write(b"\n")
+
+
+def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
+    """A mask in Label Studio's brush format.
+
+    The mask is read row by row as four equal channels (0 or 255) per pixel. Bits, the highest first: 32 for the number of
+    values, 5 for the bits of a value less 1, four times 4 for the bits of a run's length less 1 in each of four classes;
+    then, for each run, a 1, 2 for its class, its length less 1, and its value. Zeros fill the last byte.
+
+    Args:
+        mask: (H, W) bool, at least one pixel and fewer than 2**30.
+
+    Returns:
+        The bytes as ints.
+
+    Raises:
+        InputError: the mask is no such array.
+    """
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_ or not 0 < mask.size < 2**30:
+        raise InputError(f"mask must be a bool array (H, W) of 1 to {2**30 - 1} pixels, not {type(mask).__name__}")
+    flat = mask.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate([[0], edges])
+    lengths = np.diff(np.concatenate([starts, [flat.size]])) * _CHANNELS
+    values = flat[starts].astype(np.int64) * 255
+
+    longest = 1 << _SIZES[-1]
+    pieces = -(-lengths // longest)
+    last = np.cumsum(pieces) - 1
+    runs = np.full(int(pieces.sum()), longest, np.int64)
+    runs[last] = lengths - (pieces - 1) * longest
+    values = np.repeat(values, pieces)
+
+    kind = np.searchsorted([1 << size for size in _SIZES], runs)
+    size = np.array(_SIZES)[kind]
+    bits = 1 + 2 + size + 8
+    code = (1 << 2 | kind) << size | (runs - 1)
+    code = (code << 8 | values) << (32 - bits)
+    grid = np.unpackbits(code.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)  # (R, 32)
+    body = grid[np.arange(32) < bits[:, None]]
+
+    head = flat.size * _CHANNELS << 21 | 7 << 16
+    for index, each in enumerate(_SIZES):
+        head |= each - 1 << 4 * (3 - index)
+    header = np.unpackbits(np.frombuffer(head.to_bytes(7, "big"), np.uint8))[-53:]
+    encoded: list[int] = np.packbits(np.concatenate([header, body])).tolist()
+    return encoded
+
+
+def _quoted(path: str) -> str:
+    try:
+        return quote(path.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise InputError(f"the path {path!r} cannot be an address: {error}") from error

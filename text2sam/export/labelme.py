@@ -1,0 +1,136 @@
+"""labelme's JSON, a file per image."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from text2sam.errors import InputError
+from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.export.exporter import Exporter, stem_of
+from text2sam.export.outlines import outlines
+from text2sam.files import write_json
+from text2sam.image import read_image
+
+_VERSION = "6.3.1"  # whose LabelFile the tests read with
+
+
+class LabelmeExporter(Exporter):
+    """``a/b.json`` for the image ``a/b.jpg``.
+
+    ``imagePath`` leads from the JSON file to the image; without ``images_root`` the file is taken to lie beside the image.
+    Of two images that differ in the suffix only, the later one's file is named in full (``b.png.json``) and counted:
+    labelme opens it as any other, but does not find it by itself beside the image.
+
+    Args:
+        out, labels, images_root: see :class:`Exporter`.
+        shapes: ``"mask"``, the object's pixels as a PNG with its first and last corner pixel, which loses nothing; or
+            ``"polygon"``, one polygon per part along the edges of the pixels, parts of one object with a ``group_id`` in
+            common. Holes are joined to the outline by a slit and counted. labelme paints the outline of a polygon too,
+            so its masks are a pixel wider at the right and lower edge, and holes narrower.
+        embed: put the picture into ``imageData``, turned as its EXIF data say; needs ``images_root``.
+
+    Raises:
+        InputError: labels or options are not usable.
+    """
+
+    format = "labelme"
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        labels: Sequence[str],
+        images_root: str | os.PathLike[str] | None = None,
+        *,
+        shapes: Literal["mask", "polygon"] = "mask",
+        embed: bool = False,
+    ) -> None:
+        if shapes not in ("mask", "polygon"):
+            raise InputError(f"shapes must be 'mask' or 'polygon', not {shapes!r}")
+        if embed and images_root is None:
+            raise InputError("embed needs images_root, the folder the images are in")
+        self.shapes, self.embed = shapes, embed
+        self._embedded: str | None = None
+        super().__init__(out, labels, images_root)
+
+    @staticmethod
+    def names_of(path: str) -> tuple[str, ...]:
+        """``.json`` for the image's suffix, or after it."""
+        return (f"{stem_of(path)}.json", f"{path}.json")
+
+    def _check(self, image: AnnotatedImage) -> None:
+        self._embedded = self._data(image) if self.embed else None
+
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+        target = self._path(name)
+        shapes: list[dict[str, Any]] = []
+        groups = 0
+        for one in objects:
+            if self.shapes == "mask":
+                shapes.append(_mask(one))
+                continue
+            parts = outlines(one.mask)
+            self._counts["holes"] += sum(len(part.holes) for part in parts)
+            groups += len(parts) > 1
+            group = groups if len(parts) > 1 else None
+            shapes += [_shape(one, "polygon", part.joined.tolist(), group=group) for part in parts]
+        content: dict[str, Any] = {
+            "version": _VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": self._image_path(image.path, target),
+            "imageData": self._embedded,
+            "imageHeight": image.height,
+            "imageWidth": image.width,
+        }
+        write_json(target, content)
+
+    def _image_path(self, path: str, target: Path) -> str:
+        if self.images_root is None:
+            return path.rpartition("/")[2]
+        return Path(os.path.relpath(os.path.join(os.path.realpath(self.images_root), path), target.parent)).as_posix()
+
+    def _data(self, image: AnnotatedImage) -> str:
+        pixels = read_image(Path(self.images_root or ".") / image.path)
+        if pixels.shape[:2] != (image.height, image.width):
+            raise InputError(
+                f"the picture {image.path!r} has (H, W) {pixels.shape[:2]}, its annotation {(image.height, image.width)}"
+            )
+        return _png(pixels)
+
+    def _finish(self) -> None:
+        pass
+
+
+def _mask(one: AnnotatedObject) -> dict[str, Any]:
+    x, y, w, h = one.bbox
+    crop = one.mask[y : y + h, x : x + w]
+    return _shape(one, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=_png(crop.astype(np.uint8)))
+
+
+def _shape(
+    one: AnnotatedObject, kind: str, points: list[list[int]], *, group: int | None = None, mask: str | None = None
+) -> dict[str, Any]:
+    return {
+        "label": one.label,
+        "points": [[float(x), float(y)] for x, y in points],
+        "group_id": group,
+        "description": "",
+        "shape_type": kind,
+        "flags": {},
+        "mask": mask,
+        "score": float(one.score),
+    }
+
+
+def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

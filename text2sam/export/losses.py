@@ -1,0 +1,83 @@
+"""What a data format could not hold, counted."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+
+from text2sam.errors import InputError
+
+
+class LossWarning(UserWarning):
+    """A data format could not hold everything; the message counts what."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an export could not write as it was.
+
+    Attributes:
+        format: name of the data format.
+        images: images written.
+        objects: objects written, those counted below among them; without the empty ones.
+        empty: objects without a pixel, left out.
+        holes: holes joined to the outline around them by a slit of no width.
+        parts: parts joined to the rest of their object by a bridge of no width.
+        overlaps: objects that left pixels to another one that lies over them, but not all.
+        hidden: objects of which other ones left no pixel.
+        merged: objects that cannot be told from another one of their label any more.
+        renamed: images that share all but the suffix with an earlier one, written under a longer name.
+
+    Raises:
+        InputError: a count is negative.
+    """
+
+    format: str
+    images: int = 0
+    objects: int = 0
+    empty: int = 0
+    holes: int = 0
+    parts: int = 0
+    overlaps: int = 0
+    hidden: int = 0
+    merged: int = 0
+    renamed: int = 0
+
+    def __post_init__(self) -> None:
+        for one in fields(self)[1:]:
+            if not isinstance(getattr(self, one.name), int) or getattr(self, one.name) < 0:
+                raise InputError(f"{one.name} must be a count, not {getattr(self, one.name)!r}")
+
+    @property
+    def total(self) -> int:
+        """All losses together."""
+        return sum(getattr(self, kind) for kind in _TOLD)
+
+    def __str__(self) -> str:
+        """One sentence that counts the losses."""
+        head = f"{self.format}: {_counted(self.objects, 'object')} in {_counted(self.images, 'image')} written"
+        told = [f"{_counted(getattr(self, kind), noun)} {what}" for kind, (noun, what) in _TOLD.items() if getattr(self, kind)]
+        return f"{head}; {', '.join(told) if told else 'nothing was lost'}"
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """One :class:`LossWarning` that counts the losses; none where nothing was lost."""
+        if self.total:
+            warnings.warn(str(self), LossWarning, stacklevel=stacklevel + 1)
+
+
+_TOLD = {
+    "empty": ("object", "without pixels left out"),
+    "holes": ("hole", "joined to the outline by a slit"),
+    "parts": ("part", "joined to the rest of the object by a bridge"),
+    "overlaps": ("object", "partly hidden by another"),
+    "hidden": ("object", "wholly hidden by others"),
+    "merged": ("object", "merged with another of the same label"),
+    "renamed": ("image", "written under a longer name, another has the short one"),
+}
+
+COUNTS = tuple(_TOLD)
+"""The kinds of loss, as the fields of :class:`Losses` are named."""
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

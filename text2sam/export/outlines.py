@@ -1,0 +1,212 @@
+"""Outlines of masks along the edges of their pixels, and back without the loss of one.
+
+Coordinates are (x, y) in pixels; the pixel in column 3, row 2 covers x from 3 to 4 and y from 2 to 3. pycocotools counts
+how often the outline crosses a column's middle above each pixel, so a polygon whose edges run between pixels gives the very
+mask it was made of, and an edge that is walked there and back counts twice and changes nothing. That is how holes are cut
+into an outline (a slit) and how the parts of an object are strung together (a bridge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+
+_MOST_PAIRS = 20_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One connected part of a mask; pixels that touch at a corner belong together.
+
+    Attributes:
+        outer: (N, 2) int64 (x, y), corners of the outline, clockwise on the screen, the first one not repeated. Edges are
+            horizontal and vertical in turn.
+        holes: the outlines of its holes, each (M, 2) int64, counter-clockwise.
+        joined: (K, 2) int64, ``outer`` and ``holes`` as one closed line: each hole hangs on a vertical slit of no width
+            that runs up from its topmost corner, through pixels of the part.
+    """
+
+    outer: NDArray[np.int64]
+    holes: tuple[NDArray[np.int64], ...]
+    joined: NDArray[np.int64]
+
+
+def outlines(mask: NDArray[np.bool_]) -> tuple[Part, ...]:
+    """The outlines of a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        One part per group of pixels that touch at an edge or a corner, the topmost first, of these the leftmost; nothing
+        for an empty mask. Background pixels that touch only at a corner are separate holes.
+
+    Raises:
+        InputError: the mask is no such array.
+    """
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
+        raise InputError(f"mask must be a bool array of shape (H, W), not {type(mask).__name__}")
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return ()
+    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return _trace(crop, np.array([columns[0], rows[0]], np.int64))
+
+
+def polygons(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """One closed line (K, 2) int64 (x, y) per part of a mask (H, W) bool, holes joined to it; see :class:`Part`."""
+    return tuple(part.joined for part in outlines(mask))
+
+
+def one_polygon(lines: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Several closed lines strung together into one.
+
+    Each line hangs on an earlier one by a bridge of no width between their nearest corners. Where there are so many corners
+    that looking for these would take long, the bridges run from each line's first corner to the next line's.
+
+    Args:
+        lines: each (N, 2) int64 (x, y), no two with a corner in common.
+
+    Returns:
+        (K, 2) int64; by the even-odd rule it encloses what the lines enclose.
+
+    Raises:
+        InputError: there are no lines.
+    """
+    if not lines:
+        raise InputError("at least one line is needed")
+    total = sum(len(line) for line in lines)
+    if len(lines) > 1 and len(lines) * total > _MOST_PAIRS:
+        out = [piece for line in lines for piece in (line, line[:1])]
+        return np.concatenate([*out, *(line[:1] for line in reversed(lines[1:-1]))])
+    points = lines[0]
+    for line in lines[1:]:
+        here, there = _nearest(points, line)
+        turned = np.roll(line, -there, axis=0)
+        points = np.concatenate([points[: here + 1], turned, turned[:1], points[here:]])
+    return points
+
+
+def _nearest(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[int, int]:
+    """Indices of the nearest pair of points, the first one of several."""
+    best, pair = -1, (0, 0)
+    step = max(1, 1_000_000 // len(a))
+    for start in range(0, len(b), step):
+        x, y = (a[:, None] - b[None, start : start + step]).transpose(2, 0, 1)  # (A, step) each
+        distance = x * x + y * y
+        index = int(distance.argmin())
+        i, j = divmod(index, distance.shape[1])
+        if best < 0 or distance[i, j] < best:
+            best, pair = int(distance[i, j]), (i, start + j)
+    return pair
+
+
+def _trace(mask: NDArray[np.bool_], offset: NDArray[np.int64]) -> tuple[Part, ...]:
+    """The parts of a mask that is not empty.
+
+    Every corner of an outline is a node with one horizontal and one vertical edge. Along a row of the grid the nodes pair
+    off into horizontal edges, along a column into vertical ones; a ring takes these in turn. Where two pixels touch at a
+    corner only, two nodes share the place, each around one of the two background pixels.
+    """
+    h, w = mask.shape
+    padded = np.pad(mask, 1)
+    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]  # (h + 1, w + 1), around a vertex
+    left, right = nw != sw, ne != se
+    crossed = left & right & (nw != ne)
+    places, rightward, downward = [], [], []
+    for where, to_right, down in (
+        (left ^ right, right, sw != se),
+        (crossed & se, True, False),
+        (crossed & se, False, True),
+        (crossed & ~se, False, False),
+        (crossed & ~se, True, True),
+    ):
+        found = np.flatnonzero(where)
+        places.append(found)
+        rightward.append(np.broadcast_to(to_right, where.shape).ravel()[found])
+        downward.append(np.broadcast_to(down, where.shape).ravel()[found])
+    place, to_right, down = np.concatenate(places), np.concatenate(rightward), np.concatenate(downward)
+    by_row = np.argsort(place * 2 + to_right, kind="stable")
+    place, to_right, down = place[by_row], to_right[by_row], down[by_row]
+    keys = place * 2 + to_right
+    y, x = np.divmod(place, w + 1)
+    by_column = np.argsort((x * (h + 1) + y) * 2 + down, kind="stable")
+    across = np.arange(len(place)) ^ 1
+    along = np.empty_like(across)
+    along[by_column] = by_column[across]
+
+    rings, ring_of, at = _rings(across.tolist(), along.tolist(), se.ravel()[place].tolist())
+    xy = np.stack([x, y], 1).astype(np.int64)
+    border = np.maximum.accumulate(np.where(left | right, np.arange(h + 1)[:, None], -1), axis=0)  # (h + 1, w + 1)
+
+    part_of: list[int] = []
+    members: list[list[int]] = []
+    hung: list[list[tuple[int, int, int]]] = [[] for _ in rings]  # (place in the ring, steps from there, hole)
+    for index, nodes in enumerate(rings):
+        first = nodes[0]
+        if se.flat[place[first]]:
+            part_of.append(len(members))
+            members.append([index])
+            continue
+        hx, hy = int(x[first]), int(y[first])
+        # the edge above has the mask below it, so it runs rightward, from this node
+        top = hy if crossed[hy, hx] else int(border[hy - 1, hx])
+        key = (top * (w + 1) + hx) * 2
+        node = int(np.searchsorted(keys, key + (top != hy), side="right")) - 1
+        host = ring_of[node]
+        hung[host].append((at[node], abs(hx - int(x[node])), index))
+        part_of.append(part_of[host])
+        members[part_of[host]].append(index)
+
+    lines: list[list[tuple[int, int]]] = [[] for _ in rings]
+    corners = [tuple(point) for point in (xy + offset).tolist()]
+    for index in reversed(range(len(rings))):  # a hole hangs on a ring that starts above it
+        lines[index] = _joined([corners[node] for node in rings[index]], sorted(hung[index]), lines)
+    array = [xy[nodes] + offset for nodes in rings]
+    return tuple(Part(array[own[0]], tuple(array[i] for i in own[1:]), np.array(lines[own[0]], np.int64)) for own in members)
+
+
+def _rings(across: list[int], along: list[int], inside: list[bool]) -> tuple[list[list[int]], list[int], list[int]]:
+    """Nodes of each ring from its topmost, leftmost one on, with the mask on the right hand; each node's ring and place."""
+    rings: list[list[int]] = []
+    ring_of, at = [-1] * len(across), [0] * len(across)
+    for start in range(len(across)):
+        if ring_of[start] >= 0:
+            continue
+        ring: list[int] = []
+        node = start
+        moves = (across, along) if inside[start] else (along, across)
+        while True:
+            for move in moves:
+                ring_of[node], at[node] = len(rings), len(ring)
+                ring.append(node)
+                node = move[node]
+            if node == start:
+                break
+        rings.append(ring)
+    return rings, ring_of, at
+
+
+def _joined(
+    ring: list[tuple[int, int]], hung: list[tuple[int, int, int]], lines: list[list[tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """A ring with the holes that hang on it, which are finished already."""
+    out: list[tuple[int, int]] = []
+    done = 0
+    for place, steps, index in hung:
+        out += ring[done : place + 1]
+        done = max(done, place + 1)
+        hole = lines[index]
+        anchor = (hole[0][0], ring[place][1])
+        if steps:
+            out.append(anchor)
+        if anchor == hole[0]:
+            out += [*hole[1:], anchor]
+        else:
+            out += [*hole, hole[0], anchor]
+    return out + ring[done:]

@@ -1,0 +1,56 @@
+"""To the ``supervision`` package's detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from text2sam.errors import InputError, MissingDependencyError
+from text2sam.export.annotated import AnnotatedImage
+from text2sam.export.exporter import check_labels
+
+if TYPE_CHECKING:
+    import supervision
+
+
+def to_supervision(image: AnnotatedImage, labels: Sequence[str] | None = None) -> supervision.Detections:
+    """The objects of an image as ``supervision.Detections``.
+
+    Results of the pipeline come this way: ``to_supervision(AnnotatedImage.from_results("a.jpg", results))``.
+
+    Args:
+        image: its objects without a pixel are left out.
+        labels: names of the classes in order; by default those of the image as they come.
+
+    Returns:
+        Detections with ``xyxy`` (n, 4) float32 in pixels, right and lower edge exclusive; ``mask`` (n, H, W) bool;
+        ``confidence`` (n,) float32; ``class_id`` (n,) int64, from 0; ``data["class_name"]`` (n,) str. n may be 0.
+
+    Raises:
+        InputError: an object's label is not among ``labels``.
+        MissingDependencyError: supervision is not installed.
+    """
+    try:
+        from supervision import Detections
+    except ImportError as error:
+        raise MissingDependencyError("supervision", "to_supervision", "supervision") from error
+    objects = [one for one in image.objects if one.area]
+    names = tuple(dict.fromkeys(one.label for one in objects)) if labels is None else check_labels(labels)
+    ids = {name: index for index, name in enumerate(names)}
+    for one in objects:
+        if one.label not in ids:
+            raise InputError(f"the label {one.label!r} of an object in {image.path!r} is not among the labels")
+    mask = np.zeros((len(objects), image.height, image.width), np.bool_)
+    xyxy = np.zeros((len(objects), 4), np.float32)
+    for index, one in enumerate(objects):
+        x, y, w, h = one.bbox
+        mask[index], xyxy[index] = one.mask, (x, y, x + w, y + h)
+    return Detections(
+        xyxy=xyxy,
+        mask=mask,
+        confidence=np.array([one.score for one in objects], np.float32),
+        class_id=np.array([ids[one.label] for one in objects], np.int64),
+        data={"class_name": np.array([one.label for one in objects], np.str_)},
+    )
