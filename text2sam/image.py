@@ -138,14 +138,17 @@ def _from_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if os.path.isdir(path):
         raise ImageError(f"{name} is a folder; pass the path of one image")
     try:
-        file = open(path, "rb")  # noqa: SIM115  opened apart from decoding, whose errors read differently
+        # opened apart from decoding, whose errors read differently; a pipe nobody writes to must not be waited for
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {name}; check the path") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     with file, pillow_errors(name):
         status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and not status.st_size:
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name} is a pipe or device; save the image to a file and pass its path")
+        if not status.st_size:
             raise ImageError(f"{name} is an empty file of 0 bytes; it was probably not written or copied to the end")
         with Image.open(file) as image:
             return _decode(image, name)
