@@ -73,3 +73,13 @@ def check_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> 
     if not isinstance(chosen, torch.dtype):
         raise InputError(f"torch has no dtype {name}")
     return chosen
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory does not suffice: Python's, a GPU's, or torch's CPU allocator's."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from text2sam.clip.generator import ImageFeatures
 from text2sam.clip.tiles import Tiles, check_tiles
+from text2sam.devices import is_out_of_memory
 from text2sam.errors import InputError, OutputError, Text2SamError
 from text2sam.files import write_bytes
 from text2sam.image import ImageLike, read_image
@@ -200,10 +201,10 @@ class EmbeddingStore:
                 if self.keeps_sam:
                     whole: Any = cast(Any, self.model.predictor).model
                     encoder = getattr(whole, "image_encoder", None)
-                    sam = _fingerprint(encoder if isinstance(encoder, torch.nn.Module) else whole)
+                    sam = module_fingerprint(encoder if isinstance(encoder, torch.nn.Module) else whole)
                     scale = [getattr(whole, name, None) for name in ("pixel_mean", "pixel_std", "image_format")]
                     sam += repr([v.tolist() if isinstance(v, torch.Tensor) else v for v in scale])
-                self._weights = _fingerprint(self.model.surgery.model.visual), sam
+                self._weights = module_fingerprint(self.model.surgery.model.visual), sam
             return self._weights
 
     def _load(self, key: str, pixels: NDArray[np.uint8]) -> EncodedImage | None:
@@ -348,7 +349,7 @@ def warm(
         try:
             encoded = model.encode([one.pixels for one in batch], sam=sam, tiles=store.tiles)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, Text2SamError) or not _out_of_memory(error):
+            if isinstance(error, Text2SamError) or not is_out_of_memory(error):
                 raise
             reason = f"out of memory: {error}"
         # after the except block, which holds on to all that was allocated in it
@@ -421,13 +422,6 @@ def _read_ahead(store: EmbeddingStore, items: Iterable[ImageLike], ahead: int) -
                 future.cancel()
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    said = str(error).lower()
-    return "out of memory" in said or "can't allocate memory" in said  # mps; the CPU's allocator
-
-
 def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -440,7 +434,7 @@ def _name_of(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _fingerprint(module: torch.nn.Module) -> str:
+def module_fingerprint(module: torch.nn.Module) -> str:
     """Stands for a module's weights and make-up: classes, and settings such as heads and windows that no weight shows."""
     digest = hashlib.sha256()
     for name, part in module.named_modules():

@@ -9,10 +9,10 @@ Heavy packages are imported by the commands that need them, so that ``--help`` i
 
 from __future__ import annotations
 
-from text2sam.cli import measure, models, segment
+from text2sam.cli import annotate, measure, models, segment
 from text2sam.cli.common import EXIT_CODES, app
 
-__all__ = ["EXIT_CODES", "app", "main", "measure", "models", "segment"]
+__all__ = ["EXIT_CODES", "annotate", "app", "main", "measure", "models", "segment"]
 
 
 def main() -> None:

@@ -42,12 +42,12 @@ from text2sam.cli.common import (
     check_request,
     echo,
     file_stems,
-    one_line,
     print_json,
     split_list,
     table,
 )
 from text2sam.errors import InputError, OutputError, PromptError
+from text2sam.evaluation.tables import one_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,520 @@
+"""Folder jobs end to end: killed, disturbed, and the same in the end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from helpers import FakePredictor, count_calls, picture, tiny_surgery
+from jobs import dataset, draw, forked, killed_at, model, run
+
+from text2sam import TextPromptedSAM
+from text2sam.annotate import worker as worker_module
+from text2sam.annotate.job import MOST_WORKERS, Done, Plan, annotate, default_workers, run_threads
+from text2sam.annotate.journal import STATE, RunFolder
+from text2sam.annotate.labels import LabelSet, LabelSpec
+from text2sam.annotate.worker import Loaded
+from text2sam.errors import InputError, OutputError, Text2SamError
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("job") / "images", 20, hostile=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, bytes]:
+    """The bytes of the dataset of ``images``."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    report = run(images, out)
+    assert (report.done, report.empty, report.skipped, len(report.failed)) == (17, 0, 0, 3)
+    return dataset(out)
+
+
+class Counting:
+    """Counts what CLIP encodes while it is in use."""
+
+    def __init__(self) -> None:
+        self.model = TextPromptedSAM(model().predictor, tiny_surgery())
+        self._shapes = count_calls(self.model.surgery.model.visual.conv1)
+
+    def __call__(self) -> int:
+        """How many images since the last call."""
+        count = sum(shape[0] for shape in self._shapes)
+        self._shapes.clear()
+        return count
+
+
+# plain runs
+
+
+def test_a_dataset_in_coco(images: Path, undisturbed: dict[str, bytes]) -> None:
+    [(name, content)] = undisturbed.items()
+    coco = json.loads(content)
+    assert name.endswith(".json")
+    assert [c["name"] for c in coco["categories"]] == ["cat", "dog"]
+    names = [one["file_name"] for one in coco["images"]]
+    assert names == sorted(names)
+    assert len(names) == 17
+    assert {a["category_id"] for a in coco["annotations"]} == {coco["categories"][0]["id"]}
+    [first] = [a for a in coco["annotations"] if a["image_id"] == coco["images"][0]["id"]]
+    [result] = model().segment_many(images / "000.png", ["cat"], strategy="paper", zoom=False, threshold=0.0)
+    assert first["area"] == result.area
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_number_of_workers_does_not_show(tmp_path: Path, images: Path, undisturbed: dict[str, bytes], count: int) -> None:
+    run(images, tmp_path, workers=count)
+    assert dataset(tmp_path) == undisturbed
+
+
+def test_a_second_run_has_nothing_to_do(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
+    counting = Counting()
+    run(images, tmp_path, model=counting.model)
+    assert counting() == 17
+    report = run(images, tmp_path, model=lambda: counting.model)
+    assert (report.done, report.skipped, len(report.failed), report.images_per_second) == (0, 17, 3, 0.0)
+    assert report.objects == {"cat": 17, "dog": 0}
+    assert json.loads((tmp_path / STATE / "report.json").read_text()) == report.to_json()
+    assert counting() == 0
+    assert dataset(tmp_path) == undisturbed
+    # another format of the same journal
+    run(images, tmp_path, model=counting.model, format="yolo", pictures="none")
+    assert counting() == 0
+    assert {name: content for name, content in dataset(tmp_path).items() if name in undisturbed} == undisturbed
+    assert len([name for name in dataset(tmp_path) if name.endswith(".txt")]) == 17
+    run(images, tmp_path, model=counting.model, overwrite=True)
+    assert counting() == 17
+
+
+def test_an_empty_picture_and_one_pixel(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with pytest.raises(InputError, match="no images"):
+        run(folder, tmp_path / "out")
+    PIL.Image.fromarray(picture(1, 1, 1)).save(folder / "one.png")
+    report = run(folder, tmp_path / "out", labels="dog", strategy="objects")
+    assert report.images == report.done + report.empty == 1
+    (folder / "one.png").write_bytes(b"")
+    report = run(folder, tmp_path / "out", labels="dog", strategy="objects")
+    assert report.images == len(report.failed) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 0},
+        {"workers": True},
+        {"limit": 0},
+        {"batch_size": 0},
+        {"format": "magic"},
+        {"magic": 1},
+        {"segmentation": "magic"},
+        {"labels": ""},
+        {"strategy": "magic"},
+        {"model": 3},
+        {"model": lambda: 3},
+        {"glob": "*.nothing"},
+    ],
+)
+def test_what_is_refused_before_anything_is_done(tmp_path: Path, images: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        run(images, tmp_path, **options)
+    assert not (tmp_path / STATE).exists()
+
+
+def test_the_folder_of_the_images_is_no_place_for_a_dataset(images: Path) -> None:
+    with pytest.raises(InputError, match="give another one"):
+        run(images, images)
+
+
+def test_only_the_first_images(tmp_path: Path, images: Path) -> None:
+    assert run(images, tmp_path, limit=5).images == 5
+    report = run(images, tmp_path)
+    assert report.images == 20
+    assert report.skipped >= 1
+
+
+def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    run(images, tmp_path, limit=9, progress=lambda *now: told.append(now))
+    assert told[0] == (0, 9)
+    assert told[-1] == (9, 9)
+    assert told == sorted(told)
+    run(images, tmp_path, progress=True)
+    shown = capsys.readouterr().err
+    assert "20/20" in shown
+    assert "image/s" in shown
+
+
+def test_a_contact_sheet(tmp_path: Path, images: Path) -> None:
+    report = run(images, tmp_path / "out", review=tmp_path / "sheet.html")
+    assert "17 of 17" in report.notes[-1]
+    assert "000.png" in (tmp_path / "sheet.html").read_text()
+
+
+def test_default_workers() -> None:
+    import torch
+
+    assert default_workers(torch.device("cuda")) == 1
+    assert 1 <= default_workers(torch.device("cpu")) <= MOST_WORKERS
+
+
+def test_threads_of_torch_are_left_as_they_were(tmp_path: Path, images: Path) -> None:
+    import torch
+
+    before, running = torch.get_num_threads(), threading.active_count()
+    seen: list[int] = []
+    torch.set_num_threads(2)
+    try:
+        own = TextPromptedSAM(model().predictor, tiny_surgery())
+        own.surgery.model.visual.conv1.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+        run(images, tmp_path, limit=4, model=own)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threading.active_count() == running
+
+
+def test_models_that_cannot_be_shared(tmp_path: Path, images: Path) -> None:
+    def make() -> TextPromptedSAM:
+        made.append(TextPromptedSAM(FakePredictor(), tiny_surgery()))
+        return made[-1]
+
+    made: list[TextPromptedSAM] = []
+    one = make()
+    with pytest.raises(InputError, match="give a function that makes models"):
+        run(images, tmp_path / "a", model=one)
+    made.clear()
+    run(images, tmp_path / "a", model=make)
+    assert len(made) == 2
+    run(images, tmp_path / "b", model=one, workers=None)
+    assert dataset(tmp_path / "a") == dataset(tmp_path / "b")
+
+
+# killed
+
+
+def resumed(images: Path, out: Path, undisturbed: dict[str, bytes], **options: Any) -> None:
+    report = run(images, out, **options)
+    assert dataset(out) == undisturbed
+    assert report.images == 20
+    assert not [path for path in out.rglob(".text2sam-*") if path.name != STATE]
+
+
+@pytest.mark.parametrize(("name", "calls"), [("fsync", range(0, 9, 2)), ("replace", range(4))])
+def test_killed_at_every_stage(tmp_path: Path, images: Path, undisturbed: dict[str, bytes], name: str, calls: range) -> None:
+    for call in calls:
+        out = tmp_path / str(call)
+        assert killed_at(call, os, name, lambda out=out: run(images, out)) == -signal.SIGKILL
+        resumed(images, out, undisturbed)
+
+
+def test_killed_at_random_moments(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
+    moments = random.Random(0)
+    for number in range(2):
+        out = tmp_path / str(number)
+        for _ in range(4):
+
+            def work(out: Path = out) -> None:
+                after = moments.uniform(0, 0.3)
+                threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+                run(images, out)
+
+            moments.random()
+            assert forked(work) in (0, -signal.SIGKILL)
+        resumed(images, out, undisturbed)
+
+
+def test_half_a_line_of_the_journal_is_no_line(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
+    run(images, tmp_path)
+    journal = tmp_path / STATE / "journal.jsonl"
+    whole = journal.read_bytes()
+    for cut in (len(whole) - 1, len(whole) // 2, 3, 0):
+        journal.write_bytes(whole[:cut])
+        resumed(images, tmp_path, undisturbed)
+    journal.write_bytes(whole.replace(b"counts", b"cuonts", 1))
+    report = run(images, tmp_path)
+    assert dataset(tmp_path) == undisturbed
+    assert any("1 damaged" in note for note in report.notes)
+
+
+def test_interrupted(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done > 6:
+            raise KeyboardInterrupt
+
+    running = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run(images, tmp_path, progress=interrupt)
+    assert threading.active_count() == running
+    counting = Counting()
+    resumed(images, tmp_path, undisturbed, model=counting.model)
+    assert 0 < counting() < 17
+
+
+# other settings, other images
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"labels": "cat"}, "labels was"),
+        ({"strategy": "objects"}, "strategy.name was"),
+        ({"batch_size": 5}, "batch_size was 4, now is 5"),
+        ({"method": "itsm"}, "method was"),
+        ({"tiles": "auto"}, "tiles was"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, images: Path, options: dict[str, Any], told: str) -> None:
+    run(images, tmp_path, limit=2)
+    before = dataset(tmp_path)
+    with pytest.raises(InputError, match=told):
+        run(images, tmp_path, limit=2, **options)
+    assert dataset(tmp_path) == before
+    run(images, tmp_path, limit=2, overwrite=True, **options)
+
+
+def test_another_model_is_refused(tmp_path: Path, images: Path) -> None:
+    run(images, tmp_path, limit=2)
+    with pytest.raises(InputError, match=r"model.depth was 2, now is 1"):
+        run(images, tmp_path, limit=2, model=TextPromptedSAM(model().predictor, tiny_surgery(depth=1)))
+
+
+def test_images_that_come_change_and_go(tmp_path: Path) -> None:
+    images, out, counting = draw(tmp_path / "images", 24), tmp_path / "out", Counting()
+    options: dict[str, Any] = {"model": counting.model, "format": "yolo", "pictures": "none"}
+
+    def same(most: int) -> None:
+        run(images, out, **options)
+        assert 0 <= counting() <= most
+        run(images, tmp_path / f"new{most}", **options)
+        counting()
+        assert dataset(out) == dataset(tmp_path / f"new{most}")
+
+    same(24)
+    PIL.Image.fromarray(picture(77)).save(images / "010.png")
+    same(4)
+    PIL.Image.fromarray(picture(78)).save(images / "0105.png")
+    same(16)
+    (images / "003.png").unlink()
+    same(15)
+
+
+def test_only_what_the_dataset_wrote_is_removed(tmp_path: Path) -> None:
+    images = draw(tmp_path / "out" / "images", 4)  # within the output folder
+    out = tmp_path / "out"
+    (out / "labels").mkdir()
+    (out / "labels" / "mine.txt").write_text("mine")
+    options: dict[str, Any] = {"format": "yolo", "pictures": "none"}
+    run(images, out, **options)
+    assert (out / "labels" / "003.txt").exists()
+    listed = out / STATE / "exported.json"
+    assert "labels/003.txt" in listed.read_text()
+    (tmp_path / "outside.txt").write_text("outside")
+    forged = ["images/003.png", "../outside.txt", "labels/003.txt", f"{STATE}/run.json", "/etc/hostname"]
+    for content in (json.dumps({"yolo": [name]}) for name in forged):
+        listed.write_text(content)
+        run(images, out, glob="00[012].png", **options)
+    assert not (out / "labels" / "003.txt").exists()
+    for kept in ("labels/mine.txt", "labels/002.txt", "images/003.png", f"{STATE}/run.json", "../outside.txt"):
+        assert (out / kept).exists()
+    for junk in (b"[1]", b"\xff", b'{"yolo": 3}', b"[" * 100_000):
+        listed.write_bytes(junk)
+        run(images, out, glob="00[012].png", **options)
+
+
+def test_a_moved_folder_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
+    images, counting = draw(tmp_path / "images", 6), Counting()
+    run(images, tmp_path / "out", model=counting.model)
+    counting()
+    moved = images.rename(tmp_path / "moved")
+    run(moved, tmp_path / "out", model=counting.model)
+    assert counting() == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    PIL.Image.fromarray(picture(5)).save(other / "000.png")
+    with pytest.raises(InputError, match="has no image of it"):
+        run(other, tmp_path / "out")
+
+
+def test_failed_images_are_tried_again_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw(tmp_path / "images", 6)
+
+    def refuse(file: Path) -> Any:
+        if file.name == "002.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(file)
+
+    real = worker_module.read_image
+    monkeypatch.setattr(worker_module, "read_image", refuse)
+    report = run(images, tmp_path / "out")
+    assert [(one.path, "Permission denied" in one.reason) for one in report.failed] == [("002.png", True)]
+    monkeypatch.undo()
+    assert len(run(images, tmp_path / "out").failed) == 1
+    assert not run(images, tmp_path / "out", retry_failed=True).failed
+    run(images, tmp_path / "new")
+    assert dataset(tmp_path / "out") == dataset(tmp_path / "new")
+
+
+def test_images_the_format_cannot_hold_cost_a_line(tmp_path: Path) -> None:
+    images = draw(tmp_path / "images", 3)
+    PIL.Image.fromarray(picture(5)).save(images / "001.bmp")
+    report = run(images, tmp_path / "out", format="yolo", pictures="none")
+    assert report.done == 3
+    assert [one.path for one in report.failed] == ["001.png"]
+    assert "not in the dataset" in report.failed[0].reason
+
+
+# the disk
+
+
+def test_a_full_disk_is_one_error_and_nothing_is_lost(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
+    told = tmp_path / "told"
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))  # of any one file
+        try:
+            run(images, tmp_path / "out")
+        except OutputError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            told.write_text(str(error))
+
+    assert forked(work) == 0
+    assert "File too large" in told.read_text()
+    assert "start again" in told.read_text()
+    assert (tmp_path / "out" / STATE / "journal.jsonl").stat().st_size > 1000
+    counting = Counting()
+    resumed(images, tmp_path / "out", undisturbed, model=counting.model)
+    assert counting() < 17
+
+
+def test_a_full_disk_at_the_export(
+    tmp_path: Path, images: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunFolder(tmp_path, {}, overwrite=True):
+        pass  # the state is there, so that the next rename is that of the export
+    real, made = os.replace, 0
+
+    def second(*arguments: Any) -> None:
+        nonlocal made
+        made += 1
+        return real(*arguments) if made == 1 else full()
+
+    monkeypatch.setattr(os, "replace", second)
+    with pytest.raises(OutputError, match="No space left"):
+        run(images, tmp_path, overwrite=True)
+    monkeypatch.undo()
+    counting = Counting()
+    resumed(images, tmp_path, undisturbed, model=counting.model)
+    assert counting() == 0
+
+
+def test_a_read_only_folder(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(OutputError, match="Read-only file system"):
+        run(images, tmp_path / "out")
+
+
+def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:
+    with RunFolder(tmp_path, {}), pytest.raises(OutputError, match="another process"):
+        run(images, tmp_path)
+
+
+# memory, engines
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    images = draw(tmp_path / "images", 60)
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+    real = worker_module.load
+
+    class Kept(Loaded):
+        pass
+
+    def counted(item: Any) -> Loaded:
+        nonlocal most
+        one = real(item)
+        one = Kept(one.item, one.pixels, one.reason)
+        alive.add(one)
+        most = max(most, len(alive))
+        return one
+
+    monkeypatch.setattr(worker_module, "load", counted)
+    run(images, tmp_path / "out", workers=count, batch_size=3)
+    assert 6 <= most <= (count + 2) * 3
+    assert not alive
+
+
+def test_an_engine_of_ones_own(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
+    plans: list[Plan] = []
+
+    def backwards(plan: Plan) -> Iterator[Done]:
+        plans.append(plan)
+        return iter(list(run_threads(plan))[::-1])
+
+    run(images, tmp_path / "a", engine=backwards)
+    assert dataset(tmp_path / "a") == undisturbed
+    assert plans[0].workers == 2
+    with pytest.raises(Text2SamError, match="are missing"):
+        run(images, tmp_path / "b", engine=lambda plan: iter(list(run_threads(plan))[1:]))
+    resumed(images, tmp_path / "b", undisturbed)
+
+
+# a pair that sees
+
+
+def test_the_sticker_pair_killed_and_undisturbed(tmp_path: Path) -> None:
+    from text2sam.sticker.world import World
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    scenes = list(World(size=(128, 128), objects=(1, 2)).scenes(range(500, 508)))
+    for scene in scenes:
+        PIL.Image.fromarray(scene.image).save(folder / f"{scene.seed}.png")
+    pair = TextPromptedSAM.from_pretrained("sticker", device="cpu", text_cache=False)
+    names = [scenes[0].names[0], scenes[5].names[0]]
+    labels = LabelSet(tuple(LabelSpec(name) for name in dict.fromkeys(names)))
+    options: dict[str, Any] = {"batch_size": 3, "workers": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code = killed_at(4, os, "fsync", lambda: annotate(pair, folder, labels, tmp_path / "killed", **options))
+    assert code == -signal.SIGKILL
+    report = annotate(pair, folder, labels, tmp_path / "killed", **options)
+    assert report.skipped > 0
+    annotate(pair, folder, labels, tmp_path / "whole", **(options | {"workers": 1}))
+    assert dataset(tmp_path / "killed") == dataset(tmp_path / "whole")
+    [content] = dataset(tmp_path / "whole").values()
+    coco = json.loads(content)
+    # the plain loop, which runs on as many cores as there are
+    for entry, scene in zip(coco["images"], scenes, strict=True):
+        results = pair.segment_many(scene.image, list(labels.names))
+        expected = [(r.text, o.area) for r in results if r.present for o in r.instances]
+        given = [a for a in coco["annotations"] if a["image_id"] == entry["id"]]
+        ids = {c["id"]: c["name"] for c in coco["categories"]}
+        assert [ids[a["category_id"]] for a in given] == [name for name, _ in expected]
+        assert np.allclose([a["area"] for a in given], [area for _, area in expected], rtol=0.02)
+    assert coco["annotations"]
