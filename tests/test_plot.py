@@ -1,24 +1,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import label
 
 from text2sam.errors import InputError
 from text2sam.plot import (
+    AGAINST_COLOUR,
+    CARRIES_COLOUR,
     MASK_COLOUR,
     NEGATIVE_COLOUR,
     OBJECT_COLOURS,
     POSITIVE_COLOUR,
     explain,
+    explain_text,
     heat,
     heat_colours,
     overlay,
     side_by_side,
 )
+from text2sam.tasks.explanation import Place, TextExplanation, Word
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
 MAP = SimilarityMap(np.arange(12, dtype=np.float32).reshape(3, 4))
@@ -482,3 +489,111 @@ def test_explain_refuses_what_does_not_fit() -> None:
         explain(picture())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="shape"):
         explain(dataclasses.replace(result, mask=np.zeros((0, 4), bool), box=None, candidates=None, present=False))
+
+
+# which words of a text an image bears out
+
+
+def explained(
+    words: Sequence[str] = ("a", "cat"), carries: Sequence[float] = (-0.1, 0.2), shape: tuple[int, int] = (60, 90)
+) -> TextExplanation:
+    rng = np.random.default_rng(0)
+    maps = [SimilarityMap(rng.standard_normal((3, 4)).astype(np.float32), word) for word in words]
+    found = tuple(Word(word, (word,), m, c) for word, m, c in zip(words, maps, carries, strict=True))
+    places = (
+        Place((0, 3), (shape[1] * 0.875, shape[0] / 6), 0.9, ((1 % len(words), 0.5), (0, 0.25))),
+        Place((2, 0), (shape[1] * 0.125, shape[0] * 5 / 6), 0.5, ((0, -0.25),)),
+    )
+    nearest = np.zeros((3, 4, min(3, len(words))), np.intp)
+    return TextExplanation(" ".join(words), found, MAP, places, nearest, 0.31, "surgery", shape)
+
+
+def test_words_are_coloured_by_what_they_carry(drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    figure = explain_text(explained(["a", "cat", "bus"], [-0.1, 0.2, 0.0]), picture())
+    assert figure.dtype == np.uint8
+    assert figure.shape[1:] == (1200, 3)
+    told = texts_of(drawn)
+    for line in ("a\n", "cat\n", "bus\n", "cosine 0.310, maps by surgery on 4 x 3 patches", "carries +0.200", "carries -0.100"):
+        assert line in told
+    assert "1 at 79, 10: cat 0.500, a 0.250" in told
+    assert "2 at 11, 50: a -0.250" in told
+
+    def ground(word: str) -> tuple[int, ...]:
+        boxes = [box for text, box in drawn if text == word]
+        colours = {tuple(figure[int(box[1]) - 1, int(box[0]) - 2].tolist()) for box in boxes}
+        assert (len(boxes), len(colours)) == (2, 1)  # in the text and under its map, in the same colour
+        return colours.pop()
+
+    assert ground("cat") == CARRIES_COLOUR
+    assert ground("a") == tuple(round(255 + 0.5 * (c - 255)) for c in AGAINST_COLOUR)
+    assert ground("bus") == (255, 255, 255)
+
+
+def test_the_whole_texts_map_stands_on_the_left_with_its_places() -> None:
+    explanation, image = explained(shape=(200, 300)), picture(200, 300)
+    none = explain_text(dataclasses.replace(explanation, places=()), image)
+    gap, left = 15, round(0.44 * 1200)
+    scale = (left - gap) / 300
+    h, w = round(200 * scale), round(300 * scale)
+    smaller = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(none[gap : gap + h, gap : gap + w], heat(smaller, MAP))
+    numbered = explain_text(explanation, image)[gap : gap + h, gap : gap + w]
+    changed = (numbered != none[gap : gap + h, gap : gap + w]).any(2)
+    _, count = label(changed, np.ones((3, 3)))
+    assert count == 2
+    for y, x in ((h / 6, w * 0.875), (h * 5 / 6, w * 0.125)):
+        assert changed[int(y) - 6 : int(y) + 6, int(x) - 6 : int(x) + 6].any()
+
+
+def test_maps_of_words_have_one_scale() -> None:
+    loud = SimilarityMap(np.array([[0, 0, 0, 4]], np.float32))
+    quiet = SimilarityMap(np.array([[7, 7, 7, 7.4]], np.float32))
+    words = tuple(Word(name, (name,), m, 0.1) for name, m in (("loud", loud), ("quiet", quiet)))
+    nearest = np.zeros((1, 4, 2), np.intp)
+    figure = explain_text(TextExplanation("loud quiet", words, loud, (), nearest, 0.3, "surgery", (50, 200)))
+    wide = round(0.44 * 1200) - 15
+    rows = figure[-80]  # through both maps
+    first, second = rows[15 : 15 + wide], rows[30 + wide : 30 + 2 * wide]
+    assert first[2].tolist() == second[2].tolist() == heat_colours(np.zeros(1))[0].tolist()
+    assert first[-3].tolist() == heat_colours(np.ones(1))[0].tolist()
+    assert np.abs(second[-3].astype(int) - heat_colours(np.full(1, 0.1))[0]).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (60, 90)])
+@pytest.mark.parametrize("width", [320, 1200])
+@pytest.mark.parametrize("count", [1, 9, 70])
+def test_any_explanation_can_be_drawn(shape: tuple[int, int], width: int, count: int) -> None:
+    words = ["unbelievablylongword" * (i % 7 == 3) or f"w{i}" for i in range(count)]
+    explanation = explained(words, np.linspace(-1, 1, count).tolist(), shape)
+    for image in (None, picture(*shape)):
+        figure = explain_text(explanation, image, width=width)
+        assert figure.shape[1:] == (width, 3)
+        assert figure.shape[0] < 6 * width
+        assert (figure[-3:] == 255).all()  # nothing runs over the edge
+        assert (figure[:, -3:] == 255).all()
+
+
+def test_an_image_shows_nothing_of_the_text(drawn: list[tuple[str, tuple[float, ...]]]) -> None:
+    flat = SimilarityMap(np.zeros((3, 4), np.float32))
+    base = explained(["a", "日本"], [0.0, 0.0])
+    words = tuple(dataclasses.replace(word, similarity=flat) for word in base.words)
+    explain_text(dataclasses.replace(base, words=words, similarity=flat), picture())
+    assert "??" in texts_of(drawn)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((None,), {}),
+        ((MAP,), {}),
+        ((explained(), picture(61, 90)), {}),
+        ((explained(), picture()[..., 0]), {}),
+        ((explained(),), {"width": 319}),
+        ((explained(),), {"width": 8193}),
+        ((explained(),), {"width": True}),
+        ((explained(),), {"width": 400.0}),
+    ],
+)
+def test_what_explain_text_cannot_draw(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        explain_text(*arguments, **options)

@@ -10,7 +10,7 @@ import functools
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from text2sam.errors import InputError
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of, check_shape
+
+if TYPE_CHECKING:
+    from text2sam.tasks.explanation import TextExplanation
 
 Colour = tuple[int, int, int]
 
@@ -698,3 +701,165 @@ def _oklab_to_srgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     colours: NDArray[np.uint8] = np.rint(255 * encoded).astype(np.uint8)
     return colours
+
+
+CARRIES_COLOUR: Colour = (255, 150, 30)
+"""Of the word that carries most of a match; words that carry less are paler."""
+AGAINST_COLOUR: Colour = (150, 190, 255)
+"""Of words without which the text would fit better."""
+
+
+def explain_text(
+    explanation: TextExplanation, image: NDArray[np.uint8] | None = None, *, width: int = 1200
+) -> NDArray[np.uint8]:
+    """Which words of a text an image bears out, and where, in one figure.
+
+    On the left the whole text's map over the image, with the places that carry the match numbered from the strongest on. Beside
+    it the text, every word on a ground that is the more orange the more of the match it carries (the share of the word that
+    carries most is full orange; blue words speak against the match), and under it each place with the words nearest to it.
+    Below, the maps of up to eight words, those that carry most or speak most against it, in the text's order. Each is drawn
+    less its own median and all on one scale, so that a map of one colour is a word that points nowhere.
+
+    Args:
+        explanation: from :func:`text2sam.tasks.explain_text`.
+        image: (H, W, 3) uint8 RGB, the image it is of; without one the maps are drawn alone.
+        width: of the figure in pixels, 320 to 8192.
+
+    Returns:
+        (H', width, 3) uint8 RGB.
+
+    Raises:
+        InputError: the image is no such array or of another size than the explanation's, or ``width`` is out of range.
+    """
+    from text2sam.tasks.explanation import TextExplanation
+
+    if not isinstance(explanation, TextExplanation):
+        raise InputError(f"explanation must be a TextExplanation, not {type(explanation).__name__}")
+    if isinstance(width, bool) or not isinstance(width, (int, np.integer)) or not 320 <= width <= 8192:
+        raise InputError(f"width must be an int in 320..8192, not {width!r}")
+    width = int(width)
+    if image is not None and _check_image(image).shape[:2] != explanation.shape:
+        raise InputError(
+            f"the explanation is of an image {explanation.shape}, this is {image.shape[:2]} (H, W): they do not belong together"
+        )
+    h, w = explanation.shape
+    font = _font(max(11, round(width / 75)))
+    line, gap = _line_height(font) + 4, max(8, width // 80)
+    left = round(0.44 * width)
+    scale = min((left - gap) / w, 0.5 * width / h)
+    size = max(8, round(h * scale)), max(8, round(w * scale))
+    start = gap + size[1] + 2 * gap  # of the words
+    chips, chip_rows = _chips(explanation, font, width - gap - start, line)
+    notes = _notes(explanation, font, width - gap - start)
+    beside = (chip_rows + 1 + len(notes)) * line + chip_rows * (line // 3) + gap
+
+    shown = sorted(np.argsort([-abs(word.carries) for word in explanation.words], kind="stable")[:_MOST_CANDIDATES].tolist())
+    columns = max(1, min(len(shown), (width - gap) // (_NARROWEST + gap), 4))
+    cell = min((width - gap) // columns - gap, left - gap)
+    small_scale = min(cell / w, 0.35 * width / h)
+    small = max(8, round(h * small_scale)), max(8, round(w * small_scale))
+    rows = -(-len(shown) // columns)
+    top = gap + max(size[0], beside) + gap
+    height = top + gap + rows * (small[0] + 2 * line + gap)
+    canvas = Image.new("RGB", (width, height), _WHITE)
+    draw = ImageDraw.Draw(canvas)
+
+    values = np.stack([word.similarity.values - np.median(word.similarity.values) for word in explanation.words])
+    whole = _over(_ground(image, size), explanation.similarity, None, image is not None)
+    canvas.paste(Image.fromarray(_numbered(whole, explanation)), (gap, gap))
+    for text, fill, x, row in chips:
+        y = gap + row * (line + line // 3)
+        draw.rectangle((start + x, y, start + x + font.getlength(text) + line // 2, y + line), fill=fill)
+        draw.text((start + x + line // 4, y + 1), text, fill=_INK, font=font)
+    y = gap + chip_rows * (line + line // 3) + line // 2
+    for text, pale in notes:
+        draw.text((start, y), text, fill=_PALE_INK if pale else _INK, font=font)
+        y += line
+    draw.line((gap, top, width - gap, top), fill=(210, 210, 210))
+    ground, bounds = _ground(image, small), (float(values.min()), float(values.max()))
+    fills = _word_colours(explanation)
+    for place, index in enumerate(shown):
+        x, y = gap + (place % columns) * (cell + gap), top + gap + (place // columns) * (small[0] + 2 * line + gap)
+        word = explanation.words[index]
+        canvas.paste(Image.fromarray(_over(ground, word.similarity, bounds, image is not None)), (x, y))
+        name = _shorten(word.text, font, cell - line)
+        below = y + small[0] + line // 4
+        draw.rectangle((x, below, x + font.getlength(name) + line // 2, below + line), fill=fills[index])
+        draw.text((x + line // 4, below + 1), name, fill=_INK, font=font)
+        note = f"carries {word.carries:+.3f}"
+        draw.text((x + cell - font.getlength(note), below + 1), note, fill=_PALE_INK, font=font)
+    return np.asarray(canvas)
+
+
+def _word_colours(explanation: TextExplanation) -> list[Colour]:
+    """The ground of each word."""
+    carried = np.array([word.carries for word in explanation.words])
+    strength = np.abs(carried) / max(float(np.abs(carried).max()), 1e-12)
+    ends = [CARRIES_COLOUR if value > 0 else AGAINST_COLOUR for value in carried]
+    mixed = [[round(255 + float(s) * (c - 255)) for c in end] for s, end in zip(strength, ends, strict=True)]
+    return [(r, g, b) for r, g, b in mixed]
+
+
+def _chips(
+    explanation: TextExplanation, font: Any, width: float, line: int
+) -> tuple[list[tuple[str, Colour, float, int]], int]:
+    """Every word with its ground, where it begins, and its row; and how many rows there are, at most twelve."""
+    chips: list[tuple[str, Colour, float, int]] = []
+    x, row = 0.0, 0
+    for word, fill in zip(explanation.words, _word_colours(explanation), strict=True):
+        text = _shorten(word.text, font, width - line // 2)
+        wide = font.getlength(text) + line // 2
+        if x and x + wide > width:
+            x, row = 0.0, row + 1
+        if row == 12:
+            chips[-1] = ("...", _WHITE, chips[-1][2], 11)
+            break
+        chips.append((text, fill, x, row))
+        x += wide + line // 4
+    return chips, min(row, 11) + 1
+
+
+def _notes(explanation: TextExplanation, font: Any, width: float) -> list[tuple[str, bool]]:
+    """Lines under the words, and whether they are pale."""
+    gh, gw = explanation.similarity.values.shape
+    about = "orange: carries the match; blue: speaks against it"
+    made = f"cosine {_figure(explanation.score)}, maps by {explanation.method} on {gw} x {gh} patches"
+    notes = [(text, True) for sentence in (about, made) for text in _wrap(sentence, font, width, 2)]
+    for number, place in enumerate(explanation.places[:9], start=1):
+        words = ", ".join(f"{explanation.words[i].text} {_figure(value)}" for i, value in place.words)
+        x, y = place.point
+        notes.append((_shorten(f"{number} at {x:.0f}, {y:.0f}: {words}", font, width), False))
+    return notes
+
+
+def _over(
+    ground: NDArray[np.uint8], similarity: SimilarityMap, bounds: tuple[float, float] | None, with_image: bool
+) -> NDArray[np.uint8]:
+    """As :func:`heat`; with ``bounds`` (lowest, highest), of the map less its median on that scale."""
+    alpha = 0.7 if with_image else 1.0
+    if bounds is None:
+        return heat(ground, similarity, alpha=alpha)
+    low, high = float(similarity.values.min()), float(similarity.values.max())
+    span = bounds[1] - bounds[0]
+    values = low + similarity.to_image(ground.shape[:2]) * (high - low) - np.median(similarity.values)
+    values = (values - bounds[0]) / span if span > 0 else np.zeros_like(values)
+    grey = ground @ np.array([0.299, 0.587, 0.114], np.float32)
+    mixed = (1 - alpha) * grey[..., None] + alpha * heat_colours(values)
+    return np.rint(mixed).clip(0, 255).astype(np.uint8)
+
+
+def _numbered(picture: NDArray[np.uint8], explanation: TextExplanation) -> NDArray[np.uint8]:
+    """The places of an explanation as numbered discs; the strongest on top."""
+    (h, w), (height, width) = picture.shape[:2], explanation.shape
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    radius = max(6, min(14, min(h, w) // 24))
+    font = _font(max(9, round(1.2 * radius)))
+    for number, place in reversed(list(enumerate(explanation.places[:9], start=1))):
+        at = (place.point[0] * w / width, w), (place.point[1] * h / height, h)
+        x, y = (min(max(value, radius + 1), max(radius + 1, side - radius - 2)) for value, side in at)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_WHITE, outline=_INK, width=max(1, radius // 6))
+        text = str(number)
+        box = font.getbbox(text)
+        draw.text((x - (box[0] + box[2]) / 2, y - (box[1] + box[3]) / 2), text, fill=_INK, font=font)
+    return np.asarray(canvas)

@@ -1,0 +1,149 @@
+"""What the tasks have in common: the model given, the classes given, and the features of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from text2sam.clip.attention import METHODS
+from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
+from text2sam.clip.prompts import check_text
+from text2sam.clip.similarity import feature_surgery
+from text2sam.errors import InputError, PromptError
+
+if TYPE_CHECKING:
+    import torch
+
+    from text2sam.pipeline import TextPromptedSAM
+
+Labels = Sequence[str] | Mapping[str, Sequence[str]]
+"""Class names; a mapping holds the words for each name. Texts are taken literally: ``"c++"`` joins nothing."""
+
+
+def surgery_of(model: ClipSurgery | TextPromptedSAM) -> ClipSurgery:
+    """The ClipSurgery given, or that of a pair.
+
+    Raises:
+        InputError: it is neither.
+    """
+    surgery = model if isinstance(model, ClipSurgery) else getattr(model, "surgery", None)
+    if not isinstance(surgery, ClipSurgery):
+        raise InputError(f"model must be a ClipSurgery or a TextPromptedSAM, not {type(model).__name__}")
+    return surgery
+
+
+def parse_labels(labels: Labels) -> dict[str, tuple[str, ...]]:
+    """Class name -> the words for it, in order.
+
+    Raises:
+        PromptError: there is no label, one is empty or given twice (case does not count, CLIP's tokenizer knows none), or a
+            word stands for two classes.
+        InputError: it is not a sequence of texts or a mapping from names to texts.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise InputError(f"labels must be a sequence of texts, such as ['cat', 'dog'], not {labels!r}")
+    if isinstance(labels, Mapping):
+        pairs = [(_name(name), check_words(words, f"the words for {name!r}")) for name, words in labels.items()]
+    else:
+        pairs = [(text, (text,)) for text in (check_text(label) for label in labels)]
+    if not pairs:
+        raise PromptError("there must be at least one label")
+    _require_distinct([name for name, _ in pairs], "the label")
+    _require_distinct([word for _, words in pairs for word in words], "the text")
+    return dict(pairs)
+
+
+def check_words(words: Sequence[str], what: str) -> tuple[str, ...]:
+    """Texts, stripped, at least one of them, none twice.
+
+    Raises:
+        PromptError: they are not.
+        InputError: it is not a sequence of texts.
+    """
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise InputError(f"{what} must be a sequence of texts, such as ['sky', 'wall'], not {words!r}")
+    if not words:
+        raise PromptError(f"{what} must be at least one text")
+    checked = tuple(check_text(word) for word in words)
+    _require_distinct(checked, "the text")
+    return checked
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise PromptError(f"the name of a class must be a text, not {name!r}")
+    return name.strip()
+
+
+def _require_distinct(texts: Sequence[str], what: str) -> None:
+    seen: set[str] = set()
+    for text in texts:
+        if text.casefold() in seen:
+            raise PromptError(f"{what} {text!r} is given twice; name each once")
+        seen.add(text.casefold())
+
+
+def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templates: Sequence[str] | None) -> torch.Tensor:
+    """(T, C) float32 L2-normalised: the mean of the features of each class's words, each an ensemble over templates."""
+    import torch
+
+    words = [tuple(group) for group in classes]
+    features = surgery.prompts.using(templates)([word for group in words for word in group])
+    means = torch.stack([part.mean(dim=0) for part in features.split([len(group) for group in words])])
+    return torch.nn.functional.normalize(means, dim=-1)
+
+
+def logit_scale_of(surgery: ClipSurgery) -> float:
+    """The factor CLIP was trained to multiply its cosines with, 100 for OpenAI's."""
+    return float(surgery.model.logit_scale.detach().float().exp().mean())
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Raises :class:`InputError` unless it is an int of at least 1."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise InputError(f"batch_size must be an int of at least 1, not {batch_size!r}")
+    return batch_size
+
+
+def check_method(method: Any) -> Method:
+    """A name in :data:`text2sam.clip.attention.METHODS`.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(method, str) or method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    return cast("Method", method)
+
+
+def patch_tokens(features: ImageFeatures, method: Method) -> torch.Tensor:
+    """(1 + gh*gw, C) tokens, class token first, that a method's maps are made of.
+
+    Raises:
+        InputError: the image was not encoded for the method.
+    """
+    name = METHODS[method].tokens
+    found = {"architecture": features.operated, "raw": features.raw}.get(name, features.others.get(name))
+    if found is None:
+        raise InputError(f"these features were not encoded for method={method!r}: encode_image(image, methods=[{method!r}])")
+    return found
+
+
+def similarities(
+    surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, method: Method, redundant: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(1 + gh*gw, T) similarities of an image's tokens and text features, as ``ClipSurgery.maps`` makes them.
+
+    Args:
+        surgery: whose ``tau`` and weighting feature surgery takes.
+        features: of the image.
+        texts: (T, C) L2-normalised; for methods with feature surgery they are the label set.
+        method: checked.
+        redundant: (1, C), what feature surgery subtracts in place of what the label set has in common.
+    """
+    tokens, recipe = patch_tokens(features, method), METHODS[method]
+    if recipe.removes:
+        found = feature_surgery(tokens[None], texts, redundant, tau=surgery.tau, weighting=surgery.weighting)[0]
+    else:
+        found = tokens @ texts.T
+    return -found if recipe.reverses else found

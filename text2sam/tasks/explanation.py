@@ -1,0 +1,338 @@
+"""Image-text explanation: which words of a text an image bears out, and where (CLIP Surgery, arXiv 2304.05653, multimodal
+visualisation)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError, PromptError, UnsupportedModelError
+from text2sam.types import SimilarityMap, check_shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
+    from text2sam.image import ImageLike
+    from text2sam.pipeline import TextPromptedSAM
+
+NEAREST = 3
+"""How many words are given for each place, as in the papers' reference."""
+
+_APART = 2  # patches between places
+
+
+@dataclass(frozen=True, eq=False)
+class Word:
+    """A word of a text and its part in the match.
+
+    Attributes:
+        text: the word as the tokenizer has it, in lower case.
+        tokens: the pieces it was made of, such as ``("sail", "boat")``.
+        similarity: its map.
+        carries: how much of the match it carries: the cosine of image and text less that of image and the text without this
+            word. Below 0 the text would fit better without it.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    similarity: SimilarityMap
+    carries: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """A patch that carries the match.
+
+    Attributes:
+        patch: (row, column).
+        point: (x, y) of its centre in pixels of the image.
+        value: of the whole text's map there.
+        words: the nearest words, as indices into the text's, and their similarities there, most similar first.
+    """
+
+    patch: tuple[int, int]
+    point: tuple[float, float]
+    value: float
+    words: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TextExplanation:
+    """Which words and which places carry the match of an image and a text; :func:`text2sam.plot.explain_text` draws it.
+
+    Attributes:
+        text: the text.
+        words: its words in order; a word that occurs twice is there twice.
+        similarity: the map of the whole text.
+        places: the places that carry the match most, the strongest first.
+        nearest: (gh, gw, k) intp, the k words nearest to each patch, indices into ``words``, the nearest first; k is 3, or the
+            number of words where there are fewer.
+        score: cosine in [-1, 1] of the image and the text: plain CLIP's, without a prompt template.
+        method: how the maps were made.
+        shape: (H, W) of the image in pixels.
+
+    Raises:
+        InputError: there is no word, or maps and ``nearest`` do not belong together.
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    similarity: SimilarityMap
+    places: tuple[Place, ...]
+    nearest: NDArray[np.intp]
+    score: float
+    method: str
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            raise InputError("words must be at least one")
+        check_shape(self.shape)
+        grid = self.similarity.values.shape
+        if any(word.similarity.values.shape != grid for word in self.words):
+            raise InputError(f"the maps of the words must be on the grid of the text's, {grid}")
+        wanted = (*grid, min(NEAREST, len(self.words)))
+        if self.nearest.shape != wanted or self.nearest.min() < 0 or self.nearest.max() >= len(self.words):
+            raise InputError(f"nearest must be indices of words of shape {wanted}, not of shape {self.nearest.shape}")
+
+    @property
+    def shares(self) -> NDArray[np.float32]:
+        """(W,) float32 in [0, 1]: what each word carries, as a share of what all words that carry something do together."""
+        carried = np.maximum([word.carries for word in self.words], 0.0)
+        total = carried.sum()
+        return (carried / total if total > 0 else carried).astype(np.float32)
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """(word, how much it carries), the one that carries most first."""
+        order = np.argsort([-word.carries for word in self.words], kind="stable")
+        return [(self.words[i].text, self.words[i].carries) for i in order]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in JSON's types.
+
+        Returns:
+            ``text``, ``method``, ``score``, ``shape`` ([H, W]), ``grid`` ([gh, gw]); ``words``: for each ``text``,
+            ``tokens``, ``carries``, ``share``, ``peak`` ([x, y] in pixels), ``map`` (gh lists of gw numbers); ``map`` of the
+            whole text likewise; ``places``: for each ``patch`` ([row, column]), ``point`` ([x, y]), ``value``, and ``words``
+            with ``index``, ``text`` and ``similarity``; ``nearest``: (gh, gw, k) nested lists of indices.
+        """
+        return {
+            "text": self.text,
+            "method": self.method,
+            "score": self.score,
+            "shape": list(self.shape),
+            "grid": list(self.similarity.values.shape),
+            "words": [
+                {
+                    "text": word.text,
+                    "tokens": list(word.tokens),
+                    "carries": word.carries,
+                    "share": float(share),
+                    "peak": list(word.similarity.peak(self.shape)),
+                    "map": word.similarity.values.tolist(),
+                }
+                for word, share in zip(self.words, self.shares, strict=True)
+            ],
+            "map": self.similarity.values.tolist(),
+            "places": [
+                {
+                    "patch": list(place.patch),
+                    "point": list(place.point),
+                    "value": place.value,
+                    "words": [{"index": i, "text": self.words[i].text, "similarity": s} for i, s in place.words],
+                }
+                for place in self.places
+            ],
+            "nearest": self.nearest.tolist(),
+        }
+
+
+def explain_text(
+    model: ClipSurgery | TextPromptedSAM,
+    image: ImageLike | ImageFeatures,
+    text: str,
+    *,
+    method: Method = "surgery",
+    places: int = 5,
+) -> TextExplanation:
+    """Which words of a text an image bears out, and where.
+
+    Every token of the text has a feature of its own before the end token is pooled
+    (:func:`text2sam.clip.prompts.encode_token_features`), L2-normalised. Tokens are put together to the words the tokenizer
+    took apart: a word's feature is the normalised mean of its tokens'. Words are the tokenizer's, so every digit, a run of
+    punctuation and endings such as ``'s`` are words of their own. The text is taken as it is, without templates.
+
+    The start token stands for no word: the text tower is causal, so it has seen nothing and its feature is the same for every
+    text. The end token stands for the whole text: its feature is the one CLIP compares with images. Each word in between knows
+    those before it, so that a map of "and" may well show what was named before it.
+
+    A word's map is the similarity of its feature and the patches' tokens. With feature surgery (``method="surgery"``) the
+    redundant feature is that of the start token for a word, and the empty text's for the whole text: what the model sees
+    before any word is said. (The papers leave open what is redundant for a single token; this is our reading. It removes the
+    same from the maps of all words, and so leaves their order at a place alone.)
+
+    Args:
+        model: a ClipSurgery, or a pair, whose surgery is taken.
+        image: anything :func:`text2sam.image.read_image` accepts, or features from ``ClipSurgery.encode_image``, encoded for
+            ``method``.
+        text: a sentence or a word.
+        method: any of :data:`text2sam.clip.attention.METHODS`.
+        places: how many places to name, at least two patches apart from each other.
+
+    Returns:
+        Maps, the words' part in the match, the strongest places and the words nearest to them.
+
+    Raises:
+        PromptError: the text is empty or longer than the text tower's context.
+        UnsupportedModelError: the tokenizer does not tell how it made its tokens (open_clip's ``SimpleTokenizer`` does), or
+            the text tower is not pooled at an end token.
+        InputError: ``method`` or ``places`` is none of the above, or the features lack the method's tokens.
+        ImageError: the image cannot be read.
+    """
+    import torch
+
+    from text2sam.clip.generator import ImageFeatures
+    from text2sam.clip.prompts import check_text, encode_token_features
+    from text2sam.clip.surgery import evaluating
+    from text2sam.tasks._inputs import check_method, surgery_of
+
+    surgery = surgery_of(model)
+    method = check_method(method)
+    text = check_text(text)
+    count = _count(places)
+    ids, spans = tokenize_words(surgery.prompts.tokenizer, text)
+    words = [tuple(ids[i] for i in range(*span)) for span in spans]
+    rows = [ids, [ids[0], ids[-1]], *([i for k, i in enumerate(ids) if not a <= k < b] for a, b in spans)]
+    tokens = torch.zeros(len(rows), len(ids), dtype=torch.long)
+    for row, values in zip(tokens, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    ends = torch.tensor([len(values) - 1 for values in rows])
+    with torch.inference_mode(), evaluating(surgery.model):
+        encoded = encode_token_features(surgery.model, _padded(tokens, surgery.model).to(surgery.device)).float()
+        encoded = torch.nn.functional.normalize(encoded, dim=-1)  # (2 + W, l, C)
+        pooled = encoded[torch.arange(len(rows)), ends]  # (2 + W, C): the text, the empty one, the text less each word
+        features = torch.stack([encoded[0, a:b].mean(dim=0) for a, b in spans])
+        features = torch.nn.functional.normalize(features, dim=-1)  # (W, C)
+        seen = image if isinstance(image, ImageFeatures) else surgery.encode_image(image, methods=[method])
+        cosines = (pooled @ seen.raw[0]).cpu().numpy().astype(np.float64)
+        maps = _maps(surgery, seen, features, encoded[0, :1], method)  # (W, gh, gw)
+        whole = _maps(surgery, seen, pooled[:1], pooled[1:2], method)[0]  # (gh, gw)
+    decoder = surgery.prompts.tokenizer
+    pieces = [tuple(_spell(decoder, [i]) for i in word) for word in words]
+    named = [_spell(decoder, word) for word in words]
+    similarity = SimilarityMap(whole, text, method)
+    order = np.argsort(-maps, axis=0, kind="stable")[:NEAREST]  # (k, gh, gw)
+    nearest = np.ascontiguousarray(order.transpose(1, 2, 0))
+    return TextExplanation(
+        text=text,
+        words=tuple(
+            Word(name, parts, SimilarityMap(values, name, method), float(cosines[0] - without))
+            for name, parts, values, without in zip(named, pieces, maps, cosines[2:], strict=True)
+        ),
+        similarity=similarity,
+        places=tuple(_place(at, whole, maps, nearest, seen.shape) for at in _strongest(whole, count)),
+        nearest=nearest,
+        score=float(cosines[0]),
+        method=method,
+        shape=seen.shape,
+    )
+
+
+def tokenize_words(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """A text's tokens, and which of them make up each word.
+
+    Args:
+        tokenizer: open_clip's ``SimpleTokenizer``, or one that has its ``decoder`` (token id -> piece, with ``</w>`` at the
+            end of a word), ``byte_decoder`` and ``all_special_ids``.
+        text: checked.
+
+    Returns:
+        The ids from start to end token, and for each word the range [first, end) of its tokens in them.
+
+    Raises:
+        UnsupportedModelError: the tokenizer is another one.
+        PromptError: the text has no words for it, or more tokens than it takes.
+    """
+    if not all(hasattr(tokenizer, name) for name in ("decoder", "byte_decoder", "all_special_ids")):
+        raise UnsupportedModelError(
+            "words are put together from tokens by open_clip's SimpleTokenizer, which marks where a word ends; this is a "
+            f"{type(tokenizer).__name__}, which does not. Take a model with CLIP's own tokenizer, such as ViT-B-16"
+        )
+    row: list[int] = tokenizer([text])[0].tolist()
+    end = row.index(max(row))
+    if end == len(row) - 1:  # the tokenizer cuts silently and puts the end token last
+        raise PromptError(f"the text {text[:60]!r}... has more tokens than the {len(row)} the text tower takes; shorten it")
+    ids, spans, first = row[: end + 1], [], 1
+    for i in range(1, end):
+        if tokenizer.decoder[ids[i]].endswith("</w>"):
+            spans.append((first, i + 1))
+            first = i + 1
+    if first < end:
+        spans.append((first, end))
+    if not spans:
+        raise PromptError(f"the tokenizer makes no tokens of {text!r}")
+    return ids, spans
+
+
+def _spell(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as people write them; a piece of a character that takes several tokens is a replacement character."""
+    letters = "".join(tokenizer.decoder[i] for i in ids).removesuffix("</w>")
+    return bytes(tokenizer.byte_decoder[c] for c in letters).decode("utf-8", errors="replace")
+
+
+def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
+    """A tower that is not causal wants all its positions; zeros stand behind the end token, as the tokenizer puts them."""
+    import torch
+
+    if getattr(model, "attn_mask", None) is not None:
+        return tokens
+    return torch.nn.functional.pad(tokens, (0, int(model.positional_embedding.shape[0]) - tokens.shape[1]))
+
+
+def _maps(
+    surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, redundant: torch.Tensor, method: Method
+) -> NDArray[np.float32]:
+    from text2sam.tasks._inputs import similarities
+
+    found = similarities(surgery, features, texts, method, redundant)[1:]  # (gh*gw, T)
+    return np.ascontiguousarray(found.T.unflatten(1, features.grid).float().cpu().numpy())
+
+
+def _count(places: int) -> int:
+    try:
+        count = -1 if isinstance(places, bool) else operator.index(places)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise InputError(f"places must be a whole number, at least 0, not {places!r}")
+    return count
+
+
+def _strongest(values: NDArray[np.float32], count: int) -> list[tuple[int, int]]:
+    """(row, column) of up to ``count`` patches, the highest first, each at least two patches from the others."""
+    left = values.astype(np.float64)
+    found: list[tuple[int, int]] = []
+    while len(found) < count and np.isfinite(left.max()):
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        found.append((row, column))
+        left[max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART] = -np.inf
+    return found
+
+
+def _place(
+    at: tuple[int, int],
+    whole: NDArray[np.float32],
+    maps: NDArray[np.float32],
+    nearest: NDArray[np.intp],
+    shape: tuple[int, int],
+) -> Place:
+    (row, column), (gh, gw), (h, w) = at, whole.shape, shape
+    point = ((column + 0.5) * w / gw, (row + 0.5) * h / gh)
+    words = tuple((int(i), float(maps[i, row, column])) for i in nearest[row, column])
+    return Place(at, point, float(whole[row, column]), words)

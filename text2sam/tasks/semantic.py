@@ -1,0 +1,513 @@
+"""Open-vocabulary semantic segmentation: one class for every pixel (CLIP Surgery, arXiv 2304.05653, semantic segmentation).
+
+Nothing of the size classes x height x width is held: similarities are kept on patches, and go through upsampling and argmax
+in stripes of rows.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from text2sam.errors import InputError, PromptError
+from text2sam.points import patch_shares
+from text2sam.types import PointPrompts, SimilarityMap, check_shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
+    from text2sam.image import ImageLike
+    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.tasks._inputs import Labels
+
+BACKGROUND = "background"
+"""Name of the class that background words, or a threshold, make."""
+
+LOGIT_SCALE = 40.0
+"""What similarities are multiplied with before the softmax in the protocol of SCLIP (arXiv 2312.01597) and its followers."""
+
+REGIONS = 64
+"""``refine="sam"`` prompts SAM for at most this many regions, those with most probability first."""
+
+_BUDGET = 64 * 2**20  # bytes of logits upsampled at once
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticMap:
+    """The class of every pixel of an image.
+
+    Attributes:
+        labels: T class names, that of the background among them where there is one.
+        classes: (H, W) uint16, index in ``labels``.
+        probabilities: (T, gh, gw) float32 in [0, 1] on patches, before upsampling; see :func:`segment_semantic`.
+        background: index of the background; None where every pixel has one of the labels asked for.
+        method: how the similarities were made.
+        threshold: a pixel whose best probability is below it is background; None without.
+        refined: whether SAM's masks have voted.
+
+    Raises:
+        InputError: shapes, dtypes or indices are not those above.
+    """
+
+    labels: tuple[str, ...]
+    classes: NDArray[np.uint16]
+    probabilities: NDArray[np.float32]
+    background: int | None = None
+    method: str = "architecture"
+    threshold: float | None = None
+    refined: bool = False
+
+    def __post_init__(self) -> None:
+        count, c, p = len(self.labels), self.classes, self.probabilities
+        if not count or len(set(self.labels)) < count:
+            raise InputError(f"labels must be one or more different names, not {self.labels!r}")
+        if not (isinstance(c, np.ndarray) and c.ndim == 2 and c.size and c.dtype == np.uint16 and int(c.max()) < count):
+            raise InputError(f"classes must be a non-empty uint16 array (H, W) of indices below {count}")
+        if not (isinstance(p, np.ndarray) and p.ndim == 3 and p.shape[0] == count and p.size and p.dtype == np.float32):
+            raise InputError(f"probabilities must be a float32 array of shape ({count}, gh, gw)")
+        if not ((p >= 0) & (p <= 1)).all():
+            raise InputError("probabilities must be in [0, 1]")
+        if self.background is not None and not 0 <= self.background < count:
+            raise InputError(f"background must be None or an index below {count}, not {self.background!r}")
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The labels that pixels have, the one with most pixels first."""
+        areas = np.bincount(self.classes.ravel(), minlength=len(self.labels))
+        return tuple(self.labels[i] for i in np.argsort(-areas, kind="stable") if areas[i])
+
+    def mask(self, label: str) -> NDArray[np.bool_]:
+        """(H, W) bool: the pixels of a label.
+
+        Raises:
+            InputError: there is no such label.
+        """
+        if label not in self.labels:
+            raise InputError(f"there is no label {label!r}; the labels are {', '.join(self.labels[:20])}")
+        mask: NDArray[np.bool_] = self.classes == self.labels.index(label)
+        return mask
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """(T, 3) uint8 RGB: PASCAL VOC's colours, the background black; see :func:`voc_palette`."""
+        colours = voc_palette(len(self.labels) + 1)
+        if self.background is None:
+            return colours[1:]
+        order = [*range(1, len(self.labels) + 1)]
+        order.insert(self.background, 0)
+        return colours[order[: len(self.labels)]]
+
+    def to_image(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB: every pixel in its label's colour of ``palette``."""
+        picture: NDArray[np.uint8] = self.palette[self.classes]
+        return picture
+
+    def to_palette_image(self) -> Image.Image:
+        """A PIL image of mode P whose values are the indices, with ``palette``: how VOC and others store ground truth.
+
+        Raises:
+            InputError: there are more than 256 labels.
+        """
+        if len(self.labels) > 256:
+            raise InputError(f"an image with a palette has at most 256 values, not {len(self.labels)}; use classes itself")
+        image = Image.fromarray(self.classes.astype(np.uint8), "L")
+        image.putpalette(self.palette.ravel().tolist())
+        return image
+
+
+def voc_palette(count: int) -> NDArray[np.uint8]:
+    """(count, 3) uint8 RGB: the colours of PASCAL VOC's annotations, black first.
+
+    The bits of an index are dealt to red, green and blue in turn, the lowest ones to the highest bits of a colour.
+    """
+    index = np.arange(count, dtype=np.int64)
+    colours = np.zeros((count, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
+
+
+def segment_semantic(
+    model: ClipSurgery | TextPromptedSAM,
+    image: ImageLike | ImageFeatures,
+    labels: Labels,
+    *,
+    background: Sequence[str] | None = None,
+    threshold: float | None = None,
+    method: Method = "architecture",
+    window: int | None = None,
+    stride: int | None = None,
+    short_side: int | None = None,
+    logit_scale: float = LOGIT_SCALE,
+    refine: Literal["sam"] | None = None,
+    batch_size: int = 8,
+) -> SemanticMap:
+    """The class of every pixel: the label whose similarity map is highest there.
+
+    The papers' setting is the default: similarities by architecture surgery alone (no feature surgery; ``method="surgery"``
+    has both, with the label set as the redundant feature), the whole image at the model's ``image_size`` (512 in the papers),
+    bilinear upsampling of the maps, argmax, no threshold.
+
+    Probabilities are ``softmax(logit_scale * similarity)`` over all texts. A label with several words has one text feature,
+    the normalised mean of theirs. Background words stay apart in the softmax, being unlike each other, and the background's
+    probability is that of the best of them, as in SCLIP's protocol; where the background has no words it is 0 and a
+    threshold alone decides.
+
+    The protocol SCLIP (arXiv 2312.01597) and its followers share is ``short_side=336, window=224, stride=112``, with a
+    ClipSurgery of ``image_size=224``: the image is resized, keeping its aspect, windows are encoded one by one, each resized
+    to ``image_size``, and upsampled similarities are averaged where windows overlap. Where one window covers the resized
+    image, the image is encoded as without windows.
+
+    With ``refine="sam"``: on the patches, pixels of one class (not the background) that hang together (8 neighbours) are a
+    region; for the :data:`REGIONS` regions with the largest sum of probabilities SAM is prompted with the centre of the
+    region's most probable patch, and of its three masks the one is taken that agrees best with the class's probabilities
+    (:func:`text2sam.sam.select.choose_by_agreement`). A mask m covers the share g of each patch; it votes for the class c
+    with the highest mean ``sum(g * p_c) / sum(g)``, or for the background where that mean is below the threshold. Each pixel
+    takes the vote of the mask over it whose mean is highest. Pixels without a mask keep their class, but where there is a
+    background, what a mask that covers at least half of its region leaves of it becomes that. (The papers prompt SAM with
+    texts only; this vote is our own.)
+
+    Args:
+        model: a ClipSurgery; or a pair, whose surgery is taken. Refinement needs the pair.
+        image: anything :func:`text2sam.image.read_image` accepts; or features from ``ClipSurgery.encode_image``, encoded for
+            ``method``, where neither windows nor refinement are wanted.
+        labels: names; or a mapping from names to the words for each. Taken literally, at most 65,535.
+        background: words for what is none of the labels; they make one class, ``"background"``, of index 0.
+        threshold: in [0, 1]: a pixel whose best probability is below it is background. That is the label of that name, or
+            else a class of index 0. One label alone is then set against the empty text.
+        method: any of :data:`text2sam.clip.attention.METHODS`.
+        window: side of the sliding window in pixels of the resized image; None encodes the image whole.
+        stride: step between windows, at most ``window``; half a window by default.
+        short_side: the image's shorter side is resized to this many pixels for the windows; None leaves it.
+        logit_scale: above 0. It changes probabilities only, so nothing where there is neither threshold nor refinement.
+        refine: ``"sam"`` lets SAM's masks vote.
+        batch_size: how many windows are encoded at once.
+
+    Returns:
+        The map; ``classes`` has the size of the image. ``probabilities`` are on the model's patches, or with windows on as
+        many as the resized image has of a window's.
+
+    Raises:
+        PromptError: a label is empty, too long or given twice, or there is only one and nothing to tell it from.
+        InputError: another argument is out of range, or needs one that is not given.
+        ImageError: the image cannot be read.
+        UnsupportedModelError: the method is not for this image tower, or the predictor's answer is not SAM's.
+    """
+    import torch
+
+    from text2sam.clip.generator import ImageFeatures
+    from text2sam.image import read_image
+    from text2sam.tasks._inputs import check_batch_size, check_method, class_features, surgery_of
+
+    surgery = surgery_of(model)
+    check_method(method)
+    plan = _plan(labels, background, threshold)
+    windows = _check_windows(window, stride, short_side)
+    check_batch_size(batch_size)
+    if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)) or not 0 < logit_scale < math.inf:
+        raise InputError(f"logit_scale must be a number above 0, not {logit_scale!r}")
+    if refine not in (None, "sam"):
+        raise InputError(f"refine must be 'sam' or None, not {refine!r}")
+    if refine and not hasattr(model, "predictor"):
+        raise InputError("refine='sam' needs a TextPromptedSAM: a ClipSurgery has no SAM")
+    if isinstance(image, ImageFeatures) and (windows or refine):
+        raise InputError("windows and refine='sam' need the image itself, not its features")
+    texts = class_features(surgery, [words or ("",) for words in plan.words], None)
+    seen = image if isinstance(image, ImageFeatures) else read_image(image)
+    with torch.inference_mode():
+        field, grid, shape = _field(surgery, seen, texts, method, windows, batch_size)
+        classes: NDArray[np.uint16] = np.empty(shape, np.uint16)
+        for start, stop, logits in _stripes(field, shape):
+            classes[start:stop] = _decide(logits * logit_scale, plan)
+        probabilities = np.zeros((len(plan.labels), *grid), np.float32)
+        for start, stop, logits in _stripes(field, grid):
+            shares = (logits * logit_scale).softmax(dim=0).clamp(0, 1).cpu().numpy()  # (columns, n, gw)
+            for owner, share in zip(plan.owners, shares, strict=True):
+                np.maximum(probabilities[owner, start:stop], share, out=probabilities[owner, start:stop])
+    if refine and isinstance(seen, np.ndarray):
+        classes = _vote(model, seen, classes, probabilities, plan)
+    return SemanticMap(plan.labels, classes, probabilities, plan.background, method, plan.threshold, refined=refine is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What the columns of the similarities are: the words of each, and the index in ``labels`` of the class it is of."""
+
+    labels: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+    owners: NDArray[np.intp]
+    background: int | None
+    threshold: float | None
+
+
+def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | None) -> _Plan:
+    from text2sam.tasks._inputs import check_words, parse_labels
+
+    classes = parse_labels(labels)
+    if threshold is not None:
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.floating)) or not 0 <= threshold <= 1:
+            raise InputError(f"threshold must be a number in [0, 1], not {threshold!r}")
+        threshold = float(threshold)
+    named = [i for i, name in enumerate(classes) if name.casefold() == BACKGROUND]
+    names, words, owners = list(classes), list(classes.values()), list(range(len(classes)))
+    place = named[0] if named else None
+    apart: list[tuple[str, ...]] = []
+    if background is not None:
+        if named:
+            raise PromptError(f"{names[named[0]]!r} is among the labels, and background words make a class of that name")
+        apart = [(word,) for word in check_words(background, "background")]
+        taken = {word.casefold() for group in words for word in group}
+        both = [word for (word,) in apart if word.casefold() in taken]
+        if both:
+            raise PromptError(f"{both[0]!r} is both a label and background; take it out of one of the two")
+    elif threshold is None and len(words) == 1:
+        raise PromptError(
+            f"{names[0]!r} alone has nothing to be told from; name further labels, background words, or a threshold"
+        )
+    elif threshold is not None and len(words) == 1:
+        if named:
+            raise PromptError("background alone has nothing to be told from; name a label")
+        apart = [()]  # the empty text
+    if background is not None or (threshold is not None and not named):
+        place = 0
+        names.insert(0, BACKGROUND)
+        owners = [0] * len(apart) + [i + 1 for i in owners]
+        words = apart + words
+    if len(names) > 65535:
+        raise InputError(f"there can be at most 65535 classes, not {len(names)}")
+    return _Plan(tuple(names), tuple(words), np.array(owners, np.intp), place, threshold)
+
+
+def _check_windows(window: int | None, stride: int | None, short_side: int | None) -> tuple[int, int, int | None] | None:
+    """(window, stride, short side), or None for none."""
+    if window is None:
+        if stride is not None or short_side is not None:
+            raise InputError("stride and short_side are for sliding windows; give window, their side in pixels")
+        return None
+    side, short = _pixels(window, "window"), None if short_side is None else _pixels(short_side, "short_side")
+    step = max(1, side // 2) if stride is None else _pixels(stride, "stride")
+    if step > side:
+        raise InputError(f"stride {step} is larger than the window {side}, which would leave gaps")
+    return side, step, short
+
+
+def _pixels(value: int, name: str) -> int:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{name} must be a whole number of pixels, at least 1, not {value!r}")
+    return number
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """Similarities over an image, made on demand: ``rows(start, stop)`` are (columns, stop - start, w) of (h, w)."""
+
+    shape: tuple[int, int]
+    columns: int
+    rows: Callable[[int, int], torch.Tensor]
+
+
+def _grid_field(values: torch.Tensor) -> _Field:
+    """(columns, h, w) as they are."""
+    return _Field((values.shape[1], values.shape[2]), len(values), lambda start, stop: values[:, start:stop])
+
+
+def _field(
+    surgery: ClipSurgery,
+    image: NDArray[np.uint8] | ImageFeatures,
+    texts: torch.Tensor,
+    method: Method,
+    windows: tuple[int, int, int | None] | None,
+    batch_size: int,
+) -> tuple[_Field, tuple[int, int], tuple[int, int]]:
+    """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
+    from text2sam.tasks._inputs import similarities
+
+    empty = surgery.prompts([""]) if len(texts) == 1 else None
+
+    def columns(features: ImageFeatures) -> torch.Tensor:
+        found = similarities(surgery, features, texts, method, empty)[1:]  # (gh*gw, columns)
+        grid: torch.Tensor = found.T.unflatten(1, features.grid)
+        return grid.float().contiguous()
+
+    if not isinstance(image, np.ndarray):
+        return _grid_field(columns(image)), image.grid, image.shape
+    shape = (image.shape[0], image.shape[1])
+    if windows is not None:
+        side, step, short = windows
+        scale = 1.0 if short is None else short / min(shape)
+        resized = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
+        if max(resized) > side:
+            picture = Image.fromarray(image).resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
+            field, grid = _window_field(surgery, np.asarray(picture), columns, side, step, method, batch_size)
+            return field, grid, shape
+    features = surgery.encode_image(image, methods=[method])
+    return _grid_field(columns(features)), features.grid, shape
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every ``stride`` pixels, the last one moved back to end with the side.
+
+    Args:
+        length: of the side in pixels.
+        window: at least 1; where it is longer than the side there is one window, as long as the side.
+        stride: at least 1.
+    """
+    last = max(0, length - window)
+    return [min(i * stride, last) for i in range(-(-last // stride) + 1)]
+
+
+def _window_field(
+    surgery: ClipSurgery,
+    image: NDArray[np.uint8],
+    columns: Callable[[ImageFeatures], torch.Tensor],
+    side: int,
+    step: int,
+    method: Method,
+    batch_size: int,
+) -> tuple[_Field, tuple[int, int]]:
+    import torch
+
+    height, width = image.shape[:2]
+    crop = (min(side, height), min(side, width))
+    tops, lefts = window_starts(height, side, step), window_starts(width, side, step)
+    corners = [(y, x) for y in tops for x in lefts]
+    grids: list[torch.Tensor] = []  # (columns, gh, gw) each
+    for start in range(0, len(corners), batch_size):
+        cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in corners[start : start + batch_size]]
+        grids += [columns(features) for features in surgery.encode_images(cut, methods=[method])]
+    count, (gh, gw) = len(grids[0]), (grids[0].shape[1], grids[0].shape[2])
+    over = torch.zeros(width)  # how many windows lie over each column of pixels
+    for x in lefts:
+        over[x : x + crop[1]] += 1
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        total = torch.zeros(count, stop - start, width, device=grids[0].device)
+        times = torch.zeros(stop - start)
+        for y in tops:
+            if max(start, y) < min(stop, y + crop[0]):
+                times[max(start, y) - start : min(stop, y + crop[0]) - start] += 1
+        for (y, x), grid in zip(corners, grids, strict=True):
+            first, last = max(start, y), min(stop, y + crop[0])
+            if first < last:
+                part = _upsampled(_grid_field(grid), crop, first - y, last - y)
+                total[:, first - start : last - start, x : x + crop[1]] += part
+        return total / (times[:, None] * over).to(total.device)
+
+    return _Field((height, width), count, rows), (max(1, round(height * gh / crop[0])), max(1, round(width * gw / crop[1])))
+
+
+def _upsampled(field: _Field, shape: tuple[int, int], start: int, stop: int) -> torch.Tensor:
+    """(columns, stop - start, W): those rows of a field resized to (H, W), bilinear with half-pixel centres."""
+    import torch
+
+    h, _ = field.shape
+    at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * (h / shape[0]) - 0.5).clamp(0, h - 1)
+    above = at.floor().long()
+    below = (above + 1).clamp(max=h - 1)
+    first = int(above[0])
+    source = field.rows(first, int(below[-1]) + 1)
+    part = (at - above).float().to(source.device)[:, None]
+    above, below = (index.to(source.device) - first for index in (above, below))
+    mixed = source[:, above] * (1 - part) + source[:, below] * part  # (columns, n, w)
+    return torch.nn.functional.interpolate(mixed[None], (stop - start, shape[1]), mode="bilinear", align_corners=False)[0]
+
+
+def _stripes(field: _Field, shape: tuple[int, int]) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The field resized to (H, W), a stripe at a time: first row, end, and (columns, rows, W)."""
+    below = max(1, -(-field.shape[0] // shape[0]))
+    each = 4 * field.columns * (shape[1] + below * field.shape[1])
+    count = max(1, _BUDGET // each)
+    for start in range(0, shape[0], count):
+        stop = min(shape[0], start + count)
+        yield start, stop, _upsampled(field, shape, start, stop)
+
+
+def _decide(logits: torch.Tensor, plan: _Plan) -> NDArray[np.uint16]:
+    """(n, W) classes of (columns, n, W) logits."""
+    import torch
+
+    best, column = logits.max(dim=0)
+    classes: NDArray[np.uint16] = plan.owners[column.cpu().numpy()].astype(np.uint16)
+    if plan.threshold is not None and plan.background is not None:
+        unsure = torch.exp(best - logits.logsumexp(dim=0)) < plan.threshold
+        classes[unsure.cpu().numpy()] = plan.background
+    return classes
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """Patches of one class that hang together: (gh, gw) bool, and (row, column) of the most probable one."""
+
+    label: int
+    patches: NDArray[np.bool_]
+    peak: tuple[int, int]
+    weight: float
+
+
+def _regions(probabilities: NDArray[np.float32], plan: _Plan) -> list[_Region]:
+    """The regions that SAM is asked for, largest sum of probabilities first."""
+    from scipy.ndimage import label
+
+    best, found = probabilities.argmax(axis=0), []
+    if plan.threshold is not None and plan.background is not None:
+        best = np.where(probabilities.max(axis=0) < plan.threshold, plan.background, best)
+    for index in np.unique(best):
+        if index == plan.background:
+            continue
+        parts, count = label(best == index, np.ones((3, 3)))
+        for part in range(1, count + 1):
+            patches = parts == part
+            inside = np.where(patches, probabilities[index], -1)
+            row, column = divmod(int(inside.argmax()), inside.shape[1])
+            found.append(_Region(int(index), patches, (row, column), float(probabilities[index][patches].sum())))
+    return sorted(found, key=lambda region: -region.weight)[:REGIONS]
+
+
+def _vote(
+    model: Any, image: NDArray[np.uint8], classes: NDArray[np.uint16], probabilities: NDArray[np.float32], plan: _Plan
+) -> NDArray[np.uint16]:
+    """The classes after SAM's masks have voted, as :func:`segment_semantic` says."""
+    from text2sam.sam.predictor import predict_points
+    from text2sam.sam.select import choose_by_agreement
+
+    shape, grid = check_shape(image.shape[:2]), check_shape(probabilities.shape[1:])
+    regions = _regions(probabilities, plan)
+    if not regions:
+        return classes
+    model.predictor.set_image(image)
+    model._in_predictor = None  # the pair must not take this image for the one it has set itself
+    voted, strongest, left = classes.copy(), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    rows, columns = (np.minimum((np.arange(n) + 0.5) * g / n, g - 1).astype(np.intp) for n, g in zip(shape, grid, strict=True))
+    for region in regions:
+        centre = [[(i + 0.5) * n / g for i, n, g in zip(region.peak[::-1], shape[::-1], grid[::-1], strict=True)]]
+        points = PointPrompts(np.floor(np.array(centre)).astype(np.float32), np.ones(1, np.uint8))
+        masks, scores, logits = predict_points(model.predictor, points, shape=shape)
+        heat = SimilarityMap(np.ascontiguousarray(probabilities[region.label]))
+        mask = masks[choose_by_agreement(masks, scores, heat, points, logits).index]
+        share = patch_shares(mask[None], grid)[0]
+        if not share.any():
+            continue
+        means = (probabilities * share).sum((1, 2), dtype=np.float64) / share.sum(dtype=np.float64)  # (T,)
+        vote, value = int(means.argmax()), float(means.max())
+        if plan.threshold is not None and plan.background is not None and value < plan.threshold:
+            vote = plan.background
+        won = mask & (value > strongest)
+        voted[won], strongest[won] = vote, value
+        if share[region.patches].sum() >= 0.5 * region.patches.sum():
+            left |= region.patches[np.ix_(rows, columns)] & (classes == region.label)
+    if plan.background is not None:
+        voted[left & (strongest == 0)] = plan.background
+    return voted
