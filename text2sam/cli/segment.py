@@ -248,15 +248,25 @@ def explain(
     templates: WhichTemplates = Templates.full,
     image_size: ImageSize = None,
     depth: Depth = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Instead: which words of TEXT the image bears out, and where. SAM is not asked.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say and draw why TEXT gets the mask it gets in IMAGE, or none."""
+    """Say and draw why TEXT gets the mask it gets in IMAGE, or none; or, with --words, which of its words fit where."""
     from text2sam.image import read_image
     from text2sam.presets import get_preset
 
     get_preset(preset)
     pixels = read_image(image)
     check_folder(out)
+    if words:
+        given = [against, exclude, synonym, threshold, calibration, tiles]
+        if any(given) or no_zoom:
+            raise InputError(
+                "--words takes the text as it is and asks no SAM: leave --against, --exclude, --synonym, --threshold, "
+                "--calibration, --no-zoom and --tiles out"
+            )
     asked = check_request(
         [text],
         against=against,
@@ -280,8 +290,21 @@ def explain(
         depth=depth,
         image_size=image_size,
     )
-    [result] = asked.of(model, pixels)
     from text2sam.files import write_png
+
+    if words:
+        from text2sam.plot import explain_text as draw_words
+        from text2sam.tasks import explain_text
+
+        told = explain_text(model, pixels, text, method=method.value)
+        picture = write_png(out / f"{file_stems(image, [text])[0]}_words.png", draw_words(told, pixels, width=width))
+        if as_json:
+            print_json({**told.to_json(), "image": str(image), "picture": str(picture)})
+            return
+        echo(table(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in told.ranked()]))
+        echo(f"picture in {picture}", to_stderr=True)
+        return
+    [result] = asked.of(model, pixels)
     from text2sam.plot import explain as draw
 
     picture = write_png(out / f"{file_stems(image, [result.text])[0]}_explain.png", draw(result, pixels, width=width))
