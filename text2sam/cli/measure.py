@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,15 +12,24 @@ import typer
 
 from text2sam.cli.common import (
     CODES_HELP,
+    ClipCheckpoint,
+    ClipModel,
+    Depth,
     Device,
+    Dtype,
+    ImageSize,
     Json,
+    PresetName,
+    Templates,
+    WhichTemplates,
     app,
     check_folder,
     split_list,
 )
+from text2sam.errors import InputError
 
 if TYPE_CHECKING:
-    pass
+    from text2sam.evaluation.runner import ModelChoice
 
 
 @app.command(epilog=CODES_HELP)
@@ -110,3 +121,277 @@ def evaluate_photos(
 
     settings = Settings(split=split.value, photos=photos)
     evaluate_on(folder, sam_checkpoint=sam_checkpoint, settings=settings, out=out, json_output=as_json, device=device)
+
+
+class ThresholdRule(str, Enum):
+    """For what a threshold is searched, see :data:`text2sam.evaluation.runner.settings.THRESHOLD_RULES`."""
+
+    dataset = "dataset"
+    class_ = "class"
+    image = "image"
+
+
+class Average(str, Enum):
+    """Over what means are taken, see :class:`text2sam.evaluation.metrics.ExplainabilityScore`."""
+
+    samples = "samples"
+    classes = "classes"
+
+
+DatasetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="voc, context, coco, coco-stuff, cityscapes, ade, imagenet-s50, nus-wide, camvid, folder or sticker.",
+        show_default=False,
+    ),
+]
+Root = Annotated[Path | None, typer.Option("--root", metavar="DIR", help="The folder the data set lies in.")]
+SplitName = Annotated[str | None, typer.Option("--split", metavar="NAME", help="Which part of it; by default the usual one.")]
+ReaderOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="A further option of the data set's reader; may be repeated."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only so many images.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Chooses which, with --limit; else the first.")]
+OneMethod = Annotated[str | None, typer.Option("--method", metavar="NAME", help="One method; by default the papers' own.")]
+Compared = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compare", metavar="A,B,C", help="Several methods over one pass of encodings, or all; the help above lists them."
+    ),
+]
+Synonyms = Annotated[bool, typer.Option("--synonyms", help="Average a class's name with the data set's other words for it.")]
+Background = Annotated[
+    bool | None,
+    typer.Option("--background/--no-background", help="Whether what is none of the classes is a class, or ignored."),
+]
+OutFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Also write the result to this JSON file; by a journal beside it a killed run goes on."
+    ),
+]
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the table to this file, in Markdown.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite/--resume", help="Throw away what an earlier run has measured, or go on with it.")
+]
+Untrained = Annotated[
+    bool,
+    typer.Option("--untrained", help="Random weights for --clip-model (ViT-B-16): real sizes, figures without meaning."),
+]
+
+
+def reader_options(values: Sequence[str] | None, background: bool | None) -> dict[str, Any]:
+    """The values of ``--option``, numbers, lists and true, false, null as in JSON, else as text; and of ``--background``.
+
+    Raises:
+        InputError: one is not KEY=VALUE, or given twice.
+    """
+    found: dict[str, Any] = {} if background is None else {"background": background}
+    for value in values or ():
+        key, sign, text = (part.strip() for part in value.partition("="))
+        if not sign or not key.isidentifier():
+            raise InputError(f"--option must be KEY=VALUE, not {value!r}")
+        if key in found:
+            raise InputError(f"the option {key!r} is given twice")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _methods(task: Any, method: str | None, compared: list[str] | None) -> tuple[str, ...]:
+    from text2sam.evaluation.runner.settings import parse_methods
+
+    if method is not None and compared:
+        raise InputError("--method names one method and --compare several; give one of the two")
+    return parse_methods(task, [method] if method is not None else split_list(compared))
+
+
+def _choice(untrained: bool, templates: Templates, **options: Any) -> ModelChoice:
+    from text2sam.evaluation.runner import ModelChoice
+    from text2sam.presets import get_preset
+
+    get_preset(options["preset"])
+    return ModelChoice(untrained=untrained, short_templates=templates is Templates.short, **options)
+
+
+def _check_files(out: Path | None, markdown: Path | None) -> None:
+    for file in (out, markdown):
+        if file is not None:
+            check_folder(file.parent)
+
+
+@evaluate.command("recognition", epilog=CODES_HELP)
+def evaluate_recognition(
+    dataset: DatasetName,
+    root: Root = None,
+    split: SplitName = None,
+    method: OneMethod = None,
+    compare: Compared = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    option: ReaderOption = None,
+    synonyms: Synonyms = False,
+    out: OutFile = None,
+    markdown: MarkdownFile = None,
+    overwrite: Overwrite = False,
+    preset: PresetName = "mobile",
+    clip_checkpoint: ClipCheckpoint = None,
+    clip_model: ClipModel = None,
+    untrained: Untrained = False,
+    image_size: ImageSize = None,
+    depth: Depth = None,
+    templates: WhichTemplates = Templates.full,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Measure which classes an image shows: mAP of surgery, cosine, softmax, sigmoid."""
+    from text2sam.evaluation.runner import Settings, main_command
+
+    settings = Settings("recognition", _methods("recognition", method, compare), synonyms=synonyms)
+    choice = _choice(
+        untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
+        image_size=image_size, depth=depth, device=device, dtype=dtype,
+    )  # fmt: skip
+    options = reader_options(option, None)
+    _check_files(out, markdown)
+    main_command(
+        settings, dataset, choice, root=root, split=split, options=options, limit=limit, seed=seed,
+        out=out, markdown_file=markdown, overwrite=overwrite, json_output=as_json,
+    )  # fmt: skip
+
+
+@evaluate.command("semantic", epilog=CODES_HELP)
+def evaluate_semantic(
+    dataset: DatasetName,
+    root: Root = None,
+    split: SplitName = None,
+    method: OneMethod = None,
+    compare: Compared = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    option: ReaderOption = None,
+    background: Background = None,
+    background_words: Annotated[
+        list[str] | None,
+        typer.Option("--background-word", metavar="TEXT", help="What the background may be; repeat it or give a comma list."),
+    ] = None,
+    background_threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--background-threshold",
+            metavar="NUMBER",
+            min=0,
+            max=1,
+            help="Pixels whose probability is below it are background.",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", metavar="PIXELS", min=1, help="Side of a sliding window; by default the whole image."),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", metavar="PIXELS", min=1, help="Step between windows; by default half a window.")
+    ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option("--short-side", metavar="PIXELS", min=1, help="Resize the shorter side to this for the windows."),
+    ] = None,
+    synonyms: Synonyms = False,
+    out: OutFile = None,
+    markdown: MarkdownFile = None,
+    overwrite: Overwrite = False,
+    preset: PresetName = "mobile",
+    clip_checkpoint: ClipCheckpoint = None,
+    clip_model: ClipModel = None,
+    untrained: Untrained = False,
+    image_size: ImageSize = None,
+    depth: Depth = None,
+    templates: WhichTemplates = Templates.full,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the class of each pixel: mIoU of architecture, surgery, features, itsm, rclip, maskclip, sclip, clearclip,
+    naclip, gem."""
+    from text2sam.evaluation.runner import Settings, main_command
+
+    settings = Settings(
+        "semantic", _methods("semantic", method, compare), synonyms=synonyms, window=window, stride=stride,
+        short_side=short_side, background_words=tuple(split_list(background_words)),
+        background_threshold=background_threshold,
+    )  # fmt: skip
+    choice = _choice(
+        untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
+        image_size=image_size, depth=depth, device=device, dtype=dtype,
+    )  # fmt: skip
+    options = reader_options(option, background)
+    _check_files(out, markdown)
+    main_command(
+        settings, dataset, choice, root=root, split=split, options=options, limit=limit, seed=seed,
+        out=out, markdown_file=markdown, overwrite=overwrite, json_output=as_json,
+    )  # fmt: skip
+
+
+@evaluate.command("explainability", epilog=CODES_HELP)
+def evaluate_explainability(
+    dataset: DatasetName,
+    root: Root = None,
+    split: SplitName = None,
+    method: OneMethod = None,
+    compare: Compared = None,
+    iclip: Annotated[
+        Path | None, typer.Option("--iclip", metavar="FILE", help="Trained projections for the method iclip.")
+    ] = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    option: ReaderOption = None,
+    background: Background = None,
+    threshold_rule: Annotated[
+        ThresholdRule, typer.Option("--threshold-rule", help="Which mIoU is shown: one threshold for all, per class or image.")
+    ] = ThresholdRule.dataset,
+    average: Annotated[
+        Average, typer.Option("--average", help="Means over samples, or over the samples of each class, then classes.")
+    ] = Average.samples,
+    label_set: Annotated[
+        bool, typer.Option("--label-set/--empty-text", help="What feature surgery is against: the classes, or the empty text.")
+    ] = True,
+    synonyms: Synonyms = False,
+    out: OutFile = None,
+    markdown: MarkdownFile = None,
+    overwrite: Overwrite = False,
+    preset: PresetName = "mobile",
+    clip_checkpoint: ClipCheckpoint = None,
+    clip_model: ClipModel = None,
+    untrained: Untrained = False,
+    image_size: ImageSize = None,
+    depth: Depth = None,
+    templates: WhichTemplates = Templates.full,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the map of each class in an image: mIoU and mSC of surgery, architecture, features, itsm, rclip, maskclip, sclip,
+    clearclip, naclip, gem, and of gradcam and iclip, which are not in --compare all."""
+    from text2sam.evaluation.runner import Settings, main_command
+
+    settings = Settings(
+        "explainability", _methods("explainability", method, compare), synonyms=synonyms, label_set=label_set,
+        threshold_rule=threshold_rule.value, average=average.value,
+    )  # fmt: skip
+    choice = _choice(
+        untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
+        image_size=image_size, depth=depth, device=device, dtype=dtype,
+    )  # fmt: skip
+    options = reader_options(option, background)
+    _check_files(out, markdown)
+    main_command(
+        settings, dataset, choice, root=root, split=split, options=options, limit=limit, seed=seed, iclip=iclip,
+        out=out, markdown_file=markdown, overwrite=overwrite, json_output=as_json,
+    )  # fmt: skip

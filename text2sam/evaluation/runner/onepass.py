@@ -1,0 +1,102 @@
+"""One encoding of each picture, however many methods look at it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
+from text2sam.clip.tiles import Tiles
+from text2sam.image import ImageLike, read_image
+
+
+class OnePass(ClipSurgery):
+    """A ClipSurgery that encodes for several methods at once, and keeps what it has encoded until it is told to forget.
+
+    So each method can be measured by a plain call of its own, and the encoder runs once all the same. Model, texts and
+    settings are those of the ClipSurgery it is made of, not copies.
+
+    Args:
+        surgery: the CLIP.
+        methods: what will be asked for, names of :data:`text2sam.clip.attention.METHODS`.
+
+    Attributes:
+        seconds: time spent encoding.
+        pictures: how many pictures, or windows of them, were encoded.
+
+    Raises:
+        UnsupportedModelError: a method is not for this image tower.
+    """
+
+    def __init__(self, surgery: ClipSurgery, methods: Sequence[Method]) -> None:
+        vars(self).update(vars(surgery))
+        self._methods = tuple(methods)
+        self._kept: dict[bytes, ImageFeatures] = {}
+        self.seconds = 0.0
+        self.pictures = 0
+        self._kinds(self._methods)
+
+    def encode_image(
+        self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
+    ) -> ImageFeatures:
+        """As :meth:`ClipSurgery.encode_image`, for all methods, once a picture; tiles are never kept."""
+        if tiles is not False:
+            return super().encode_image(image, methods=self._methods, tiles=tiles, batch_size=batch_size)
+        pixels = read_image(image)
+        key = _key(pixels)
+        if key not in self._kept:
+            self._kept[key] = self._timed(1, lambda: [super(OnePass, self).encode_image(pixels, methods=self._methods)])[0]
+        return self._kept[key]
+
+    def encode_images(self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None) -> list[ImageFeatures]:
+        """As :meth:`ClipSurgery.encode_images`, for all methods, once a batch."""
+        pixels = [read_image(image) for image in images]
+        keys = [_key(one) for one in pixels]
+        if not all(key in self._kept for key in keys):
+            found = self._timed(len(keys), lambda: super(OnePass, self).encode_images(pixels, methods=self._methods))
+            self._kept.update(zip(keys, found, strict=True))
+        return [self._kept[key] for key in keys]
+
+    def forget(self) -> None:
+        """Drops what was encoded, before the next picture."""
+        self._kept.clear()
+
+    def _timed(self, pictures: int, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
+        started = time.perf_counter()
+        found = encode()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - started
+        self.pictures += pictures
+        return found
+
+
+class Clock:
+    """Seconds by part; what a part spends on encoding goes to ``"encode"``."""
+
+    def __init__(self, surgery: OnePass) -> None:
+        self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0}
+        self._surgery = surgery
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times a ``with`` block."""
+        started, before = time.perf_counter(), self._surgery.seconds
+        try:
+            yield
+        finally:
+            encoding = self._surgery.seconds - before
+            self.seconds["encode"] += encoding
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started - encoding
+
+
+def _key(pixels: NDArray[np.uint8]) -> bytes:
+    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
