@@ -944,6 +944,21 @@ def test_evaluate_sticker_hands_its_options_on(tmp_path: Path, monkeypatch: pyte
     assert calls[1] == (expected, tmp_path / "r.json", True, tmp_path / "p")
 
 
+def test_evaluate_annotation_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from text2sam.evaluation import annotation
+
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(annotation, "main_command", lambda *args: calls.append(args))
+    assert run("evaluate", "annotation").exit_code == 0
+    options = "--scenes 12 --hostile 3 --kills 0 --no-undisturbed --device cpu --json"
+    result = run("evaluate", "annotation", *options.split(), "--out", tmp_path / "r.json", "--folder", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    assert calls == [
+        (annotation.Settings(), None, False, None),
+        (annotation.Settings(12, 3, 0, undisturbed=False, device="cpu"), tmp_path / "r.json", True, tmp_path / "f"),
+    ]
+
+
 def test_evaluate_sticker_refuses_before_it_measures(tmp_path: Path, pair: Pair) -> None:
     (tmp_path / "file").write_text("")
     assert "is a file" in failed(run("evaluate", "sticker", "--pictures", tmp_path / "file"), 1)

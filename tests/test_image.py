@@ -705,3 +705,15 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.png", Path("/dev/null")):
         with pytest.raises(ImageError, match="is a pipe or device"):
             read_image(path)
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ghostscript was asked for")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", refuse)
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="is PostScript"):
+        read_image(tmp_path / "a.png")

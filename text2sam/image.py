@@ -151,6 +151,8 @@ def _from_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         if not status.st_size:
             raise ImageError(f"{name} is an empty file of 0 bytes; it was probably not written or copied to the end")
         with Image.open(file) as image:
+            if image.format == "EPS":  # Pillow would hand it to Ghostscript, which runs what is in it
+                raise ImageError(f"{name} is PostScript, a program that would have to be run; convert it to PNG or JPEG")
             return _decode(image, name)
 
 

@@ -65,7 +65,7 @@ def undisturbed() -> list[Any]:
 def test_files_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / "whole.png"
     PIL.Image.fromarray(picture(1, 40, 40)).save(whole)
-    files = {"empty": b"", "text": b"hello", "torn": whole.read_bytes()[:60]}
+    files = {"empty": b"", "text": b"hello", "torn": whole.read_bytes()[:60], "long" * 60: b"hello"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()

@@ -323,3 +323,14 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert grown < 20_000
+
+
+def test_a_name_too_long_for_a_format(tmp_path: Path) -> None:
+    long = "é" * 125 + "x.png"  # 255 bytes, as much as file systems take; the labelme file would have 256
+    with make_exporter(tmp_path / "labelme", format="labelme", labels=["cat"]) as exporter:
+        with pytest.raises(InputError, match="too long"):
+            exporter.add(AnnotatedImage(long, 2, 3))
+        exporter.add(AnnotatedImage(long[1:], 2, 3))
+        exporter.close()
+    assert len(list((tmp_path / "labelme").iterdir())) == 1
+    export([AnnotatedImage(long, 2, 3)], tmp_path / "coco", format="coco", labels=["cat"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -283,7 +284,8 @@ def _said(error: BaseException) -> str:
 
 
 def _without_folder(said: str, item: ImageItem) -> str:
-    return said.replace(repr(str(item.file)), repr(item.path))
+    # a long path is told shortened in the middle
+    return said.replace(repr(str(item.file)), repr(item.path)).replace(f"{item.file.parent}{os.sep}", "")
 
 
 def _reason(error: BaseException, item: ImageItem) -> str:

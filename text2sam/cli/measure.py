@@ -123,6 +123,28 @@ def evaluate_photos(
     evaluate_on(folder, sam_checkpoint=sam_checkpoint, settings=settings, out=out, json_output=as_json, device=device)
 
 
+@evaluate.command("annotation", epilog=CODES_HELP)
+def evaluate_annotation(
+    scenes: Annotated[int, typer.Option("--scenes", metavar="N", min=1, help="How many scenes are drawn.")] = 500,
+    hostile: Annotated[int, typer.Option("--hostile", metavar="N", min=0, help="How many hostile files lie between.")] = 30,
+    kills: Annotated[int, typer.Option("--kills", metavar="N", min=0, help="How often the run is killed.")] = 5,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="FOLDER", help="Keep images and datasets here; it must be empty.")
+    ] = None,
+    no_undisturbed: Annotated[
+        bool, typer.Option("--no-undisturbed", help="Leave out the run without kills, and the comparison with it.")
+    ] = False,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run text2sam annotate over drawn scenes and hostile files, kill it on the way, then check and judge its dataset."""
+    from text2sam.evaluation.annotation import Settings, main_command
+
+    settings = Settings(scenes=scenes, hostile=hostile, kills=kills, device=device, undisturbed=not no_undisturbed)
+    main_command(settings, out, as_json, folder)
+
+
 class ThresholdRule(str, Enum):
     """For what a threshold is searched, see :data:`text2sam.evaluation.runner.settings.THRESHOLD_RULES`."""
 

@@ -20,6 +20,9 @@ from text2sam.export.losses import COUNTS, Losses
 
 _Self = TypeVar("_Self", bound="Exporter")
 
+LONGEST_NAME = 255
+"""Bytes of a file name that common file systems take."""
+
 
 class Exporter(ABC):
     """Writes annotated images, one at a time, in one format.
@@ -95,7 +98,12 @@ class Exporter(ABC):
             if one.label not in self._ids:
                 raise InputError(f"the label {one.label!r} of an object in {image.path!r} is not among the labels")
         self._check(image)
-        name, first = self._names.claim(image.path, self.names_of(image.path))
+        names = tuple(name for name in self.names_of(image.path) if _fits(name))
+        if not names:
+            raise InputError(
+                f"the name of {image.path!r:.80} is too long: what is written for it has over {LONGEST_NAME} bytes"
+            )
+        name, first = self._names.claim(image.path, names)
         objects = tuple(one for one in image.objects if one.area)
         try:
             with written(self.out):
@@ -249,6 +257,10 @@ def inside(folder: Path, name: str) -> Path:
     if target == home or not target.is_relative_to(home):
         raise OutputError(f"{name!r} would be written to {os.fspath(target)!r}, which is not in the folder {os.fspath(home)!r}")
     return target
+
+
+def _fits(name: str) -> bool:
+    return all(len(part) <= LONGEST_NAME for part in os.fsencode(name).split(b"/"))
 
 
 def stem_of(path: str) -> str:
