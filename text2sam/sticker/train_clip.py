@@ -58,8 +58,8 @@ class ClipStage:
 
 CLIP_STAGES: tuple[ClipStage, ...] = (
     ClipStage(steps=1500, size=48, objects=(0, 1), sides=(0.6, 0.95), keep=1.0),
-    ClipStage(steps=4000, size=96, objects=(0, 4), sides=(0.25, 0.65), keep=0.5),
-    ClipStage(steps=300, size=128, objects=(0, 4), sides=(0.22, 0.5), keep=0.75, batch=64),
+    ClipStage(steps=5800, size=96, objects=(0, 4), sides=(0.25, 0.65), keep=0.5),
+    ClipStage(steps=1900, size=160, objects=(0, 5), sides=(0.17, 0.5), keep=0.5, batch=64),
 )
 LEARNING_RATE = 1e-3
 
