@@ -316,16 +316,15 @@ def test_a_mask_votes_for_the_class_with_the_highest_mean_inside() -> None:
     assert len(predictor.images) == 1
 
 
-def test_a_mask_below_the_threshold_votes_for_the_background() -> None:
+def test_the_threshold_makes_regions_and_does_not_judge_masks() -> None:
     p = np.zeros((3, 2, 4))
-    p[0] = 0.0
     p[1] = [[0.6, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]]
     found = vote(p, 0.4, 0, Boxes())
-    assert (found == 0).all()
-    p[1, :, :2] = 0.6
-    found = vote(p, 0.4, 0, Boxes())
-    assert (found[:, :4] == 1).all()
+    assert (found[:, :4] == 1).all()  # its mean over the mask is 0.325
     assert (found[:, 4:] == 0).all()
+    predictor = Boxes()
+    assert (vote(p, 0.7, 0, predictor) == 0).all()
+    assert not predictor.prompts
 
 
 def test_what_a_mask_leaves_of_its_region_is_background() -> None:

@@ -171,10 +171,10 @@ def segment_semantic(
     region; for the :data:`REGIONS` regions with the largest sum of probabilities SAM is prompted with the centre of the
     region's most probable patch, and of its three masks the one is taken that agrees best with the class's probabilities
     (:func:`text2sam.sam.select.choose_by_agreement`). A mask m covers the share g of each patch; it votes for the class c
-    with the highest mean ``sum(g * p_c) / sum(g)``, or for the background where that mean is below the threshold. Each pixel
-    takes the vote of the mask over it whose mean is highest. Pixels without a mask keep their class, but where there is a
-    background, what a mask that covers at least half of its region leaves of it becomes that. (The papers prompt SAM with
-    texts only; this vote is our own.)
+    with the highest mean ``sum(g * p_c) / sum(g)``; the threshold, which is one for pixels, says which patches make regions,
+    and nothing of a mask's mean. Each pixel takes the vote of the mask over it whose mean is highest. Pixels without a mask
+    keep their class, but where there is a background, what a mask that covers at least half of its region leaves of it
+    becomes that. (The papers prompt SAM with texts only; this vote is our own.)
 
     Args:
         model: a ClipSurgery; or a pair, whose surgery is taken. Refinement needs the pair.
@@ -502,8 +502,6 @@ def _vote(
             continue
         means = (probabilities * share).sum((1, 2), dtype=np.float64) / share.sum(dtype=np.float64)  # (T,)
         vote, value = int(means.argmax()), float(means.max())
-        if plan.threshold is not None and plan.background is not None and value < plan.threshold:
-            vote = plan.background
         won = mask & (value > strongest)
         voted[won], strongest[won] = vote, value
         if share[region.patches].sum() >= 0.5 * region.patches.sum():
