@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from helpers import FakePredictor, count_calls, picture, tiny_surgery
 from jobs import dataset, draw, forked, killed_at, model, run
 
@@ -29,6 +30,15 @@ from text2sam.annotate.journal import STATE, RunFolder
 from text2sam.annotate.labels import LabelSet, LabelSpec
 from text2sam.annotate.worker import Loaded
 from text2sam.errors import InputError, OutputError, Text2SamError
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """OpenMP's threads do not survive a fork: a copy of this process that shares work among them waits for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
