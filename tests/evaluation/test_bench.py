@@ -29,6 +29,8 @@ TINY = Settings(
     image_shape=(48, 64),
     image_rounds=2,
     checkpoint_rounds=1,
+    folder_images=4,
+    folder_rounds=1,
 )
 
 
@@ -43,7 +45,7 @@ def surgery_result() -> dict[str, Any]:
 
 
 def test_unknown_suite() -> None:
-    with pytest.raises(InputError, match="suite must be one of all, text, surgery, images, recipe, not 'speed'"):
+    with pytest.raises(InputError, match="suite must be one of all, text, surgery, images, recipe, annotate, not 'speed'"):
         bench.run("speed", TINY)
 
 
@@ -314,6 +316,31 @@ def test_default_recipe_encodes_a_picture_once() -> None:
     assert sum(case["objects"]["objects"] for case in pair["asked"]) >= 6
     assert [(row["ours"], row["met"]) for row in result["rows"][2:4]] == [(1, True), (1, True)]
     assert json.loads(json.dumps(result))["rows"][0]["what"].startswith("sticker, default recipe: SAM decoder calls")
+
+
+def test_annotate_figures() -> None:
+    result = bench.run("annotate", TINY)
+    details = result["benchmarks"]["annotate"]
+    assert details["images"] == 4
+    assert details["objects"]["job"] == details["objects"]["loop"] > 0  # both did the same work
+    assert sum(details["shares"].values()) == pytest.approx(1)
+    assert min(details["shares"].values()) > 0
+    [row] = result["rows"]
+    times = details["times"]
+    assert row["ours"] == times["job"]["median_s"] == pytest.approx(times["job"]["samples_s"][0])
+    assert row["ratio"] == pytest.approx(times["loop"]["median_s"] / times["job"]["median_s"])
+    assert row["met"] == (row["ratio"] >= 1.3)
+    assert "Where the loop's time goes: reading" in bench.table(result)
+
+
+def test_timing_the_parts_leaves_no_trace() -> None:
+    from text2sam import pipeline
+
+    model = TextPromptedSAM.from_pretrained("sticker")
+    before = pipeline.read_image, dict(vars(model.surgery)), dict(vars(model.predictor))
+    with pytest.raises(ZeroDivisionError):
+        bench._parts(model, lambda: 1 / 0)
+    assert (pipeline.read_image, vars(model.surgery), vars(model.predictor)) == before
 
 
 def test_further_sam_comes_from_the_settings_or_the_lent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @app.command(epilog=CODES_HELP)
 def bench(
     suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images or recipe.")
+        str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images, recipe or annotate.")
     ] = "all",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
     sam_checkpoint: Annotated[
