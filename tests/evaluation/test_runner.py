@@ -796,7 +796,7 @@ def test_which_model_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from text2sam import presets, weights
 
     surgery, info = build_surgery(ModelChoice("sticker", device="cpu"))
-    assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (160, 160), 7)
+    assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (192, 192), 7)
     monkeypatch.setattr(presets, "load_clip", lambda *_, **__: (tiny_clip(), tokenizer()))
     _, info = build_surgery(ModelChoice("mobile", depth=2, device="cpu"))
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "openai")
