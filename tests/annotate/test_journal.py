@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from text2sam import lines
 from text2sam.annotate import journal as module
 from text2sam.annotate.journal import STATE, Chunk, Journal, Record, RunFolder, chunks_of, differences, read_run
 from text2sam.annotate.sources import ImageItem
@@ -250,13 +251,13 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: p
             raise OSError(errno.ENOSPC, "No space left on device")
 
         if name == "fsync":
-            monkeypatch.setattr(module.os, "fsync", full)
+            monkeypatch.setattr(lines.os, "fsync", full)
         else:
-            real = journal._file
+            real = journal._lines.file
             wrapped = type("Half", (), {"__getattr__": lambda _, n: getattr(real, n)})()
             writes = iter([real.write, real.write, full])
             wrapped.write = lambda data: next(writes)(data[:7])
-            monkeypatch.setattr(journal, "_file", wrapped)
+            monkeypatch.setattr(journal._lines, "file", wrapped)
         with pytest.raises(OutputError, match="No space left on device"):
             journal.append(more, [record(i.path) for i in more.items])
         monkeypatch.undo()

@@ -440,7 +440,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
 
     def append(self: Journal, key: str, value: Any) -> None:
         if len(written) == pictures:
-            self._file.write(b'0123456789abcdef {"id":"p')
+            self._lines.file.write(b'0123456789abcdef {"id":"p')
             raise KeyboardInterrupt
         written.append(key)
         plain(self, key, value)

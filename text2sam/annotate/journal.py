@@ -28,6 +28,7 @@ from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export.annotated import AnnotatedImage, check_relative
 from text2sam.export.exporter import inside
 from text2sam.files import write_json
+from text2sam.lines import CheckedLines, checked_body, lock_file
 
 STATE = ".text2sam"
 """The folder in the output folder that holds a run's state."""
@@ -39,7 +40,7 @@ _RUN, _JOURNAL, _LOCK = "run.json", "journal.jsonl", "lock"
 _LONGEST_LINE = 1 << 30
 _LARGEST_RUN = 16 << 20
 _MOST_TOLD, _LONGEST_TOLD = 6, 80
-_HEAD = re.compile(rb"([0-9a-f]{16}) ([0-9a-f]{32}) ([0-9]{1,6}) ")
+_HEAD = re.compile(rb"([0-9a-f]{32}) ([0-9]{1,6}) ")
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,11 @@ class Journal:
             if self.path.exists() and not stat.S_ISREG(self.path.stat().st_mode):
                 raise OutputError(f"{os.fspath(self.path)!r} is no ordinary file; move it away")
             # as it is written only here, and at its end, readers need no second handle
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  closed by close()
+            self._lines = CheckedLines(open(self.path, "a+b", buffering=0), sync=True)  # noqa: SIM115  closed by close()
             try:
                 self._scan()
             except BaseException:
-                self._file.close()
+                self.close()
                 raise
 
     def __contains__(self, key: object) -> bool:
@@ -200,7 +201,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.file.close()
 
     def failed(self, key: str) -> int:
         """How many images of a finished chunk failed."""
@@ -218,19 +219,9 @@ class Journal:
         failed = sum(record.image is None for record in records)
         text = json.dumps([record.to_json() for record in records], separators=(",", ":"), allow_nan=False)
         body = b"%s %d %s" % (chunk.key.encode(), failed, text.encode("ascii"))
-        line = b"%s %s\n" % (_checksum(body), body)
         with self._reading, _errors(self.path):
-            offset = self._file.seek(0, os.SEEK_END)
-            try:
-                left = memoryview(line)
-                while left:
-                    left = left[self._file.write(left) or 0 :]
-                os.fsync(self._file.fileno())
-            except BaseException:  # a full disk, or an interrupt: half a line must not stand in the way of the next one
-                with contextlib.suppress(OSError):
-                    self._file.truncate(offset)
-                raise
-        self._places[chunk.key] = _Place(offset, len(line), failed)
+            offset, length = self._lines.append(body)
+        self._places[chunk.key] = _Place(offset, length, failed)
 
     def read(self, key: str) -> list[Record]:
         """The records of a finished chunk, in the order of its images.
@@ -243,16 +234,13 @@ class Journal:
         if place is None:
             raise StateError(f"the chunk {key} is not finished")
         with self._reading, _errors(self.path):
-            self._file.seek(place.offset)
-            line = b""
-            while len(line) < place.length and (more := self._file.read(place.length - len(line))):
-                line += more
+            line = self._lines.read(place.offset, place.length)
         where = f"{os.fspath(self.path)!r} at byte {place.offset}"
-        head = _valid(line)
-        if head is None or head[2].decode() != key:
+        body, head = _valid(line)
+        if head is None or head[1].decode() != key:
             raise InputError(f"{where} was damaged while it was in use; start again, and the lost images are worked out again")
         try:
-            values = json.loads(line[head.end() :])
+            values = json.loads(bytes(body[head.end() :]))
             if not isinstance(values, list):
                 raise InputError("a chunk must be a list of records")
             return [Record.from_json(value) for value in values]
@@ -260,32 +248,23 @@ class Journal:
             raise InputError(f"{where} does not hold records of images: {error}; start over with overwrite") from error
 
     def _scan(self) -> None:
-        self._file.seek(0)
-        end = offset = 0
-        # closefd: the buffer is for reading lines alone
-        with open(self._file.fileno(), "rb", closefd=False) as lines:
-            while line := lines.readline(_LONGEST_LINE):
-                head = _valid(line)
-                if head is None:
-                    self.damaged += 1
-                else:
-                    self._places[head[2].decode()] = _Place(offset, len(line), int(head[3]))
-                    end = offset + len(line)
-                offset += len(line)
-        if end < offset:
-            self._file.truncate(end)
+        end = size = 0
+        for offset, line in self._lines.scan(_LONGEST_LINE):
+            size = offset + len(line)
+            _, head = _valid(line)
+            if head is None:
+                self.damaged += 1
+            else:
+                self._places[head[1].decode()] = _Place(offset, len(line), int(head[2]))
+                end = size
+        if end < size:
+            self._lines.file.truncate(end)
 
 
-def _checksum(body: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(body, digest_size=8).hexdigest().encode()
-
-
-def _valid(line: bytes) -> re.Match[bytes] | None:
-    """The head of a line that is as it was written: checksum, key, failed images."""
-    head = _HEAD.match(line)
-    if head is None or not line.endswith(b"\n") or _checksum(memoryview(line)[17:-1]) != head[1]:
-        return None
-    return head
+def _valid(line: bytes) -> tuple[memoryview, re.Match[bytes] | None]:
+    """What was committed, and the head of it: key, failed images; None for the head where the line is not as it was written."""
+    body = checked_body(line)
+    return (memoryview(b""), None) if body is None else (body, _HEAD.match(body))
 
 
 class RunFolder:
@@ -323,7 +302,11 @@ class RunFolder:
             self.state = inside(self.out, STATE)
             self.state.mkdir(exist_ok=True)
             run, journal = (inside(self.out, f"{STATE}/{file}") for file in (_RUN, _JOURNAL))
-            self._lock = _locked(inside(self.out, f"{STATE}/{_LOCK}"), name)
+            self._lock = lock_file(
+                inside(self.out, f"{STATE}/{_LOCK}"),
+                held=f"another process works in {name!r}; wait for it to end, or give another folder",
+                unsupported=f"the file system of {name!r} cannot lock files; give a folder on another one",
+            )
         try:
             self.before: Mapping[str, Any] = dict(notes or {})
             with _errors(self.out):
@@ -426,19 +409,6 @@ def _read_run(path: Path, name: str) -> dict[str, Any]:
             f"the run in {name!r} cannot be carried on, {os.fspath(path)!r} is unusable: {what}; {advice}"
         ) from error
     return run
-
-
-def _locked(path: Path, name: str) -> Any:
-    import filelock
-
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise OutputError(f"another process works in {name!r}; wait for it to end, or give another folder") from error
-    except NotImplementedError as error:
-        raise OutputError(f"the file system of {name!r} cannot lock files; give a folder on another one") from error
-    return lock
 
 
 @contextlib.contextmanager

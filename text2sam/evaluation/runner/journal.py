@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from typing_extensions import Self
 
 from text2sam.errors import InputError, OutputError, StateError
+from text2sam.lines import CheckedLines, checked_body, lock_file
 
 VERSION = 1
 """Raised whenever an older journal can no longer be carried on."""
 
-_DIGITS = 16
 _MOST_TOLD = 6
 
 
@@ -75,21 +73,24 @@ class Journal:
         self.damaged = 0
         self._places: dict[str, tuple[int, int]] = {}
         self._lock: Any = None
-        self._file: IO[bytes]
+        self._lines: CheckedLines
         given = json.loads(json.dumps(dict(settings), allow_nan=False))  # as it will be read back
         with self._errors():
-            if path is None:
-                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by close()
-            else:
+            if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists() and not path.is_file():
                     raise OutputError(f"{str(path)!r} is no ordinary file; move it away")
-                self._lock = _locked(path)
+                self._lock = lock_file(
+                    path.with_name(f"{path.name}.lock"),
+                    held=f"another process works on {str(path)!r}; wait for it to end, or give another --out",
+                    unsupported=f"the file system of {str(path)!r} cannot lock files; give an --out on another one",
+                )
             try:
-                if path is not None:
-                    self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  closed by close()
+                file: Any = tempfile.TemporaryFile(buffering=0) if path is None else open(path, "a+b", buffering=0)  # noqa: SIM115
+                # a power cut may cost a line: the checksum tells, and it is measured again
+                self._lines = CheckedLines(file, sync=False)
                 if overwrite:
-                    self._file.truncate(0)
+                    file.truncate(0)
                 self._begin(given)
             except BaseException:
                 self.close()
@@ -109,9 +110,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file and let others at it."""
-        file = getattr(self, "_file", None)
-        if file is not None:
-            file.close()
+        lines = getattr(self, "_lines", None)
+        if lines is not None:
+            lines.file.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -134,10 +135,7 @@ class Journal:
             raise StateError(f"the picture {key!r} has not been measured")
         offset, length = self._places[key]
         with self._errors():
-            self._file.seek(offset)
-            line = b""
-            while len(line) < length and (more := self._file.read(length - len(line))):
-                line += more
+            line = self._lines.read(offset, length)
         value = _value(line)
         if value is None or value.get("id") != key:
             raise InputError(f"{self._name} was damaged at byte {offset} while it was in use; start again")
@@ -148,31 +146,28 @@ class Journal:
         return "the journal" if self.path is None else repr(str(self.path))
 
     def _begin(self, settings: dict[str, Any]) -> None:
-        self._file.seek(0)
         end = offset = 0
         head: dict[str, Any] | None = None
         whole = False
-        # closefd: the buffer is for reading lines alone
-        with open(self._file.fileno(), "rb", closefd=False) as lines:
-            for line in lines:
-                value = _value(line)
-                if not offset:
-                    head, whole = value, line.endswith(b"\n")
-                elif value is None or not isinstance(value.get("id"), str):
-                    self.damaged += 1
-                    value = None
-                else:
-                    self._places[value["id"]] = (offset, len(line))
-                offset += len(line)
-                if value is not None:
-                    end = offset
+        for start, line in self._lines.scan():
+            value = _value(line)
+            if not start:
+                head, whole = value, line.endswith(b"\n")
+            elif value is None or not isinstance(value.get("id"), str):
+                self.damaged += 1
+                value = None
+            else:
+                self._places[value["id"]] = (start, len(line))
+            offset = start + len(line)
+            if value is not None:
+                end = offset
         if not offset or (head is None and not whole):  # nothing, or a head that was never finished
-            self._file.truncate(0)
+            self._lines.file.truncate(0)
             self._write({"journal": VERSION, "settings": settings})
             return
         self._check(head, settings)
         if end < offset:
-            self._file.truncate(end)
+            self._lines.file.truncate(end)
 
     def _check(self, head: dict[str, Any] | None, settings: dict[str, Any]) -> None:
         from text2sam.annotate.journal import differences
@@ -186,20 +181,8 @@ class Journal:
             raise InputError(f"{self._name} holds a run with other settings: {told}. Use those again, {advice}")
 
     def _write(self, value: Mapping[str, Any]) -> tuple[int, int]:
-        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
-        line = b"%s %s\n" % (_checksum(body), body)
         with self._errors():
-            offset = self._file.seek(0, os.SEEK_END)
-            try:
-                left = memoryview(line)
-                while left:
-                    left = left[self._file.write(left) or 0 :]
-            except BaseException:  # a full disk, or an interrupt: half a line must not stand in the way of the next one
-                with contextlib.suppress(OSError):
-                    self._file.truncate(offset)
-                raise
-        # no fsync: a killed process loses nothing, and after a power cut the checksums tell what is there
-        return offset, len(line)
+            return self._lines.append(json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii"))
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -211,30 +194,13 @@ class Journal:
             raise OutputError(f"cannot write {self._name}: {error.strerror or error}") from error
 
 
-def _checksum(body: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(body, digest_size=_DIGITS // 2).hexdigest().encode()
-
-
 def _value(line: bytes) -> dict[str, Any] | None:
     """What a line holds, where it is as it was written."""
-    body = memoryview(line)[_DIGITS + 1 : -1]
-    if not line.endswith(b"\n") or line[_DIGITS : _DIGITS + 1] != b" " or line[:_DIGITS] != _checksum(body):
+    body = checked_body(line)
+    if body is None:
         return None
     try:
         value = json.loads(bytes(body))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _locked(path: Path) -> Any:
-    import filelock
-
-    lock = filelock.FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise OutputError(f"another process works on {str(path)!r}; wait for it to end, or give another --out") from error
-    except NotImplementedError as error:
-        raise OutputError(f"the file system of {str(path)!r} cannot lock files; give an --out on another one") from error
-    return lock
