@@ -11,12 +11,12 @@ from PIL import Image
 from scipy.ndimage import label
 
 from text2sam.errors import InputError
+from text2sam.palette import OBJECT_COLOURS
 from text2sam.plot import (
     AGAINST_COLOUR,
     CARRIES_COLOUR,
     MASK_COLOUR,
     NEGATIVE_COLOUR,
-    OBJECT_COLOURS,
     POSITIVE_COLOUR,
     explain,
     explain_text,

@@ -17,27 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from text2sam.errors import InputError
+from text2sam.palette import OBJECT_COLOURS, Colour
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of, check_shape
 
 if TYPE_CHECKING:
     from text2sam.tasks.explanation import TextExplanation
 
-Colour = tuple[int, int, int]
-
 MASK_COLOUR: Colour = (30, 120, 255)
 POSITIVE_COLOUR: Colour = (20, 190, 60)
 NEGATIVE_COLOUR: Colour = (225, 30, 40)
-
-OBJECT_COLOURS: tuple[Colour, ...] = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (213, 94, 0),
-    (86, 180, 233),
-    (240, 228, 66),
-)
-"""One after the other for the objects of a union; Okabe and Ito's, told apart by colour-blind eyes too."""
 
 _WHITE: Colour = (255, 255, 255)
 _INK: Colour = (20, 20, 20)

@@ -15,7 +15,8 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
-from text2sam.export.png import PngExporter, palette, safe
+from text2sam.export.png import PngExporter, safe
+from text2sam.palette import voc_palette
 
 Content = Callable[[Path], dict[str, bytes]]
 
@@ -134,8 +135,8 @@ def test_the_palette() -> None:
         [128] * 3,
         [64, 0, 0],
     ]
-    assert palette(9).tolist() == known
-    assert len({tuple(colour) for colour in palette(256).tolist()}) == 256
+    assert voc_palette(9).tolist() == known
+    assert len({tuple(colour) for colour in voc_palette(256).tolist()}) == 256
 
 
 def test_too_many_labels(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from text2sam import ClipSurgery, TextPromptedSAM
 from text2sam.clip.attention import METHODS
 from text2sam.errors import ImageError, InputError, PromptError
+from text2sam.palette import voc_palette
 from text2sam.sticker.world import THINGS, World
 from text2sam.tasks import SemanticMap, segment_semantic, semantic
-from text2sam.tasks.semantic import voc_palette, window_starts
+from text2sam.tasks.semantic import window_starts
 
 LABELS = ["cat", "black dog", "bus", "road"]
 

@@ -24,6 +24,7 @@ from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.files import atomic_path
 from text2sam.image import read_image
+from text2sam.palette import OBJECT_COLOURS
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,7 @@ ReviewItems: TypeAlias = "Sequence[ReviewItem] | Callable[[], Iterable[ReviewIte
 """Gone through twice: a sequence, or a function that begins anew each time, such as one that reads a journal."""
 
 _PALETTE = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (213, 94, 0),
-    (86, 180, 233),
-    (240, 228, 66),
+    *OBJECT_COLOURS,
     (148, 68, 212),
     (120, 190, 32),
     (214, 39, 69),

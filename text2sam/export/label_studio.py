@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import Exporter
-from text2sam.export.png import palette
 from text2sam.files import atomic_path, write_text
+from text2sam.palette import voc_palette
 
 _SIZES = (3, 4, 8, 16)
 _CHANNELS = 4
@@ -89,7 +89,7 @@ class LabelStudioExporter(Exporter):
         self._spools[0].write({"data": {self.to_name: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
 
     def _finish(self) -> None:
-        to_name, colours = self.to_name, palette(len(self.labels) + 1).tolist()
+        to_name, colours = self.to_name, voc_palette(len(self.labels) + 1).tolist()
         lines = [f'<View>\n  <Image name={quoteattr(to_name)} value={quoteattr(f"${to_name}")} zoom="true"/>']
         lines.append(f"  <BrushLabels name={quoteattr(self.from_name)} toName={quoteattr(to_name)}>")
         for label, (r, g, b) in zip(self.labels, colours[1:], strict=True):

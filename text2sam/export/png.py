@@ -16,6 +16,7 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import Exporter, stem_of
 from text2sam.files import atomic_path, write_bytes, write_json, write_png
+from text2sam.palette import voc_palette
 
 KINDS = ("masks", "labels", "instances")
 """The pictures there are; see :class:`PngExporter`."""
@@ -94,7 +95,7 @@ class PngExporter(Exporter):
             shown[number] = min((int((mask & there).sum()) for there in own), default=one.area)
         if "labels" in self.kinds:
             entry["labels"] = f"labels/{name}"
-            write_bytes(self._path(entry["labels"]), _indexed(classes.astype(np.uint8), palette(len(self.labels) + 1)))
+            write_bytes(self._path(entry["labels"]), _indexed(classes.astype(np.uint8), voc_palette(len(self.labels) + 1)))
         if "instances" in self.kinds:
             entry["instances"] = f"instances/{name}"
             write_png(self._path(entry["instances"]), numbers)
@@ -115,22 +116,12 @@ class PngExporter(Exporter):
         return name
 
     def _finish(self) -> None:
-        colours = palette(len(self.labels) + 1).tolist()
+        colours = voc_palette(len(self.labels) + 1).tolist()
         table = [{"id": i, "name": name, "colour": colours[i]} for i, name in enumerate(self.labels, 1)]
         write_json(self._path("labels.json"), table)
         with atomic_path(self._path("index.json")) as temporary, open(temporary, "wb") as file:
             self._spools[0].copy_to(file)
             file.write(b"\n")
-
-
-def palette(count: int) -> NDArray[np.uint8]:
-    """(count, 3) uint8 RGB: black, then PASCAL VOC's colours, which spread the bits of the number over the channels."""
-    number = np.arange(count)
-    colours = np.zeros((count, 3), np.int64)
-    for level in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (number >> (3 * level + channel) & 1) << (7 - level)
-    return colours.astype(np.uint8)
 
 
 def safe(label: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam.errors import InputError, PromptError
+from text2sam.palette import voc_palette
 from text2sam.points import patch_shares
 from text2sam.types import PointPrompts, SimilarityMap, check_shape
 
@@ -121,19 +122,6 @@ class SemanticMap:
         image = Image.fromarray(self.classes.astype(np.uint8), "L")
         image.putpalette(self.palette.ravel().tolist())
         return image
-
-
-def voc_palette(count: int) -> NDArray[np.uint8]:
-    """(count, 3) uint8 RGB: the colours of PASCAL VOC's annotations, black first.
-
-    The bits of an index are dealt to red, green and blue in turn, the lowest ones to the highest bits of a colour.
-    """
-    index = np.arange(count, dtype=np.int64)
-    colours = np.zeros((count, 3), np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return colours.astype(np.uint8)
 
 
 def segment_semantic(
