@@ -14,9 +14,10 @@ import open_clip
 import pytest
 import torch
 
+from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.surgery import operate
 from text2sam.sticker.models import build_clip, build_sam
-from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, contrastive_loss, train_clip
+from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, train_clip
 from text2sam.sticker.train_sam import (
     CELL,
     SIDE,
@@ -45,7 +46,8 @@ def test_contrastive_loss_equals_plain_loops() -> None:
     image = torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)
     text = torch.nn.functional.normalize(torch.randn(7, 8, generator=generator), dim=-1)
     positive = torch.rand(5, 7, generator=generator) < 0.3
-    positive[0] = False  # an image without a caption does not count
+    positive[0] = False  # an image without a caption does not count, nor a caption without an image
+    positive[:, 0] = False
     logits = (3.0 * image @ text.T).double()
 
     def one_way(z: torch.Tensor, pos: torch.Tensor) -> float:
@@ -58,13 +60,13 @@ def test_contrastive_loss_equals_plain_loops() -> None:
         return sum(rows) / len(rows)
 
     expected = (one_way(logits, positive) + one_way(logits.T, positive.T)) / 2
-    assert contrastive_loss(image, text, positive, torch.tensor(3.0)).item() == pytest.approx(expected, rel=1e-5)
+    assert contrastive_loss(3.0 * image @ text.T, positive).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_contrastive_loss_is_small_for_the_right_pairs_only() -> None:
     eye = torch.eye(6)
-    right = contrastive_loss(eye, eye, eye.bool(), torch.tensor(20.0))
-    wrong = contrastive_loss(eye, eye.roll(1, 0), eye.bool(), torch.tensor(20.0))
+    right = contrastive_loss(20.0 * eye @ eye.T, eye.bool())
+    wrong = contrastive_loss(20.0 * eye @ eye.roll(1, 0).T, eye.bool())
     assert right < 1e-3 < 5 < wrong
 
 

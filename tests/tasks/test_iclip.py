@@ -14,16 +14,15 @@ from helpers import condition, picture, tiny_clip, tiny_surgery
 from torch.nn import functional as F
 
 from text2sam import SimilarityMap
+from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.surgery import vit_stream
 from text2sam.errors import InputError, OutputError, PromptError, StateError, WeightsError
-from text2sam.sticker.train_clip import contrastive_loss as sticker_loss
 from text2sam.tasks.iclip import (
     ICLIP,
     FrozenTokens,
     TokenBatches,
     attention_map,
     clip_fingerprint,
-    contrastive_loss,
     masked_max_pooling,
     most_attended,
 )
@@ -68,16 +67,6 @@ def test_most_attended() -> None:
     assert most_attended(attention, 1e-9).sum(1).tolist() == [1, 1]
     assert most_attended(attention, 1.0).all()
     assert most_attended(torch.ones(1, 1), 0.5).tolist() == [[True]]
-
-
-def test_contrastive_loss_is_the_sticker_clips() -> None:
-    generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (5, 7))
-    fits = torch.rand(5, 7, generator=generator) < 0.3
-    fits[0] = False  # an image that nothing fits, and a text that fits nothing, do not count
-    fits[:, 0] = False
-    scale = torch.tensor(3.0)
-    assert float(contrastive_loss(scale * image @ text.T, fits)) == pytest.approx(float(sticker_loss(image, text, fits, scale)))
 
 
 def test_where_everything_fits_there_is_nothing_to_learn() -> None:

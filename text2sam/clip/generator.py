@@ -271,7 +271,7 @@ class ClipSurgery:
         wanted, labels = _request(texts, against, method)
         if not wanted:
             return []
-        recipe, tokens = METHODS[method], _tokens_for(features, method)
+        recipe, tokens = METHODS[method], tokens_for(features, method)
         with torch.inference_mode():
             if recipe.removes and labels is None and vocabulary and self.vocabulary:
                 columns = torch.stack([self._against_vocabulary(tokens, text) for text in wanted], dim=1)
@@ -448,13 +448,17 @@ def _normalized(tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(tokens.float(), dim=-1)
 
 
-def _tokens_for(features: ImageFeatures, method: Method) -> torch.Tensor:
-    """(1 + N, C) tokens that the maps of a method are made of."""
+def tokens_for(features: ImageFeatures, method: Method) -> torch.Tensor:
+    """(1 + gh*gw, C) tokens, class token first, that a method's maps are made of.
+
+    Raises:
+        InputError: the image was not encoded for the method.
+    """
     name = METHODS[method].tokens
     found = {"architecture": features.operated, "raw": features.raw}.get(name, features.others.get(name))
     if found is None:
         raise InputError(
-            f"the features of this image hold no tokens for method={method!r}; encode it with "
+            f"these features are of an image that was not encoded for method={method!r}; encode it with "
             f"encode_image(image, methods=[{method!r}])"
         )
     return found

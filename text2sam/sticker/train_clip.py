@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD
+from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
 from text2sam.clip.surgery import resize_positions
 from text2sam.sticker.models import build_clip
@@ -152,31 +153,6 @@ class Captions:
         return torch.cat(tokens), named
 
 
-def contrastive_loss(image: torch.Tensor, text: torch.Tensor, positive: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric contrastive loss with several positives, each set against all negatives.
-
-    Args:
-        image: (B, C) L2-normalised image features.
-        text: (M, C) L2-normalised text features.
-        positive: (B, M) bool.
-        scale: logit scale, a positive scalar.
-
-    Returns:
-        scalar: mean over both directions of ``-log(exp(p) / (exp(p) + sum(exp(negatives))))`` per positive,
-        averaged within a row (rows without a positive do not count).
-    """
-    logits = scale * image @ text.T
-
-    def one_way(z: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-        negatives = torch.logsumexp(z.masked_fill(pos, float("-inf")), dim=1, keepdim=True)
-        losses = F.softplus(negatives - z)  # -log of the positive's share against the negatives
-        count = pos.sum(1)
-        rows = (losses * pos).sum(1) / count.clamp(min=1)
-        return rows[count > 0].mean()
-
-    return 0.5 * (one_way(logits, positive) + one_way(logits.T, positive.T))
-
-
 def _forward_clip(model: Any, pixels: torch.Tensor, grid: int, keep: float) -> torch.Tensor:
     """Class-token features (B, C) of square pixels, positions resized to the grid, some patches dropped."""
     v = model.visual
@@ -242,9 +218,8 @@ def train_clip(
                 image = _forward_clip(model, pixels, stage.size // 8, stage.keep)
                 text = encode_tokens(model, tokens.to(device))
             scale = model.logit_scale.clamp(max=math.log(100)).exp()
-            loss = contrastive_loss(
-                F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), contains.to(device), scale
-            )
+            cosines = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T  # (B, M)
+            loss = contrastive_loss(scale * cosines, contains.to(device))
             opt.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

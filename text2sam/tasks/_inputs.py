@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from text2sam.clip.attention import METHODS
-from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
+from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method, tokens_for
 from text2sam.clip.prompts import check_text
 from text2sam.clip.similarity import feature_surgery
 from text2sam.errors import InputError, PromptError
@@ -116,19 +116,6 @@ def check_method(method: Any) -> Method:
     return cast("Method", method)
 
 
-def patch_tokens(features: ImageFeatures, method: Method) -> torch.Tensor:
-    """(1 + gh*gw, C) tokens, class token first, that a method's maps are made of.
-
-    Raises:
-        InputError: the image was not encoded for the method.
-    """
-    name = METHODS[method].tokens
-    found = {"architecture": features.operated, "raw": features.raw}.get(name, features.others.get(name))
-    if found is None:
-        raise InputError(f"these features were not encoded for method={method!r}: encode_image(image, methods=[{method!r}])")
-    return found
-
-
 def similarities(
     surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, method: Method, redundant: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -141,7 +128,7 @@ def similarities(
         method: checked.
         redundant: (1, C), what feature surgery subtracts in place of what the label set has in common.
     """
-    tokens, recipe = patch_tokens(features, method), METHODS[method]
+    tokens, recipe = tokens_for(features, method), METHODS[method]
     if recipe.removes:
         found = feature_surgery(tokens[None], texts, redundant, tau=surgery.tau, weighting=surgery.weighting)[0]
     else:

@@ -41,6 +41,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.generator import ClipSurgery, ImageFeatures
+from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.prompts import check_text
 from text2sam.clip.surgery import (
     evaluating,
@@ -67,7 +68,6 @@ Caption = str | Sequence[str]
 
 _FORMAT = "text2sam-iclip-1"
 _HIGHEST_SCALE = 100.0
-_NEVER = -1e4  # far below any logit: a cosine times at most the highest scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -492,30 +492,6 @@ def masked_max_pooling(patches: torch.Tensor, mask: torch.Tensor, texts: torch.T
     """
     values = patches if texts is None else F.normalize(patches, dim=-1) @ texts.T
     return values.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
-
-
-def contrastive_loss(logits: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss with any number of texts that fit an image.
-
-    Every fitting pair stands alone against those that do not fit, ``-log(e^p / (e^p + sum e^n))``; mean over an image's
-    (a text's) fitting pairs, then over images (texts) that have any, then over both directions.
-
-    Args:
-        logits: (B, M), cosines times the scale.
-        fits: (B, M) bool, at least one True.
-
-    Returns:
-        A scalar.
-    """
-
-    def one_way(z: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-        # not minus infinity: where everything fits, its gradient would be NaN
-        negatives = z.masked_fill(positive, _NEVER).logsumexp(dim=1, keepdim=True)
-        count = positive.sum(dim=1)
-        rows = (F.softplus(negatives - z) * positive).sum(dim=1) / count.clamp(min=1)
-        return rows[count > 0].mean()
-
-    return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))
 
 
 def attention_map(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
