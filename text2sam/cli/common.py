@@ -53,7 +53,6 @@ EXIT_CODES: dict[int, str] = {
 """Exit codes and what they mean; scripts may rely on them."""
 
 _NAME_BYTES = 80
-_STICKER_LICENCE = "CC-BY-SA-4.0"
 CODES_HELP = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {what}" for code, what in EXIT_CODES.items())
 
 
@@ -88,7 +87,7 @@ def exit_code(error: Text2SamError) -> int:
     return EXIT_ERROR
 
 
-_ORDER = ("demo", "segment", "annotate", "explain", "calibrate", "warm", "models", "evaluate", "bench", "app")
+_ORDER = ("demo", "segment", "annotate", "explain", "calibrate", "warm", "models", "evaluate", "bench")
 
 
 class _Commands(TyperGroup):
