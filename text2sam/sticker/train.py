@@ -1,12 +1,14 @@
 """Trains the sticker pair: ``python -m text2sam.sticker.train clip|sam --out FOLDER``.
 
-Stop it at any time; started again with the same folder it goes on from the newest checkpoint there.
+Stop it at any time; started again with the same folder it goes on from the newest checkpoint there. Several processes
+train the SAM together, a core or a GPU each: ``torchrun --nproc-per-node 2 -m text2sam.sticker.train sam --out FOLDER``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 
@@ -23,6 +25,15 @@ def main() -> None:
     from text2sam.sticker.models import load_clip, load_sam
 
     device = str(pick_device(arguments.device))
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # torchrun says so
+    if processes > 1:
+        import torch
+
+        if arguments.which == "clip":
+            parser.error("the contrastive loss needs the whole batch in one place: train clip in one process")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     if arguments.which == "clip":
         from text2sam.sticker.train_clip import train_clip
 
@@ -33,6 +44,8 @@ def main() -> None:
 
         start = load_sam().state_dict() if arguments.from_shipped else None
         checkpoint = train_sam(arguments.out, device=device, workers=arguments.workers, start=start)
+    if rank:
+        return
     print(checkpoint)
     if arguments.ship:
         print(ship_checkpoint(arguments.which, checkpoint))

@@ -12,18 +12,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.sticker.models import SAM_CONFIG, build_sam
-from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, resume, save_checkpoint
+from text2sam.sticker.training import (
+    TRAIN_SEEDS,
+    average_gradients,
+    decay,
+    log_line,
+    parameter_groups,
+    process,
+    resume,
+    save_checkpoint,
+)
 from text2sam.sticker.world import Scene, World, inner_point
 
 SIDE: int = SAM_CONFIG["img_size"]
@@ -46,6 +56,9 @@ class SamStage:
         batch: scenes per step.
         prompts: prompts per scene.
         points: largest number of points in one prompt.
+        drawn: range of the size a scene is drawn at, as a share of its size in SAM's input; it is then resized, as SAM
+            resizes what it is given.
+        ambiguous: chance that a click means the part under it, and again as much that it means the group around it.
     """
 
     steps: int
@@ -56,6 +69,8 @@ class SamStage:
     batch: int = 6
     prompts: int = 6
     points: int = 8
+    drawn: tuple[float, float] = (1.0, 1.0)
+    ambiguous: float = 0.1
 
 
 SAM_STAGES: tuple[SamStage, ...] = (
@@ -94,15 +109,30 @@ def _group(scene: Scene, which: int) -> NDArray[np.bool_] | None:
         group = np.logical_or.reduce([scene.objects[k].mask for k in taken])
 
 
+def _resized(scene: Scene, size: tuple[int, int]) -> Scene:
+    """A scene at another (H, W), enlarged or reduced the way SAM treats its input."""
+    if scene.image.shape[:2] == size:
+        return scene
+    h, w = size
+
+    def resize(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
+
+    objects = tuple(replace(o, mask=resize(o.mask.astype(np.uint8) * 255) >= 128) for o in scene.objects)
+    return replace(scene, image=resize(scene.image), objects=objects)
+
+
 class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
     """Endless image (3, S, S), points (P, K, 2), labels (P, K), boxes (P, 4), use_boxes, targets (P, L, L), (h, w)."""
 
     def __init__(self, stage: SamStage, seed: int) -> None:
         self.stage, self.seed = stage, seed
+        self.rank, self.processes = process()
 
     def __iter__(self) -> Iterator[tuple[NDArray[Any], ...]]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker, workers = self.rank * workers + worker, workers * self.processes
         rng = np.random.default_rng([self.seed, worker])
         number = self.seed + worker
         while True:
@@ -110,8 +140,10 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
             # SAM pads what is not square, so only the full input knows padding
             short = int(rng.integers(side // 2, side + 1)) if side == SIDE and rng.random() < 0.25 else side
             size = (side, short) if rng.random() < 0.5 else (short, side)
-            world = World(size=size, objects=self.stage.objects, sides=self.stage.sides, repeat=0.3)
-            scene = world.scene(SAM_SEEDS + number)
+            share = float(np.exp(rng.uniform(*np.log(self.stage.drawn))))
+            drawn = (round(size[0] * share), round(size[1] * share))
+            world = World(size=drawn, objects=self.stage.objects, sides=self.stage.sides, repeat=0.3)
+            scene = _resized(world.scene(SAM_SEEDS + number), size)
             number += workers
             objects = [k for k, o in enumerate(scene.objects) if o.mask.sum() >= 40]
             if objects:
@@ -153,9 +185,9 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
                 labels[p, : 2 * count] = np.repeat([1, 0], count)
             else:
                 kind = rng.random()
-                if kind < 0.1:
+                if kind < stage.ambiguous:
                     target = _part(scene.image, mask, x, y)
-                elif kind < 0.2:
+                elif kind < 2 * stage.ambiguous:
                     target = _group(scene, which)
                 points[p, 0], labels[p, 0] = (x, y), 1
             targets[p] = mask if target is None else target
@@ -258,6 +290,9 @@ def train_sam(
 ) -> Path:
     """Trains the sticker SAM and returns the path of its last checkpoint.
 
+    In a process group (``torchrun``) every process draws its own scenes, ``batch`` of them per step, and the gradients are
+    averaged; the first process writes.
+
     Args:
         out: folder for checkpoints and ``sam_log.jsonl``; a checkpoint found there is resumed.
         stages: the curriculum.
@@ -273,6 +308,7 @@ def train_sam(
     if start is not None:
         sam.load_state_dict(start)
     step = resume(checkpoint, sam, opt, device)
+    first = process()[0] == 0
     total = sum(s.steps for s in stages)
     ends = np.cumsum([s.steps for s in stages])
     while step < total:
@@ -290,20 +326,22 @@ def train_sam(
             loss = _step(sam, next(loader), stage, rng, device, sums)
             opt.zero_grad(set_to_none=True)
             loss.backward()
+            average_gradients(sam)
             torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
             opt.step()
             step += 1
             seen += 1
             sums["loss"].append(loss.item())
-            if step % 50 == 0:
+            if step % 50 == 0 and first:
                 line: dict[str, Any] = {"step": step, "stage": which}
                 line |= {name: round(float(np.mean(values)), 4) for name, values in sums.items() if values}
                 line["seconds_per_step"] = round((time.time() - started) / seen, 3)
                 sums = {name: [] for name in sums}
                 log_line(out / "sam_log.jsonl", line)
-            if step % 100 == 0 or step == total:
+            if first and (step % 100 == 0 or step == total):
                 save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
-    (out / "sam_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
+    if first:
+        (out / "sam_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
     return checkpoint
 
 

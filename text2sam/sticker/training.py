@@ -38,6 +38,30 @@ def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
     return int(state["step"])
 
 
+def process() -> tuple[int, int]:
+    """This process's number and how many train together; (0, 1) unless ``torchrun`` started several."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def average_gradients(model: torch.nn.Module) -> None:
+    """Gives every process the mean of all processes' gradients; a parameter without one counts as zero.
+
+    The processes begin with the same weights and draw other scenes, so that several small batches are one larger
+    one. Does nothing in a process that trains alone.
+    """
+    _, count = process()
+    if count == 1:
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    torch.distributed.all_reduce(flat)
+    for p, mean in zip(parameters, (flat / count).split([p.numel() for p in parameters]), strict=True):
+        p.grad = mean.view_as(p)
+
+
 def decay(step: int, total: int, warm_up: int) -> float:
     """Factor of the learning rate in (0, 1]: linear warm-up, then half a cosine from 1 to 0.02 over all steps."""
     return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
