@@ -6,22 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import FakePredictor, picture, tiny_surgery
+from helpers import picture, tiny_surgery
 from PIL import Image
 from typer.testing import CliRunner
 
-from text2sam import cli
+from text2sam import cli, presets
 from text2sam.cli import common
-from text2sam.pipeline import TextPromptedSAM
+from text2sam.clip.generator import ClipSurgery
 from text2sam.plot import explain_text as draw
 from text2sam.tasks import explain_text
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> TextPromptedSAM:
-    pair = TextPromptedSAM(FakePredictor(), tiny_surgery())
-    monkeypatch.setattr(TextPromptedSAM, "from_pretrained", lambda *_, **__: pair)
-    return pair
+def model(monkeypatch: pytest.MonkeyPatch) -> ClipSurgery:
+    surgery = tiny_surgery()
+    monkeypatch.setattr(presets, "build_clip", lambda *_, **__: surgery)
+    monkeypatch.setattr(presets, "build", lambda *_, **__: pytest.fail("no SAM is asked"))
+    return surgery
 
 
 def run(*arguments: Any) -> Any:
@@ -29,7 +30,7 @@ def run(*arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", ["surgery", "itsm", "sclip"])
-def test_words_of_a_sentence(tmp_path: Path, model: TextPromptedSAM, method: str) -> None:
+def test_words_of_a_sentence(tmp_path: Path, model: ClipSurgery, method: str) -> None:
     image, text = tmp_path / "a.png", "a photo of a cat"
     Image.fromarray(picture()).save(image)
     arguments = ["explain", image, text, "--words", "--method", method, "--out", tmp_path / "out", "--width", 640]
@@ -42,13 +43,19 @@ def test_words_of_a_sentence(tmp_path: Path, model: TextPromptedSAM, method: str
     assert rows[0] == ["word", "carries"]
     assert rows[1:] == [[word, f"{value:+.4f}"] for word, value in expected.ranked()]
     assert json.loads(run(*arguments, "--json").stdout) == {**expected.to_json(), "image": str(image), "picture": str(drawn)}
-    assert not model.predictor.images
 
 
-def test_words_need_no_sam(tmp_path: Path, model: TextPromptedSAM) -> None:
+def test_words_need_no_sam(tmp_path: Path, model: ClipSurgery) -> None:
     image = tmp_path / "a.png"
     Image.fromarray(picture()).save(image)
-    for option in (["--against", "dog"], ["--exclude", "dog"], ["--threshold", "0.2"], ["--no-zoom"], ["--tiles", "auto"]):
+    for option in (
+        ["--against", "dog"],
+        ["--exclude", "dog"],
+        ["--threshold", "0.2"],
+        ["--no-zoom"],
+        ["--tiles", "auto"],
+        ["--sam-checkpoint", "x.pt"],
+    ):
         result = run("explain", image, "cat", "--words", *option, "--out", tmp_path)
         assert result.exit_code == common.EXIT_INPUT
         assert "--words" in result.stderr

@@ -135,6 +135,40 @@ def build(
         InputError: the preset, the device or the number format is unknown or not available.
         WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
     """
+    from text2sam.devices import check_dtype
+
+    chosen = get_preset(preset)
+    surgery = build_clip(
+        preset,
+        device=device,
+        dtype=dtype,
+        clip_checkpoint=clip_checkpoint,
+        clip_model=clip_model,
+        templates=templates,
+        depth=depth,
+        image_size=image_size,
+        text_cache=text_cache,
+        progress=progress,
+    )
+    number = None if dtype is None else check_dtype(dtype, surgery.device)
+    predictor = load_predictor(chosen, sam_checkpoint, surgery.device, number, progress=progress)
+    return predictor, surgery
+
+
+def build_clip(
+    preset: str = "mobile",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    clip_checkpoint: Spec | None = None,
+    clip_model: str | None = None,
+    templates: Sequence[str] | None = None,
+    depth: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    text_cache: bool = True,
+    progress: bool = True,
+) -> ClipSurgery:
+    """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
     chosen = get_preset(preset)
     from text2sam.clip.generator import ClipSurgery
     from text2sam.devices import check_dtype, pick_device
@@ -143,7 +177,7 @@ def build(
     where = pick_device(device)
     number = None if dtype is None else check_dtype(dtype, where)
     model, tokenizer = load_clip(chosen, clip_checkpoint, clip_model, progress=progress)
-    surgery = ClipSurgery(
+    return ClipSurgery(
         model,
         tokenizer,
         image_size=chosen.image_size if image_size is None else image_size,
@@ -156,8 +190,6 @@ def build(
         presence_offset=chosen.presence_offset if clip_checkpoint is None else 0.0,
         presence_peak=chosen.presence_peak if clip_checkpoint is None else 0.0,
     )
-    predictor = load_predictor(chosen, sam_checkpoint, where, number, progress=progress)
-    return predictor, surgery
 
 
 def _vocabulary(preset: Preset) -> tuple[str, ...] | None:

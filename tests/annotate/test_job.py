@@ -388,7 +388,38 @@ def test_images_the_format_cannot_hold_cost_a_line(tmp_path: Path) -> None:
     report = run(images, tmp_path / "out", format="yolo", pictures="none")
     assert report.done == 3
     assert [one.path for one in report.failed] == ["001.png"]
-    assert "not in the dataset" in report.failed[0].reason
+    assert "not in the yolo dataset" in report.failed[0].reason
+    # of several formats one can hold it
+    both = run(images, tmp_path / "both", format={"yolo": {"pictures": "none"}, "coco": {}})
+    assert (both.done, both.objects, both.failed) == (report.done, report.objects, report.failed)
+    assert len(json.loads((tmp_path / "both" / "annotations.json").read_text())["images"]) == 4
+    other = run(images, tmp_path / "both", format={"coco": {}, "yolo": {"pictures": "none"}})
+    assert (other.skipped, other.objects, other.failed) == (report.done, report.objects, report.failed)
+
+
+def test_several_formats_are_those_of_as_many_runs(tmp_path: Path, images: Path) -> None:
+    counting = Counting()
+    report = run(images, tmp_path / "both", model=counting.model, format=("png", "coco"))
+    assert counting() == 17
+    run(images, tmp_path / "one", format="png")
+    alone = run(images, tmp_path / "one", format="coco")
+    assert dataset(tmp_path / "both") == dataset(tmp_path / "one")
+    assert (report.done, report.objects, report.failed) == (alone.skipped, alone.objects, alone.failed)
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "told"),
+    [
+        ((), {}, "format names no format"),
+        (("coco", "gif"), {}, "unknown format 'gif'"),
+        (("coco", "png"), {"segmentation": "polygon"}, "'segmentation' belongs to which of coco, png"),
+        ({"coco": {"pictures": "none"}}, {}, "coco has no option 'pictures'"),
+    ],
+)
+def test_formats_that_make_no_sense(tmp_path: Path, images: Path, format: Any, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        run(images, tmp_path, format=format, **options)
+    assert not dataset(tmp_path)
 
 
 # the disk

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from text2sam import lines
 from text2sam.annotate import journal as module
-from text2sam.annotate.journal import STATE, Chunk, Journal, Record, RunFolder, chunks_of, differences, read_run
+from text2sam.annotate.journal import STATE, Chunk, Journal, Record, RunFolder, chunks_of, differences
 from text2sam.annotate.sources import ImageItem
 from text2sam.errors import InputError, OutputError, StateError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
@@ -287,10 +287,10 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
     with RunFolder(out, dict(reversed(SETTINGS.items())), notes={"root": "y"}) as folder:
         assert folder.before == {"root": "x"}
         assert CHUNKS[1].key in folder.journal
-    assert read_run(out) == SETTINGS
+    assert json.loads((out / STATE / "run.json").read_text())["settings"] == SETTINGS
     with RunFolder(out, {"labels": []}, overwrite=True) as folder:
         assert len(folder.journal) == 0
-    assert read_run(out) == {"labels": []}
+    assert json.loads((out / STATE / "run.json").read_text())["settings"] == {"labels": []}
 
 
 @pytest.mark.parametrize(
@@ -354,11 +354,6 @@ def test_random_bytes_as_an_earlier_run(tmp_path: Path, run: bytes, lines: bytes
         assert (state / "run.json").read_bytes() == run
     with RunFolder(tmp_path, SETTINGS, overwrite=True) as folder:
         assert len(folder.journal) == 0
-    try:
-        (state / "run.json").write_bytes(run)
-        read_run(tmp_path)
-    except InputError:
-        pass
 
 
 @pytest.mark.parametrize("name", ["", "run.json", "journal.jsonl", "lock"])

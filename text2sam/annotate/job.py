@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -39,14 +39,18 @@ from text2sam.annotate.worker import (
 from text2sam.clip.generator import Method
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, Text2SamError
-from text2sam.export.annotated import check_relative
-from text2sam.export.formats import make_exporter
+from text2sam.export.annotated import AnnotatedImage, check_relative
+from text2sam.export.formats import FORMATS, make_exporter
+from text2sam.export.losses import Losses
 from text2sam.files import write_json
 from text2sam.pipeline import TextPromptedSAM, Zoom
 from text2sam.strategy import DEFAULT, Strategy
 
 Progress = bool | Callable[[int, int], object]
 """True shows a bar on standard error; a function is called with the number of images done so far, and of all."""
+
+Formats: TypeAlias = "str | Iterable[str] | Mapping[str, Mapping[str, Any]]"
+"""A format of :data:`text2sam.export.formats.FORMATS`, several, or several with the options of each."""
 
 MOST_WORKERS = 8
 """On a CPU there are by default as many workers as cores, but not more than this: each holds a batch of images."""
@@ -92,7 +96,7 @@ def annotate(
     labels: LabelSet | str | Iterable[str | LabelSpec],
     out: str | os.PathLike[str],
     *,
-    format: str = "coco",
+    format: Formats = "coco",
     recursive: bool = False,
     glob: str | None = None,
     list_file: str | os.PathLike[str] | None = None,
@@ -115,9 +119,9 @@ def annotate(
 
     Every few images what was found is committed to a journal in ``OUT/.text2sam``. A run that was killed, at any moment, goes
     on from there when it is started again, and the dataset is the same, byte for byte, as without the interruption. After
-    the last image the dataset is written from the journal; in another ``format`` too, without working anything out again,
-    when the same run is started once more with that. Images that were added or changed since are worked on, those that
-    are gone leave the dataset, and of the rest what is finished is kept.
+    the last image the dataset is written from the journal, in one ``format`` or several; in another one later too, without
+    working anything out again, when the same run is started once more with that. Images that were added or changed since are
+    worked on, those that are gone leave the dataset, and of the rest what is finished is kept.
 
     Running out of memory is no interruption in this sense: batches are then smaller, which on a GPU can show in the last bits.
 
@@ -127,7 +131,8 @@ def annotate(
         labels: what to look for; see :func:`text2sam.annotate.labels.parse_labels`.
         out: the folder for the dataset; not ``root``. Files in it that the dataset does not replace stay, but for
             those that an earlier export of the same format wrote.
-        format: one of :data:`text2sam.export.formats.FORMATS`.
+        format: see :data:`Formats`. An image that one of several formats cannot hold is told among the failed, and is
+            in the other ones.
         limit: only so many images, the first ones.
         strategy, method, zoom, tiles: as for ``TextPromptedSAM.segment_many``.
         batch_size: most images that CLIP encodes at once.
@@ -141,7 +146,7 @@ def annotate(
         review: an HTML file for a contact sheet; see :func:`text2sam.annotate.review.write_review`.
         progress: see :data:`Progress`.
         engine: what does the work; None is :func:`run_threads`.
-        **export_options: of the format.
+        **export_options: of the format, where it is one.
 
     Returns:
         The report, which is also in ``OUT/.text2sam/report.json``.
@@ -161,8 +166,12 @@ def annotate(
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
     chunks = chunks_of(found.items[:limit], batch_size)
-    export = {"format": format, "labels": wanted.names, "images_root": root, **export_options}
-    make_exporter(out, **export).abort()  # what is wrong with the format shows now, not after hours
+    exports = [
+        {"format": kind, "labels": wanted.names, "images_root": root, **of_it}
+        for kind, of_it in _formats(format, export_options).items()
+    ]
+    for export in exports:
+        make_exporter(out, **export).abort()  # what is wrong with a format shows now, not after hours
     built, make_model = _built(model)
     checked = Worker(built, wanted, options)
     settings = {
@@ -179,7 +188,7 @@ def annotate(
         plan = Plan(built, make_model, wanted, options, todo, workers, None if embeddings is None else Path(embeddings))
         worked, seconds = _work(plan, engine or run_threads, journal, sum(map(len, chunks)), progress)
         result = _Result(wanted, chunks, {c.key for c in todo}, journal)
-        told = result.export(Path(out), folder.state, Path(root), export)
+        told = result.export(Path(out), folder.state, Path(root), exports)
         if review is not None:
             summary = write_review(lambda: result.review(checked.thresholds), root, review)
             told.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
@@ -309,6 +318,20 @@ def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPrompt
     return built, make
 
 
+def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Each format that is asked for, once, with its options."""
+    if isinstance(format, str):
+        return {format: options}
+    kinds = dict(format) if isinstance(format, Mapping) else {kind: {} for kind in format}
+    if not kinds:
+        raise InputError(f"format names no format; there are {', '.join(FORMATS)}")
+    if options:
+        raise InputError(
+            f"{sorted(options)[0]!r} belongs to which of {', '.join(kinds)}? Say format={{name: {{option: value}}}}"
+        )
+    return kinds
+
+
 def _check_root(folder: RunFolder, root: str, chunks: Iterable[Chunk]) -> None:
     """A folder may be moved between two runs; but one that has nothing in common with the first is a mistake."""
     before = folder.before.get("root")
@@ -373,9 +396,16 @@ class _Result:
     def objects(self) -> dict[str, int]:
         return {name: self._objects[name] for name in self.labels.names}
 
-    def export(self, out: Path, state: Path, root: Path, options: Mapping[str, Any]) -> list[str]:
-        """Writes the dataset, counting; what is to be told about it."""
+    def export(self, out: Path, state: Path, root: Path, formats: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Writes the dataset in every format, counting; what is to be told about it."""
         _sweep(out)
+        told = []
+        for number, options in enumerate(formats):
+            losses = self._write(out, state, root, options, first=number == 0)
+            told += [str(losses)] if losses.total else []
+        return told
+
+    def _write(self, out: Path, state: Path, root: Path, options: Mapping[str, Any], *, first: bool) -> Losses:
         before = _listing(out)
         with make_exporter(out, **options) as exporter:
             for chunk in self.chunks:
@@ -383,22 +413,28 @@ class _Result:
                     if record.image is None:
                         self.failed[record.path] = record.reason
                         continue
+                    if first:
+                        self._count(chunk, record.image, 1)
                     try:
                         exporter.add(record.image)
                     except InputError as error:  # two images of one name, a picture that is gone by now
-                        self.failed[record.path] = f"not in the dataset: {error}"
-                        continue
-                    self._objects.update(one.label for one in record.image.objects)
-                    if chunk.key not in self.fresh:
-                        self.skipped += 1
-                    elif record.image.objects:
-                        self.done += 1
-                    else:
-                        self.empty += 1
+                        if record.path not in self.failed:
+                            self.failed[record.path] = f"not in the {options['format']} dataset: {error}"
+                            self._count(chunk, record.image, -1)
             losses = exporter.close()
         after = _listing(out)
         _forget(out, state / _EXPORTED, root, str(options["format"]), {n for n, what in after.items() if before.get(n) != what})
-        return [str(losses)] if losses.total else []
+        return losses
+
+    def _count(self, chunk: Chunk, image: AnnotatedImage, by: int) -> None:
+        for one in image.objects:
+            self._objects[one.label] += by
+        if chunk.key not in self.fresh:
+            self.skipped += by
+        elif image.objects:
+            self.done += by
+        else:
+            self.empty += by
 
     def review(self, thresholds: Mapping[str, float]) -> Iterator[ReviewItem]:
         for chunk in self.chunks:

@@ -334,15 +334,6 @@ class RunFolder:
         self._lock.release()
 
 
-def read_run(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings of the run in an output folder.
-
-    Raises:
-        InputError: there is none, or it is not understood.
-    """
-    return dict(_read_run(inside(Path(out), f"{STATE}/{_RUN}"), os.fspath(out))["settings"])
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two settings, a line for each, names of nested ones joined by dots."""
     before, after = dict(_flat(old)), dict(_flat(new))

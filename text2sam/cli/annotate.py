@@ -48,7 +48,6 @@ from text2sam.evaluation.tables import one_line
 
 if TYPE_CHECKING:
     from text2sam.annotate.labels import LabelSet
-    from text2sam.annotate.report import Report
     from text2sam.pipeline import TextPromptedSAM
 
 
@@ -200,46 +199,36 @@ def annotate(
 
     from text2sam.annotate.job import annotate as run
 
-    built = make()  # Ray's workers each make their own
-    reports: dict[str, Report] = {}
-    for number, kind in enumerate(kinds):
-        options: dict[str, Any] = {}
-        if polygons and kind in ("coco", "labelme"):
-            options = {"segmentation": "polygon"} if kind == "coco" else {"shapes": "polygon"}
-        first = number == 0  # the others are written from what the first has left
-        reports[kind] = run(
-            make if first and engine is Engine.ray else built,
-            folder,
-            wanted,
-            out,
-            format=kind,
-            recursive=recursive,
-            glob=glob,
-            list_file=list_file,
-            limit=limit,
-            strategy=strategy,
-            method=method.value,
-            zoom=False if no_zoom else "auto",
-            tiles=side,
-            batch_size=batch_size,
-            workers=workers,
-            embeddings=embeddings,
-            overwrite=overwrite and first,
-            retry_failed=retry_failed and first,
-            review=review if first else None,
-            progress=sys.stderr.isatty(),
-            engine=_engine(engine, workers),
-            **options,
-        )
-    report = reports[kinds[0]]
-    report.save(out / ".text2sam" / "report.json")  # the later formats found everything done
-    notes = [note for kind in kinds[1:] for note in reports[kind].notes]
+    options: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    if polygons:
+        options |= {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
+    report = run(
+        make if engine is Engine.ray else make(),  # Ray's workers each make their own
+        folder,
+        wanted,
+        out,
+        format={kind: options[kind] for kind in kinds},
+        recursive=recursive,
+        glob=glob,
+        list_file=list_file,
+        limit=limit,
+        strategy=strategy,
+        method=method.value,
+        zoom=False if no_zoom else "auto",
+        tiles=side,
+        batch_size=batch_size,
+        workers=workers,
+        embeddings=embeddings,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        review=review,
+        progress=sys.stderr.isatty(),
+        engine=_engine(engine, workers),
+    )
     if as_json:
-        print_json({**report.to_json(), "formats": kinds, "out": os.fspath(out), "notes": [*report.notes, *notes]})
+        print_json({**report.to_json(), "formats": kinds, "out": os.fspath(out)})
     else:
         echo(report.table())
-        for note in notes:
-            echo(note)
         echo(f"dataset in {out}", to_stderr=True)
     if strict and report.failed:
         raise typer.Exit(EXIT_FAILED)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from text2sam.calibration import Calibration
+    from text2sam.clip.generator import ClipSurgery
     from text2sam.pipeline import TextPromptedSAM
     from text2sam.targets import Target
     from text2sam.types import Segmentation
@@ -426,8 +427,19 @@ def check_request(
 
 def build_model(preset: str, templates: Templates, **options: Any) -> TextPromptedSAM:
     """The models that the shared options name; ``options`` are further ones of ``from_pretrained``."""
-    from text2sam.clip.prompts import SHORT_TEMPLATES
     from text2sam.pipeline import TextPromptedSAM
 
-    short = SHORT_TEMPLATES if templates is Templates.short else None
-    return TextPromptedSAM.from_pretrained(preset, templates=short, progress=sys.stderr.isatty(), **options)
+    return TextPromptedSAM.from_pretrained(preset, templates=_list(templates), progress=sys.stderr.isatty(), **options)
+
+
+def build_surgery(preset: str, templates: Templates, **options: Any) -> ClipSurgery:
+    """The CLIP of the shared options, where no SAM is asked."""
+    from text2sam.presets import build_clip
+
+    return build_clip(preset, templates=_list(templates), progress=sys.stderr.isatty(), **options)
+
+
+def _list(templates: Templates) -> tuple[str, ...] | None:
+    from text2sam.clip.prompts import SHORT_TEMPLATES
+
+    return SHORT_TEMPLATES if templates is Templates.short else None

@@ -38,6 +38,7 @@ from text2sam.cli.common import (
     WhichTemplates,
     app,
     build_model,
+    build_surgery,
     check_folder,
     check_request,
     echo,
@@ -261,11 +262,11 @@ def explain(
     pixels = read_image(image)
     check_folder(out)
     if words:
-        given = [against, exclude, synonym, threshold, calibration, tiles]
+        given = [against, exclude, synonym, threshold, calibration, tiles, sam_checkpoint]
         if any(given) or no_zoom:
             raise InputError(
                 "--words takes the text as it is and asks no SAM: leave --against, --exclude, --synonym, --threshold, "
-                "--calibration, --no-zoom and --tiles out"
+                "--calibration, --no-zoom, --tiles and --sam-checkpoint out"
             )
     asked = check_request(
         [text],
@@ -279,24 +280,21 @@ def explain(
         tiles=tiles,
         calibration=calibration,
     )
-    model = build_model(
-        preset,
-        templates,
-        device=device,
-        dtype=dtype,
-        clip_checkpoint=clip_checkpoint,
-        clip_model=clip_model,
-        sam_checkpoint=sam_checkpoint,
-        depth=depth,
-        image_size=image_size,
-    )
     from text2sam.files import write_png
 
+    models = {
+        "device": device,
+        "dtype": dtype,
+        "clip_checkpoint": clip_checkpoint,
+        "clip_model": clip_model,
+        "depth": depth,
+        "image_size": image_size,
+    }
     if words:
         from text2sam.plot import explain_text as draw_words
         from text2sam.tasks import explain_text
 
-        told = explain_text(model, pixels, text, method=method.value)
+        told = explain_text(build_surgery(preset, templates, **models), pixels, text, method=method.value)
         picture = write_png(out / f"{file_stems(image, [text])[0]}_words.png", draw_words(told, pixels, width=width))
         if as_json:
             print_json({**told.to_json(), "image": str(image), "picture": str(picture)})
@@ -304,6 +302,7 @@ def explain(
         echo(table(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in told.ranked()]))
         echo(f"picture in {picture}", to_stderr=True)
         return
+    model = build_model(preset, templates, sam_checkpoint=sam_checkpoint, **models)
     [result] = asked.of(model, pixels)
     from text2sam.plot import explain as draw
 

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from text2sam.errors import InputError
-from text2sam.export.annotated import AnnotatedImage, check_relative
+from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.coco import CocoExporter
-from text2sam.export.exporter import Exporter, Names
+from text2sam.export.exporter import Exporter
 from text2sam.export.label_studio import LabelStudioExporter
 from text2sam.export.labelme import LabelmeExporter
 from text2sam.export.losses import Losses
@@ -80,20 +80,6 @@ def export(
         losses = exporter.close()
     losses.warn()
     return losses
-
-
-def check_paths(paths: Iterable[str], *, format: str) -> None:
-    """Say ahead of a long job whether a format can hold images of these names.
-
-    Raises:
-        InputError: the format is unknown, a path is not usable, comes twice, or two would share one file.
-    """
-    kind, names = _kind(format), Names()
-    try:
-        for path in paths:
-            names.claim(check_relative(path), kind.names_of(path))
-    finally:
-        names.close()
 
 
 def _kind(format: str) -> type[Exporter]:

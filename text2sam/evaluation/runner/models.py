@@ -70,33 +70,38 @@ def build_surgery(choice: ModelChoice, *, progress: bool = False) -> tuple[ClipS
     """
     from text2sam.clip.prompts import SHORT_TEMPLATES
     from text2sam.devices import check_dtype, pick_device
-    from text2sam.presets import get_preset, load_clip
-    from text2sam.weights import cache_folder
+    from text2sam.presets import build_clip, get_preset
 
     preset = get_preset(choice.preset)
-    device = pick_device(choice.device)
-    dtype = None if choice.dtype is None else check_dtype(choice.dtype, device)
-    if choice.untrained:
-        import open_clip
+    templates = SHORT_TEMPLATES if choice.short_templates else None
+    if not choice.untrained:
+        surgery = build_clip(
+            choice.preset,
+            device=choice.device,
+            dtype=choice.dtype,
+            clip_checkpoint=choice.clip_checkpoint,
+            clip_model=choice.clip_model,
+            templates=templates,
+            depth=choice.depth,
+            image_size=choice.image_size,
+            progress=progress,
+        )
+        return surgery, _info(choice, preset)
+    import open_clip
 
-        name = choice.clip_model or _UNTRAINED
-        model, tokenizer = untrained_clip(name, choice.weights_seed), open_clip.get_tokenizer(name)
-        info = ModelInfo(name, untrained=True, weights_seed=choice.weights_seed)
-    else:
-        model, tokenizer = load_clip(preset, choice.clip_checkpoint, choice.clip_model, progress=progress)
-        info = _info(choice, preset)
+    device = pick_device(choice.device)
+    name = choice.clip_model or _UNTRAINED
     surgery = ClipSurgery(
-        model,
-        tokenizer,
+        untrained_clip(name, choice.weights_seed),
+        open_clip.get_tokenizer(name),
         image_size=preset.image_size if choice.image_size is None else choice.image_size,
         depth=preset.depth if choice.depth is None else choice.depth,
         device=device,
-        dtype=dtype,
-        templates=SHORT_TEMPLATES if choice.short_templates else None,
-        # features of random weights are not worth a place on the disk
-        text_cache=None if choice.untrained else cache_folder() / "text",
+        dtype=None if choice.dtype is None else check_dtype(choice.dtype, device),
+        templates=templates,
+        text_cache=None,  # features of random weights are not worth a place on the disk
     )
-    return surgery, info
+    return surgery, ModelInfo(name, untrained=True, weights_seed=choice.weights_seed)
 
 
 def untrained_clip(name: str, seed: int = 0) -> Any:
