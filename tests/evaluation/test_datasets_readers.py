@@ -17,7 +17,6 @@ from PIL.PngImagePlugin import PngInfo
 from text2sam.errors import ImageError, InputError, Text2SamError
 from text2sam.evaluation.datasets import DATASETS, IGNORE, Dataset, MissingDataError, open_dataset
 from text2sam.evaluation.datasets import names as known
-from text2sam.evaluation.datasets.coco import _runs, _unroll
 
 SHAPE = (4, 6)
 EASY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -474,16 +473,6 @@ def test_coco_run_lengths_of_either_kind_are_the_same(tmp_path: Path) -> None:
     coco(tmp_path, annotation({"size": list(SHAPE), "counts": counts}), annotation({"size": list(SHAPE), "counts": packed}))
     one, other = open_dataset("coco", tmp_path)[1].instances
     assert one.mask.tolist() == other.mask.tolist() == mask.astype(bool).tolist()
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (5, 7), (300, 400)])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
-def test_run_lengths_as_pycocotools_packs_them(shape: tuple[int, int], share: float) -> None:
-    from pycocotools import mask as toolbox
-
-    mask = np.random.RandomState(0).random_sample(shape) < share
-    packed = toolbox.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
-    assert (_unroll(_runs(packed), shape) == mask).all()
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
+from text2sam.rle import parse_counts, unroll
 from text2sam.types import Segmentation
 
 MOST_PIXELS = 2**29 - 1
 """pycocotools shifts 5 bits a character in 32-bit integers: run lengths of more than six characters overflow there."""
-
-_LONGEST_RUN = 6
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ class AnnotatedObject:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """(H, W) bool, decoded anew each time."""
-        runs = _runs(self.counts, self.size)
-        values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        return np.ascontiguousarray(values.reshape(self.size[1], self.size[0]).T)
+        return unroll(_runs(self.counts, self.size), self.size)
 
     @cached_property
     def area(self) -> int:
@@ -200,31 +197,7 @@ def _check_score(score: Any) -> None:
 
 
 def _runs(counts: Any, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Run lengths from outside, which compiled code would trust: (R,), background first, column by column.
-
-    Each is written in characters of five bits, the lowest first, sign-extended, a sixth bit telling that more follow; from
-    the fourth run on the difference to the run before the last is written.
-
-    Raises:
-        InputError: they are malformed, or do not fill the size exactly.
-    """
-    if not isinstance(counts, str) or not counts.isascii():
-        raise InputError(
-            f"counts must be an ASCII string of compressed run lengths, not {type(counts).__name__} {counts!r:.40}"
-        )
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 0x20 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    ok = len(ends) > 0 and ends[-1] == len(codes) - 1 and bool(((codes >= 0) & (codes < 64)).all())
-    if not ok or (ends - starts).max() >= _LONGEST_RUN:
-        raise InputError("counts are not COCO's compressed run lengths")
-    shift = 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts + 1))
-    runs = np.add.reduceat((codes & 0x1F) << shift, starts)
-    runs -= np.where(codes[ends] & 0x10, 1 << (shift[ends] + 5), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    if runs.min() < 0 or (runs[1:] == 0).any():  # an empty run further on misleads pycocotools' bounding box
-        raise InputError("counts hold a run length that is negative, or 0 after the first")
-    if runs.sum() != size[0] * size[1]:
-        raise InputError(f"counts cover {runs.sum()} pixels, the image has {size[0]} x {size[1]}")
+    runs = parse_counts(counts, size)
+    if not runs[1:].all():  # misleads pycocotools' bounding box
+        raise InputError("counts hold a run length of 0 after the first")
     return runs

@@ -32,6 +32,7 @@ from text2sam.evaluation.datasets.layout import (
 from text2sam.evaluation.datasets.pairs import paired, with_background
 from text2sam.evaluation.datasets.sample import IGNORE, Dataset, Instance, Sample
 from text2sam.export.annotated import check_relative
+from text2sam.rle import check_runs, parse_counts, unroll
 
 HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)"
 STUFF_HOME = "https://github.com/nightrome/cocostuff (stuffthingmaps_trainval2017.zip; pictures from https://cocodataset.org)"
@@ -180,41 +181,9 @@ def _decode(segmentation: Any, shape: tuple[int, int], name: str, where: str) ->
         )
     counts: Any = segmentation.get("counts")
     try:
-        return _unroll(_runs(counts) if isinstance(counts, str) else counts, shape)
+        return unroll(parse_counts(counts, shape) if isinstance(counts, str) else check_runs(counts, shape), shape)
     except InputError as error:
-        raise InputError(f"{where}: the run lengths of a {name!r} {error}") from error
-
-
-def _runs(text: str) -> list[int]:
-    """Run lengths from COCO's compressed form: 6 bits a character, the lowest first, the last of a number without 32; from
-    the fourth number on, differences to the last but one."""
-    runs: list[int] = []
-    value, shift = 0, 0
-    for char in text:
-        code = ord(char) - 48
-        if not 0 <= code < 64 or shift > 30:
-            raise InputError("are not in COCO's compressed form")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        value -= (code & 16) << (shift - 4)  # the sign
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    if shift:
-        raise InputError("end within a number")
-    return runs
-
-
-def _unroll(runs: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool from run lengths of off, on, off, ..., column by column."""
-    pixels = shape[0] * shape[1]
-    if not isinstance(runs, list) or not all(type(run) is int and 0 <= run <= pixels for run in runs):
-        raise InputError(f"must be whole numbers from 0 to {pixels}, or a text of them")
-    if sum(runs) != pixels:
-        raise InputError(f"cover {sum(runs)} pixels, the picture has {pixels}")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return np.ascontiguousarray(flat.reshape(shape[::-1]).T)
+        raise InputError(f"{where}: the run lengths of a {name!r}: {error}") from error
 
 
 def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str) -> NDArray[np.bool_]:
@@ -232,7 +201,7 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
     from pycocotools import mask as coco
 
     merged = coco.merge(coco.frPyObjects(polygons, h, w))
-    return _unroll(_runs(merged["counts"].decode("ascii")), shape)
+    return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)
 
 
 def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017", *, frame: Frame = "seen") -> Dataset:
