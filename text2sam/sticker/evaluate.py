@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
+from text2sam.clip.tiles import Tiles
 from text2sam.evaluation.metrics import ExplainabilityScore, auroc
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.select import mask_iou
-from text2sam.sticker.world import THINGS, Scene, World, inner_point
+from text2sam.sticker.world import THINGS, Scene, World, background, inner_point
 from text2sam.types import SimilarityMap
 
 SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
@@ -137,6 +139,35 @@ def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
     }
 
 
+def large_picture(scene: Scene, shape: tuple[int, int] = (1200, 1600)) -> Scene:
+    """A scene somewhere in a picture of (H, W) pixels that is otherwise background; the same for the same scene."""
+    rng = np.random.default_rng(scene.seed)
+    image = background(rng, shape).copy()
+    h, w = scene.image.shape[:2]
+    y, x = (int(rng.integers(whole - part + 1)) for whole, part in zip(shape, (h, w), strict=True))
+    image[y : y + h, x : x + w] = scene.image
+    around = ((y, shape[0] - y - h), (x, shape[1] - x - w))
+    return Scene(image, tuple(replace(o, mask=np.pad(o.mask, around)) for o in scene.objects), scene.seed)
+
+
+_WAYS: dict[str, Tiles] = {"whole": False, "tiles": "auto"}
+
+
+def measure_tiles(surgery: ClipSurgery, scenes: Iterable[Scene]) -> dict[str, Any]:
+    """How often the hottest place of the map lies on the object in pictures far larger than CLIP's input.
+
+    Returns:
+        ``cases``, and the share of them without tiles (``whole``) and with ``tiles="auto"`` (``tiles``).
+    """
+    on: dict[str, list[bool]] = {way: [] for way in _WAYS}
+    for scene in scenes:
+        for way, tiles in _WAYS.items():
+            for m in surgery.similarity(scene.image, scene.names, tiles=tiles):
+                x, y = (int(v) for v in m.peak(scene.image.shape[:2]))
+                on[way].append(bool(scene.mask(m.text)[y, x]))
+    return {"cases": len(on["whole"])} | {way: round(float(np.mean(found)), 4) for way, found in on.items()}
+
+
 def measure_segment(
     model: TextPromptedSAM, scenes: Iterable[Scene], *, strategy: str = "paper", against: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -175,10 +206,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--sam-checkpoint", default=None, help="another SAM, such as mobile_sam.pt")
     parser.add_argument("--device", default=None)
+    parser.add_argument("--tiles", action="store_true", help="instead: the same scenes in pictures of 1600 x 1200 pixels")
     parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
     arguments = parser.parse_args()
     model = TextPromptedSAM.from_pretrained("sticker", sam_checkpoint=arguments.sam_checkpoint, device=arguments.device)
-    figures = measure(model, arguments.scenes)
+    if arguments.tiles:
+        scenes = map(large_picture, evaluation_scenes(range(arguments.scenes)))
+        figures = {"tiles": measure_tiles(model.surgery, scenes)}
+    else:
+        figures = measure(model, arguments.scenes)
     print(json.dumps(figures, indent=1))
     if arguments.out:
         from text2sam.files import write_json
