@@ -53,7 +53,7 @@ class SamStage:
         sides: range of object sizes, as a share of ``side``.
         objects: smallest and largest number of objects.
         learning_rate: at the top of the schedule, a cosine over all stages.
-        batch: scenes per step.
+        batch: scenes per step, of each process.
         prompts: prompts per scene.
         points: largest number of points in one prompt.
         drawn: range of the size a scene is drawn at, as a share of its size in SAM's input; it is then resized, as SAM
@@ -73,13 +73,16 @@ class SamStage:
     ambiguous: float = 0.1
 
 
+_VARIED: dict[str, Any] = {"drawn": (0.7, 1.7), "ambiguous": 0.06}
+
 SAM_STAGES: tuple[SamStage, ...] = (
     SamStage(steps=700, side=192, learning_rate=8e-4),
     SamStage(steps=4700, side=128, sides=(0.3, 0.8), objects=(1, 4), batch=8),
-    SamStage(steps=1700, side=192, sides=(0.25, 0.65), objects=(1, 5), learning_rate=6e-4),
-    SamStage(steps=560, sides=(0.2, 0.55), objects=(1, 5), learning_rate=1.5e-3, batch=5),
+    SamStage(steps=4100, side=128, sides=(0.22, 0.8), objects=(1, 4), batch=12, prompts=4, **_VARIED),
+    SamStage(steps=3600, side=192, sides=(0.16, 0.65), objects=(1, 5), learning_rate=6e-4, batch=8, prompts=5, **_VARIED),
+    SamStage(steps=1950, sides=(0.13, 0.55), objects=(1, 6), learning_rate=1e-3, **_VARIED),
 )
-"""The curriculum that the record's stages, run one after the other with restarts, come to."""
+"""What the record's stages, run with restarts over several sessions, come to in one process and in one go."""
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
