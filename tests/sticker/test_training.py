@@ -6,8 +6,11 @@ import copy
 import importlib.util
 import json
 import math
+import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -17,6 +20,9 @@ import torch
 from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.surgery import operate
 from text2sam.sam.select import mask_iou
+from text2sam.sticker import train as train_module
+from text2sam.sticker import train_clip as train_clip_module
+from text2sam.sticker import train_sam as train_sam_module
 from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, train_clip
 from text2sam.sticker.train_sam import (
@@ -219,6 +225,41 @@ def test_processes_that_train_together_share_gradients_but_not_scenes(tmp_path: 
         scenes = [torch.load(tmp_path / f"scene{rank}.pt", weights_only=True) for rank in (0, 1)]
         assert not torch.equal(*scenes)
         assert torch.load(tmp_path / "out" / "sam.pt", weights_only=True)["step"] == 2
+
+
+@pytest.mark.parametrize("which", ["clip", "sam"])
+def test_the_command_trains_a_share_of_every_stage(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = {"clip": train_clip_module, "sam": train_sam_module}[which]
+    asked: dict[str, Any] = {}
+
+    def train(out: Path, **options: Any) -> Path:
+        asked.update(options)
+        return out / "checkpoint"
+
+    monkeypatch.setattr(module, f"train_{which}", train)
+    monkeypatch.setattr(sys, "argv", ["train", which, "--out", str(tmp_path), "--device", "cpu", "--share", "0.25"])
+    train_module.main()
+    stages = getattr(module, f"{which.upper()}_STAGES")
+    assert [s.steps for s in asked["stages"]] == [round(s.steps / 4) for s in stages]
+    assert [replace(s, steps=1) for s in asked["stages"]] == [replace(s, steps=1) for s in stages]
+    assert (asked["device"], asked["start"]) == ("cpu", None)
+    assert capsys.readouterr().out == f"{tmp_path / 'checkpoint'}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["sam", "--share", "0"], "--share"), (["sam", "--share", "1.5"], "--share"), (["clip"], "one process")],
+)
+def test_what_the_command_refuses(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, "--out", str(tmp_path), "--device", "cpu"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        train_module.main()
+    assert told in capsys.readouterr().err
 
 
 def test_alone_a_process_keeps_its_gradients() -> None:

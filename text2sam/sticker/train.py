@@ -9,7 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from text2sam.sticker.train_clip import ClipStage
+    from text2sam.sticker.train_sam import SamStage
+
+Stage = TypeVar("Stage", "ClipStage", "SamStage")
 
 
 def main() -> None:
@@ -20,7 +28,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--ship", action="store_true", help="put the trained weights and their record into the package")
     parser.add_argument("--from-shipped", action="store_true", help="begin with the weights in the package, not at random")
+    parser.add_argument("--share", type=float, default=1.0, help="of every stage's steps; a quarter suits --from-shipped")
     arguments = parser.parse_args()
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share must be above 0 and at most 1, not {arguments.share}")
     from text2sam.devices import pick_device
     from text2sam.sticker.models import load_clip, load_sam
 
@@ -35,20 +46,26 @@ def main() -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     if arguments.which == "clip":
-        from text2sam.sticker.train_clip import train_clip
+        from text2sam.sticker.train_clip import CLIP_STAGES, train_clip
 
         start = load_clip().state_dict() if arguments.from_shipped else None
-        checkpoint = train_clip(arguments.out, device=device, workers=arguments.workers, start=start)
+        stages = _shortened(CLIP_STAGES, arguments.share)
+        checkpoint = train_clip(arguments.out, stages=stages, device=device, workers=arguments.workers, start=start)
     else:
-        from text2sam.sticker.train_sam import train_sam
+        from text2sam.sticker.train_sam import SAM_STAGES, train_sam
 
         start = load_sam().state_dict() if arguments.from_shipped else None
-        checkpoint = train_sam(arguments.out, device=device, workers=arguments.workers, start=start)
+        sam_stages = _shortened(SAM_STAGES, arguments.share)
+        checkpoint = train_sam(arguments.out, stages=sam_stages, device=device, workers=arguments.workers, start=start)
     if rank:
         return
     print(checkpoint)
     if arguments.ship:
         print(ship_checkpoint(arguments.which, checkpoint))
+
+
+def _shortened(stages: tuple[Stage, ...], share: float) -> tuple[Stage, ...]:
+    return tuple(replace(stage, steps=max(1, round(share * stage.steps))) for stage in stages)
 
 
 def ship_checkpoint(which: str, checkpoint: Path) -> Path:
