@@ -414,6 +414,8 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path, images: Path)
         (("coco", "gif"), {}, "unknown format 'gif'"),
         (("coco", "png"), {"segmentation": "polygon"}, "'segmentation' belongs to which of coco, png"),
         ({"coco": {"pictures": "none"}}, {}, "coco has no option 'pictures'"),
+        ({"coco": {"format": "png"}}, {}, "without 'format'"),
+        ({"coco": None}, {}, "must be a mapping"),
     ],
 )
 def test_formats_that_make_no_sense(tmp_path: Path, images: Path, format: Any, options: dict[str, Any], told: str) -> None:

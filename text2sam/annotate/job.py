@@ -326,9 +326,12 @@ def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[s
     if not kinds:
         raise InputError(f"format names no format; there are {', '.join(FORMATS)}")
     if options:
-        raise InputError(
-            f"{sorted(options)[0]!r} belongs to which of {', '.join(kinds)}? Say format={{name: {{option: value}}}}"
-        )
+        which = f"{sorted(options)[0]!r} belongs to which of {', '.join(kinds)}?"
+        raise InputError(f"{which} With several formats say format={{name: {{option: value}}}}")
+    for kind, of_it in kinds.items():
+        ours = sorted({"format", "labels", "images_root"} & set(of_it)) if isinstance(of_it, Mapping) else [of_it]
+        if ours:
+            raise InputError(f"the options of format {kind!r} must be a mapping of its own options, without {ours[0]!r}")
     return kinds
 
 

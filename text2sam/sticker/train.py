@@ -32,14 +32,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, not {arguments.share}")
+    import torch
+
     from text2sam.devices import pick_device
     from text2sam.sticker.models import load_clip, load_sam
 
     device = str(pick_device(arguments.device))
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # torchrun says so
     if processes > 1:
-        import torch
-
         if arguments.which == "clip":
             parser.error("the contrastive loss needs the whole batch in one place: train clip in one process")
         if device == "cuda":
@@ -57,6 +57,8 @@ def main() -> None:
         start = load_sam().state_dict() if arguments.from_shipped else None
         sam_stages = _shortened(SAM_STAGES, arguments.share)
         checkpoint = train_sam(arguments.out, stages=sam_stages, device=device, workers=arguments.workers, start=start)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
     if rank:
         return
     print(checkpoint)
