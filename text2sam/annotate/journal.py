@@ -26,7 +26,7 @@ from typing_extensions import Self
 from text2sam.annotate.sources import ImageItem
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export.annotated import AnnotatedImage, check_relative
-from text2sam.export.exporter import inside
+from text2sam.export.exporter import inside, written
 from text2sam.files import write_json
 from text2sam.lines import CheckedLines, checked_body, lock_file
 
@@ -402,15 +402,5 @@ def _read_run(path: Path, name: str) -> dict[str, Any]:
     return run
 
 
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Errors of the operating system as OutputError."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write in {os.fspath(path)!r}: {error.strerror or error}. What was finished is kept: make room, or make "
-            "it writable, and start again"
-        ) from error
+def _errors(path: Path) -> contextlib.AbstractContextManager[None]:
+    return written(path, ". What was finished is kept: make room, or make it writable, and start again")

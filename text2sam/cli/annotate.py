@@ -58,6 +58,8 @@ class Engine(str, Enum):
     ray = "ray"
 
 
+_POLYGONS = {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
+
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into its folders as well.")]
 Glob = Annotated[str | None, typer.Option("--glob", metavar="PATTERN", help="Only these, such as '*.png' or 'day-*/**/*.jpg'.")]
@@ -199,15 +201,12 @@ def annotate(
 
     from text2sam.annotate.job import annotate as run
 
-    options: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
-    if polygons:
-        options |= {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
     report = run(
-        make if engine is Engine.ray else make(),  # Ray's workers each make their own
+        make,
         folder,
         wanted,
         out,
-        format={kind: options[kind] for kind in kinds},
+        format={kind: _POLYGONS.get(kind, {}) if polygons else {} for kind in kinds},
         recursive=recursive,
         glob=glob,
         list_file=list_file,

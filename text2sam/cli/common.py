@@ -429,17 +429,17 @@ def build_model(preset: str, templates: Templates, **options: Any) -> TextPrompt
     """The models that the shared options name; ``options`` are further ones of ``from_pretrained``."""
     from text2sam.pipeline import TextPromptedSAM
 
-    return TextPromptedSAM.from_pretrained(preset, templates=_list(templates), progress=sys.stderr.isatty(), **options)
+    return TextPromptedSAM.from_pretrained(preset, templates=_template_list(templates), progress=sys.stderr.isatty(), **options)
 
 
 def build_surgery(preset: str, templates: Templates, **options: Any) -> ClipSurgery:
     """The CLIP of the shared options, where no SAM is asked."""
     from text2sam.presets import build_clip
 
-    return build_clip(preset, templates=_list(templates), progress=sys.stderr.isatty(), **options)
+    return build_clip(preset, templates=_template_list(templates), progress=sys.stderr.isatty(), **options)
 
 
-def _list(templates: Templates) -> tuple[str, ...] | None:
+def _template_list(templates: Templates) -> tuple[str, ...] | None:
     from text2sam.clip.prompts import SHORT_TEMPLATES
 
     return SHORT_TEMPLATES if templates is Templates.short else None

@@ -271,14 +271,14 @@ def stem_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Errors of the operating system as OutputError."""
+def written(path: Path, advice: str = "") -> Iterator[None]:
+    """Errors of the operating system as OutputError, with advice behind them."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write in {os.fspath(path)!r}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write in {os.fspath(path)!r}: {error.strerror or error}{advice}") from error
 
 
 @contextlib.contextmanager

@@ -335,12 +335,13 @@ def train_sam(
             step += 1
             seen += 1
             sums["loss"].append(loss.item())
-            if step % 50 == 0 and first:
+            if step % 50 == 0:
                 line: dict[str, Any] = {"step": step, "stage": which}
                 line |= {name: round(float(np.mean(values)), 4) for name, values in sums.items() if values}
                 line["seconds_per_step"] = round((time.time() - started) / seen, 3)
                 sums = {name: [] for name in sums}
-                log_line(out / "sam_log.jsonl", line)
+                if first:
+                    log_line(out / "sam_log.jsonl", line)
             if first and (step % 100 == 0 or step == total):
                 save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
     if first:
