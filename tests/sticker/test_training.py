@@ -186,18 +186,31 @@ def test_a_scene_drawn_at_another_size_keeps_its_objects() -> None:
         assert mask_iou(after.mask[::2, ::2], before.mask) > 0.85
     other = next(iter(_SamScenes(SamStage(steps=1, drawn=(0.5, 0.5)), seed=0)))
     assert other[0].shape == (3, SIDE, SIDE)
+    assert other[-1].max() == SIDE  # of the scene in it: height and width
 
 
 @drawing
-def test_clicks_mean_the_object_where_nothing_is_ambiguous() -> None:
-    def shares(ambiguous: float) -> list[float]:
-        stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=16, ambiguous=ambiguous)
-        samples = (s for s, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False))
-        clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]
-        return [float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks]
+@pytest.mark.parametrize("ambiguous", [0.0, 0.1, 0.5])
+def test_how_often_a_click_means_a_part_or_a_group(ambiguous: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(train_sam_module, "_part", lambda *_: asked.append("part"))
+    monkeypatch.setattr(train_sam_module, "_group", lambda *_: asked.append("group"))
+    stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=50, ambiguous=ambiguous)
+    samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(30), strict=False)]
+    clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]  # one point each
+    assert len(clicks) >= 10
+    for kind in ("part", "group"):
+        assert asked.count(kind) / (len(clicks) * stage.prompts) == pytest.approx(ambiguous, abs=0.05 if ambiguous else 0)
+    # nothing was put in their place: each click means the one object
+    assert {float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks} == {0.0}
 
-    assert set(shares(0.0)) == {0.0}
-    assert max(shares(0.5)) > 0
+
+@drawing
+def test_a_click_can_mean_a_part() -> None:
+    stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=16, ambiguous=0.5)
+    samples = (s for s, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False))
+    clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]
+    assert max(float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks) > 0
 
 
 def _train_in_a_group(rank: int, folder: Path) -> None:
