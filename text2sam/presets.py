@@ -35,6 +35,7 @@ class Preset:
             the sticker pair, 0 (the plain softmax) for the others. Only goes with the preset's own CLIP.
         presence_peak: weight of the map's hottest value in the presence score; likewise.
         description: in a few words.
+        scales: shares of ``image_size`` at which CLIP sees an image.
     """
 
     name: str
@@ -46,12 +47,14 @@ class Preset:
     presence_offset: float
     presence_peak: float
     description: str
+    scales: tuple[float, ...] = (1.0,)
 
 
 STICKER_OFFSET = 3.2
 STICKER_PEAK = 8.0
-# The sticker pair's image size and depth were chosen on scenes of the seeds 1,000 to 1,299, offset and peak on 3,000,000 to
-# 3,000,089, which neither its training nor its evaluations draw.
+STICKER_SCALES = (1.0, 0.75, 4 / 3)
+# The sticker pair's image size, depth and scales were chosen on scenes of the seeds 1,000 to 1,299, offset and peak on
+# 3,000,000 to 3,000,089, which neither its training nor its evaluations draw.
 
 # OpenAI's weights need the -quickgelu architectures: with plain GELU they load and give wrong features.
 PRESETS: dict[str, Preset] = {
@@ -67,6 +70,7 @@ PRESETS: dict[str, Preset] = {
             STICKER_OFFSET,
             STICKER_PEAK,
             "ships with the package; knows the things of the sticker world",
+            STICKER_SCALES,
         ),
         Preset(
             "mobile",
@@ -109,6 +113,7 @@ def build(
     templates: Sequence[str] | None = None,
     depth: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    scales: Sequence[float] | None = None,
     text_cache: bool = True,
     progress: bool = True,
 ) -> tuple[Any, ClipSurgery]:
@@ -125,6 +130,8 @@ def build(
         templates: prompt templates in place of the papers' 85.
         depth: how many of CLIP's last blocks get the second path, in place of the preset's own number.
         image_size: side in pixels, or (height, width), of what CLIP sees.
+        scales: shares of ``image_size`` at which CLIP sees an image, in place of the preset's own; ``(1.0,)`` is the papers'
+            way, :class:`~text2sam.clip.generator.ClipSurgery` tells what more do.
         text_cache: keep text features in the cache folder.
         progress: show download bars.
 
@@ -147,6 +154,7 @@ def build(
         templates=templates,
         depth=depth,
         image_size=image_size,
+        scales=scales,
         text_cache=text_cache,
         progress=progress,
     )
@@ -165,6 +173,7 @@ def build_clip(
     templates: Sequence[str] | None = None,
     depth: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    scales: Sequence[float] | None = None,
     text_cache: bool = True,
     progress: bool = True,
 ) -> ClipSurgery:
@@ -182,6 +191,7 @@ def build_clip(
         tokenizer,
         image_size=chosen.image_size if image_size is None else image_size,
         depth=chosen.depth if depth is None else depth,
+        scales=chosen.scales if scales is None else scales,
         device=where,
         dtype=number,
         templates=templates,

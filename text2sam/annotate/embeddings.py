@@ -115,7 +115,8 @@ class EmbeddingStore:
             raise InputError(f"pixels must be a non-empty uint8 array of shape (H, W, 3), not {type(pixels).__name__}")
         surgery = self.model.surgery
         clip, sam = self._fingerprints()
-        settings: tuple[Any, ...] = (surgery.image_size, surgery.depth, surgery.mean, surgery.std, self.tiles, clip)
+        sizes = (surgery.image_size, surgery.scales)
+        settings: tuple[Any, ...] = (sizes, surgery.depth, surgery.mean, surgery.std, self.tiles, clip)
         if self.keeps_sam:
             predictor: Any = self.model.predictor
             length = getattr(getattr(predictor, "transform", None), "target_length", None)

@@ -323,6 +323,7 @@ def model_settings(model: TextPromptedSAM) -> dict[str, Any]:
         "sam": hashlib.sha256(sam.encode()).hexdigest()[:16],
         "templates": hashlib.sha256(repr(tuple(surgery.prompts.templates)).encode()).hexdigest()[:16],
         "image_size": list(surgery.image_size),
+        "scales": list(surgery.scales),
         "depth": surgery.depth,
         "tau": surgery.tau,
         "weighting": surgery.weighting,

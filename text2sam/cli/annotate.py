@@ -29,6 +29,7 @@ from text2sam.cli.common import (
     PresetName,
     Recipe,
     SamCheckpoint,
+    Scales,
     Templates,
     Threshold,
     TileSide,
@@ -38,6 +39,7 @@ from text2sam.cli.common import (
     check_folder,
     echo,
     print_json,
+    scales_of,
     split_list,
     table,
     thresholds_of,
@@ -157,6 +159,7 @@ def annotate(
     tiles: TileSide = None,
     templates: WhichTemplates = Templates.full,
     image_size: ImageSize = None,
+    scales: Scales = None,
     depth: Depth = None,
     as_json: Json = False,
 ) -> None:
@@ -177,7 +180,7 @@ def annotate(
     if unknown:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0]!r}")
     get_strategy(strategy)
-    side = tiles_of(tiles)
+    side, shares = tiles_of(tiles), scales_of(scales)
     fitted = None if calibration is None else Calibration.load(calibration)
     check_folder(out)
     if review is not None:
@@ -194,6 +197,7 @@ def annotate(
             sam_checkpoint=sam_checkpoint,
             depth=depth,
             image_size=image_size,
+            scales=shares,
         )
         if fitted is not None:
             model.use(fitted)
@@ -259,6 +263,7 @@ def warm(
     dtype: Dtype = None,
     tiles: TileSide = None,
     image_size: ImageSize = None,
+    scales: Scales = None,
     depth: Depth = None,
     as_json: Json = False,
 ) -> None:
@@ -281,6 +286,7 @@ def warm(
         sam_checkpoint=sam_checkpoint,
         depth=depth,
         image_size=image_size,
+        scales=scales_of(scales),
     )
     from tqdm import tqdm
 

@@ -243,6 +243,14 @@ ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of what CLIP sees; by default the preset's."),
 ]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="SHARE,...",
+        help="Shares of --image-size at which CLIP sees the image; the mean counts. Such as 0.75,1; by default the preset's.",
+    ),
+]
 Depth = Annotated[int | None, typer.Option("--depth", min=1, help="How many of CLIP's last blocks get the second path.")]
 Against = Annotated[
     list[str] | None,
@@ -344,6 +352,23 @@ def thresholds_of(values: Sequence[str] | None, labels: Sequence[str]) -> float 
     if every is None or not own:
         return own or every
     return {**dict.fromkeys(labels, every), **own}
+
+
+def scales_of(value: str | None) -> tuple[float, ...] | None:
+    """The value of ``--scales`` as :class:`text2sam.ClipSurgery` takes it; None where it was not given.
+
+    Raises:
+        InputError: it is not a comma list of numbers in range.
+    """
+    if value is None:
+        return None
+    from text2sam.clip.scales import check_scales
+
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError(f"--scales must be a comma list of numbers, such as 0.75,1, not {value!r}") from None
+    return check_scales(numbers)
 
 
 def tiles_of(value: str | None) -> Any:

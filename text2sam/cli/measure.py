@@ -24,6 +24,7 @@ from text2sam.cli.common import (
     WhichTemplates,
     app,
     check_folder,
+    scales_of,
     split_list,
 )
 from text2sam.errors import InputError
@@ -49,6 +50,15 @@ def bench(
 
     main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))
 
+
+MapScales = Annotated[
+    str,
+    typer.Option(
+        "--scales",
+        metavar="SHARE,...",
+        help="Shares of --image-size at which CLIP sees the image; the papers' way is 1 alone.",
+    ),
+]
 
 evaluate = typer.Typer(
     help="Measure how well text2sam does.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -239,6 +249,7 @@ def _choice(untrained: bool, templates: Templates, **options: Any) -> ModelChoic
     from text2sam.presets import get_preset
 
     get_preset(options["preset"])
+    options["scales"] = scales_of(options["scales"])
     return ModelChoice(untrained=untrained, short_templates=templates is Templates.short, **options)
 
 
@@ -267,6 +278,7 @@ def evaluate_recognition(
     clip_model: ClipModel = None,
     untrained: Untrained = False,
     image_size: ImageSize = None,
+    scales: MapScales = "1",
     depth: Depth = None,
     templates: WhichTemplates = Templates.full,
     device: Device = None,
@@ -279,7 +291,7 @@ def evaluate_recognition(
     settings = Settings("recognition", _methods("recognition", method, compare), synonyms=synonyms)
     choice = _choice(
         untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
-        image_size=image_size, depth=depth, device=device, dtype=dtype,
+        image_size=image_size, scales=scales, depth=depth, device=device, dtype=dtype,
     )  # fmt: skip
     options = reader_options(option, None)
     _check_files(out, markdown)
@@ -334,6 +346,7 @@ def evaluate_semantic(
     clip_model: ClipModel = None,
     untrained: Untrained = False,
     image_size: ImageSize = None,
+    scales: MapScales = "1",
     depth: Depth = None,
     templates: WhichTemplates = Templates.full,
     device: Device = None,
@@ -351,7 +364,7 @@ def evaluate_semantic(
     )  # fmt: skip
     choice = _choice(
         untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
-        image_size=image_size, depth=depth, device=device, dtype=dtype,
+        image_size=image_size, scales=scales, depth=depth, device=device, dtype=dtype,
     )  # fmt: skip
     options = reader_options(option, background)
     _check_files(out, markdown)
@@ -393,6 +406,7 @@ def evaluate_explainability(
     clip_model: ClipModel = None,
     untrained: Untrained = False,
     image_size: ImageSize = None,
+    scales: MapScales = "1",
     depth: Depth = None,
     templates: WhichTemplates = Templates.full,
     device: Device = None,
@@ -409,7 +423,7 @@ def evaluate_explainability(
     )  # fmt: skip
     choice = _choice(
         untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
-        image_size=image_size, depth=depth, device=device, dtype=dtype,
+        image_size=image_size, scales=scales, depth=depth, device=device, dtype=dtype,
     )  # fmt: skip
     options = reader_options(option, background)
     _check_files(out, markdown)

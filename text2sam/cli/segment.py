@@ -31,6 +31,7 @@ from text2sam.cli.common import (
     PresetName,
     Recipe,
     SamCheckpoint,
+    Scales,
     Synonym,
     Templates,
     Threshold,
@@ -44,6 +45,7 @@ from text2sam.cli.common import (
     echo,
     file_stems,
     print_json,
+    scales_of,
     split_list,
     table,
 )
@@ -132,6 +134,7 @@ def segment(
     tiles: TileSide = None,
     templates: WhichTemplates = Templates.full,
     image_size: ImageSize = None,
+    scales: Scales = None,
     depth: Depth = None,
     require_present: Annotated[
         bool, typer.Option("--require-present", help=f"Exit with {EXIT_ABSENT} when a text is not in the image.")
@@ -175,6 +178,7 @@ def segment(
         sam_checkpoint=sam_checkpoint,
         depth=depth,
         image_size=image_size,
+        scales=scales_of(scales),
     )
     results = asked.of(model, pixels)
     stems = file_stems(image, [result.text for result in results])
@@ -248,6 +252,7 @@ def explain(
     tiles: TileSide = None,
     templates: WhichTemplates = Templates.full,
     image_size: ImageSize = None,
+    scales: Scales = None,
     depth: Depth = None,
     words: Annotated[
         bool, typer.Option("--words", help="Instead: which words of TEXT the image bears out, and where. SAM is not asked.")
@@ -289,6 +294,7 @@ def explain(
         "clip_model": clip_model,
         "depth": depth,
         "image_size": image_size,
+        "scales": scales_of(scales),
     }
     if words:
         from text2sam.plot import explain_text as draw_words
@@ -501,6 +507,7 @@ def calibrate(
     ] = 1.0,
     templates: WhichTemplates = Templates.full,
     image_size: ImageSize = None,
+    scales: Scales = None,
     depth: Depth = None,
     as_json: Json = False,
 ) -> None:
@@ -535,6 +542,7 @@ def calibrate(
         sam_checkpoint=sam_checkpoint,
         depth=depth,
         image_size=image_size,
+        scales=scales_of(scales),
     )
     paths = {example.image: example.image for example in examples}  # one object per image: it is encoded once
     try:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from text2sam.clip.attention import KINDS, METHODS
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text, text_tower_fingerprint
+from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery
 from text2sam.clip.surgery import TowerTokens, check_kinds, check_tower, operate, patch_size
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
@@ -71,6 +72,9 @@ class ClipSurgery:
         presence_offset: added to a text's logit in :meth:`presence`.
         presence_peak: with a vocabulary, how much the hottest value of a text's map adds to its logit in :meth:`presence`.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own or OpenAI's by default.
+        scales: at which shares of ``image_size`` an image is encoded; the mean of the tokens is taken, on the grid of
+            ``image_size`` (:mod:`text2sam.clip.scales`). The papers use the one size. Each further scale costs its share,
+            squared, of an encoding.
 
     Raises:
         UnsupportedModelError: the image tower cannot be operated on.
@@ -95,6 +99,7 @@ class ClipSurgery:
         presence_peak: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         visual = getattr(model, "visual", None)
         if not isinstance(visual, torch.nn.Module):
@@ -107,6 +112,7 @@ class ClipSurgery:
         self.model = model.to(self.device)
         self.depth = depth
         self.image_size = _whole_patches(image_size, patch_size(visual))
+        self.scales = check_scales(scales)
         if weighting not in get_args(Weighting):
             raise InputError(f"weighting must be one of {', '.join(get_args(Weighting))}, not {weighting!r}")
         self.tau = tau
@@ -353,7 +359,7 @@ class ClipSurgery:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: the model and its settings here."""
         digest = hashlib.sha256(text_tower_fingerprint(self.model).encode())
-        settings = (self.image_size, self.mean, self.std, sorted(self.vocabulary), self.presence_offset)
+        settings = (self.image_size, self.scales, self.mean, self.std, sorted(self.vocabulary), self.presence_offset)
         templates = SHORT_TEMPLATES if self.vocabulary else tuple(self.prompts.templates)
         digest.update(repr((settings, templates, float(self.model.logit_scale.detach().float().mean()))).encode())
         for name, tensor in sorted(self.model.visual.state_dict().items()):
@@ -394,7 +400,7 @@ class ClipSurgery:
         return tuple(kind.name for kind in check_kinds(self.model.visual, further))
 
     def _encoded(self, images: list[NDArray[np.uint8]], kinds: tuple[str, ...]) -> list[ImageFeatures]:
-        tokens = self._tokens(torch.cat([self._pixels(image) for image in images]), kinds)
+        tokens = self._at_scales(images, kinds)
         return [
             ImageFeatures(
                 tokens.operated[i],
@@ -405,6 +411,15 @@ class ClipSurgery:
             )
             for i, image in enumerate(images)
         ]
+
+    def _at_scales(self, images: Sequence[NDArray[np.uint8]], kinds: tuple[str, ...]) -> TowerTokens:
+        """Tokens of images, each resized to ``image_size`` at every scale: float32, L2-normalised, on its grid."""
+        (height, width), patch = self.image_size, patch_size(self.model.visual)
+        found = []
+        for scale in self.scales:
+            size = _whole_patches((max(1, round(height * scale)), max(1, round(width * scale))), patch)
+            found.append(self._tokens(torch.cat([self._normalise(_resize(image, size)) for image in images]), kinds))
+        return average_scales(found, (height // patch[0], width // patch[1]))
 
     def _tokens(self, pixels: torch.Tensor, kinds: tuple[str, ...]) -> TowerTokens:
         """(B, 3, h, w) -> tokens (B, 1 + gh*gw, C) float32 and, unlike the tower's, L2-normalised."""
@@ -427,7 +442,7 @@ class ClipSurgery:
         for start in range(0, len(layout), batch_size):
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
-            tokens = self._tokens(torch.cat([self._normalise(tile) for tile in cut]), kinds)
+            tokens = self._at_scales(cut, kinds)
             every = (tokens.operated, tokens.raw, *tokens.others.values())
             yield torch.stack([one[:, 1:] for one in every], dim=2).unflatten(1, (th, tw))
 

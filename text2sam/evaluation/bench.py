@@ -811,7 +811,12 @@ def _build_pair(checkpoint: Path | None, settings: Settings) -> tuple[TextPrompt
     import open_clip
 
     model = TextPromptedSAM.from_pretrained(
-        "sticker", device=settings.device, sam_checkpoint=checkpoint, templates=settings.templates, text_cache=False
+        "sticker",
+        device=settings.device,
+        sam_checkpoint=checkpoint,
+        templates=settings.templates,
+        scales=(1.0,),  # the plain implementation knows no more
+        text_cache=False,
     )
     return model, open_clip.get_tokenizer("ViT-B-32")
 

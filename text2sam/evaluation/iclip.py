@@ -218,7 +218,7 @@ def main() -> None:
     device, json_output, out = given.pop("device"), given.pop("json"), given.pop("out")
     chosen = Settings(**given | {"paths": tuple(given["paths"])})
     with telling(table, out, json_output) as tell:
-        surgery = TextPromptedSAM.from_pretrained("sticker", device=device).surgery
+        surgery = TextPromptedSAM.from_pretrained("sticker", device=device, scales=(1.0,)).surgery
         tell(measure(surgery, chosen, progress=sys.stderr.isatty()))
 
 

@@ -21,6 +21,7 @@ from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.clip.tiles import Tiles
 from text2sam.evaluation.metrics import ExplainabilityScore, auroc
 from text2sam.pipeline import TextPromptedSAM
+from text2sam.presets import build_clip
 from text2sam.sam.select import mask_iou
 from text2sam.sticker.world import THINGS, Scene, World, background, inner_point
 from text2sam.types import SimilarityMap
@@ -187,13 +188,15 @@ def measure_segment(
     }
 
 
-def measure(model: TextPromptedSAM, count: int = 300) -> dict[str, Any]:
-    """All figures of a pair on the evaluation scenes."""
+def measure(model: TextPromptedSAM, scales: ClipSurgery, count: int = 300) -> dict[str, Any]:
+    """All figures of a pair on the evaluation scenes, and those of its maps at several scales."""
     scenes = list(evaluation_scenes(range(count)))
     started = time.time()
     return {
         "scenes": len(scenes),
         "maps": measure_maps(model.surgery, scenes),
+        "maps_at_scales": {"scales": scales.scales}
+        | measure_maps(scales, scenes, ["architecture", "surgery", "surgery_labels"]),
         "clicks": measure_clicks(model.predictor, scenes),
         "segment_paper": measure_segment(model, scenes),
         "segment_paper_labels": measure_segment(model, scenes, against=tuple(THINGS)),
@@ -209,12 +212,14 @@ def main() -> None:
     parser.add_argument("--tiles", action="store_true", help="instead: the same scenes in pictures of 1600 x 1200 pixels")
     parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
     arguments = parser.parse_args()
-    model = TextPromptedSAM.from_pretrained("sticker", sam_checkpoint=arguments.sam_checkpoint, device=arguments.device)
+    model = TextPromptedSAM.from_pretrained(
+        "sticker", sam_checkpoint=arguments.sam_checkpoint, device=arguments.device, scales=(1.0,)
+    )
     if arguments.tiles:
         scenes = map(large_picture, evaluation_scenes(range(arguments.scenes)))
         figures = {"tiles": measure_tiles(model.surgery, scenes)}
     else:
-        figures = measure(model, arguments.scenes)
+        figures = measure(model, build_clip("sticker", device=arguments.device), arguments.scenes)
     print(json.dumps(figures, indent=1))
     if arguments.out:
         from text2sam.files import write_json

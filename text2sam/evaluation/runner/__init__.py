@@ -172,6 +172,7 @@ def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
         **dataclasses.asdict(info),
         "fingerprint": surgery.fingerprint(),
         "image_size": list(surgery.image_size),
+        "scales": list(surgery.scales),
         "depth": surgery.depth,
         "tau": surgery.tau,
         "weighting": surgery.weighting,

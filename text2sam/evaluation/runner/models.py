@@ -23,6 +23,7 @@ class ModelChoice:
         untrained: random weights for ``clip_model`` (ViT-B-16 by default), whatever the preset has.
         weights_seed: of those.
         image_size, depth, device, dtype: None takes the preset's and the best.
+        scales: shares of the image size at which CLIP sees an image; the papers' one, whatever the preset has.
         short_templates: a few templates for speed in place of the papers' 85.
     """
 
@@ -36,6 +37,7 @@ class ModelChoice:
     device: str | None = None
     dtype: str | None = None
     short_templates: bool = False
+    scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.untrained and self.clip_checkpoint is not None:
@@ -84,6 +86,7 @@ def build_surgery(choice: ModelChoice, *, progress: bool = False) -> tuple[ClipS
             templates=templates,
             depth=choice.depth,
             image_size=choice.image_size,
+            scales=choice.scales,
             progress=progress,
         )
         return surgery, _info(choice, preset)
@@ -96,6 +99,7 @@ def build_surgery(choice: ModelChoice, *, progress: bool = False) -> tuple[ClipS
         open_clip.get_tokenizer(name),
         image_size=preset.image_size if choice.image_size is None else choice.image_size,
         depth=preset.depth if choice.depth is None else choice.depth,
+        scales=choice.scales,
         device=device,
         dtype=None if choice.dtype is None else check_dtype(choice.dtype, device),
         templates=templates,

@@ -70,6 +70,7 @@ def published_for(
     whole = "limit" not in dataset.options and not dataset.background
     plain = not (settings.synonyms or settings.window or settings.background_words) and settings.label_set
     plain = plain and settings.threshold_rule == "dataset" and settings.background_threshold is None
+    plain = plain and surgery.scales == (1.0,)
     plain = plain and tuple(surgery.prompts.templates) == ensemble_templates()
     found: dict[str, dict[str, Published]] = {}
     for one in PUBLISHED if whole and plain and not model.untrained else ():

@@ -1,0 +1,119 @@
+"""Several sizes of one image: one size is exactly the papers' way, more are the mean of what each says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import picture, tiny_clip, tiny_surgery
+from torch.nn.functional import normalize
+
+from text2sam.clip.scales import average_scales, check_scales
+from text2sam.clip.surgery import TowerTokens
+from text2sam.errors import InputError
+from text2sam.presets import PRESETS
+
+
+def tokens(grid: tuple[int, int], seed: int, kinds: tuple[str, ...] = ()) -> TowerTokens:
+    generator = torch.Generator().manual_seed(seed)
+
+    def some() -> torch.Tensor:
+        return normalize(torch.randn(2, 1 + grid[0] * grid[1], 5, generator=generator), dim=-1)
+
+    return TowerTokens(some(), some(), grid, {kind: some() for kind in kinds})
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (-1,), (float("nan"),), (float("inf"),), ("a",), "12", 1.0, None, (9,)])
+def test_scales_that_are_none(scales: Any) -> None:
+    for call in (lambda: check_scales(scales), lambda: tiny_surgery(scales=scales)):
+        with pytest.raises(InputError, match="scales must be numbers above 0"):
+            call()
+
+
+def test_scales_are_kept_as_floats() -> None:
+    assert check_scales([1, np.float32(0.5), "2"]) == (1.0, 0.5, 2.0)
+    assert tiny_surgery().scales == (1.0,)
+
+
+def test_one_scale_is_left_as_it_is() -> None:
+    one = tokens((3, 4), 0)
+    assert average_scales([one], (3, 4)) is one
+
+
+def test_the_mean_is_that_of_loops_over_patches() -> None:
+    grid, fine = (2, 3), (4, 6)
+    a, b = tokens(grid, 0, ("gem",)), tokens(fine, 1, ("gem",))
+    found = average_scales([a, b], grid)
+    assert found.grid == grid
+    for mean, coarse, finer in (
+        (found.operated, a.operated, b.operated),
+        (found.raw, a.raw, b.raw),
+        (found.others["gem"], a.others["gem"], b.others["gem"]),
+    ):
+        assert mean.shape == coarse.shape
+        torch.testing.assert_close(mean[:, 0], normalize(coarse[:, 0] + finer[:, 0], dim=-1))
+        patches = finer[:, 1:].reshape(2, *fine, 5)
+        for row in range(grid[0]):
+            for column in range(grid[1]):
+                # at half the size, a patch's centre lies in the middle of four
+                four = patches[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean((1, 2))
+                expected = normalize(coarse[:, 1 + row * grid[1] + column] + four, dim=-1)
+                torch.testing.assert_close(mean[:, 1 + row * grid[1] + column], expected)
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+@pytest.mark.parametrize("size", [32, (64, 32), (32, 96)])
+def test_maps_at_several_scales_are_means_of_maps(tower: str, size: Any) -> None:
+    model, image = tiny_clip(tower), picture()
+
+    def encoded(image_size: Any, scales: tuple[float, ...]) -> Any:
+        return tiny_surgery(model, image_size=image_size, scales=scales).encode_image(image)
+
+    height, width = size if isinstance(size, tuple) else (size, size)
+    one, two = encoded(size, (1.0,)), encoded((2 * height, 2 * width), (1.0,))
+    both, again = encoded(size, (1.0, 2.0)), encoded(size, (1.0, 1.0))
+    assert both.grid == one.grid
+    assert two.grid == (2 * one.grid[0], 2 * one.grid[1])
+    torch.testing.assert_close(again.operated, one.operated)
+    torch.testing.assert_close(both.raw[0], normalize(one.raw[0] + two.raw[0], dim=-1))
+    fine = two.operated[1:].reshape(one.grid[0], 2, one.grid[1], 2, -1).mean((1, 3)).flatten(0, 1)
+    torch.testing.assert_close(both.operated[1:], normalize(one.operated[1:] + fine, dim=-1))
+
+
+def test_another_scale_alone_keeps_the_grid_of_the_image_size() -> None:
+    surgery = tiny_surgery(scales=(2.0,))
+    features = surgery.encode_image(picture())
+    plain = tiny_surgery().encode_image(picture())
+    assert features.grid == plain.grid
+    assert features.operated.shape == plain.operated.shape
+    assert not torch.allclose(features.operated, plain.operated, atol=1e-3)
+
+
+def test_a_scale_of_less_than_a_patch_is_one_patch() -> None:
+    features = tiny_surgery(scales=(1e-6, 1.0)).encode_image(np.zeros((1, 1, 3), np.uint8))
+    assert torch.isfinite(features.operated).all()
+
+
+def test_batches_and_tiles_are_encoded_at_every_scale() -> None:
+    surgery = tiny_surgery(scales=(1.0, 0.5))
+    images = [picture(0, 40, 60), picture(1, 60, 40)]
+    for image, features in zip(images, surgery.encode_images(images), strict=True):
+        torch.testing.assert_close(features.operated, surgery.encode_image(image).operated)
+    large = picture(0, 200, 200)
+    assert surgery.encode_image(large, tiles=100).grid != surgery.encode_image(large).grid
+    plain = tiny_surgery().encode_image(large, tiles=100)
+    assert not torch.allclose(surgery.encode_image(large, tiles=100).operated, plain.operated, atol=1e-3)
+    whole = surgery.encode_image(large, tiles=1000)  # one tile covers it
+    torch.testing.assert_close(whole.operated, surgery.encode_image(large).operated, rtol=0, atol=0)
+
+
+def test_what_is_kept_for_one_set_of_scales_is_not_taken_for_another() -> None:
+    assert len({tiny_surgery(scales=scales).fingerprint() for scales in ((1.0,), (1.0, 0.5), (0.5, 1.0), (1.0, 0.75))}) == 4
+
+
+def test_only_the_sticker_preset_sees_several_sizes() -> None:
+    assert {name: preset.scales for name, preset in PRESETS.items() if preset.scales != (1.0,)} == {
+        "sticker": (1.0, 0.75, 4 / 3)
+    }
