@@ -300,7 +300,7 @@ def test_options_reach_the_models(photo: Path, pair: Pair) -> None:
         "--preset sticker --clip-checkpoint a.pt --clip-model RN50 --sam-checkpoint b.pt --device cpu --dtype float32"
     )
     more = (
-        "--image-size 96 --depth 3 --templates short --method itsm --strategy paper --against dog "
+        "--image-size 96 --scales 1,0.5 --depth 3 --templates short --method itsm --strategy paper --against dog "
         "--exclude bird,bee --exclude ant --threshold 0.25 --no-zoom --tiles 640"
     )
     result = run("segment", photo, "cat", "--out", photo.parent / "o", *given_options.split(), *more.split())
@@ -313,6 +313,7 @@ def test_options_reach_the_models(photo: Path, pair: Pair) -> None:
         "device": "cpu",
         "dtype": "float32",
         "image_size": 96,
+        "scales": (1.0, 0.5),
         "depth": 3,
         "templates": SHORT_TEMPLATES,
         "progress": False,
@@ -330,6 +331,7 @@ def test_options_reach_the_models(photo: Path, pair: Pair) -> None:
         assert run(command, photo, "cat", "--out", photo.parent / "o").exit_code == 0
         assert pair.options["preset"] == "mobile"
         assert pair.options["templates"] is None
+        assert pair.options["scales"] is None  # the preset's own
         assert pair.targets == ["cat"]
         assert pair.asked == {
             "against": None,
@@ -503,6 +505,8 @@ def test_usage_errors(args: list[str]) -> None:
         (["cat", "--synonym", "cat=..."], "text prompt"),
         (["cat", "--tiles", "big"], "auto"),
         (["cat", "--tiles", "0"], "at least 1"),
+        (["cat", "--scales", "1,big"], "comma list of numbers"),
+        (["cat", "--scales", "0"], "numbers above 0"),
         (["cat", "--calibration", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -1009,8 +1013,8 @@ def test_evaluate_task_hands_its_options_on(tmp_path: Path, measured: list[Any])
         assert result.exit_code == 0, result.output
         more = {"iclip": None} if task == "explainability" else {}
         assert measured.pop() == ((Settings(task, (method,)), "voc", ModelChoice()), PLAIN | more)  # type: ignore[arg-type]
-    model = "--preset sticker --image-size 96 --depth 3 --templates short --device cpu --dtype float32 --untrained"
-    choice = ModelChoice("sticker", None, "RN50", True, 0, 96, 3, "cpu", "float32", True)
+    model = "--preset sticker --image-size 96 --scales 1,2 --depth 3 --templates short --device cpu --dtype float32 --untrained"
+    choice = ModelChoice("sticker", None, "RN50", True, 0, 96, 3, "cpu", "float32", True, (1.0, 2.0))
     files = ["--root", tmp_path, "--out", tmp_path / "r.json", "--markdown", tmp_path / "r.md", "--overwrite", "--json"]
     data = ["--split", "train", "--limit", "4", "--seed", "5", "--option", "size=[8, 9]", "--option", "label=a b"]
     common = [*model.split(), "--clip-model", "RN50", *files, *data]

@@ -175,6 +175,7 @@ def test_what_is_wrong_shows_before_the_models_are_built(folder: Path, tmp_path:
     for arguments in (
         ["--labels", "cat,", "--threshold", "2"],
         ["--labels", "cat", "--tiles", "many"],
+        ["--labels", "cat", "--scales", "many"],
         ["--labels", "cat", "--strategy", "best"],
         ["--labels", "cat", "--preset", "enormous"],
         ["--labels", "no.yaml"],
