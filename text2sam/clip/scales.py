@@ -2,8 +2,8 @@
 
 An object fills few patches of a small image and many of a large one, and CLIP knows it best at the size it has
 learned it at. Tokens of several sizes, averaged where they lie, keep what the sizes agree on. Multi-scale inference is
-common in semantic segmentation (e.g. arXiv 1606.00915, section 4.1); similarity is linear in the tokens, so averaging
-them is averaging maps.
+common in semantic segmentation (e.g. arXiv 1606.00915, section 4.1); similarity is linear in the tokens, so that
+averaging them is averaging maps, but for the length of the mean.
 """
 
 from __future__ import annotations
