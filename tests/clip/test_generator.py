@@ -511,6 +511,37 @@ def test_presence_against_a_vocabulary(features: ImageFeatures, offset: float) -
         assert surgery.presence(features, text, against=against) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("text", ["cat", "dog"])
+def test_presence_also_asks_the_hottest_place(text: str) -> None:
+    words = ["dog", "tree", "pig"]
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=0.5, presence_peak=0.7)
+    features = surgery.encode_image(picture())
+    others = [w for w in words if w != text]
+    plain = presence_among(surgery, features, [text, *others], 0.5)
+    (found,) = surgery.maps(features, [text], vocabulary=True)
+    row, column = np.unravel_index(int(found.values.argmax()), found.values.shape)
+    near = [
+        features.operated[1 + r * features.grid[1] + c].double().numpy()
+        for r in range(features.grid[0])
+        for c in range(features.grid[1])
+        if abs(r - row) <= 1 and abs(c - column) <= 1
+    ]
+    token = np.mean(near, axis=0)
+    cosines = short_features(surgery, [text, *others]).double().numpy() @ (token / np.linalg.norm(token))
+    logits = surgery.model.logit_scale.exp().item() * cosines
+    odds = logits[0] - np.log(np.exp(logits[1:]).sum())
+    expected = np.log(plain / (1 - plain)) + 0.7 * odds
+    assert surgery.presence(features, text) == pytest.approx(1 / (1 + np.exp(-expected)), abs=1e-5)
+    assert abs(surgery.presence(features, text) - plain) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"vocabulary": ["cat"]}])
+def test_the_hottest_place_needs_other_names(options: dict[str, Any], features: ImageFeatures) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), **options)
+    expected = surgery.presence(features, "Cat")
+    assert tiny_surgery(image_size=(12, 20), presence_peak=9.0, **options).presence(features, "Cat") == expected
+
+
 def test_presence_of_the_vocabularys_only_name(features: ImageFeatures) -> None:
     surgery = tiny_surgery(image_size=(12, 20), vocabulary=["cat"])
     expected = presence_among(surgery, features, ["Cat", ""])  # it stands against the empty text
@@ -577,9 +608,13 @@ def test_fingerprint_stands_for_what_presence_depends_on() -> None:
         changed.get_parameter(part).data.view(-1)[0] += 1e-3
         prints[part] = tiny_surgery(changed).fingerprint()
     assert len(set(prints.values())) == len(prints), prints
-    # maps depend on these, presence does not
+    # maps depend on these; presence does not, unless it asks the map's peak
     for options in ({}, {"depth": 1}, {"tau": 5.0}, {"weighting": "paper"}):
         assert tiny_surgery(**options).fingerprint() == prints["plain"]
+    peak = {"vocabulary": ["dog"], "presence_peak": 0.5}
+    several = ({}, {"depth": 1}, {"tau": 5.0}, {"weighting": "paper"}, {"templates": ["a {}."]}, {"presence_peak": 0.4})
+    assert len({tiny_surgery(**peak | options).fingerprint() for options in several} | {prints["vocabulary"]}) == 7
+    assert tiny_surgery(presence_peak=0.5).fingerprint() == prints["plain"]  # there is nothing to set the place against
     named = [
         tiny_surgery(vocabulary=words, **options).fingerprint()
         for words, options in (

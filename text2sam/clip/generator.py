@@ -70,7 +70,7 @@ class ClipSurgery:
         tau, weighting: see :func:`text2sam.clip.similarity.feature_surgery`.
         vocabulary: names of what else an image may show, which a text's presence is held against; see :meth:`presence`.
         presence_offset: added to a text's logit in :meth:`presence`.
-        presence_peak: with a vocabulary, how much the hottest value of a text's map adds to its logit in :meth:`presence`.
+        presence_peak: with a vocabulary, how much the log-odds at a map's peak add to its text's logit in :meth:`presence`.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own or OpenAI's by default.
         scales: at which shares of ``image_size`` an image is encoded; the mean of the tokens is taken, on the grid of
             ``image_size`` (:mod:`text2sam.clip.scales`). The papers use the one size. Each further scale costs its share,
@@ -170,8 +170,9 @@ class ClipSurgery:
                 ``"auto"`` encodes overlapping tiles where a side is more than three times that of ``image_size``; an int
                 is the side of a tile in pixels of the image; False never does. The features then have a grid of up to 16
                 times as many patches, made of the tiles' (:mod:`text2sam.clip.tiles`), at the cost of encoding up to
-                about 40 tiles, and the class token of the whole image encoded at once: scores and presence are those
-                without tiles. Where one tile covers the image the result is exactly that of False.
+                about 40 tiles, and the class token of the whole image encoded at once: scores are those without
+                tiles, and presence but for what ``presence_peak`` adds. Where one tile covers the image the result is exactly
+                that of False.
             batch_size: how many tiles are encoded at once.
 
         Raises:
@@ -310,10 +311,10 @@ class ClipSurgery:
         The probability of the text in a softmax over the class token's similarities (original path), times CLIP's own
         logit scale; ``presence_offset`` is added to the text's logit. The text stands against the vocabulary and
         ``against``; without a vocabulary against the empty text and ``against``. With a vocabulary all of them are
-        embedded with the short templates, and ``presence_peak`` times the highest value of the text's map (feature surgery
-        against the vocabulary, before min-max) is added as well: a small thing shows less in the class token than in its
-        place. How well the score separates present from absent depends on the model and on how well the vocabulary covers
-        what its images show.
+        embedded with the short templates, and ``presence_peak`` times the log-odds (:meth:`region_odds`) of the place where
+        the text's map is hottest is added as well: a small thing shows less in the class token than in its place. The map is
+        that of feature surgery against the vocabulary, the place its hottest patch and the patches around it. How well the
+        score separates present from absent depends on the model and on how well the vocabulary covers what its images show.
 
         Raises:
             PromptError: the text is empty or too long.
@@ -325,8 +326,8 @@ class ClipSurgery:
             logits = (encode([text, *others]) @ features.raw[0]).cpu()  # (1 + others,)
             logits *= self.model.logit_scale.detach().float().exp().mean().cpu()
             logits[0] += self.presence_offset
-            if self.vocabulary and self.presence_peak:
-                logits[0] += self.presence_peak * float(self._against_vocabulary(features.operated, text)[1:].max())
+            if self.presence_peak and _without(text, self.vocabulary):
+                logits[0] += self.presence_peak * self.region_odds(features, text, self._hottest(features, text))
             return float(logits.softmax(dim=0)[0])
 
     def region_odds(self, features: ImageFeatures, text: str, shares: NDArray[np.float32]) -> float:
@@ -356,10 +357,21 @@ class ClipSurgery:
             logits = self._names([text, *others]) @ token * self.model.logit_scale.detach().float().exp().mean()
             return float(logits[0] - logits[1:].logsumexp(0))
 
+    def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:
+        """(gh, gw) float32: 1 in the patch most similar to a text and in the patches around it, else 0."""
+        hottest = int(self._against_vocabulary(features.operated, text)[1:].argmax())
+        row, column = divmod(hottest, features.grid[1])
+        shares = np.zeros(features.grid, np.float32)
+        shares[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = 1
+        return shares
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: the model and its settings here."""
         digest = hashlib.sha256(text_tower_fingerprint(self.model).encode())
-        settings = (self.image_size, self.scales, self.mean, self.std, sorted(self.vocabulary), self.presence_offset)
+        settings: tuple[Any, ...] = (self.image_size, self.scales, self.mean, self.std, sorted(self.vocabulary))
+        settings += (self.presence_offset,)
+        if self.vocabulary and self.presence_peak:  # then on the maps too
+            settings += (self.presence_peak, self.depth, self.tau, self.weighting, tuple(self.prompts.templates))
         templates = SHORT_TEMPLATES if self.vocabulary else tuple(self.prompts.templates)
         digest.update(repr((settings, templates, float(self.model.logit_scale.detach().float().mean()))).encode())
         for name, tensor in sorted(self.model.visual.state_dict().items()):
