@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from text2sam import TextPromptedSAM
+from text2sam.presets import build_clip
 from text2sam.sam.select import mask_iou
 from text2sam.sticker.evaluate import (
     THRESHOLDS,
@@ -76,6 +77,17 @@ def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scene
     assert figures["presence"]["auroc"] > 0.93
 
 
+@drawing
+def test_maps_at_three_sizes_are_better_than_at_one(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    assert len(pair.surgery.scales) == 3
+    variants = ("architecture", "surgery", "surgery_labels")
+    three = measure_maps(pair.surgery, scenes, variants)
+    one = measure_maps(build_clip("sticker", scales=(1.0,)), scenes, variants)
+    for variant in variants:
+        assert three[variant]["miou"] > one[variant]["miou"] + 0.5
+        assert three[variant]["hottest_on_object"] >= one[variant]["hottest_on_object"] - 0.02
+
+
 def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     tally, ious, contrasts, on = MapTally(), [], [], []
@@ -116,7 +128,7 @@ def test_tiles_find_small_things_in_large_pictures(pair: TextPromptedSAM) -> Non
 @drawing
 def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
     figures = measure_clicks(pair.predictor, scenes)
-    assert figures["iou_by_score"] > 0.78
+    assert figures["iou_by_score"] > 0.8
     assert figures["iou_best_of_three"] >= figures["iou_by_score"]
     assert figures["score_error"] < 0.2
 
