@@ -162,7 +162,7 @@ def test_a_second_pass_with_other_labels_calls_neither_encoder(tmp_path: Path) -
     assert (clip, sam) == ([], [])
     assert any(result.objects for results in plain for result in results)
     again.encode([images[0][:, ::-1]])
-    assert (len(clip), len(sam)) == (1, 1)
+    assert (len(clip), len(sam)) == (len(second.surgery.scales), 1)
 
 
 def test_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
@@ -196,6 +196,7 @@ OTHER_MODELS: dict[str, Callable[[], TextPromptedSAM]] = {
     "clip activation": lambda: tiny_model(model=tiny_clip(quick_gelu=True)),
     "clip heads": lambda: tiny_model(model=tiny_clip(vision={"head_width": 8})),
     "image size": lambda: tiny_model(image_size=24),
+    "scales": lambda: tiny_model(scales=(1.0, 0.5)),
     "depth": lambda: tiny_model(depth=1),
     "mean": lambda: tiny_model(mean=(0.5, 0.5, 0.5)),
     "std": lambda: tiny_model(std=(0.5, 0.5, 0.5)),
