@@ -686,6 +686,7 @@ def test_published_figures_stand_only_in_their_setting(one: Any) -> None:
         (data, settings, model, tiny_surgery(surgery.model, image_size=448, templates=None)),
         (data, settings, model, tiny_surgery(surgery.model, image_size=(one.image_size, 64), templates=None)),
         (data, settings, model, tiny_surgery(surgery.model, image_size=one.image_size)),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=one.image_size, templates=None, scales=(1.0, 0.5))),
     ]
     if one.task == "semantic":
         others.append((data, dataclasses.replace(settings, window=224), model, surgery))

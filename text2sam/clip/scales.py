@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from text2sam.clip.surgery import TowerTokens
+from text2sam.clip.surgery import TowerTokens, resize_tokens
 from text2sam.errors import InputError
 
 MAX_SCALE = 8.0
@@ -50,7 +50,7 @@ def average_scales(scales: Sequence[TowerTokens], grid: tuple[int, int]) -> Towe
         return scales[0]
 
     def mean(kind: Sequence[torch.Tensor]) -> torch.Tensor:
-        every = [_on_grid(tokens, one.grid, grid) for tokens, one in zip(kind, scales, strict=True)]
+        every = [resize_tokens(tokens, one.grid, grid) for tokens, one in zip(kind, scales, strict=True)]
         return F.normalize(torch.stack(every).mean(dim=0), dim=-1)
 
     return TowerTokens(
@@ -59,12 +59,3 @@ def average_scales(scales: Sequence[TowerTokens], grid: tuple[int, int]) -> Towe
         grid,
         {name: mean([one.others[name] for one in scales]) for name in scales[0].others},
     )
-
-
-def _on_grid(tokens: torch.Tensor, own: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """(B, 1 + h*w, C) -> (B, 1 + gh*gw, C)."""
-    if own == grid:
-        return tokens
-    patches = tokens[:, 1:].transpose(1, 2).unflatten(2, own)  # (B, C, h, w)
-    patches = F.interpolate(patches, grid, mode="bilinear", align_corners=False)
-    return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)

@@ -101,13 +101,27 @@ def resize_positions(positions: torch.Tensor, native: tuple[int, int], grid: tup
         grid: (gh, gw) wanted.
 
     Returns:
-        (1 + gh*gw, D): the class token's as it is, the others resized bilinearly (half-pixel centres).
+        (1 + gh*gw, D), see :func:`resize_tokens`.
+    """
+    return positions if native == grid else resize_tokens(positions[None], native, grid)[0]
+
+
+def resize_tokens(tokens: torch.Tensor, native: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """Tokens on another grid.
+
+    Args:
+        tokens: (B, 1 + h*w, D), class token first.
+        native: (h, w) of their patches.
+        grid: (gh, gw) wanted.
+
+    Returns:
+        (B, 1 + gh*gw, D): the class token as it is, the others resized bilinearly (half-pixel centres).
     """
     if native == grid:
-        return positions
-    patches = positions[1:].T.reshape(1, -1, *native)  # (1, D, h, w)
-    patches = F.interpolate(patches.float(), grid, mode="bilinear", align_corners=False).to(positions.dtype)
-    return torch.cat([positions[:1], patches[0].flatten(1).T])
+        return tokens
+    patches = tokens[:, 1:].transpose(1, 2).unflatten(2, native)  # (B, D, h, w)
+    patches = F.interpolate(patches.float(), grid, mode="bilinear", align_corners=False).to(tokens.dtype)
+    return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 @contextlib.contextmanager

@@ -188,15 +188,17 @@ def measure_segment(
     }
 
 
-def measure(model: TextPromptedSAM, scales: ClipSurgery, count: int = 300) -> dict[str, Any]:
-    """All figures of a pair on the evaluation scenes, and those of its maps at several scales."""
+def measure(model: TextPromptedSAM, at_scales: ClipSurgery, count: int = 300) -> dict[str, Any]:
+    """All figures of a pair on the evaluation scenes, and those of the maps of its CLIP at several scales."""
     scenes = list(evaluation_scenes(range(count)))
     started = time.time()
     return {
         "scenes": len(scenes),
         "maps": measure_maps(model.surgery, scenes),
-        "maps_at_scales": {"scales": scales.scales}
-        | measure_maps(scales, scenes, ["architecture", "surgery", "surgery_labels"]),
+        "maps_at_scales": {
+            "scales": at_scales.scales,
+            **measure_maps(at_scales, scenes, ["architecture", "surgery", "surgery_labels"]),
+        },
         "clicks": measure_clicks(model.predictor, scenes),
         "segment_paper": measure_segment(model, scenes),
         "segment_paper_labels": measure_segment(model, scenes, against=tuple(THINGS)),
