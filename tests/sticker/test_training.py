@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -265,6 +266,18 @@ def test_how_often_a_click_means_a_part_or_a_group(ambiguous: float, monkeypatch
         assert asked.count(kind) / (len(clicks) * stage.prompts) == pytest.approx(ambiguous, abs=0.05 if ambiguous else 0)
     # nothing was put in their place: each click means the one object
     assert {float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks} == {0.0}
+
+
+@drawing
+@pytest.mark.parametrize("centred", [0.0, 0.5, 1.0])
+def test_how_often_a_click_is_in_the_middle(centred: float) -> None:
+    stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=40, ambiguous=0.0, centred=centred)
+    samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(20), strict=False)]
+    clicks = [points[:, 0] for _, points, labels, _, boxes, *_ in samples if not boxes and (labels >= 0).sum() == 40]
+    assert len(clicks) >= 8
+    # anywhere else, two clicks on one pixel of a large object are rare
+    shares = [max(Counter(map(tuple, xy.tolist())).values()) / 40 for xy in clicks]
+    assert float(np.mean(shares)) == pytest.approx(centred, abs=0.1)
 
 
 @drawing

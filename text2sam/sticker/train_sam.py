@@ -62,6 +62,7 @@ class SamStage:
         drawn: range of the size a scene is drawn at, as a share of its size in SAM's input; it is then resized, as SAM
             resizes what it is given.
         ambiguous: chance that a click means the part under it, and again as much that it means the group around it.
+        centred: share of clicks in the middle of the object; the others fall anywhere on it.
         practice: number of scenes the SAM is clicked on before the stage, so that things it cuts out badly are drawn more
             often in it (:func:`practice`); 0 draws all things alike.
     """
@@ -76,6 +77,7 @@ class SamStage:
     points: int = 8
     drawn: tuple[float, float] = (1.0, 1.0)
     ambiguous: float = 0.1
+    centred: float = 0.3
     practice: int = 0
 
 
@@ -173,7 +175,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
             mask = scene.objects[which].mask
             inside = np.argwhere(mask)
             y, x = (int(v) for v in inside[int(rng.integers(len(inside)))])
-            if rng.random() < 0.3:
+            if rng.random() < stage.centred:
                 x, y = (int(v) for v in inner_point(mask))
             target: NDArray[np.bool_] | None = mask
             if use_boxes:
