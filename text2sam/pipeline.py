@@ -131,8 +131,8 @@ class TextPromptedSAM:
         Args:
             preset: ``"sticker"``, ``"mobile"``, ``"base"`` or ``"huge"``; see :data:`text2sam.presets.PRESETS`.
             **options: see :func:`text2sam.presets.build`: ``device``, ``dtype``, ``clip_checkpoint``,
-                ``clip_model``, ``sam_checkpoint``, ``templates``, ``depth``, ``image_size``, ``text_cache``,
-                ``progress``.
+                ``clip_model``, ``sam_checkpoint``, ``templates``, ``depth``, ``image_size``, ``scales``,
+                ``text_cache``, ``progress``.
 
         Raises:
             InputError: the preset or an option is unknown.
@@ -191,7 +191,7 @@ class TextPromptedSAM:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
             InputError: ``methods`` or ``tiles`` is not usable, or ``images`` is a single one.
         """
-        if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4:
+        if _single(images):
             raise InputError("images must be a sequence of images; for one image pass [image]")
         read = _read_all(images, channel_order)
         if tiles is False:
@@ -355,8 +355,7 @@ class TextPromptedSAM:
             For each image the results of all texts, in order. Arguments and errors are those of
             :meth:`segment_many`; an image that cannot be read is named by its position, before anything is computed.
         """
-        single = isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
-        if isinstance(texts, str) or single:
+        if isinstance(texts, str) or _single(images):
             raise InputError("images and texts must be sequences; for one image and text call segment")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size!r}")
@@ -644,6 +643,11 @@ class TextPromptedSAM:
             one.similarity,
             np.array(crop, np.float32),
         )
+
+
+def _single(images: Any) -> bool:
+    """Whether this is one image (a path, an array, a PIL image) where a sequence of them was asked for."""
+    return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
 
 
 def _read_all(images: Iterable[ImageLike], channel_order: ChannelOrder) -> list[NDArray[np.uint8]]:
