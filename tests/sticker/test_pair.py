@@ -128,7 +128,7 @@ def test_tiles_find_small_things_in_large_pictures(pair: TextPromptedSAM) -> Non
 @drawing
 def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
     figures = measure_clicks(pair.predictor, scenes)
-    assert figures["iou_by_score"] > 0.8
+    assert figures["iou_by_score"] > 0.83
     assert figures["iou_best_of_three"] >= figures["iou_by_score"]
     assert figures["score_error"] < 0.2
 
