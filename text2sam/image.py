@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -89,6 +89,11 @@ def read_image(image: ImageLike, *, channel_order: ChannelOrder = "RGB") -> NDAr
     if torch is not None and isinstance(image, torch.Tensor):
         return _from_tensor(image, bgr)
     raise ImageError(f"cannot read an image from {_describe(image)}; {_ACCEPTED}")
+
+
+def is_single(images: Any) -> bool:
+    """Whether this is one image (a path, a PIL image, an array of up to three axes) where several were asked for."""
+    return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
 
 
 def _short(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from text2sam.calibration import Calibration, fit_threshold
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
-from text2sam.image import ChannelOrder, ImageLike, read_image
+from text2sam.image import ChannelOrder, ImageLike, is_single, read_image
 from text2sam.points import corrective_points, patch_of, patch_shares, pixels_under
 from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, encode_states, predict_points
 from text2sam.sam.select import distinct
@@ -191,7 +190,7 @@ class TextPromptedSAM:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
             InputError: ``methods`` or ``tiles`` is not usable, or ``images`` is a single one.
         """
-        if _single(images):
+        if is_single(images):
             raise InputError("images must be a sequence of images; for one image pass [image]")
         read = _read_all(images, channel_order)
         if tiles is False:
@@ -355,7 +354,7 @@ class TextPromptedSAM:
             For each image the results of all texts, in order. Arguments and errors are those of
             :meth:`segment_many`; an image that cannot be read is named by its position, before anything is computed.
         """
-        if isinstance(texts, str) or _single(images):
+        if isinstance(texts, str) or is_single(images):
             raise InputError("images and texts must be sequences; for one image and text call segment")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size!r}")
@@ -643,11 +642,6 @@ class TextPromptedSAM:
             one.similarity,
             np.array(crop, np.float32),
         )
-
-
-def _single(images: Any) -> bool:
-    """Whether this is one image (a path, an array, a PIL image) where a sequence of them was asked for."""
-    return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
 
 
 def _read_all(images: Iterable[ImageLike], channel_order: ChannelOrder) -> list[NDArray[np.uint8]]:

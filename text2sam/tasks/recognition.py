@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -141,12 +140,12 @@ def recognize_many(
         One result per image, in order. Errors are those of :func:`recognize`; an image that cannot be read is named by its
         position.
     """
-    from text2sam.image import read_image
+    from text2sam.image import is_single, read_image
     from text2sam.tasks._inputs import check_batch_size, parse_labels, surgery_of
 
     surgery = surgery_of(model)
     check_batch_size(batch_size)
-    if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or 0 < getattr(images, "ndim", 4) < 4:
+    if is_single(images):
         raise InputError("images must be a sequence of images; for one image call recognize")
     parse_labels(labels)  # a bad label costs no encoding
     results: list[Recognition] = []
