@@ -235,12 +235,14 @@ def _sticker(rng: np.random.Generator, name: str, side: float) -> Image.Image:
 
 
 def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring."""
+    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring; not of an empty one."""
     from scipy.ndimage import distance_transform_edt
 
-    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), mask.shape)
-    return float(column), float(row)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    depth = distance_transform_edt(np.pad(mask[top:bottom, left:right], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(left + column), float(top + row)
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,7 @@ class World:
         owner = np.zeros((h, w), np.int16)  # 0 is background, k the k-th object
         names: list[str] = []
         areas: list[int] = []
+        seen: NDArray[np.int64] = np.zeros(0, np.int64)  # pixels of each object that nothing lies over
         for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
             if names and rng.random() < self.repeat:
                 name = names[int(rng.integers(len(names)))]
@@ -300,13 +303,13 @@ class World:
             for _ in range(12):
                 x = int(rng.integers(-sticker.width // 8, max(1, w - sticker.width * 7 // 8)))
                 y = int(rng.integers(-sticker.height // 8, max(1, h - sticker.height * 7 // 8)))
-                covered = np.zeros((h, w), bool)
                 y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + sticker.height, h), min(x + sticker.width, w)
-                covered[y0:y1, x0:x1] = ink[y0 - y : y1 - y, x0 - x : x1 - x]
+                covered = ink[y0 - y : y1 - y, x0 - x : x1 - x]
                 if not covered.any() or covered.sum() < _MIN_VISIBLE * ink.sum():
                     continue
-                left = np.bincount(owner[~covered], minlength=len(names) + 1)[1:]
-                if all(n >= _MIN_VISIBLE * a for n, a in zip(left, areas, strict=True)):
+                below = owner[y0:y1, x0:x1]  # a view
+                left = seen - np.bincount(below[covered], minlength=len(names) + 1)[1:]
+                if (left >= _MIN_VISIBLE * np.array(areas)).all():
                     break
             else:
                 continue
@@ -315,7 +318,8 @@ class World:
             canvas.paste(sticker, (x, y), sticker)
             names.append(name)
             areas.append(int(ink.sum()))
-            owner[covered] = len(names)
+            seen = np.append(left, covered.sum())
+            below[covered] = len(names)
         pixels = np.asarray(canvas, np.float32) * rng.uniform(0.8, 1.15) + rng.uniform(-15, 15)
         if rng.random() < 0.3:
             pixels = pixels + rng.normal(0, rng.uniform(1, 8), pixels.shape).astype(np.float32)
