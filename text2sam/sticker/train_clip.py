@@ -29,11 +29,14 @@ from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
 from text2sam.clip.surgery import resize_positions
-from text2sam.sticker.models import build_clip
-from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, resume, save_checkpoint
+from text2sam.sticker.models import CLIP_CONFIG, build_clip
+from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, pooled, resume, save_checkpoint
 from text2sam.sticker.world import THINGS, World
 
 NAMES = tuple(THINGS)
+PATCH: int = CLIP_CONFIG["vision_cfg"]["patch_size"]
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey, as Pillow has them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class ClipStage:
         sides: range of object sizes, as a share of the scene's side.
         keep: share of the patch tokens kept in each step (the rest is dropped at random, as FLIP does).
         batch: scenes per step.
+        learning_rate: at the top of the schedule, a cosine over all stages.
+        fresh: share of a batch that is newly drawn in each step; the batch comes out of a pool
+            (:func:`~text2sam.sticker.training.pooled`).
+        pool: scenes in it.
+        resized: range of the size, as a share of ``size``, at which CLIP sees the scenes of a step.
+        aspect: largest ratio of height to width, or of width to height, at which it sees them.
+        grey: chance that a scene loses its colour.
     """
 
     steps: int
@@ -55,18 +65,29 @@ class ClipStage:
     sides: tuple[float, float]
     keep: float
     batch: int = 128
+    learning_rate: float = 1e-3
+    fresh: float = 0.3
+    pool: int = 2048
+    resized: tuple[float, float] = (1.0, 1.0)
+    aspect: float = 1.0
+    grey: float = 0.0
 
+
+_VARIED: dict[str, Any] = {"fresh": 0.1, "pool": 24576, "resized": (0.6, 1.35), "aspect": 1.3, "grey": 0.12}
 
 CLIP_STAGES: tuple[ClipStage, ...] = (
     ClipStage(steps=1500, size=48, objects=(0, 1), sides=(0.6, 0.95), keep=1.0),
     ClipStage(steps=5800, size=96, objects=(0, 4), sides=(0.25, 0.65), keep=0.5),
     ClipStage(steps=1900, size=160, objects=(0, 5), sides=(0.17, 0.5), keep=0.5, batch=64),
+    ClipStage(steps=1640, size=128, objects=(0, 5), sides=(0.18, 0.6), keep=0.5, batch=512, **_VARIED),
+    ClipStage(steps=5560, size=192, objects=(0, 6), sides=(0.14, 0.52), keep=0.5, batch=256, **_VARIED),
 )
-LEARNING_RATE = 1e-3
+"""What the record's stages, run with restarts over several sessions, come to in one go; the last two ran on a GPU, a quarter of
+the steps on four times the scenes."""
 
 
 class _ClipScenes(IterableDataset[tuple[NDArray[Any], NDArray[Any]]]):
-    """Endless (image (3, H, W) uint8, present (names,) bool); three in ten are fresh, the others altered earlier ones."""
+    """Endless image (3, H, W) uint8 and what it shows, (names,) bool."""
 
     def __init__(self, stage: ClipStage, seed: int) -> None:
         self.stage, self.seed = stage, seed
@@ -80,26 +101,38 @@ class _ClipScenes(IterableDataset[tuple[NDArray[Any], NDArray[Any]]]):
             World(size=(stage.size, stage.size), objects=(n, n), sides=stage.sides, repeat=0.15) for n in range(low, high + 1)
         ]
         rng = np.random.default_rng([self.seed, worker])
-        kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
-        fresh = self.seed + worker
+        number = self.seed + worker
         while True:
-            if len(kept) == 2048 and rng.random() < 0.7:
-                image, present = kept[int(rng.integers(len(kept)))]
-                image = image[:, :, ::-1] if rng.random() < 0.5 else image
-                gain, shift = rng.uniform(0.8, 1.2, (3, 1, 1)), rng.uniform(-20, 20, (3, 1, 1))
-                yield np.clip(image * gain + shift, 0, 255).astype(np.uint8), present
-                continue
             empty = low == 0 and rng.random() < 0.05
             world = worlds[0] if empty else worlds[int(rng.integers(1 if low == 0 else 0, len(worlds)))]
-            scene = world.scene(TRAIN_SEEDS + fresh)
-            fresh += workers
+            scene = world.scene(TRAIN_SEEDS + number)
+            number += workers
             present = np.isin(np.array(NAMES), np.array(scene.names, dtype=str))
-            sample = (np.ascontiguousarray(scene.image.transpose(2, 0, 1)), present)
-            if len(kept) < 2048:
-                kept.append(sample)
-            else:
-                kept[int(rng.integers(2048))] = sample
-            yield sample
+            yield np.ascontiguousarray(scene.image.transpose(2, 0, 1)), present
+
+
+def _altered(images: torch.Tensor, grey: float) -> torch.Tensor:
+    """Images (B, 3, H, W) uint8 as float32 in 0 to 255: half mirrored, seven in ten in another light, some without colour."""
+    count, device = len(images), images.device
+
+    def chance(share: float) -> torch.Tensor:
+        return torch.rand(count, 1, 1, 1, device=device) < share
+
+    pixels = images.float()
+    pixels = torch.where(chance(0.5), pixels.flip(3), pixels)
+    gain, shift = (torch.rand(count, 3, 1, 1, device=device) * 2 - 1 for _ in range(2))
+    pixels = torch.where(chance(0.7), pixels * (1 + 0.2 * gain) + 20 * shift, pixels)
+    luma = (pixels * torch.tensor(LUMA, device=device).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+    return torch.where(chance(grey), luma, pixels).clamp(0, 255)
+
+
+def _seen(pixels: torch.Tensor, stage: ClipStage, rng: np.random.Generator) -> torch.Tensor:
+    """Scenes (B, 3, H, W) at the size and aspect at which CLIP sees them in this step, whole patches of 8 pixels."""
+    scale, ratio = rng.uniform(*stage.resized), math.exp(rng.uniform(-0.5, 0.5) * 2 * math.log(stage.aspect))
+    size = [max(1, round(scale * stage.size * share / PATCH)) * PATCH for share in (ratio**0.5, ratio**-0.5)]
+    if size == list(pixels.shape[2:]):
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class Captions:
@@ -153,15 +186,16 @@ class Captions:
         return torch.cat(tokens), named
 
 
-def _forward_clip(model: Any, pixels: torch.Tensor, grid: int, keep: float) -> torch.Tensor:
-    """Class-token features (B, C) of square pixels, positions resized to the grid, some patches dropped."""
+def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor:
+    """Class-token features (B, C) of pixels, positions resized to their grid, some patches dropped."""
     v = model.visual
-    x: torch.Tensor = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, N, D)
+    patches = v.conv1(pixels)  # (B, D, gh, gw)
+    x: torch.Tensor = patches.flatten(2).transpose(1, 2)  # (B, N, D)
     pos = v.positional_embedding
-    x = x + resize_positions(pos, v.grid_size, (grid, grid))[1:]
+    x = x + resize_positions(pos, v.grid_size, tuple(patches.shape[2:]))[1:]
     if keep < 1:
-        kept = torch.rand(x.shape[:2]).argsort(1)[:, : int(keep * x.shape[1])]
-        x = torch.gather(x, 1, kept[..., None].to(x.device).expand(-1, -1, x.shape[-1]))
+        kept = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, : int(keep * x.shape[1])]
+        x = torch.gather(x, 1, kept[..., None].expand(-1, -1, x.shape[-1]))
     cls = (v.class_embedding + pos[0]).expand(len(x), 1, -1)
     x = v.transformer(v.ln_pre(torch.cat([cls, x.to(cls.dtype)], 1)))
     pooled: torch.Tensor = v.ln_post(x[:, 0]) @ v.proj
@@ -191,7 +225,7 @@ def train_clip(
         unknown[captions.known] = False
         model.token_embedding.weight[unknown] = 0
     model.to(device).train()
-    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
     total = sum(s.steps for s in stages)
     checkpoint = out / "clip.pt"
     if start is not None:
@@ -204,18 +238,23 @@ def train_clip(
         stage = stages[which]
         # each stage, and each resumption, draws scenes that were not drawn before
         data = _ClipScenes(stage, seed=which * 100_000_000 + step * 1000)
-        loader = iter(DataLoader(data, batch_size=stage.batch, num_workers=workers, prefetch_factor=4 if workers else None))
+        few = max(1, round(stage.fresh * stage.batch))
+        loader = DataLoader(
+            data, batch_size=few, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device == "cuda"
+        )
+        batches = pooled(loader, stage.batch, max(stage.pool, stage.batch), (device, "cpu"))
+        rng = np.random.default_rng(step)
         started, seen = time.time(), 0
         while step < ends[which]:
-            images, present = next(loader)
+            images, present = next(batches)
             for group in opt.param_groups:
-                group["lr"] = LEARNING_RATE * decay(step, total, 300)
+                group["lr"] = stage.learning_rate * decay(step, total, 300)
             tokens, named = captions.draw(present)
             contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
             contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
-            pixels = (images.to(device).float() - mean) / std
+            pixels = (_seen(_altered(images, stage.grey), stage, rng) - mean) / std
             with torch.autocast(device, torch.bfloat16):
-                image = _forward_clip(model, pixels, stage.size // 8, stage.keep)
+                image = _forward_clip(model, pixels, stage.keep)
                 text = encode_tokens(model, tokens.to(device))
             scale = model.logit_scale.clamp(max=math.log(100)).exp()
             cosines = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T  # (B, M)

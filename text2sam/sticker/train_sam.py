@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from text2sam.sticker.training import (
     decay,
     log_line,
     parameter_groups,
+    pooled,
     process,
     resume,
     save_checkpoint,
@@ -41,6 +42,7 @@ from text2sam.sticker.world import THINGS, Scene, World, inner_point
 SIDE: int = SAM_CONFIG["img_size"]
 PATCH: int = SAM_CONFIG["patch_size"]
 CELL = PATCH // 4  # pixels per cell of the low-resolution logits
+FIGURES = ("loss", "click_iou", "pair_iou", "points_iou", "score_error")
 SAM_SEEDS = TRAIN_SEEDS + 500_000_000
 PRACTICE_SEEDS = TRAIN_SEEDS + 2_000_000_000
 
@@ -65,6 +67,11 @@ class SamStage:
         centred: share of clicks in the middle of the object; the others fall anywhere on it.
         practice: number of scenes the SAM is clicked on before the stage, so that things it cuts out badly are drawn more
             often in it (:func:`practice`); 0 draws all things alike.
+        pairs: share of the scenes not asked for by boxes whose prompts are two points, one on the object and one in the valley
+            by it, as the default recipe sends them.
+        fresh: share of a batch that is newly drawn in each step; below 1 the batch comes out of a pool
+            (:func:`~text2sam.sticker.training.pooled`).
+        pool: scenes in it.
     """
 
     steps: int
@@ -79,6 +86,9 @@ class SamStage:
     ambiguous: float = 0.1
     centred: float = 0.3
     practice: int = 0
+    pairs: float = 0.0
+    fresh: float = 1.0
+    pool: int = 2048
 
 
 _VARIED: dict[str, Any] = {"drawn": (0.7, 1.7), "ambiguous": 0.06, "centred": 0.5, "practice": 700}
@@ -89,9 +99,23 @@ SAM_STAGES: tuple[SamStage, ...] = (
     SamStage(steps=7450, side=128, sides=(0.22, 0.8), objects=(1, 4), batch=12, prompts=4, **_VARIED),
     SamStage(steps=6500, side=192, sides=(0.16, 0.65), objects=(1, 5), learning_rate=6e-4, batch=8, prompts=5, **_VARIED),
     SamStage(steps=7269, sides=(0.13, 0.55), objects=(1, 6), learning_rate=1e-3, **_VARIED),
+    SamStage(
+        steps=10100,
+        objects=(1, 6),
+        learning_rate=8e-4,
+        batch=16,
+        prompts=4,
+        drawn=(0.65, 1.4),
+        ambiguous=0.05,
+        centred=0.5,
+        practice=700,
+        pairs=0.3,
+        fresh=0.65,
+    ),
 )
-"""What the record's stages, run with restarts over several sessions, come to in one process and in one go. Only the last
-two sessions practised, and only the last put half of its clicks in the middle."""
+"""What the record's stages, run with restarts over several sessions, come to in one process and in one go; the last ran on a
+GPU, an eighth of the steps on eight times the scenes. Only the last three sessions practised, and only the last two put half
+of their clicks in the middle."""
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
@@ -104,6 +128,18 @@ def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> 
     part = regions == regions[y, x]
     share = part.sum() / mask.sum()
     return part if regions[y, x] and 0.12 < share < 0.7 else None
+
+
+def _valley(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """(x, y) of a pixel off an object, at most a fifth of the picture's longer side away from its box."""
+    reach = max(mask.shape) // 5
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    low = max(0, columns[0] - reach), max(0, rows[0] - reach)
+    high = columns[-1] + 1 + reach, rows[-1] + 1 + reach
+    while True:  # no object covers its own box and all around it
+        x, y = (int(v) for v in rng.integers(low, np.minimum(high, mask.shape[::-1])))
+        if not mask[y, x]:
+            return x, y
 
 
 def _group(scene: Scene, which: int) -> NDArray[np.bool_] | None:
@@ -169,7 +205,11 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
         labels = np.full((stage.prompts, stage.points), -1, np.int64)
         boxes = np.zeros((stage.prompts, 4), np.float32)
         targets = np.zeros((stage.prompts, h, w), bool)
+        pair = stage.pairs > 0 and rng.random() < stage.pairs
         several = rng.random() < 0.35
+        # the same for all prompts of a scene, since SAM sees the places that fill up a row of fewer; and of few kinds, so
+        # that many scenes go through the decoder together
+        count = 2 ** int(rng.integers((stage.points // 2).bit_length()))
         for p in range(stage.prompts):
             which = objects[int(rng.integers(len(objects)))]
             mask = scene.objects[which].mask
@@ -183,9 +223,11 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
                 bottom, right = inside.max(0) + 1
                 jitter = rng.normal(0, 0.06, 4) * np.array([right - left, bottom - top] * 2)
                 boxes[p] = np.array([left, top, right, bottom]) + jitter
+            elif pair:
+                points[p, :2] = (x, y), _valley(rng, mask)
+                labels[p, :2] = 1, 0
             elif several:
                 # a map's hot and cold cells: mostly right, some not
-                count = int(rng.integers(1, stage.points // 2 + 1))
                 on = inside[rng.integers(len(inside), size=count)]
                 outside = np.argwhere(~mask)
                 off = outside[rng.integers(len(outside), size=count)]
@@ -210,9 +252,6 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
         padded[:, :h, :w] = targets
         cells = stage.side // CELL
         low = padded.reshape(stage.prompts, cells, CELL, cells, CELL).mean((2, 4))
-        if not use_boxes:
-            used = max(1, int((labels >= 0).sum(1).max()))
-            labels[:, used:] = -1
         return canvas, points, labels, boxes, np.array(use_boxes), low, np.array([h, w])
 
 
@@ -260,14 +299,19 @@ def _global_block(block: Any, x: torch.Tensor, cells: int) -> torch.Tensor:
 
 
 def _decode(
-    sam: Any, embedding: torch.Tensor, at: tuple[int, int], points: Any, boxes: Any, masks: Any
+    sam: Any, embeddings: torch.Tensor, at: tuple[int, int], points: Any, boxes: Any, masks: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All four masks and their estimated IoU: (P, 4, l, l), (P, 4)."""
-    h, w = embedding.shape[2:]
+    """All four masks and their estimated IoU: (P, 4, l, l), (P, 4), for as many prompts of each of the images (B, C, h, w).
+
+    ``P`` counts the prompts of all images, those of the first image first.
+    """
+    h, w = embeddings.shape[2:]
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
     dense = dense[:, :, :h, :w] if masks is None else sam.prompt_encoder._embed_masks(masks)
     positions = sam.prompt_encoder.get_dense_pe()[:, :, at[0] : at[0] + h, at[1] : at[1] + w]
-    logits, estimates = sam.mask_decoder.predict_masks(embedding, positions, sparse, dense)
+    # the decoder knows one image and only adds the dense embeddings to it: there several fit in
+    own = embeddings.repeat_interleave(len(sparse) // len(embeddings), dim=0)
+    logits, estimates = sam.mask_decoder.predict_masks(torch.zeros_like(embeddings[:1]), positions, sparse, own + dense)
     return logits, estimates
 
 
@@ -283,16 +327,19 @@ def _loss(
     return total + 0.03 * losses[:, 1:].mean(), iou
 
 
-def _corrective(logits: torch.Tensor, target: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A click in the error of each mask: (P, 1, 2) pixel coordinates and (P, 1) labels, -1 where there is no error."""
+def _corrective(logits: torch.Tensor, target: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A click in the error of each mask: (P, 1, 2) pixel coordinates and (P, 1) labels, -1 where there is no error.
+
+    ``logits`` and ``target`` are (P, l, l), ``sizes`` (P, 2) is (height, width) of each mask's image in pixels.
+    """
     count, cells = len(logits), logits.shape[-1]
     wrong = ((logits > 0) != (target > 0.5)).flatten(1).float() + 1e-9
     rows = torch.arange(cells, device=logits.device).repeat_interleave(cells)
     columns = torch.arange(cells, device=logits.device).repeat(cells)
-    wrong = wrong * ((rows * CELL < size[0]) & (columns * CELL < size[1]))
+    wrong = wrong * ((rows * CELL < sizes[:, :1]) & (columns * CELL < sizes[:, 1:]))
     at = torch.multinomial(wrong, 1)  # (P, 1)
     label = (target.flatten(1).gather(1, at) > 0.5).long()
-    label[wrong.gather(1, at) < 1e-3] = -1
+    label = label.masked_fill(wrong.gather(1, at) < 1e-3, -1)
     xy = torch.stack([columns[at], rows[at]], -1).float() * CELL + CELL / 2
     return xy.reshape(count, 1, 2), label
 
@@ -360,14 +407,19 @@ def train_sam(
         # each stage, and each resumption, draws scenes that were not drawn before
         seed = which * 50_000_000 + step * 1000
         data = _SamScenes(stage, seed, practice(sam, stage.practice, seed))
-        loader = iter(DataLoader(data, batch_size=stage.batch, num_workers=workers, prefetch_factor=4 if workers else None))
+        few = max(1, round(stage.fresh * stage.batch))
+        loader = DataLoader(
+            data, batch_size=few, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device == "cuda"
+        )
+        kept = (device, *("cpu",) * 4, device, "cpu")  # pictures and targets are large
+        batches = iter(loader) if few == stage.batch else pooled(loader, stage.batch, max(stage.pool, stage.batch), kept)
         rng = np.random.default_rng(step)
-        sums: dict[str, list[float]] = {"loss": [], "click_iou": [], "points_iou": [], "score_error": []}
+        sums: dict[str, list[torch.Tensor]] = {name: [] for name in FIGURES}
         started, seen = time.time(), 0
         while step < ends[which]:
             for group in opt.param_groups:
                 group["lr"] = stage.learning_rate * decay(step, total, 200)
-            loss = _step(sam, next(loader), stage, rng, device, sums)
+            loss = _step(sam, next(batches), stage, rng, device, sums)
             opt.zero_grad(set_to_none=True)
             loss.backward()
             average_gradients(sam)
@@ -375,10 +427,10 @@ def train_sam(
             opt.step()
             step += 1
             seen += 1
-            sums["loss"].append(loss.item())
+            sums["loss"].append(loss.detach())
             if step % 50 == 0:
                 line: dict[str, Any] = {"step": step, "stage": which}
-                line |= {name: round(float(np.mean(values)), 4) for name, values in sums.items() if values}
+                line |= {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items() if values}
                 line["seconds_per_step"] = round((time.time() - started) / seen, 3)
                 sums = {name: [] for name in sums}
                 if first:
@@ -391,7 +443,12 @@ def train_sam(
 
 
 def _step(
-    sam: Any, batch: list[torch.Tensor], stage: SamStage, rng: np.random.Generator, device: str, sums: dict[str, list[float]]
+    sam: Any,
+    batch: Sequence[torch.Tensor],
+    stage: SamStage,
+    rng: np.random.Generator,
+    device: str,
+    sums: dict[str, list[torch.Tensor]],
 ) -> torch.Tensor:
     """The loss of one batch; figures for the log go into ``sums``."""
     images, points, labels, boxes, use_boxes, targets, sizes = batch
@@ -399,40 +456,42 @@ def _step(
     images = images[:, torch.randperm(3)] if rng.random() < 0.3 else images
     row, column = (int(v) for v in rng.integers((SIDE - stage.side) // PATCH + 1, size=2))
     shift = torch.tensor([column, row], device=device) * PATCH
-    valid = torch.zeros(len(images), 1, stage.side, stage.side)
-    for k, (h, w) in enumerate(sizes.tolist()):
-        valid[k, :, :h, :w] = 1
-    pixels = ((images.to(device).float() - sam.pixel_mean) / sam.pixel_std) * valid.to(device)
+    inside = torch.arange(stage.side) < sizes[..., None]  # (B, 2, side), the scene's rows and columns
+    valid = (inside[:, 0, :, None] & inside[:, 1, None])[:, None].to(device)
+    pixels = ((images.to(device).float() - sam.pixel_mean) / sam.pixel_std) * valid
     with torch.autocast(device, torch.bfloat16):
         embeddings = _encode(sam, pixels, (row, column))
     embeddings = embeddings.float()
     total = embeddings.new_zeros(())
     second = rng.random() < 0.3
-    for k in range(len(images)):
-        target = targets[k][:, None].to(device)
-        embedding = embeddings[k : k + 1]
+    # images whose prompts have as many points go through the decoder together
+    used = torch.where(use_boxes, 0, (labels >= 0).sum(2).amax(1))
+    for count in used.unique().tolist():
+        of = (used == count).nonzero().flatten()
+        target = targets[of.to(targets.device)].flatten(0, 1)[:, None].to(device)  # (P, 1, l, l)
+        embedding = embeddings[of.to(device)]
         prompt: Any = None
         box: Any = None
-        if use_boxes[k]:
-            box = boxes[k].to(device) + shift.repeat(2)
+        if count:
+            at = points[of, :, :count].flatten(0, 1).to(device) + 0.5 + shift
+            prompt = (at, labels[of, :, :count].flatten(0, 1).to(device))
         else:
-            used = int((labels[k] >= 0).sum(1).max())
-            prompt = (points[k][:, :used].to(device) + 0.5 + shift, labels[k][:, :used].to(device))
+            box = boxes[of].flatten(0, 1).to(device) + shift.repeat(2)
         with torch.autocast(device, torch.bfloat16):
             logits, estimates = _decode(sam, embedding, (row, column), prompt, box, None)
         logits, estimates = logits.float(), estimates.float()
-        single = prompt is not None and prompt[0].shape[1] == 1
-        loss, iou = _loss(logits, estimates, target, single)
-        total = total + loss
-        by_score = iou[:, 1:].gather(1, estimates[:, 1:].argmax(1, keepdim=True)).mean().item()
-        sums["click_iou" if single else "points_iou"].append(by_score)
-        sums["score_error"].append((estimates[:, 1:] - iou[:, 1:]).abs().mean().item())
+        loss, iou = _loss(logits, estimates, target, count == 1)
+        total = total + loss * len(of)
+        by_score = iou[:, 1:].gather(1, estimates[:, 1:].argmax(1, keepdim=True)).mean()
+        sums[{1: "click_iou", 2: "pair_iou"}.get(count, "points_iou")].append(by_score)
+        sums["score_error"].append((estimates[:, 1:] - iou[:, 1:]).abs().mean().detach())
         if second and prompt is not None:
             best = estimates[:, 1:].argmax(1) + 1
-            previous = logits[torch.arange(len(logits)), best][:, None].detach()
-            xy, label = _corrective(previous[:, 0], target[:, 0], sizes[k].to(device))
+            previous = logits[torch.arange(len(logits), device=device), best][:, None].detach()
+            size = sizes[of].repeat_interleave(stage.prompts, 0).to(device)
+            xy, label = _corrective(previous[:, 0], target[:, 0], size)
             more = (torch.cat([prompt[0], xy + shift], 1), torch.cat([prompt[1], label], 1))
             with torch.autocast(device, torch.bfloat16):
                 logits, estimates = _decode(sam, embedding, (row, column), more, None, previous)
-            total = total + _loss(logits.float(), estimates.float(), target, False)[0]
+            total = total + _loss(logits.float(), estimates.float(), target, False)[0] * len(of)
     return total / len(images)

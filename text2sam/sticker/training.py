@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,40 @@ def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
     optimizer.load_state_dict(state["optimizer"])
     torch.manual_seed(state["step"])
     return int(state["step"])
+
+
+def pooled(
+    drawn: Iterable[Sequence[torch.Tensor]], batch: int, size: int, devices: Sequence[str | torch.device]
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Endless batches out of a pool of samples, in which older ones give way to those newly drawn.
+
+    Drawing is slow and a GPU is not: with ``n`` samples newly drawn for each batch, a sample is used ``batch / n`` times on
+    average, and in between lies in the memory of the device that will use it.
+
+    Args:
+        drawn: batches of newly drawn samples, a tensor (n, ...) for each part of a sample; one of them is taken per batch
+            given out, more of them before the first.
+        batch: samples per batch given out.
+        size: of the pool, at least ``batch``; it is used as it fills up.
+        devices: for each part of a sample, where it is kept and given out.
+
+    Yields:
+        A tensor (batch, ...) for each part; samples are drawn evenly from the pool, with replacement.
+    """
+    kept: list[torch.Tensor] = []
+    filled = taken = 0
+    for new in drawn:
+        if not kept:
+            kept = [torch.empty(size, *x.shape[1:], dtype=x.dtype, device=d) for x, d in zip(new, devices, strict=True)]
+        # the oldest give way
+        places = torch.arange(taken, taken + len(new[0])) % size
+        for pool, x in zip(kept, new, strict=True):
+            pool[places.to(pool.device)] = x.to(pool.device, non_blocking=True)
+        taken += len(places)
+        filled = min(taken, size)
+        if filled >= batch:
+            chosen = torch.randint(filled, (batch,))
+            yield tuple(pool[chosen.to(pool.device)] for pool in kept)
 
 
 def process() -> tuple[int, int]:
