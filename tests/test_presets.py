@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from text2sam import presets
+from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import ChecksumError, InputError, UnsupportedModelError, WeightsError
 from text2sam.pipeline import TextPromptedSAM
-from text2sam.presets import PRESETS, build, get_preset, load_clip, load_predictor
+from text2sam.presets import PRESETS, PresenceTerms, build, get_preset, load_clip, load_predictor
 from text2sam.sticker import models
 from text2sam.sticker.world import THINGS
 from text2sam.weights import CHECKPOINTS
@@ -28,6 +29,10 @@ ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg"
 
 
 # names
+
+
+def terms(surgery: ClipSurgery) -> PresenceTerms:
+    return PresenceTerms(surgery.presence_offset, surgery.presence_peak, surgery.presence_rivals)
 
 
 @pytest.mark.parametrize("name", ["", "Sticker", "large", None])
@@ -55,7 +60,7 @@ def test_table() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert preset.image_size > 0
-        assert (preset.presence_offset == 0) == (name != "sticker")
+        assert (preset.presence == PresenceTerms()) == (name != "sticker")
         if name != "sticker":
             assert preset.clip_model in names
             # with plain GELU OpenAI's weights load and give wrong features
@@ -178,7 +183,7 @@ def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert predictor == ((PRESETS["mobile"], "sam.pt", torch.device("cpu"), None), {"progress": False})
     assert (surgery.depth, surgery.image_size, surgery.prompts.templates) == (2, (24, 16), TEMPLATES)
-    assert surgery.presence_offset == 0
+    assert terms(surgery) == PresenceTerms(0.0, 0.0, 1.0)  # a plain softmax
     assert surgery.vocabulary == ()
     surgery.encode_texts(["cat"])
     home = Path(os.environ["TEXT2SAM_HOME"])
@@ -195,7 +200,7 @@ def test_vocabulary_goes_with_the_clip_that_ships(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(presets, "load_predictor", lambda *_, **__: None)
     path = write("pt", tiny_clip(seed=1), tmp_path)
     _, surgery = build("sticker", clip_checkpoint=path, clip_model="tiny-vit", device="cpu", depth=1, image_size=16)
-    assert (surgery.vocabulary, surgery.presence_offset) == ((), 0.0)
+    assert (surgery.vocabulary, terms(surgery)) == ((), PresenceTerms())
     for name, preset in PRESETS.items():
         assert (presets._vocabulary(preset) is None) == (name != "sticker")
 
@@ -250,7 +255,7 @@ def test_sticker_pair_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
     model = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=TEMPLATES, progress=False)
     assert model.presence_threshold == 0.5
-    assert model.surgery.presence_offset == PRESETS["sticker"].presence_offset
+    assert terms(model.surgery) == PRESETS["sticker"].presence
     assert model.surgery.image_size == (PRESETS["sticker"].image_size,) * 2
     assert model.surgery.device == torch.device("cpu")
     assert model.surgery.vocabulary == tuple(THINGS)

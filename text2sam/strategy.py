@@ -115,7 +115,7 @@ STRATEGIES: dict[str, Strategy] = {
         choose_by_agreement,
         objects=8,
         support=0.5,
-        margin=3.0,
+        margin=5.0,
         answers_absent=False,
         vocabulary=True,
     ),

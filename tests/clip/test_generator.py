@@ -464,6 +464,31 @@ def test_presence_offset_moves_the_texts_logit(surgery: ClipSurgery, features: I
     assert np.log(moved / (1 - moved)) == pytest.approx(np.log(plain / (1 - plain)) + 1.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("words", [None, ["dog", "tree", "pig"]])
+def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None) -> None:
+    features = tiny_surgery(image_size=(12, 20)).encode_image(picture())
+    others = words or [""]
+
+    def presence(rivals: float, **options: Any) -> float:
+        surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=-0.3, presence_rivals=rivals)
+        return surgery.presence(features, "cat", **options)
+
+    surgery = tiny_surgery(image_size=(12, 20))
+    encode = short_features if words else lambda made, texts: made.encode_texts(texts)
+    logits = (surgery.model.logit_scale.exp() * (encode(surgery, ["cat", *others]) @ features.raw[0])).double().tolist()
+    for rivals in (0.0, 0.2, 1.0):
+        logit = logits[0] - 0.3 - rivals * np.log(np.exp(logits[1:]).sum())
+        assert presence(rivals) == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+    assert presence(0.0, against=["sky"]) == presence(0.0)
+    assert presence(0.2, against=["sky"]) < presence(0.2)
+
+
+@pytest.mark.parametrize("rivals", [-0.1, 1.1, float("nan")])
+def test_rivals_out_of_range(rivals: float) -> None:
+    with pytest.raises(InputError, match="presence_rivals must be in"):
+        tiny_surgery(presence_rivals=rivals)
+
+
 def test_presence_of_the_only_thing() -> None:
     surgery = tiny_surgery()
     tokens = surgery.encode_texts(["cat"]).repeat(17, 1)
@@ -593,6 +618,7 @@ def test_fingerprint_stands_for_what_presence_depends_on() -> None:
         "image size": {"image_size": 24},
         "templates": {"templates": ["a {}."]},
         "offset": {"presence_offset": 0.5},
+        "rivals": {"presence_rivals": 0.5},
         "mean": {"mean": (0.5, 0.5, 0.5)},
         "std": {"std": (0.5, 0.5, 0.5)},
         "vocabulary": {"vocabulary": ["dog"]},

@@ -111,7 +111,7 @@ def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
 
 @drawing
 def test_tiles_find_small_things_in_large_pictures(pair: TextPromptedSAM) -> None:
-    scenes = [World(size=(240, 240), objects=(1, 1)).scene(seed) for seed in range(5)]
+    scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(5)]
     large = [large_picture(scene, (600, 800)) for scene in scenes]
     for before, after in zip(scenes, large, strict=True):
         assert after.image.shape == (600, 800, 3)

@@ -71,6 +71,7 @@ class ClipSurgery:
         vocabulary: names of what else an image may show, which a text's presence is held against; see :meth:`presence`.
         presence_offset: added to a text's logit in :meth:`presence`.
         presence_peak: with a vocabulary, how much the log-odds at a map's peak add to its text's logit in :meth:`presence`.
+        presence_rivals: how much of the other texts' weight, in [0, 1], counts against a text in :meth:`presence`.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own or OpenAI's by default.
         scales: at which shares of ``image_size`` an image is encoded; the mean of the tokens is taken, on the grid of
             ``image_size`` (:mod:`text2sam.clip.scales`). The papers use the one size. Each further scale costs its share,
@@ -97,6 +98,7 @@ class ClipSurgery:
         vocabulary: Sequence[str] | None = None,
         presence_offset: float = 0.0,
         presence_peak: float = 0.0,
+        presence_rivals: float = 1.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         scales: Sequence[float] = (1.0,),
@@ -119,6 +121,9 @@ class ClipSurgery:
         self.weighting: Weighting = weighting
         self.presence_offset = presence_offset
         self.presence_peak = presence_peak
+        if not 0.0 <= presence_rivals <= 1.0:
+            raise InputError(f"presence_rivals must be in [0, 1], not {presence_rivals!r}")
+        self.presence_rivals = presence_rivals
         self.mean = _per_channel("mean", mean, getattr(visual, "image_mean", None) or OPENAI_MEAN)
         self.std = _per_channel("std", std, getattr(visual, "image_std", None) or OPENAI_STD)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
@@ -308,13 +313,19 @@ class ClipSurgery:
     def presence(self, features: ImageFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
         """Whether a text is in the image at all, as a score in [0, 1] that min-max cannot make up.
 
-        The probability of the text in a softmax over the class token's similarities (original path), times CLIP's own
-        logit scale; ``presence_offset`` is added to the text's logit. The text stands against the vocabulary and
-        ``against``; without a vocabulary against the empty text and ``against``. With a vocabulary all of them are
-        embedded with the short templates, and ``presence_peak`` times the log-odds (:meth:`region_odds`) of the place where
-        the text's map is hottest is added as well: a small thing shows less in the class token than in its place. The map is
-        that of feature surgery against the vocabulary, the place its hottest patch and the patches around it. How well the
-        score separates present from absent depends on the model and on how well the vocabulary covers what its images show.
+        With ``s`` the class token's similarities (original path) times CLIP's own logit scale, ``t`` the text and ``r`` the
+        texts it stands against, it is::
+
+            sigmoid(s_t + presence_offset - presence_rivals * log(sum_r exp(s_r)) + presence_peak * odds)
+
+        which is a softmax when ``presence_rivals`` is 1 and the last term is not there. The text stands against the
+        vocabulary and ``against``; without a vocabulary against the empty text and ``against``. With a vocabulary all of them
+        are embedded with the short templates, and ``odds`` are the log-odds (:meth:`region_odds`) of the place where the
+        text's map is hottest: a small thing shows less in the class token than in its place. The map is that of feature
+        surgery against the vocabulary, the place its hottest patch and the patches around it. The less the rivals count, the
+        less it costs a text that other things are there as well, and the less it helps it that a picture shows nothing clearly.
+        How well the score separates present from absent depends on the model and on how well the vocabulary covers what its
+        images show.
 
         Raises:
             PromptError: the text is empty or too long.
@@ -325,10 +336,10 @@ class ClipSurgery:
         with torch.inference_mode():
             logits = (encode([text, *others]) @ features.raw[0]).cpu()  # (1 + others,)
             logits *= self.model.logit_scale.detach().float().exp().mean().cpu()
-            logits[0] += self.presence_offset
+            logit = logits[0] + self.presence_offset - self.presence_rivals * logits[1:].logsumexp(dim=0)
             if self.presence_peak and _without(text, self.vocabulary):
-                logits[0] += self.presence_peak * self.region_odds(features, text, self._hottest(features, text))
-            return float(logits.softmax(dim=0)[0])
+                logit += self.presence_peak * self.region_odds(features, text, self._hottest(features, text))
+            return float(logit.sigmoid())
 
     def region_odds(self, features: ImageFeatures, text: str, shares: NDArray[np.float32]) -> float:
         """How much better a text fits a region than the vocabulary does.
@@ -369,7 +380,7 @@ class ClipSurgery:
         """16 hexadecimal digits that stand for everything a presence score depends on: the model and its settings here."""
         digest = hashlib.sha256(text_tower_fingerprint(self.model).encode())
         settings: tuple[Any, ...] = (self.image_size, self.scales, self.mean, self.std, sorted(self.vocabulary))
-        settings += (self.presence_offset,)
+        settings += (self.presence_offset, self.presence_rivals)
         if self.vocabulary and self.presence_peak:  # then on the maps too
             settings += (self.presence_peak, self.depth, self.tau, self.weighting, tuple(self.prompts.templates))
         templates = SHORT_TEMPLATES if self.vocabulary else tuple(self.prompts.templates)
