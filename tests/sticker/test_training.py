@@ -26,6 +26,7 @@ from text2sam.sam.select import mask_iou
 from text2sam.sticker import train as train_module
 from text2sam.sticker import train_clip as train_clip_module
 from text2sam.sticker import train_sam as train_sam_module
+from text2sam.sticker import training as training_module
 from text2sam.sticker.models import build_clip, build_sam
 from text2sam.sticker.train_clip import NAMES, Captions, ClipStage, _altered, _forward_clip, _seen, train_clip
 from text2sam.sticker.train_sam import (
@@ -587,7 +588,7 @@ def test_batches_come_out_of_a_pool(which: str, tmp_path: Path, monkeypatch: pyt
             asked.append((drawn.batch_size, batch, size, len(samples[0])))
             yield samples
 
-    monkeypatch.setattr({"clip": train_clip_module, "sam": train_sam_module}[which], "pooled", watched)
+    monkeypatch.setattr(training_module, "pooled", watched)
     if which == "clip":
         stage = ClipStage(steps=2, size=48, objects=(1, 1), sides=(0.6, 0.9), keep=1.0, batch=4, fresh=0.5, pool=8)
         path = train_clip(tmp_path, stages=(stage,), workers=0)

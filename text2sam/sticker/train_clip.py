@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
 from text2sam.clip.surgery import resize_positions
 from text2sam.sticker.models import CLIP_CONFIG, build_clip
-from text2sam.sticker.training import TRAIN_SEEDS, decay, log_line, parameter_groups, pooled, resume, save_checkpoint
+from text2sam.sticker.training import TRAIN_SEEDS, batches, decay, log_line, parameter_groups, resume, save_checkpoint
 from text2sam.sticker.world import THINGS, World
 
 NAMES = tuple(THINGS)
@@ -51,9 +51,8 @@ class ClipStage:
         keep: share of the patch tokens kept in each step (the rest is dropped at random, as FLIP does).
         batch: scenes per step.
         learning_rate: at the top of the schedule, a cosine over all stages.
-        fresh: share of a batch that is newly drawn in each step; the batch comes out of a pool
-            (:func:`~text2sam.sticker.training.pooled`).
-        pool: scenes in it.
+        fresh, pool: share of a batch that is newly drawn, and scenes in the pool that the batch comes out of
+            (:func:`~text2sam.sticker.training.batches`).
         resized: range of the size, as a share of ``size``, at which CLIP sees the scenes of a step.
         aspect: largest ratio of height to width, or of width to height, at which it sees them.
         grey: chance that a scene loses its colour.
@@ -128,7 +127,7 @@ def _altered(images: torch.Tensor, grey: float) -> torch.Tensor:
 
 def _seen(pixels: torch.Tensor, stage: ClipStage, rng: np.random.Generator) -> torch.Tensor:
     """Scenes (B, 3, H, W) at the size and aspect at which CLIP sees them in this step, whole patches of 8 pixels."""
-    scale, ratio = rng.uniform(*stage.resized), math.exp(rng.uniform(-0.5, 0.5) * 2 * math.log(stage.aspect))
+    scale, ratio = rng.uniform(*stage.resized), stage.aspect ** rng.uniform(-1, 1)
     size = [max(1, round(scale * stage.size * share / PATCH)) * PATCH for share in (ratio**0.5, ratio**-0.5)]
     if size == list(pixels.shape[2:]):
         return pixels
@@ -238,21 +237,19 @@ def train_clip(
         stage = stages[which]
         # each stage, and each resumption, draws scenes that were not drawn before
         data = _ClipScenes(stage, seed=which * 100_000_000 + step * 1000)
-        few = max(1, round(stage.fresh * stage.batch))
-        loader = DataLoader(
-            data, batch_size=few, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device == "cuda"
+        drawn = batches(
+            data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=(True, False), device=device, workers=workers
         )
-        batches = pooled(loader, stage.batch, max(stage.pool, stage.batch), (device, "cpu"))
         rng = np.random.default_rng(step)
         started, seen = time.time(), 0
         while step < ends[which]:
-            images, present = next(batches)
+            images, present = next(drawn)
             for group in opt.param_groups:
                 group["lr"] = stage.learning_rate * decay(step, total, 300)
             tokens, named = captions.draw(present)
             contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
             contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
-            pixels = (_seen(_altered(images, stage.grey), stage, rng) - mean) / std
+            pixels = (_seen(_altered(images.to(device), stage.grey), stage, rng) - mean) / std
             with torch.autocast(device, torch.bfloat16):
                 image = _forward_clip(model, pixels, stage.keep)
                 text = encode_tokens(model, tokens.to(device))

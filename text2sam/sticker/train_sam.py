@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from text2sam.clip.surgery import evaluating
 from text2sam.sam.select import mask_iou
@@ -29,10 +29,10 @@ from text2sam.sticker.models import SAM_CONFIG, build_sam
 from text2sam.sticker.training import (
     TRAIN_SEEDS,
     average_gradients,
+    batches,
     decay,
     log_line,
     parameter_groups,
-    pooled,
     process,
     resume,
     save_checkpoint,
@@ -69,9 +69,8 @@ class SamStage:
             often in it (:func:`practice`); 0 draws all things alike.
         pairs: share of the scenes not asked for by boxes whose prompts are two points, one on the object and one in the valley
             by it, as the default recipe sends them.
-        fresh: share of a batch that is newly drawn in each step; below 1 the batch comes out of a pool
-            (:func:`~text2sam.sticker.training.pooled`).
-        pool: scenes in it.
+        fresh, pool: share of a batch that is newly drawn; below 1, scenes in the pool that the batch comes out of
+            (:func:`~text2sam.sticker.training.batches`).
     """
 
     steps: int
@@ -407,19 +406,15 @@ def train_sam(
         # each stage, and each resumption, draws scenes that were not drawn before
         seed = which * 50_000_000 + step * 1000
         data = _SamScenes(stage, seed, practice(sam, stage.practice, seed))
-        few = max(1, round(stage.fresh * stage.batch))
-        loader = DataLoader(
-            data, batch_size=few, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device == "cuda"
-        )
-        kept = (device, *("cpu",) * 4, device, "cpu")  # pictures and targets are large
-        batches = iter(loader) if few == stage.batch else pooled(loader, stage.batch, max(stage.pool, stage.batch), kept)
+        large = (True, False, False, False, False, True, False)  # pictures and targets
+        drawn = batches(data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=large, device=device, workers=workers)
         rng = np.random.default_rng(step)
         sums: dict[str, list[torch.Tensor]] = {name: [] for name in FIGURES}
         started, seen = time.time(), 0
         while step < ends[which]:
             for group in opt.param_groups:
                 group["lr"] = stage.learning_rate * decay(step, total, 200)
-            loss = _step(sam, next(batches), stage, rng, device, sums)
+            loss = _step(sam, next(drawn), stage, rng, device, sums)
             opt.zero_grad(set_to_none=True)
             loss.backward()
             average_gradients(sam)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 TRAIN_SEEDS = 1_000_000_000
 """Training draws seeds from here upwards; everything below is never seen in training."""
@@ -37,6 +38,36 @@ def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
     optimizer.load_state_dict(state["optimizer"])
     torch.manual_seed(state["step"])
     return int(state["step"])
+
+
+def batches(
+    data: IterableDataset[Any],
+    batch: int,
+    *,
+    fresh: float,
+    pool: int,
+    large: Sequence[bool],
+    device: str,
+    workers: int,
+) -> Iterator[Sequence[torch.Tensor]]:
+    """Endless batches of samples that worker processes draw.
+
+    Args:
+        data: draws samples without end.
+        batch: samples per batch.
+        fresh: share of a batch that is newly drawn, in (0, 1]; below 1 the batch comes out of a pool (:func:`pooled`).
+        pool: samples in it, or ``batch`` if that is more.
+        large: for each part of a sample, whether the pool keeps it on ``device`` and not on the CPU.
+        device: where to train.
+        workers: processes that draw; 0 draws in this one.
+    """
+    few = max(1, round(fresh * batch))
+    loader = DataLoader(
+        data, batch_size=few, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device == "cuda"
+    )
+    if few == batch:
+        return iter(loader)
+    return pooled(loader, batch, max(pool, batch), [device if part else "cpu" for part in large])
 
 
 def pooled(
