@@ -143,7 +143,6 @@ class Captions:
         self.rng = np.random.default_rng(seed)
         prompts = [t.format(name) for name in (*NAMES, "") for t in self.templates]
         tokens = tokenizer(prompts + list(NAMES) + [""])
-        self.length = int(tokens.argmax(-1).max()) + 1
         count = len(prompts)
         self.single = tokens[:count].reshape(len(NAMES) + 1, len(self.templates), -1)  # (names + 1, templates, 77)
         self.bare = tokens[count:]  # (names + 1, 77)
