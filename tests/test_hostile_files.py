@@ -12,12 +12,12 @@ from helpers import tiny_surgery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from text2sam.calibration import Calibration
 from text2sam.cli.segment import read_examples
 from text2sam.errors import Text2SamError
-from text2sam.evaluation.runner.journal import Journal
+from text2sam.lab.runner.journal import Journal
+from text2sam.presence import Calibration
 from text2sam.tasks.iclip import ICLIP
-from text2sam.weights import load_state_dict
+from text2sam.zoo.weights import load_state_dict
 
 
 def journal(path: Path) -> None:

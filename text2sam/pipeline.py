@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.calibration import Calibration, fit_threshold
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
 from text2sam.image import ChannelOrder, ImageLike, is_single, read_image
-from text2sam.points import corrective_points, patch_of, patch_shares, pixels_under
+from text2sam.presence import Calibration, fit_threshold
+from text2sam.recipes import DEFAULT, Strategy, get_strategy, joint_map, mean_map
+from text2sam.recipes.choose import distinct
+from text2sam.recipes.points import corrective_points, patch_of, patch_shares, pixels_under
 from text2sam.sam.predictor import ImageState, MaskPredictor, check_predictor, encode_states, predict_points
-from text2sam.sam.select import distinct
-from text2sam.strategy import DEFAULT, Strategy, get_strategy, joint_map, mean_map
 from text2sam.targets import Query, Target, Texts, check_exclude, parse_target, parse_targets, split_target, thresholds_of
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
@@ -118,7 +118,7 @@ class TextPromptedSAM:
             raise InputError(f"surgery must be a ClipSurgery, not {type(surgery).__name__}")
         if not 0.0 <= presence_threshold <= 1.0:
             raise InputError(f"presence_threshold must be in [0, 1], not {presence_threshold!r}")
-        self.surgery = surgery
+        self.generator = surgery
         self.presence_threshold = presence_threshold
         self._set: EncodedImage | None = None
         self._in_predictor: EncodedImage | None = None
@@ -128,8 +128,8 @@ class TextPromptedSAM:
         """A named pair of models: ``"sticker"`` ships with the package, the others are downloaded once.
 
         Args:
-            preset: ``"sticker"``, ``"mobile"``, ``"base"`` or ``"huge"``; see :data:`text2sam.presets.PRESETS`.
-            **options: see :func:`text2sam.presets.build`: ``device``, ``dtype``, ``clip_checkpoint``,
+            preset: ``"sticker"``, ``"mobile"``, ``"base"`` or ``"huge"``; see :data:`text2sam.zoo.presets.PRESETS`.
+            **options: see :func:`text2sam.zoo.presets.build`: ``device``, ``dtype``, ``clip_checkpoint``,
                 ``clip_model``, ``sam_checkpoint``, ``templates``, ``depth``, ``image_size``, ``scales``,
                 ``text_cache``, ``progress``.
 
@@ -137,7 +137,7 @@ class TextPromptedSAM:
             InputError: the preset or an option is unknown.
             WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
         """
-        from text2sam.presets import build
+        from text2sam.zoo.presets import build
 
         known = [name for name in inspect.signature(build).parameters if name != "preset"]
         unknown = [name for name in options if name not in known]
@@ -194,7 +194,7 @@ class TextPromptedSAM:
             raise InputError("images must be a sequence of images; for one image pass [image]")
         read = _read_all(images, channel_order)
         if tiles is False:
-            features = self.surgery.encode_images(read, methods=methods)
+            features = self.generator.encode_images(read, methods=methods)
             encoded = [EncodedImage(*pair) for pair in zip(read, features, strict=True)]
         else:
             encoded = [self._encode(pixels, tiles, methods) for pixels in read]
@@ -407,12 +407,12 @@ class TextPromptedSAM:
             try:
                 query = parse_target(text)
                 if features is None or image is not images[position - 1]:
-                    features = self.surgery.encode_image(read_image(image, channel_order=channel_order))
+                    features = self.generator.encode_image(read_image(image, channel_order=channel_order))
                 scores.append(self._presence(features, query, against))
             except Text2SamError as error:
                 raise type(error)(f"example {position} of {len(images)}: {error}") from error
         calibration = replace(
-            fit_threshold(np.array(scores), np.array(present, bool), false_cost=false_cost), model=self.surgery.fingerprint()
+            fit_threshold(np.array(scores), np.array(present, bool), false_cost=false_cost), model=self.generator.fingerprint()
         )
         self.presence_threshold = calibration.threshold
         return calibration
@@ -425,10 +425,10 @@ class TextPromptedSAM:
         """
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
-        if calibration.model and calibration.model != self.surgery.fingerprint():
+        if calibration.model and calibration.model != self.generator.fingerprint():
             raise InputError(
                 f"the calibration was made with another CLIP or other settings of it (model {calibration.model}, "
-                f"here {self.surgery.fingerprint()}); calibrate this one, or set presence_threshold yourself"
+                f"here {self.generator.fingerprint()}); calibrate this one, or set presence_threshold yourself"
             )
         self.presence_threshold = calibration.threshold
 
@@ -448,13 +448,13 @@ class TextPromptedSAM:
         return _How(get_strategy(strategy), against, method, check_exclude(exclude, queries), zoom), limits
 
     def _encode(self, pixels: NDArray[np.uint8], tiles: Tiles = False, methods: Sequence[Method] | None = None) -> EncodedImage:
-        return EncodedImage(pixels, self.surgery.encode_image(pixels, methods=methods, tiles=tiles))
+        return EncodedImage(pixels, self.generator.encode_image(pixels, methods=methods, tiles=tiles))
 
     def _prepare(self, queries: Sequence[Query], how: _How) -> None:
         texts = [text for query in queries for text in query.texts]
-        self.surgery.prepare(texts, against=how.against, method=how.method)
+        self.generator.prepare(texts, against=how.against, method=how.method)
         if how.exclude:
-            self.surgery.prepare(how.exclude, against=_for_excluded(how, queries).against, method=how.method)
+            self.generator.prepare(how.exclude, against=_for_excluded(how, queries).against, method=how.method)
 
     def _sam_state(self, encoded: EncodedImage) -> None:
         """Makes ``encoded`` the predictor's image: by encoding it the first time, from memory after that."""
@@ -469,11 +469,11 @@ class TextPromptedSAM:
         self._in_predictor = encoded
 
     def _presence(self, features: ImageFeatures, query: Query, against: Sequence[str] | None) -> float:
-        scores = [self.surgery.presence(features, text, against=against) for text in query.texts]
+        scores = [self.generator.presence(features, text, against=against) for text in query.texts]
         return max(scores) if query.synonyms else min(scores)
 
     def _maps(self, features: ImageFeatures, query: Query, how: _How) -> list[SimilarityMap]:
-        maps = self.surgery.maps(
+        maps = self.generator.maps(
             features, query.texts, against=how.against, method=how.method, vocabulary=how.recipe.vocabulary
         )
         return [mean_map(maps, query.label)] if query.synonyms else maps
@@ -551,11 +551,11 @@ class TextPromptedSAM:
 
     def _fitting(self, features: ImageFeatures, found: list[_Found], texts: Sequence[str], recipe: Strategy) -> list[_Found]:
         """The objects that another name of the vocabulary does not fit far better than it fits the best of them."""
-        if not (recipe.vocabulary and self.surgery.vocabulary and len(found) > 1 and np.isfinite(recipe.margin)):
+        if not (recipe.vocabulary and self.generator.vocabulary and len(found) > 1 and np.isfinite(recipe.margin)):
             return found
         shares = patch_shares(np.stack([one.mask for one in found]), features.grid)
         odds = [
-            max(self.surgery.region_odds(features, text, share) for text in texts) if share.any() else -np.inf
+            max(self.generator.region_odds(features, text, share) for text in texts) if share.any() else -np.inf
             for share in shares
         ]
         return [one for one, value in zip(found, odds, strict=True) if value >= max(odds) - recipe.margin]

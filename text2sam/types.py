@@ -82,7 +82,7 @@ class SimilarityMap:
         values: (gh, gw) float32, one value per patch, before min-max: the scale is kept.
         text: the text it belongs to.
         method: how it was made, see :data:`text2sam.clip.attention.METHODS` and
-            :func:`text2sam.clip.activation.class_activation`.
+            :func:`text2sam.lab.activation.class_activation`.
 
     Raises:
         InputError: ``values`` is not a finite, non-empty float32 array with two axes.

@@ -43,7 +43,7 @@ def shared_model() -> TextPromptedSAM:
 
 
 def tensors_of(encoded: EncodedImage) -> dict[str, torch.Tensor]:
-    found = {"operated": encoded.features.operated, "raw": encoded.features.raw}
+    found = {"surgery": encoded.features.surgery, "raw": encoded.features.raw}
     if encoded.sam is not None:
         found["sam"] = encoded.sam.values["features"]
     return found
@@ -142,7 +142,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
 
 @drawing
 def test_a_second_pass_with_other_labels_calls_neither_encoder(tmp_path: Path) -> None:
-    from text2sam.sticker.world import World
+    from text2sam.lab.sticker.world import World
 
     scenes = [World(size=(128, 160), objects=(1, 2)).scene(seed) for seed in (1, 2)]
     images = [scene.image for scene in scenes]
@@ -167,7 +167,7 @@ def test_a_second_pass_with_other_labels_calls_neither_encoder(tmp_path: Path) -
 
 def test_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
     model = tiny_model()
-    clip, sam = count_calls(model.surgery.model.visual.conv1), count_calls(model.predictor.model.image_encoder)  # type: ignore[attr-defined]
+    clip, sam = count_calls(model.generator.model.visual.conv1), count_calls(model.predictor.model.image_encoder)  # type: ignore[attr-defined]
     store = EmbeddingStore(tmp_path, model)
     images = [picture(seed) for seed in range(4)]
     store.encode([images[1]], sam=False)
@@ -208,7 +208,7 @@ OTHER_MODELS: dict[str, Callable[[], TextPromptedSAM]] = {
 
 def with_half_a_tower() -> TextPromptedSAM:
     model = tiny_model()
-    model.surgery.model.visual.half()
+    model.generator.model.visual.half()
     return model
 
 
@@ -239,7 +239,7 @@ def test_one_weight_of_clip(kept: tuple[EmbeddingStore, EncodedImage, Path]) -> 
     store, encoded, _ = kept
     model = tiny_model()
     assert EmbeddingStore(store.folder, model).key(encoded.image) == store.key(encoded.image)
-    bump(model.surgery.model.visual.transformer.resblocks[1].attn.in_proj_bias)
+    bump(model.generator.model.visual.transformer.resblocks[1].attn.in_proj_bias)
     assert EmbeddingStore(store.folder, model).load(encoded.image) is None
 
 
@@ -265,7 +265,7 @@ def test_what_embeddings_do_not_depend_on(kept: tuple[EmbeddingStore, EncodedIma
     store, encoded, _ = kept
     model = tiny_model(vocabulary=["dog", "tree"], templates=("the {}.",), presence_offset=1.0, tau=3.0)
     model.presence_threshold = 0.9
-    bump(model.surgery.model.token_embedding.weight)
+    bump(model.generator.model.token_embedding.weight)
     bump(model.predictor.model.mask_decoder.iou_token.weight)  # type: ignore[attr-defined]
     other = EmbeddingStore(store.folder, model)
     before = other.key(encoded.image)
@@ -419,10 +419,10 @@ def test_sealed_entries_of_any_content(
 ) -> None:
     store, encoded, file = kept
     plain = {"format": 1, "key": store.key(encoded.image), "grid": [1, 1], "sam": None, "widen": []}
-    tensors = {name: torch.zeros(shape) for name, shape in zip(("operated", "raw"), shapes, strict=True)}
+    tensors = {name: torch.zeros(shape) for name, shape in zip(("surgery", "raw"), shapes, strict=True)}
     file.write_bytes(embeddings._close_entry(plain | record, tensors))
     loaded = store.load(encoded.image)
-    assert loaded is None or loaded.features.operated.ndim == 2
+    assert loaded is None or loaded.features.surgery.ndim == 2
 
 
 def test_an_entry_under_another_name(kept: tuple[EmbeddingStore, EncodedImage, Path]) -> None:
@@ -587,7 +587,7 @@ def test_warm_fills_the_store(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert seen[-1] == len(items)
     assert json.loads(json.dumps(report.to_json()))["failed"][0]["path"].endswith("broken.png")
-    clip = count_calls(model.surgery.model.visual.conv1)
+    clip = count_calls(model.generator.model.visual.conv1)
     again = warm(model, items, tmp_path / "store", batch_size=2)
     assert (again.made, again.found, len(again.failed)) == (0, 5, 3)
     store = EmbeddingStore(tmp_path / "store", model)

@@ -60,7 +60,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.model = TextPromptedSAM(model().predictor, tiny_surgery())
-        self._shapes = count_calls(self.model.surgery.model.visual.conv1)
+        self._shapes = count_calls(self.model.generator.model.visual.conv1)
 
     def __call__(self) -> int:
         """How many images since the last call."""
@@ -531,7 +531,7 @@ def test_an_engine_of_ones_own(tmp_path: Path, images: Path, undisturbed: dict[s
 
 
 def test_the_sticker_pair_killed_and_undisturbed(tmp_path: Path) -> None:
-    from text2sam.sticker.world import World
+    from text2sam.lab.sticker.world import World
 
     folder = tmp_path / "images"
     folder.mkdir()

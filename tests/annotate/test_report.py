@@ -11,8 +11,8 @@ from PIL import Image
 
 from text2sam.annotate.report import LONGEST_REASON, Failure, Report
 from text2sam.errors import ImageError, InputError, OutputError
-from text2sam.evaluation.tables import one_line
 from text2sam.image import read_image
+from text2sam.tables import one_line
 
 NOTHING: dict[str, Any] = {
     "done": 0,

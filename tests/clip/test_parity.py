@@ -15,7 +15,7 @@ from open_clip.model import CLIP
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.prompts import ensemble_templates
 from text2sam.clip.similarity import feature_surgery, similarity_map
-from text2sam.points import points_from_similarity
+from text2sam.recipes.points import points_from_similarity
 from text2sam.types import SimilarityMap
 
 SIZES = {"vit": (32, 48, 80), "resnet": (64, 128, 160)}

@@ -11,9 +11,9 @@ from helpers import picture, tiny_clip, tiny_surgery
 from torch.nn.functional import normalize
 
 from text2sam.clip.scales import average_scales, check_scales
-from text2sam.clip.surgery import TowerTokens
+from text2sam.clip.towers import TowerTokens
 from text2sam.errors import InputError
-from text2sam.presets import PRESETS
+from text2sam.zoo.presets import PRESETS
 
 
 def tokens(grid: tuple[int, int], seed: int, kinds: tuple[str, ...] = ()) -> TowerTokens:
@@ -48,7 +48,7 @@ def test_the_mean_is_that_of_loops_over_patches() -> None:
     found = average_scales([a, b], grid)
     assert found.grid == grid
     for mean, coarse, finer in (
-        (found.operated, a.operated, b.operated),
+        (found.surgery, a.surgery, b.surgery),
         (found.raw, a.raw, b.raw),
         (found.others["gem"], a.others["gem"], b.others["gem"]),
     ):
@@ -76,10 +76,10 @@ def test_maps_at_several_scales_are_means_of_maps(tower: str, size: Any) -> None
     both, again = encoded(size, (1.0, 2.0)), encoded(size, (1.0, 1.0))
     assert both.grid == one.grid
     assert two.grid == (2 * one.grid[0], 2 * one.grid[1])
-    torch.testing.assert_close(again.operated, one.operated)
+    torch.testing.assert_close(again.surgery, one.surgery)
     torch.testing.assert_close(both.raw[0], normalize(one.raw[0] + two.raw[0], dim=-1))
-    fine = two.operated[1:].reshape(one.grid[0], 2, one.grid[1], 2, -1).mean((1, 3)).flatten(0, 1)
-    torch.testing.assert_close(both.operated[1:], normalize(one.operated[1:] + fine, dim=-1))
+    fine = two.surgery[1:].reshape(one.grid[0], 2, one.grid[1], 2, -1).mean((1, 3)).flatten(0, 1)
+    torch.testing.assert_close(both.surgery[1:], normalize(one.surgery[1:] + fine, dim=-1))
 
 
 def test_another_scale_alone_keeps_the_grid_of_the_image_size() -> None:
@@ -87,27 +87,27 @@ def test_another_scale_alone_keeps_the_grid_of_the_image_size() -> None:
     features = surgery.encode_image(picture())
     plain = tiny_surgery().encode_image(picture())
     assert features.grid == plain.grid
-    assert features.operated.shape == plain.operated.shape
-    assert not torch.allclose(features.operated, plain.operated, atol=1e-3)
+    assert features.surgery.shape == plain.surgery.shape
+    assert not torch.allclose(features.surgery, plain.surgery, atol=1e-3)
 
 
 def test_a_scale_of_less_than_a_patch_is_one_patch() -> None:
     features = tiny_surgery(scales=(1e-6, 1.0)).encode_image(np.zeros((1, 1, 3), np.uint8))
-    assert torch.isfinite(features.operated).all()
+    assert torch.isfinite(features.surgery).all()
 
 
 def test_batches_and_tiles_are_encoded_at_every_scale() -> None:
     surgery = tiny_surgery(scales=(1.0, 0.5))
     images = [picture(0, 40, 60), picture(1, 60, 40)]
     for image, features in zip(images, surgery.encode_images(images), strict=True):
-        torch.testing.assert_close(features.operated, surgery.encode_image(image).operated)
+        torch.testing.assert_close(features.surgery, surgery.encode_image(image).surgery)
     large = picture(0, 200, 200)
     assert surgery.encode_image(large, tiles=100).grid != surgery.encode_image(large).grid
     plain, tiled = (one.encode_image(large, tiles=100) for one in (tiny_surgery(), surgery))
     for token in (slice(0, 1), slice(1, None)):  # the class token is the whole image's, the patches are the tiles'
-        assert not torch.allclose(tiled.operated[token], plain.operated[token], atol=1e-3)
+        assert not torch.allclose(tiled.surgery[token], plain.surgery[token], atol=1e-3)
     whole = surgery.encode_image(large, tiles=1000)  # one tile covers it
-    torch.testing.assert_close(whole.operated, surgery.encode_image(large).operated, rtol=0, atol=0)
+    torch.testing.assert_close(whole.surgery, surgery.encode_image(large).surgery, rtol=0, atol=0)
 
 
 def test_what_is_kept_for_one_set_of_scales_is_not_taken_for_another() -> None:

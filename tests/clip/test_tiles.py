@@ -216,7 +216,7 @@ def test_one_tile_is_no_tiles(image_size: Any, height: int, width: int) -> None:
         options.append(max(height, width))
     for tiles in options:
         found = surgery.encode_image(image, tiles=tiles, batch_size=1)
-        assert torch.equal(found.operated, expected.operated)
+        assert torch.equal(found.surgery, expected.surgery)
         assert torch.equal(found.raw, expected.raw)
         assert (found.grid, found.shape) == (expected.grid, expected.shape)
 
@@ -227,7 +227,7 @@ def test_default_is_no_tiles(surgery: ClipSurgery) -> None:
     found = surgery.encode_image(image)
     assert calls == [(1, 3, 16, 16)]
     assert found.grid == (4, 4)
-    assert torch.equal(found.operated, surgery.encode_images([image])[0].operated)
+    assert torch.equal(found.surgery, surgery.encode_images([image])[0].surgery)
 
 
 @pytest.mark.parametrize(("family", "image_size", "side", "shape"), [
@@ -255,21 +255,21 @@ def test_features_are_blended_tiles(family: str, image_size: Any, side: int, sha
         tokens = normalize(surgery.encode_pixels(surgery.preprocess(cut))[0, 1:], dim=-1)
         patches.append(tokens.unflatten(0, whole.grid))
     expected = normalize(blend_tiles([torch.stack(patches)], layout), dim=-1).flatten(0, 1)
-    torch.testing.assert_close(found.operated[1:], expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.surgery[1:], expected, rtol=0, atol=1e-3)
     assert (expected - expected.flip(0)).abs().max() > 0.1
-    for tokens in (found.operated, found.raw):
+    for tokens in (found.surgery, found.raw):
         assert tokens.shape == (1 + gh * gw, 16)
         assert tokens.dtype == torch.float32
         assert not tokens.requires_grad
         torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(1 + gh * gw))
-    assert (found.operated - found.raw)[1:].abs().max() > 0.1
+    assert (found.surgery - found.raw)[1:].abs().max() > 0.1
 
 
 def test_class_token_is_the_whole_pictures(surgery: ClipSurgery) -> None:
     image = picture(2, 60, 50)
     found, whole = surgery.encode_image(image, tiles="auto"), surgery.encode_image(image)
     assert found.grid > whole.grid
-    assert torch.equal(found.operated[0], whole.operated[0])
+    assert torch.equal(found.surgery[0], whole.surgery[0])
     assert torch.equal(found.raw[0], whole.raw[0])
     assert np.array_equal(surgery.scores(found, ["cat", "dog"]), surgery.scores(whole, ["cat", "dog"]))
     assert surgery.presence(found, "cat", against=["dog"]) == surgery.presence(whole, "cat", against=["dog"])
@@ -296,7 +296,7 @@ def test_tiles_are_encoded_in_batches(batch_size: int) -> None:
     assert sizes[0] == 1
     assert sum(sizes[1:]) == count > 20
     assert max(sizes) == min(batch_size, count)
-    torch.testing.assert_close(found.operated, expected.operated, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.surgery, expected.surgery, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.raw, expected.raw, rtol=0, atol=1e-5)
 
 
@@ -305,8 +305,8 @@ def test_tiles_are_encoded_in_batches(batch_size: int) -> None:
 
 @drawing
 def test_a_small_sticker_in_a_large_picture() -> None:
-    from text2sam import presets
-    from text2sam.sticker.world import World, background
+    from text2sam.lab.sticker.world import World, background
+    from text2sam.zoo import presets
 
     rng = np.random.default_rng(5007)
     image, scene = background(rng, (1200, 1600)), World(size=(240, 240), objects=(1, 3)).scene(5007)

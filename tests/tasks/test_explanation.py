@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from text2sam import ClipSurgery, TextPromptedSAM
 from text2sam.clip.attention import METHODS
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
-from text2sam.sticker.world import World
+from text2sam.lab.sticker.world import World
 from text2sam.tasks import TextExplanation, explain_text
 from text2sam.tasks.explanation import _strongest, tokenize_words
 from text2sam.types import SimilarityMap
@@ -132,7 +132,7 @@ def test_against_one_prompt_at_a_time(method: Any) -> None:
     f = positions(surgery.model, ids)
     seen = surgery.encode_image(image, methods=[method])
     kind = METHODS[method].tokens
-    tokens = {"architecture": seen.operated, "raw": seen.raw}.get(kind, seen.others.get(kind))
+    tokens = {"architecture": seen.surgery, "raw": seen.raw}.get(kind, seen.others.get(kind))
     assert tokens is not None
     patches = tokens[1:].double().numpy()
     sign = -1 if METHODS[method].reverses else 1
@@ -271,7 +271,7 @@ def test_words_point_at_their_things() -> None:
     for scene in world.scenes(range(9000, 9014)):
         if len(scene.names) < 2:
             continue
-        features = pair.surgery.encode_image(scene.image)
+        features = pair.generator.encode_image(scene.image)
         one, two = scene.names
         absent = next(name for name in things if name not in scene.names)
         found = explain_text(pair, features, f"a photo of a {one} and a {two}")

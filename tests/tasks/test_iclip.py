@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from text2sam import SimilarityMap
 from text2sam.clip.loss import contrastive_loss
-from text2sam.clip.surgery import vit_stream
+from text2sam.clip.towers import vit_stream
 from text2sam.errors import InputError, OutputError, PromptError, StateError, WeightsError
 from text2sam.tasks.iclip import (
     ICLIP,
@@ -173,7 +173,7 @@ def test_extract_gives_the_encoders_tokens_in_any_form(surgery: Any) -> None:
     assert ICLIP(surgery, guide="none").extract(images).mask.all()
     operated = ICLIP(surgery, path="architecture").extract(images[:1]).tokens[0]
     features = surgery.encode_image(images[0])
-    torch.testing.assert_close(operated, torch.cat([features.raw[:1], features.operated[1:]]))
+    torch.testing.assert_close(operated, torch.cat([features.raw[:1], features.surgery[1:]]))
 
 
 def test_a_guide_can_be_another_encoders_attention(surgery: Any) -> None:
@@ -432,7 +432,7 @@ def test_the_fingerprint_knows_the_activation_and_not_the_precision() -> None:
 def stickers() -> Any:
     from text2sam.clip.generator import ClipSurgery
     from text2sam.clip.prompts import SHORT_TEMPLATES
-    from text2sam.sticker.models import load_clip
+    from text2sam.zoo.sticker.models import load_clip
 
     model = load_clip()
     import open_clip
@@ -444,7 +444,7 @@ def stickers() -> Any:
 
 @drawing
 def test_the_driver_in_small(stickers: Any) -> None:
-    from text2sam.evaluation.iclip import FIRST_SEED, Settings, measure, table, training_scenes
+    from text2sam.lab.experiments.iclip import FIRST_SEED, Settings, measure, table, training_scenes
 
     settings = Settings(train_scenes=6, steps=2, batch=4, scenes=2, paths=("raw", "architecture"))
     before = condition(stickers.model)
@@ -465,8 +465,8 @@ def test_the_driver_in_small(stickers: Any) -> None:
 
 @drawing
 def test_a_few_seconds_of_training_move_the_maps_onto_the_objects(stickers: Any) -> None:
-    from text2sam.evaluation.iclip import Settings, compare, fit_on_stickers
-    from text2sam.sticker.evaluate import evaluation_scenes
+    from text2sam.lab.experiments.iclip import Settings, compare, fit_on_stickers
+    from text2sam.lab.sticker.evaluate import evaluation_scenes
 
     iclip, report = fit_on_stickers(stickers, Settings(train_scenes=48, steps=12, lr=5e-3))
     assert np.mean(report.interpretation[-5:]) < 0.8 * np.mean(report.interpretation[:5])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from text2sam import TextPromptedSAM
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.errors import ImageError, InputError, PromptError
-from text2sam.sticker.world import THINGS, World
+from text2sam.lab.sticker.world import THINGS, World
 from text2sam.tasks import Recognition, recognize, recognize_many
 
 LABELS = ["cat", "black dog", "bus", "c++ book"]

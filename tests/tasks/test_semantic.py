@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from text2sam import ClipSurgery, TextPromptedSAM
 from text2sam.clip.attention import METHODS
 from text2sam.errors import ImageError, InputError, PromptError
+from text2sam.lab.sticker.world import THINGS, World
 from text2sam.palette import voc_palette
-from text2sam.sticker.world import THINGS, World
 from text2sam.tasks import SemanticMap, segment_semantic, semantic
 from text2sam.tasks.semantic import window_starts
 
@@ -153,7 +153,7 @@ def test_threshold_is_on_the_pixels_probability() -> None:
 def test_one_label_stands_against_the_empty_text() -> None:
     surgery, image = tiny_surgery(), picture(1)
     found = segment_semantic(surgery, image, ["cat"], threshold=0.0)
-    tokens, texts = surgery.encode_image(image).operated[1:], surgery.encode_texts(["", "cat"])
+    tokens, texts = surgery.encode_image(image).surgery[1:], surgery.encode_texts(["", "cat"])
     expected = (tokens @ texts.T).T.reshape(2, 4, 4).numpy()
     np.testing.assert_allclose(found.probabilities, softmax(40.0 * expected), atol=1e-5)
     assert found.labels == ("background", "cat")
@@ -175,7 +175,7 @@ def test_words_of_a_class_are_one_text_feature() -> None:
     surgery, image = tiny_surgery(), picture(2)
     f = surgery.encode_texts(["cat", "kitten", "bus"])
     texts = torch.stack([torch.nn.functional.normalize(f[:2].mean(0), dim=0), f[2]])
-    expected = (surgery.encode_image(image).operated[1:] @ texts.T).T.reshape(2, 4, 4).numpy()
+    expected = (surgery.encode_image(image).surgery[1:] @ texts.T).T.reshape(2, 4, 4).numpy()
     found = segment_semantic(surgery, image, {"cat": ["cat", "kitten"], "bus": ["bus"]})
     np.testing.assert_allclose(found.probabilities, softmax(40.0 * expected), atol=1e-5)
 
@@ -486,7 +486,7 @@ def test_surgery_segments_what_raw_similarity_does_not(pair: TextPromptedSAM) ->
     right: dict[str, list[float]] = {}
     for scene in scenes:
         labels = [*scene.names, *[name for name in ("pizza", "rocket", "tree") if name not in scene.names]]
-        features = pair.surgery.encode_image(scene.image)
+        features = pair.generator.encode_image(scene.image)
         for method in ("architecture", "surgery", "itsm"):
             found = segment_semantic(pair, features, labels, method=method)  # type: ignore[arg-type]
             right.setdefault(method, []).extend(found.mask(name)[scene.mask(name)].mean() for name in scene.names)

@@ -113,7 +113,7 @@ class EmbeddingStore:
         ok = isinstance(pixels, np.ndarray) and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
         if not ok or not pixels.size:
             raise InputError(f"pixels must be a non-empty uint8 array of shape (H, W, 3), not {type(pixels).__name__}")
-        surgery = self.model.surgery
+        surgery = self.model.generator
         clip, sam = self._fingerprints()
         sizes = (surgery.image_size, surgery.scales)
         settings: tuple[Any, ...] = (sizes, surgery.depth, surgery.mean, surgery.std, self.tiles, clip)
@@ -205,7 +205,7 @@ class EmbeddingStore:
                     sam = module_fingerprint(encoder if isinstance(encoder, torch.nn.Module) else whole)
                     scale = [getattr(whole, name, None) for name in ("pixel_mean", "pixel_std", "image_format")]
                     sam += repr([v.tolist() if isinstance(v, torch.Tensor) else v for v in scale])
-                self._weights = module_fingerprint(self.model.surgery.model.visual), sam
+                self._weights = module_fingerprint(self.model.generator.model.visual), sam
             return self._weights
 
     def _load(self, key: str, pixels: NDArray[np.uint8]) -> EncodedImage | None:
@@ -215,7 +215,7 @@ class EmbeddingStore:
         try:
             record, tensors = _open_entry(data, key)
             grid = _two_ints(record["grid"])
-            operated, raw = tensors["operated"], tensors["raw"]
+            operated, raw = tensors["surgery"], tensors["raw"]
             fits = operated.ndim == 2 and len(operated) == 1 + grid[0] * grid[1] and operated.shape == raw.shape
             if not fits or operated.dtype != torch.float32 or raw.dtype != torch.float32:
                 return None
@@ -223,7 +223,7 @@ class EmbeddingStore:
             values = None if packed is None else _unpack(packed, tensors)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-        device = self.model.surgery.device
+        device = self.model.generator.device
         features = ImageFeatures(operated.to(device), raw.to(device), grid, (pixels.shape[0], pixels.shape[1]))
         return EncodedImage(pixels, features, None if values is None else self._state(values))
 
@@ -253,7 +253,7 @@ class EmbeddingStore:
 
     def _write(self, key: str, encoded: EncodedImage) -> None:
         features = encoded.features
-        tensors = {"operated": features.operated, "raw": features.raw}
+        tensors = {"surgery": features.surgery, "raw": features.raw}
         record: dict[str, Any] = {"format": _FORMAT, "key": key, "grid": list(features.grid), "sam": None}
         state = encoded.sam
         predictor: Any = self.model.predictor

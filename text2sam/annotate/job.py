@@ -44,7 +44,7 @@ from text2sam.export.formats import FORMATS, make_exporter
 from text2sam.export.losses import Losses
 from text2sam.files import write_json
 from text2sam.pipeline import TextPromptedSAM, Zoom
-from text2sam.strategy import DEFAULT, Strategy
+from text2sam.recipes import DEFAULT, Strategy
 
 Progress = bool | Callable[[int, int], object]
 """True shows a bar on standard error; a function is called with the number of images done so far, and of all."""
@@ -228,7 +228,7 @@ def run_threads(plan: Plan) -> Iterator[Done]:
         return
     workers = _workers(plan)
     threads = torch.get_num_threads()
-    on_cpu = plan.model.surgery.device.type == "cpu"
+    on_cpu = plan.model.generator.device.type == "cpu"
     stop = threading.Event()
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
@@ -284,7 +284,7 @@ def _batches(chunks: Iterable[Chunk], stop: threading.Event) -> Iterator[tuple[i
 
 
 def _workers(plan: Plan) -> list[Worker]:
-    wanted = default_workers(plan.model.surgery.device) if plan.workers is None else plan.workers
+    wanted = default_workers(plan.model.generator.device) if plan.workers is None else plan.workers
     wanted = min(wanted, len(plan.todo))
     store = None
     if plan.embeddings is not None:

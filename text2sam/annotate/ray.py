@@ -43,7 +43,7 @@ from text2sam.errors import InputError, MissingDependencyError, OutputError, Tex
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.files import write_bytes
 from text2sam.pipeline import TextPromptedSAM, Zoom
-from text2sam.strategy import DEFAULT, Strategy
+from text2sam.recipes import DEFAULT, Strategy
 
 TRIES = 3
 """So many workers may die over a batch before its images are taken one by one, and over one of these before it is given up."""
@@ -138,7 +138,7 @@ def ray_engine(
     def run(plan: Plan) -> Iterator[Done]:
         if not plan.todo:
             return
-        device = plan.model.surgery.device.type
+        device = plan.model.generator.device.type
         own = plan.workers if cluster.workers is None else cluster.workers
         own = 1 if own is None and device == "mps" else own
         gpus = float(device == "cuda") if cluster.num_gpus is None else cluster.num_gpus
@@ -248,7 +248,7 @@ class _Hand:
         store = None if job.embeddings is None else EmbeddingStore(job.embeddings, model, tiles=job.options.tiles)
         self._job, self._model, self._reader = job, mine, job.reader
         self._worker = Worker(model, job.labels, job.options, store)
-        self._threads = 1 if model.surgery.device.type == "cpu" else job.threads  # as run_threads
+        self._threads = 1 if model.generator.device.type == "cpu" else job.threads  # as run_threads
 
     def __call__(self, rows: Any) -> Any:
         import pyarrow as pa

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from text2sam.errors import InputError
-from text2sam.evaluation.tables import aligned, one_line
 from text2sam.files import write_json
+from text2sam.tables import aligned, one_line
 
 LONGEST_REASON = 500
 """Characters of a reason that are kept."""

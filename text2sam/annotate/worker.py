@@ -30,7 +30,7 @@ from text2sam.errors import InputError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.image import read_image
 from text2sam.pipeline import EncodedImage, TextPromptedSAM, Zoom
-from text2sam.strategy import DEFAULT, Strategy, get_strategy
+from text2sam.recipes import DEFAULT, Strategy, get_strategy
 
 ModelSource = TextPromptedSAM | Callable[[], TextPromptedSAM]
 """A model, or what makes one."""
@@ -140,7 +140,7 @@ class Worker:
             "zoom": options.zoom,
         }
         # on a GPU SAM's encoder is worth a batch; on a CPU it only runs for images in which a label is present
-        self._sam = model.surgery.device.type != "cpu"
+        self._sam = model.generator.device.type != "cpu"
         for group in self._groups:  # checks everything and encodes the texts, before the first image costs anything
             model.segment_batch(
                 [], group.targets, exclude=group.exclude, threshold=group.thresholds, tiles=options.tiles, **self._how
@@ -239,9 +239,9 @@ class Worker:
 
     def _free(self) -> None:
         self.model.reset_image()
-        if self.model.surgery.device.type == "cuda":
+        if self.model.generator.device.type == "cuda":
             torch.cuda.empty_cache()
-        elif self.model.surgery.device.type == "mps":
+        elif self.model.generator.device.type == "mps":
             torch.mps.empty_cache()
 
 
@@ -301,7 +301,7 @@ def own_copy(model: TextPromptedSAM) -> TextPromptedSAM | None:
     """
     predictor: Any = model.predictor
     parts = [
-        model.surgery.model,
+        model.generator.model,
         *([predictor.model] if isinstance(getattr(predictor, "model", None), torch.nn.Module) else []),
     ]
     if not vars(predictor).keys() >= _STATE or any(part.training for whole in parts for part in whole.modules()):
@@ -314,7 +314,7 @@ def own_copy(model: TextPromptedSAM) -> TextPromptedSAM | None:
 
 def model_settings(model: TextPromptedSAM) -> dict[str, Any]:
     """What the results depend on besides images, labels and options, in JSON's types."""
-    surgery, predictor = model.surgery, model.predictor
+    surgery, predictor = model.generator, model.predictor
     inner = getattr(predictor, "model", None)
     sam = f"{type(predictor).__module__}.{type(predictor).__qualname__}"
     sam += module_fingerprint(inner) if isinstance(inner, torch.nn.Module) else ""

@@ -9,8 +9,9 @@ Heavy packages are imported by the commands that need them, so that ``--help`` i
 
 from __future__ import annotations
 
-from text2sam.cli import annotate, measure, models, segment
+from text2sam.cli import annotate, models, segment
 from text2sam.cli.common import EXIT_CODES, app
+from text2sam.lab import cli as measure
 
 __all__ = ["EXIT_CODES", "annotate", "app", "main", "measure", "models", "segment"]
 

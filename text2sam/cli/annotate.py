@@ -46,7 +46,7 @@ from text2sam.cli.common import (
     tiles_of,
 )
 from text2sam.errors import InputError
-from text2sam.evaluation.tables import one_line
+from text2sam.tables import one_line
 
 if TYPE_CHECKING:
     from text2sam.annotate.labels import LabelSet
@@ -168,10 +168,10 @@ def annotate(
     Killed at any moment and started again it goes on where it was, and the dataset is the same as without the interruption.
     An image that cannot be read costs a line in the report, which is also in OUT/.text2sam/report.json.
     """
-    from text2sam.calibration import Calibration
     from text2sam.export.formats import FORMATS
-    from text2sam.presets import get_preset
-    from text2sam.strategy import get_strategy
+    from text2sam.presence import Calibration
+    from text2sam.recipes import get_strategy
+    from text2sam.zoo.presets import get_preset
 
     get_preset(preset)
     wanted = label_set(labels, against, threshold)
@@ -270,7 +270,7 @@ def warm(
     """Encode a folder of images ahead, for annotate --embeddings: with these both encoders are skipped."""
     from text2sam.annotate.embeddings import warm as run
     from text2sam.annotate.sources import find_images
-    from text2sam.presets import get_preset
+    from text2sam.zoo.presets import get_preset
 
     get_preset(preset)
     side = tiles_of(tiles)

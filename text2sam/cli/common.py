@@ -20,15 +20,15 @@ from typer.core import TyperGroup
 
 from text2sam import __version__
 from text2sam.errors import InputError, OutputError, Text2SamError, UnsupportedModelError, WeightsError
-from text2sam.evaluation.tables import aligned, one_line
+from text2sam.tables import aligned, one_line
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from text2sam.calibration import Calibration
     from text2sam.clip.generator import ClipSurgery
     from text2sam.pipeline import TextPromptedSAM
+    from text2sam.presence import Calibration
     from text2sam.targets import Target
     from text2sam.types import Segmentation
 
@@ -427,8 +427,8 @@ def check_request(
     Raises:
         PromptError, InputError: one of them is not usable, or contradicts another.
     """
-    from text2sam.calibration import Calibration
-    from text2sam.strategy import get_strategy
+    from text2sam.presence import Calibration
+    from text2sam.recipes import get_strategy
     from text2sam.targets import check_exclude, parse_targets
     from text2sam.targets import thresholds_of as check_thresholds
 
@@ -459,7 +459,7 @@ def build_model(preset: str, templates: Templates, **options: Any) -> TextPrompt
 
 def build_surgery(preset: str, templates: Templates, **options: Any) -> ClipSurgery:
     """The CLIP of the shared options, where no SAM is asked."""
-    from text2sam.presets import build_clip
+    from text2sam.zoo.presets import build_clip
 
     return build_clip(preset, templates=_template_list(templates), progress=sys.stderr.isatty(), **options)
 

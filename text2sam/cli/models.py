@@ -22,7 +22,7 @@ from text2sam.cli.common import (
 from text2sam.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
-    from text2sam.weights import VerifyResult
+    from text2sam.zoo.weights import VerifyResult
 
 _STICKER_LICENCE = "CC-BY-SA-4.0"
 
@@ -59,8 +59,8 @@ class ModelFile:
 
 def model_files() -> dict[str, ModelFile]:
     """Every file a preset can need, by name: the shipped pair, then the table of checkpoints."""
-    from text2sam.sticker import models as sticker
-    from text2sam.weights import CHECKPOINTS, cache_path, local_path
+    from text2sam.zoo.sticker import models as sticker
+    from text2sam.zoo.weights import CHECKPOINTS, cache_path, local_path
 
     files = []
     for kind in ("clip", "sam"):
@@ -82,7 +82,7 @@ def preset_files(name: str) -> list[str]:
     Raises:
         InputError: there is no preset of that name.
     """
-    from text2sam.presets import get_preset
+    from text2sam.zoo.presets import get_preset
 
     preset = get_preset(name)
     return [preset.clip_checkpoint or "sticker-clip", preset.sam_checkpoint or "sticker-sam"]
@@ -96,7 +96,7 @@ def named_files(names: Sequence[str]) -> list[ModelFile]:
     """
     import difflib
 
-    from text2sam.presets import PRESETS
+    from text2sam.zoo.presets import PRESETS
 
     known = model_files()
     chosen: dict[str, ModelFile] = {}
@@ -117,8 +117,8 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
     """List the presets and the files they are made of."""
-    from text2sam.presets import PRESETS
-    from text2sam.weights import cache_folder
+    from text2sam.zoo.presets import PRESETS
+    from text2sam.zoo.weights import cache_folder
 
     files = model_files()
     presets = {name: preset_files(name) for name in PRESETS}
@@ -178,7 +178,7 @@ def pull_models(
     force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
 ) -> None:
     """Download weights into the cache; prints where each file lies. A preset's name stands for both its files."""
-    from text2sam.weights import pull
+    from text2sam.zoo.weights import pull
 
     for file in named_files(names):
         if file.shipped:
@@ -203,11 +203,11 @@ def verify_models(
 
 
 def _verify(file: ModelFile) -> VerifyResult:
-    from text2sam.weights import VerifyResult, file_sha256, verify
+    from text2sam.zoo.weights import VerifyResult, file_sha256, verify
 
     if not file.shipped:
         return verify(file.name)
-    from text2sam.sticker import models as sticker
+    from text2sam.zoo.sticker import models as sticker
 
     try:
         expected = sticker.recorded_sha256(file.path.name)

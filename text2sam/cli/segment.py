@@ -50,7 +50,7 @@ from text2sam.cli.common import (
     table,
 )
 from text2sam.errors import InputError, OutputError, PromptError
-from text2sam.evaluation.tables import one_line
+from text2sam.tables import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def segment(
     if unknown or not wanted:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0] if unknown else ''!r}")
     from text2sam.image import read_image
-    from text2sam.presets import get_preset
+    from text2sam.zoo.presets import get_preset
 
     get_preset(preset)
     pixels = read_image(image)
@@ -261,7 +261,7 @@ def explain(
 ) -> None:
     """Say and draw why TEXT gets the mask it gets in IMAGE, or none; or, with --words, which of its words fit where."""
     from text2sam.image import read_image
-    from text2sam.presets import get_preset
+    from text2sam.zoo.presets import get_preset
 
     get_preset(preset)
     pixels = read_image(image)
@@ -516,8 +516,8 @@ def calibrate(
     It belongs to the CLIP and the settings it was made with, also to --against.
     """
     from text2sam.image import read_image
-    from text2sam.presets import get_preset
     from text2sam.targets import parse_target
+    from text2sam.zoo.presets import get_preset
 
     get_preset(preset)
     if not 0 < false_cost < float("inf"):
@@ -556,7 +556,7 @@ def calibrate(
     except PromptError:
         for example in examples:  # a text too long shows only now
             with _at_line(source, example.line):
-                model.surgery.encode_texts(parse_target(example.text).texts)
+                model.generator.encode_texts(parse_target(example.text).texts)
         raise
     calibration.save(out)
     if as_json:

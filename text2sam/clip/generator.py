@@ -18,8 +18,8 @@ from text2sam.clip.attention import KINDS, METHODS
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text, text_tower_fingerprint
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery
-from text2sam.clip.surgery import TowerTokens, check_kinds, check_tower, operate, patch_size
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
+from text2sam.clip.towers import TowerTokens, check_kinds, check_tower, patch_size, surgery_tokens
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.image import ImageLike, read_image
@@ -37,7 +37,7 @@ class ImageFeatures:
     """What CLIP knows of one image: kept, so that further texts cost no further encoding.
 
     Attributes:
-        operated: (1 + gh*gw, C) float32 L2-normalised tokens of the operated path, class token first.
+        surgery: (1 + gh*gw, C) float32 L2-normalised tokens of the surgery path, class token first.
         raw: (1 + gh*gw, C) float32 L2-normalised tokens of the original path.
         grid: (gh, gw).
         shape: (H, W) of the image in pixels.
@@ -45,7 +45,7 @@ class ImageFeatures:
             for; their class token is that of ``raw``.
     """
 
-    operated: torch.Tensor
+    surgery: torch.Tensor
     raw: torch.Tensor
     grid: tuple[int, int]
     shape: tuple[int, int]
@@ -132,7 +132,7 @@ class ClipSurgery:
         self._names = PromptEnsemble(model, tokenizer, templates=SHORT_TEMPLATES, cache=text_cache)
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Tokens of the operated path.
+        """Tokens of the surgery path.
 
         Args:
             pixels: (B, 3, H, W) normalised pixels of any size of at least one patch.
@@ -148,7 +148,7 @@ class ClipSurgery:
                 f"pixels must be a tensor (B, 3, H, W), not {type(pixels).__name__}; for an image call encode_image"
             )
         with torch.inference_mode():
-            return operate(self.model.visual, self._cast(pixels), depth=self.depth).operated
+            return surgery_tokens(self.model.visual, self._cast(pixels), depth=self.depth).surgery
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(T, C) float32 prompt-ensemble features of texts, L2-normalised.
@@ -198,11 +198,11 @@ class ClipSurgery:
             return whole
         patches = blend_tiles(self._tiles(pixels, layout, batch_size, kinds), layout)  # (gh, gw, 2 + K, C)
         tiled = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
-        operated, raw, *others = (
+        surgery, raw, *others = (
             torch.cat([tokens[:1], blended])
-            for tokens, blended in zip((whole.operated, whole.raw, *whole.others.values()), tiled, strict=True)
+            for tokens, blended in zip((whole.surgery, whole.raw, *whole.others.values()), tiled, strict=True)
         )
-        return ImageFeatures(operated, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
+        return ImageFeatures(surgery, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
 
     def encode_images(self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None) -> list[ImageFeatures]:
         """Features of several images, encoded as one batch.
@@ -264,7 +264,7 @@ class ClipSurgery:
             texts: T texts. Each is taken by itself: which others are asked for in the same call changes nothing.
             against: the label set for feature surgery. Each text is set against these, itself added. None
                 subtracts the prompt ensemble of the empty text, as the papers do for a single text.
-            method: ``"surgery"``, architecture and feature surgery; ``"architecture"``, cosine of the operated
+            method: ``"surgery"``, architecture and feature surgery; ``"architecture"``, cosine of the surgery
                 tokens; ``"features"``, feature surgery on the original tokens; ``"itsm"``, cosine of the original tokens
                 (image-text similarity map, arXiv 2209.07046), and ``"rclip"``, its negative. Cosine of the tokens of other
                 kinds of attention, where the image was encoded for it: ``"maskclip"``, ``"sclip"``, ``"clearclip"``,
@@ -351,7 +351,7 @@ class ClipSurgery:
 
         Returns:
             The natural logarithm of the odds of the text in a softmax over the cosines, times CLIP's logit scale, of the
-            region's mean operated token and the text and the vocabulary, all embedded with the short templates.
+            region's mean surgery token and the text and the vocabulary, all embedded with the short templates.
 
         Raises:
             PromptError: the text is empty or too long.
@@ -363,14 +363,14 @@ class ClipSurgery:
         if shares.shape != features.grid or not shares.any():
             raise InputError(f"shares must be of shape {features.grid}, some of them above 0, not of shape {shares.shape}")
         with torch.inference_mode():
-            weights = torch.from_numpy(shares).flatten().to(features.operated)
-            token = torch.nn.functional.normalize(weights @ features.operated[1:], dim=0)  # (C,)
+            weights = torch.from_numpy(shares).flatten().to(features.surgery)
+            token = torch.nn.functional.normalize(weights @ features.surgery[1:], dim=0)  # (C,)
             logits = self._names([text, *others]) @ token * self.model.logit_scale.detach().float().exp().mean()
             return float(logits[0] - logits[1:].logsumexp(0))
 
     def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:
         """(gh, gw) float32: 1 in the patch most similar to a text and in the patches around it, else 0."""
-        hottest = int(self._against_vocabulary(features.operated, text)[1:].argmax())
+        hottest = int(self._against_vocabulary(features.surgery, text)[1:].argmax())
         row, column = divmod(hottest, features.grid[1])
         shares = np.zeros(features.grid, np.float32)
         shares[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = 1
@@ -426,7 +426,7 @@ class ClipSurgery:
         tokens = self._at_scales(images, kinds)
         return [
             ImageFeatures(
-                tokens.operated[i],
+                tokens.surgery[i],
                 tokens.raw[i],
                 tokens.grid,
                 (image.shape[0], image.shape[1]),
@@ -447,9 +447,9 @@ class ClipSurgery:
     def _tokens(self, pixels: torch.Tensor, kinds: tuple[str, ...]) -> TowerTokens:
         """(B, 3, h, w) -> tokens (B, 1 + gh*gw, C) float32 and, unlike the tower's, L2-normalised."""
         with torch.inference_mode():
-            tokens = operate(self.model.visual, self._cast(pixels), depth=self.depth, kinds=kinds)
+            tokens = surgery_tokens(self.model.visual, self._cast(pixels), depth=self.depth, kinds=kinds)
         return TowerTokens(
-            _normalized(tokens.operated),
+            _normalized(tokens.surgery),
             _normalized(tokens.raw),
             tokens.grid,
             {name: _normalized(others) for name, others in tokens.others.items()},
@@ -458,7 +458,7 @@ class ClipSurgery:
     def _tiles(
         self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, kinds: tuple[str, ...]
     ) -> Iterator[torch.Tensor]:
-        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2 + K, C), operated, raw and K kinds."""
+        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2 + K, C), surgery, raw and K kinds."""
         (height, width), (th, tw) = self.image_size, layout.tile
         ph, pw = height // th, width // tw
         resized = _resize(image, (layout.grid[0] * ph, layout.grid[1] * pw))
@@ -466,7 +466,7 @@ class ClipSurgery:
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
             tokens = self._at_scales(cut, kinds)
-            every = (tokens.operated, tokens.raw, *tokens.others.values())
+            every = (tokens.surgery, tokens.raw, *tokens.others.values())
             yield torch.stack([one[:, 1:] for one in every], dim=2).unflatten(1, (th, tw))
 
     def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
@@ -493,7 +493,7 @@ def tokens_for(features: ImageFeatures, method: Method) -> torch.Tensor:
         InputError: the image was not encoded for the method.
     """
     name = METHODS[method].tokens
-    found = {"architecture": features.operated, "raw": features.raw}.get(name, features.others.get(name))
+    found = {"architecture": features.surgery, "raw": features.raw}.get(name, features.others.get(name))
     if found is None:
         raise InputError(
             f"these features are of an image that was not encoded for method={method!r}; encode it with "

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from text2sam.clip.surgery import evaluating
+from text2sam.clip.towers import evaluating
 from text2sam.errors import OutputError, PromptError, UnsupportedModelError
 from text2sam.files import write_bytes
 

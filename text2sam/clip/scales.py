@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from text2sam.clip.surgery import TowerTokens, resize_tokens
+from text2sam.clip.towers import TowerTokens, resize_tokens
 from text2sam.errors import InputError
 
 MAX_SCALE = 8.0
@@ -54,7 +54,7 @@ def average_scales(scales: Sequence[TowerTokens], grid: tuple[int, int]) -> Towe
         return F.normalize(torch.stack(every).mean(dim=0), dim=-1)
 
     return TowerTokens(
-        mean([one.operated for one in scales]),
+        mean([one.surgery for one in scales]),
         mean([one.raw for one in scales]),
         grid,
         {name: mean([one.others[name] for one in scales]) for name in scales[0].others},

@@ -146,7 +146,7 @@ def build_sam(
     if checkpoint is None:
         sam = _bare_sam(str(model_type))
     else:
-        from text2sam.weights import load_state_dict
+        from text2sam.zoo.weights import load_state_dict
 
         state_dict = load_state_dict(checkpoint)
         found = guess_model_type(state_dict) if model_type is None else model_type

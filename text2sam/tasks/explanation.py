@@ -199,7 +199,7 @@ def explain_text(
 
     from text2sam.clip.generator import ImageFeatures
     from text2sam.clip.prompts import check_text, encode_token_features
-    from text2sam.clip.surgery import evaluating
+    from text2sam.clip.towers import evaluating
     from text2sam.tasks._inputs import check_method, surgery_of
 
     surgery = surgery_of(model)

@@ -43,14 +43,14 @@ from torch.nn import functional as F
 from text2sam.clip.generator import ClipSurgery, ImageFeatures
 from text2sam.clip.loss import contrastive_loss
 from text2sam.clip.prompts import check_text
-from text2sam.clip.surgery import (
+from text2sam.clip.towers import (
     evaluating,
     is_resnet,
-    operate,
     queries_keys_values,
     resize_positions,
     resnet_features,
     step,
+    surgery_tokens,
     vit_stream,
 )
 from text2sam.devices import pick_device
@@ -359,7 +359,7 @@ class ICLIP(nn.Module):
         if not wanted:
             return []
         with torch.inference_mode():
-            tokens = features.raw if self.path == "raw" else features.operated
+            tokens = features.raw if self.path == "raw" else features.surgery
             patches = F.normalize(self(tokens[None])[1][0], dim=-1)  # (N, C)
             columns = (patches @ self._surgery.encode_texts(wanted).T).T  # (T, N)
         grids = columns.reshape(len(wanted), *features.grid).float().cpu().numpy()
@@ -458,8 +458,8 @@ class ICLIP(nn.Module):
         visual = self._surgery.model.visual
         pixels = pixels.to(self._surgery.device, next(visual.parameters()).dtype)
         with torch.no_grad():
-            found = operate(visual, pixels, depth=self._surgery.depth)
-            patches = found.raw if self.path == "raw" else found.operated
+            found = surgery_tokens(visual, pixels, depth=self._surgery.depth)
+            patches = found.raw if self.path == "raw" else found.surgery
             tokens = F.normalize(torch.cat([found.raw[:, :1], patches[:, 1:]], dim=1).float(), dim=-1)
             if callable(self.guide):
                 attention = _on_grid(self.guide(pixels), len(pixels), found.grid)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from text2sam.errors import InputError, PromptError
 from text2sam.palette import voc_palette
-from text2sam.points import patch_shares
+from text2sam.recipes.points import patch_shares
 from text2sam.types import PointPrompts, SimilarityMap, check_shape
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def segment_semantic(
     With ``refine="sam"``: on the patches, pixels of one class (not the background) that hang together (8 neighbours) are a
     region; for the :data:`REGIONS` regions with the largest sum of probabilities SAM is prompted with the centre of the
     region's most probable patch, and of its three masks the one is taken that agrees best with the class's probabilities
-    (:func:`text2sam.sam.select.choose_by_agreement`). A mask m covers the share g of each patch; it votes for the class c
+    (:func:`text2sam.recipes.choose.choose_by_agreement`). A mask m covers the share g of each patch; it votes for the class c
     with the highest mean ``sum(g * p_c) / sum(g)``; the threshold, which is one for pixels, says which patches make regions,
     and nothing of a mask's mean. Each pixel takes the vote of the mask over it whose mean is highest. Pixels without a mask
     keep their class, but where there is a background, what a mask that covers at least half of its region leaves of it
@@ -468,8 +468,8 @@ def _vote(
     model: Any, image: NDArray[np.uint8], classes: NDArray[np.uint16], probabilities: NDArray[np.float32], plan: _Plan
 ) -> NDArray[np.uint16]:
     """The classes after SAM's masks have voted, as :func:`segment_semantic` says."""
+    from text2sam.recipes.choose import choose_by_agreement
     from text2sam.sam.predictor import predict_points
-    from text2sam.sam.select import choose_by_agreement
 
     shape, grid = check_shape(image.shape[:2]), check_shape(probabilities.shape[1:])
     regions = _regions(probabilities, plan)

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import after, condition, raising, tiny_clip
+from numpy.typing import NDArray
+from open_clip.timm_model import TimmModel
+from torch import nn
+from torch.nn import functional as F
+
+from text2sam.clip.towers import check_tower, patch_size, resize_positions, surgery_tokens
+from text2sam.errors import InputError, UnsupportedModelError
+
+FAMILIES = ("vit", "resnet")
+Array = NDArray[np.float64]
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+# what cannot be operated on
+
+
+@pytest.mark.parametrize("depth", [0, -1, 4, 1.0, "2", None, True])
+def test_depths_out_of_range(depth: Any) -> None:
+    visual = tiny_clip().visual
+    with pytest.raises(InputError, match="from 1 to 3"):
+        check_tower(visual, depth)
+    with pytest.raises(InputError, match="from 1 to 3"):
+        surgery_tokens(visual, noise(1, 3, 16, 16), depth=depth)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 3, 64), (1, 3, 64, 3), (0, 3, 64, 64), (1, 3, 9, 9, 1)])
+def test_pixels_of_another_shape(family: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"pixels must be \(B, 3, H, W\)"):
+        surgery_tokens(tiny_clip(family).visual, torch.zeros(shape), depth=1)
+
+
+@pytest.mark.parametrize(
+    ("vision", "name"),
+    [
+        ({"pool_type": "avg"}, "VisionTransformer with pool_type 'avg'"),
+        ({"attentional_pool": True, "attn_pooler_heads": 2}, "VisionTransformer with attentional pooling"),
+        ({"block_type": "custom"}, "CustomResidualAttentionBlock"),
+        ({"qk_norm": True}, "Attention attention"),
+    ],
+)
+def test_other_vision_transformers(vision: dict[str, Any], name: str) -> None:
+    visual = tiny_clip(vision=vision).visual
+    for call in (lambda: check_tower(visual, 1), lambda: surgery_tokens(visual, noise(1, 3, 16, 16), depth=1)):
+        with pytest.raises(UnsupportedModelError, match=name) as caught:
+            call()
+        assert "ViT-B-16" in str(caught.value)
+        assert "RN50" in str(caught.value)
+
+
+def test_other_towers() -> None:
+    trunk = "test_vit" if "test_vit" in timm.list_models() else "vit_tiny_patch16_224"
+    tower = TimmModel(trunk, embed_dim=8, image_size=32)
+    with pytest.raises(UnsupportedModelError, match=r"TimmModel around timm's VisionTransformer.*works on.*RN50"):
+        check_tower(tower, 1)
+    with pytest.raises(UnsupportedModelError, match=r"image tower Sequential.*works on.*RN50"):
+        check_tower(nn.Sequential(nn.Linear(2, 2)), 1)
+
+
+# parity with loops written from the paper
+
+
+def resize_matrix(old: int, new: int) -> Array:
+    """(new, old): linear interpolation along one axis, half-pixel centres, edges held."""
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        place = min(max((i + 0.5) * old / new - 0.5, 0), old - 1)
+        low = int(place)
+        matrix[i, low] += 1 - (place - low)
+        matrix[i, min(low + 1, old - 1)] += place - low
+    return matrix
+
+
+def slow_positions(positions: Array, native: tuple[int, int], grid: tuple[int, int]) -> Array:
+    patches = positions[1:].reshape(*native, -1)
+    patches = np.einsum("ah,bw,hwd->abd", resize_matrix(native[0], grid[0]), resize_matrix(native[1], grid[1]), patches)
+    return np.concatenate([positions[:1], patches.reshape(grid[0] * grid[1], -1)])
+
+
+def slow_attention(q: Array, k: Array, v: Array, heads: int) -> Array:
+    size = q.shape[1] // heads
+    out = np.zeros_like(v)
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        for i in range(len(q)):
+            logits = np.array([q[i, part] @ k[j, part] for j in range(len(k))]) / math.sqrt(size)
+            weights = np.exp(logits - logits.max())
+            out[i, part] = sum(w * v[j, part] for j, w in enumerate(weights / weights.sum()))
+    return out
+
+
+def norm(x: Array, w: dict[str, Array], name: str) -> Array:
+    if f"{name}.weight" not in w:
+        return x
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def slow_vit(visual: Any, image: torch.Tensor, depth: int, heads: int, quick: bool) -> tuple[Array, Array]:
+    """(operated, raw) of one image; the two paths are two lists of tokens side by side."""
+    w = {k: v.double().numpy() for k, v in visual.state_dict().items()}
+    pixels, kernel = image.double().numpy(), w["conv1.weight"]
+    ph, pw = kernel.shape[2:]
+    grid = (pixels.shape[1] // ph, pixels.shape[2] // pw)
+    patches = [
+        np.einsum("chw,dchw->d", pixels[:, r * ph : (r + 1) * ph, c * pw : (c + 1) * pw], kernel)
+        for r in range(grid[0])
+        for c in range(grid[1])
+    ]
+    x = np.stack([w["class_embedding"], *patches])
+    x = norm(x + slow_positions(w["positional_embedding"], tuple(visual.grid_size), grid), w, "ln_pre")
+    layers = len(visual.transformer.resblocks)
+    new = x
+    for i in range(layers):
+        name = f"transformer.resblocks.{i}"
+        both = norm(x, w, f"{name}.ln_1") @ w[f"{name}.attn.in_proj_weight"].T + w[f"{name}.attn.in_proj_bias"]
+        q, k, v = np.split(both, 3, axis=1)
+        scales = [w.get(f"{name}.ls_{n}.gamma", np.ones(1)) for n in (1, 2)]
+
+        def attend(a: Array, b: Array, v: Array = v, name: str = name, scale: Array = scales[0]) -> Array:
+            mixed = slow_attention(a, b, v, heads)
+            return (mixed @ w[f"{name}.attn.out_proj.weight"].T + w[f"{name}.attn.out_proj.bias"]) * scale
+
+        if i < layers - depth:
+            new = None
+        elif new is None or i == layers - depth:
+            new = x + attend(v, v)
+        else:
+            new = new + attend(v, v)
+        x = x + attend(q, k)
+        hidden = norm(x, w, f"{name}.ln_2") @ w[f"{name}.mlp.c_fc.weight"].T + w[f"{name}.mlp.c_fc.bias"]
+        if quick:
+            hidden = hidden / (1 + np.exp(-1.702 * hidden))
+        else:
+            hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+        x = x + (hidden @ w[f"{name}.mlp.c_proj.weight"].T + w[f"{name}.mlp.c_proj.bias"]) * scales[1]
+    new = np.concatenate([x[:1], new[1:]])
+    return norm(new, w, "ln_post") @ w["proj"], norm(x, w, "ln_post") @ w["proj"]
+
+
+GRID = [
+    ((16, 16), 1, {}),
+    ((16, 16), 3, {}),
+    ((20, 8), 2, {}),
+    ((4, 4), 2, {}),
+    ((4, 28), 3, {}),
+    ((32, 12), 1, {}),
+    ((16, 16), 2, {"ls_init_value": 0.5}),
+    ((12, 20), 2, {"no_ln_pre": True}),
+    ((12, 16), 2, {"patch_dropout": 0.5}),
+    ((16, 12), 2, {"final_ln_after_pool": True, "output_tokens": True}),
+    ((12, 24), 2, {"patch_size": (4, 8), "image_size": (16, 24)}),
+]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(("shape", "depth", "vision"), GRID)
+def test_vit_against_loops(shape: tuple[int, int], depth: int, vision: dict[str, Any], quick: bool) -> None:
+    visual = tiny_clip(vision=vision, quick_gelu=quick).visual
+    pixels = noise(1, 3, *shape)
+    tokens = surgery_tokens(visual, pixels, depth=depth)
+    operated, raw = slow_vit(visual, pixels[0], depth, heads=2, quick=quick)
+    ph, pw = patch_size(visual)
+    assert tokens.grid == (shape[0] // ph, shape[1] // pw)
+    np.testing.assert_allclose(tokens.surgery[0].detach(), operated, rtol=0, atol=3e-5)
+    np.testing.assert_allclose(tokens.raw[0].detach(), raw, rtol=0, atol=3e-5)
+    assert np.abs(operated[1:] - raw[1:]).max() > 0.05  # a mix-up of the two would be seen
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 96), (128, 64), (32, 32)])
+def test_resnet_against_loops(shape: tuple[int, int]) -> None:
+    visual = tiny_clip("resnet").visual
+    pixels = noise(1, 3, *shape)
+    with torch.no_grad():
+        x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))[0]
+    grid = (int(x.shape[1]), int(x.shape[2]))
+    w = {k: v.double().numpy() for k, v in visual.attnpool.state_dict().items()}
+    patches = x.double().numpy().reshape(len(x), -1).T
+    tokens = np.concatenate([patches.mean(0, keepdims=True), patches]) + slow_positions(w["positional_embedding"], (2, 2), grid)
+    q, k, v = (tokens @ w[f"{n}_proj.weight"].T + w[f"{n}_proj.bias"] for n in "qkv")
+    found = surgery_tokens(visual, pixels)
+    assert found.grid == grid == (shape[0] // 32, shape[1] // 32)
+    for mine, a, b in ((found.surgery, v, v), (found.raw, q, k)):
+        expected = slow_attention(a, b, v, visual.attnpool.num_heads) @ w["c_proj.weight"].T + w["c_proj.bias"]
+        np.testing.assert_allclose(mine[0].detach(), expected, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (1, 1), (2, 5), (7, 3)])
+def test_positions_resize(grid: tuple[int, int]) -> None:
+    positions = noise(1 + 3 * 2, 5)
+    expected = slow_positions(positions.double().numpy(), (3, 2), grid)
+    np.testing.assert_allclose(resize_positions(positions, (3, 2), grid), expected, rtol=0, atol=1e-6)
+    assert resize_positions(positions, (3, 2), (3, 2)) is positions
+
+
+# what is known
+
+
+@pytest.mark.parametrize(("family", "size"), [("vit", 16), ("resnet", 64)])
+def test_class_token_is_plain_clips(family: str, size: int) -> None:
+    model, pixels = tiny_clip(family), noise(3, 3, size, size)
+    with torch.no_grad():
+        plain = model.encode_image(pixels)
+        tokens = surgery_tokens(model.visual, pixels, depth=2)
+    torch.testing.assert_close(tokens.raw[:, 0], plain, rtol=0, atol=1e-5)
+    if family == "vit":
+        torch.testing.assert_close(tokens.surgery[:, 0], plain, rtol=0, atol=1e-5)
+
+
+def half_in_training(family: str) -> Any:
+    """A model in train mode, with patch dropout where there is such a thing, one submodule in eval mode."""
+    model = tiny_clip(family, vision={"patch_dropout": 0.5} if family == "vit" else None).train()
+    (model.visual.ln_post if family == "vit" else model.visual.layer2).eval()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_of_the_model_changes(family: str) -> None:
+    model = half_in_training(family)
+    before, random = condition(model), torch.get_rng_state()
+    for size in (64, 32):
+        surgery_tokens(model.visual, noise(2, 3, size, size), depth=2)
+    assert condition(model) == before  # BatchNorm statistics are among the weights
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("calls", [0, 1])
+def test_nothing_changes_when_something_raises(family: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = half_in_training(family)
+    before = condition(model)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", after(calls, F.scaled_dot_product_attention))
+    with pytest.raises(ZeroDivisionError):
+        surgery_tokens(model.visual, noise(1, 3, 64, 64), depth=2)
+    assert condition(model) == before
+
+
+def test_condition_sees_what_it_should() -> None:
+    model = tiny_clip()
+    before = condition(model)
+    for change in (
+        lambda: model.visual.ln_post.train(),
+        lambda: model.visual.ln_pre.register_forward_hook(raising),
+        lambda: setattr(model.visual.transformer, "forward", raising),
+        lambda: model.visual.class_embedding.data.add_(1e-6),
+        lambda: setattr(model.visual, "positional_embedding", nn.Parameter(model.visual.positional_embedding.data.clone())),
+    ):
+        change()
+        assert condition(model) != before
+        before = condition(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_mode_changes_no_result(family: str) -> None:
+    pixels = noise(2, 3, 64, 32)
+    mine, plain = (surgery_tokens(model.visual, pixels, depth=2) for model in (half_in_training(family), tiny_clip(family)))
+    assert torch.equal(mine.surgery, plain.surgery)
+    assert torch.equal(mine.raw, plain.raw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_encoded_before_does_not_matter(family: str) -> None:
+    model, pixels = tiny_clip(family), noise(1, 3, 64, 64)
+    surgery_tokens(model.visual, noise(1, 3, 128, 96), depth=2)
+    later = surgery_tokens(model.visual, pixels, depth=2)
+    fresh = surgery_tokens(tiny_clip(family).visual, pixels, depth=2)
+    assert torch.equal(later.surgery, fresh.surgery)
+    assert torch.equal(later.raw, fresh.raw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_is_its_images(family: str) -> None:
+    visual, pixels = tiny_clip(family).visual, noise(3, 3, 64, 32)
+    together = surgery_tokens(visual, pixels, depth=2)
+    for i in range(3):
+        alone = surgery_tokens(visual, pixels[i : i + 1], depth=2)
+        torch.testing.assert_close(together.surgery[i], alone.surgery[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.raw[i], alone.raw[0], rtol=0, atol=1e-5)
+
+
+def test_remainder_of_a_patch_is_not_seen() -> None:
+    visual, pixels = tiny_clip().visual, noise(1, 3, 18, 23)
+    whole, cut = surgery_tokens(visual, pixels, depth=2), surgery_tokens(visual, pixels[..., :16, :20], depth=2)
+    assert whole.grid == cut.grid == (4, 5)
+    torch.testing.assert_close(whole.surgery, cut.surgery, rtol=0, atol=1e-6)
+
+
+def test_depth_matters_on_transformers_alone() -> None:
+    pixels = noise(1, 3, 64, 64)
+    visual = tiny_clip("resnet").visual
+    assert torch.equal(surgery_tokens(visual, pixels, depth=1).surgery, surgery_tokens(visual, pixels, depth=99).surgery)
+    visual = tiny_clip().visual
+    results = [surgery_tokens(visual, pixels, depth=depth).surgery for depth in (1, 2, 3)]
+    assert min((a - b)[:, 1:].abs().max() for a, b in ((results[0], results[1]), (results[1], results[2]))) > 1e-3
+    assert torch.equal(results[0][:, 0], results[2][:, 0])

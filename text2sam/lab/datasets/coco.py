@@ -1,0 +1,246 @@
+"""COCO 2017: objects, and COCO-Stuff.
+
+- Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, or run lengths where ``iscrowd`` is 1.
+- Caesar et al., COCO-Stuff (CVPR 2018): a class for each pixel, 80 things and 91 stuff.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+from text2sam.export.annotated import check_relative
+from text2sam.lab.datasets import names
+from text2sam.lab.datasets.layout import (
+    IMAGE_SUFFIXES,
+    Frame,
+    Layout,
+    check_frame,
+    check_split,
+    files_in,
+    picture_shape,
+    read_json,
+    read_picture,
+    translation,
+)
+from text2sam.lab.datasets.pairs import paired, with_background
+from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance, Sample
+from text2sam.rle import check_runs, parse_counts, unroll
+
+HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)"
+STUFF_HOME = "https://github.com/nightrome/cocostuff (stuffthingmaps_trainval2017.zip; pictures from https://cocodataset.org)"
+
+_MOST_CATEGORY = 182
+_TRAIN_IDS = "_labelTrainIds"
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    number: int
+    file: str
+    shape: tuple[int, int]
+    objects: tuple[tuple[str, bool, Any], ...]  # class, crowd, segmentation as it is in the file
+
+
+def open_coco(
+    root: str | os.PathLike[str] | None,
+    split: str = "val2017",
+    *,
+    background: bool = True,
+    annotations: str | None = None,
+    images: str | None = None,
+    frame: Frame = "seen",
+) -> Dataset:
+    """COCO objects, 80 classes; or any data set in that format.
+
+    Layout: ``annotations/instances_<split>.json``, and pictures in ``<split>/`` or ``images/<split>/``.
+
+    Crowds are labels of a picture, and ignored in its masks and class map, except where one sees a single object. In a class
+    map the smallest of overlapping objects is on top.
+
+    Args:
+        root: the folder.
+        split: ``"val2017"`` (5,000 pictures) or ``"train2017"``.
+        background: False ignores pixels of no object in class maps.
+        annotations: path of the JSON file, relative to ``root``, where it is another one.
+        images: likewise of the folder of pictures.
+        frame: what masks lie over where a picture has an EXIF rotation.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option or the file is not as it should be.
+    """
+    title = "COCO"
+    check_split(split)
+    layout = Layout(root, title, HOME)
+    base = layout.base((".", "coco", "COCO"), (f"annotations/instances_{split}.json", split, f"images/{split}"))
+    listed = layout.file(base, annotations or f"annotations/instances_{split}.json")
+    folder = layout.folder(base, *([images] if images else [split, f"images/{split}"]))
+    layout.check()
+    check_frame(frame)
+    categories, pictures = _index(read_json(listed), listed)
+    layout.need(f"pictures in {folder}", (p.file for p in pictures if not (folder / p.file).is_file()), {})
+    layout.check()
+    classes = with_background(categories, background)
+    stems = [p.file.rpartition(".")[0] or p.file for p in pictures]
+
+    def make(place: int) -> Sample:
+        picture = pictures[place]
+        path = folder / picture.file
+        where = f"the annotations of {picture.file} in {listed}"
+        return Sample(
+            stems[place],
+            classes,
+            background,
+            read_image=lambda: read_picture(path, frame),
+            read_shape=lambda: picture_shape(path, frame),
+            read_instances=lambda shape: _instances(picture, shape, where),
+            read_labels=lambda: (name for name, _, _ in picture.objects),  # without a mask being made
+            path=path,
+            label_path=listed,
+        )
+
+    return Dataset(
+        "coco", title, classes, background, ("recognition", "semantic", "explainability", "instances"), stems, make,
+        split=split, root=layout.root, homepage=HOME,
+        options={"background": background, "frame": frame, "annotations": annotations, "images": images},
+        synonyms=names.synonyms(classes),
+    )  # fmt: skip
+
+
+def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
+    """Names of the categories by their numbers, and the pictures by theirs; checked but for the segmentations."""
+    parts = []
+    for key in ("categories", "images", "annotations"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(f"{path} is not in COCO's format: it needs a list {key!r} of objects")
+        parts.append(entries)
+    categories: dict[int, str] = {}
+    for entry in parts[0]:
+        number, name = _whole(entry, "id", "a category", path), entry.get("name")
+        if not isinstance(name, str) or not name.strip() or number in categories:
+            raise InputError(f"category {number} of {path} must have a name, and be there once, not {name!r}")
+        categories[number] = name.strip()
+    found: dict[int, tuple[str, tuple[int, int], list[tuple[str, bool, Any]]]] = {}
+    for entry in parts[1]:
+        number = _whole(entry, "id", "an image", path)
+        h, w = (_whole(entry, side, f"image {number}", path) for side in ("height", "width"))
+        if number in found or min(h, w) < 1:
+            raise InputError(f"image {number} of {path} must be there once, of at least 1 x 1 pixels, not {h} x {w}")
+        try:
+            file = check_relative(entry.get("file_name"))
+        except InputError as error:
+            raise InputError(f"file_name of image {number} in {path}: {error}") from error
+        found[number] = (file, (h, w), [])
+    for entry in parts[2]:
+        image, category = (_whole(entry, key, "an annotation", path) for key in ("image_id", "category_id"))
+        crowd = entry.get("iscrowd", 0)
+        if image not in found or category not in categories or crowd not in (0, 1):
+            raise InputError(
+                f"annotation {entry.get('id')!r} of {path} must have image_id and category_id of an image and a category of "
+                f"the file, and iscrowd 0 or 1, not {image}, {category} and {crowd!r}"
+            )
+        found[image][2].append((categories[category], bool(crowd), entry.get("segmentation")))
+    pictures = [_Picture(number, file, shape, tuple(rest)) for number, (file, shape, rest) in sorted(found.items())]
+    return tuple(categories[number] for number in sorted(categories)), pictures
+
+
+def _whole(entry: dict[str, Any], key: str, what: str, path: Path) -> int:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise InputError(f"{key} of {what} in {path} must be a whole number of at least 0, not {str(value)[:80]}")
+    return value
+
+
+def _instances(picture: _Picture, shape: tuple[int, int], where: str) -> list[Instance]:
+    if picture.shape != shape:
+        raise InputError(
+            f"{where} are for {picture.shape[0]} x {picture.shape[1]} pixels (height x width), the picture has {shape[0]} x "
+            f"{shape[1]}" + ("; try frame='stored'" if picture.shape == shape[::-1] else "")
+        )
+    return [Instance(name, _decode(segments, shape, name, where), crowd) for name, crowd, segments in picture.objects]
+
+
+def _decode(segmentation: Any, shape: tuple[int, int], name: str, where: str) -> NDArray[np.bool_]:
+    """(H, W) bool from polygons, or run lengths, compressed or not."""
+    if isinstance(segmentation, list) and segmentation:
+        return _fill(segmentation, shape, name, where)
+    if not isinstance(segmentation, dict) or segmentation.get("size") != list(shape):
+        size = segmentation.get("size") if isinstance(segmentation, dict) else None
+        raise InputError(
+            f"{where}: the segmentation of a {name!r} must be polygons, or run lengths of size {list(shape)}, not "
+            + (f"of size {str(size)[:80]}" if isinstance(segmentation, dict) else str(segmentation)[:80])
+        )
+    counts: Any = segmentation.get("counts")
+    try:
+        return unroll(parse_counts(counts, shape) if isinstance(counts, str) else check_runs(counts, shape), shape)
+    except InputError as error:
+        raise InputError(f"{where}: the run lengths of a {name!r}: {error}") from error
+
+
+def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str) -> NDArray[np.bool_]:
+    h, w = shape
+    for polygon in polygons:
+        ok = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        ok = ok and all(type(v) in (int, float) for v in polygon)
+        # pycocotools walks along every edge, so one that ends far away would cost any amount of memory; nor is NaN near
+        ok = ok and all(-w <= x <= 2 * w for x in polygon[::2]) and all(-h <= y <= 2 * h for y in polygon[1::2])
+        if not ok:
+            raise InputError(
+                f"{where}: a polygon of a {name!r} must be x, y, x, y, ... of at least three points near the picture of "
+                f"{h} x {w} pixels, not {str(polygon)[:80]}"
+            )
+    from pycocotools import mask as coco
+
+    merged = coco.merge(coco.frPyObjects(polygons, h, w))
+    return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)
+
+
+def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017", *, frame: Frame = "seen") -> Dataset:
+    """COCO-Stuff, 171 classes.
+
+    Layout: pictures in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
+    ``stuffthingmaps_trainval2017/<split>/`` or ``annotations/<split>/``, in one of two encodings. ``<id>_labelTrainIds.png``
+    (MMSegmentation's) holds 0 to 170. ``<id>.png`` (the authors') holds 0 to 181, one less than the category's number,
+    without the 11 numbers COCO does not use. Where both are there the first is taken.
+
+    Args:
+        root: the folder.
+        split: ``"val2017"`` (5,000 pictures) or ``"train2017"``.
+        frame: what labels lie over where a picture has an EXIF rotation.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option is not as it should be.
+    """
+    title = "COCO-Stuff"
+    check_split(split)
+    layout = Layout(root, title, STUFF_HOME)
+    maps = tuple(f"{name}/{split}" for name in ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations"))
+    base = layout.base((".", "coco_stuff164k", "coco"), (split, f"images/{split}", *maps))
+    pictures, labels = layout.folder(base, split, f"images/{split}"), layout.folder(base, *maps)
+    layout.check()
+    photos = files_in(pictures, IMAGE_SUFFIXES)
+    masks, encoding = files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
+    if not masks:
+        masks, encoding = files_in(labels, (".png",)), "categories"
+    layout.need(f"label files in {labels}", photos, masks)
+    layout.check()
+    if encoding == "trainIds":
+        numbers = {index: index for index in range(len(names.COCO_STUFF))}
+    else:
+        used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
+        numbers = {category - 1: index for index, category in enumerate(used)}
+    return paired(
+        "coco-stuff", title, STUFF_HOME, names.COCO_STUFF, False, {one: (photos[one], masks[one]) for one in photos},
+        translation(numbers, ignored=IGNORE), root=layout.root, split=split, frame=check_frame(frame),
+        options={"encoding": encoding}, wording=names.stuff_wording(),
+    )  # fmt: skip

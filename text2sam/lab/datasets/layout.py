@@ -1,0 +1,369 @@
+"""Folders and files of data sets: what is missing, lists, pictures, label files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from text2sam.errors import ImageError, InputError
+from text2sam.image import pillow_errors, read_image
+from text2sam.lab.datasets.sample import IGNORE
+
+Frame = Literal["seen", "stored"]
+"""What the labels of a picture with an EXIF rotation lie over: the picture as a person sees it, or as it is stored."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+
+_MOST_TEXT = 1 << 28
+_MOST_JSON = 1 << 31
+_SHOWN = 5
+_ORIENTATION = 0x0112
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class MissingDataError(InputError):
+    """A piece of a data set is not where it was looked for."""
+
+
+class Layout:
+    """Looks for the pieces of a data set and tells all that are missing at once.
+
+    Args:
+        root: folder the user named.
+        title: of the data set, for the message.
+        homepage: where it can be had.
+
+    Raises:
+        InputError: ``root`` is no path.
+        MissingDataError: it is no folder.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None, title: str, homepage: str) -> None:
+        self.title, self.homepage = title, homepage
+        self._missing: list[str] = []
+        if root is None or not os.fspath(root):
+            raise InputError(f"{title} needs the folder it lies in (--root); it can be had from {homepage}")
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise MissingDataError(f"there is no folder {self.root} for {title}, which can be had from {homepage}")
+
+    def base(self, candidates: Sequence[str], marks: Sequence[str]) -> Path:
+        """The first of several folders below the root that has most of what it should have."""
+        folders = [self.root / name for name in candidates]
+        return max(folders, key=lambda folder: sum((folder / mark).exists() for mark in marks))
+
+    def folder(self, base: Path, *names: str) -> Path:
+        """The first of several folders that is there; where none is, that is noted, and the first returned."""
+        return self._first(base, names, "folder", Path.is_dir)
+
+    def file(self, base: Path, *names: str) -> Path:
+        """As :meth:`folder`, for files."""
+        return self._first(base, names, "file", Path.is_file)
+
+    def _first(self, base: Path, names: Sequence[str], kind: str, there: Any) -> Path:
+        for name in names:
+            if there(base / name):
+                return base / name
+        self._missing.append(f"{kind} " + " or ".join(str(base / name) for name in names))
+        return base / names[0]
+
+    def need(self, what: str, ids: Iterable[str], there: Mapping[str, Any]) -> None:
+        """Notes which of some ids are not among what is there."""
+        lone = [one for one in ids if one not in there]
+        if lone:
+            more = f" and {len(lone) - _SHOWN} more" if len(lone) > _SHOWN else ""
+            self._missing.append(f"{what} of {', '.join(lone[:_SHOWN])}{more}")
+
+    def check(self) -> None:
+        """Passes where nothing is missing.
+
+        Raises:
+            MissingDataError: something is.
+        """
+        if self._missing:
+            pieces = "\n".join(f"  {piece}" for piece in self._missing)
+            raise MissingDataError(
+                f"{self.title} is not complete under {self.root}; missing:\n{pieces}\nIt can be had from {self.homepage}"
+            )
+
+
+def check_split(split: str, known: Sequence[str] = ()) -> str:
+    """The name of a split, as it is.
+
+    Raises:
+        InputError: it is none of those known; or where any name goes, no plain one.
+    """
+    if known and split not in known:
+        raise InputError(f"split must be one of {', '.join(known)}, not {split!r}")
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split):
+        raise InputError(f"split must be a plain name such as 'val', not {split!r}")
+    return split
+
+
+def check_frame(frame: str) -> str:
+    """``"seen"`` or ``"stored"``, as it is.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if frame not in ("seen", "stored"):
+        raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
+    return frame
+
+
+def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "", without: str | None = None) -> dict[str, Path]:
+    """The files of a folder by stem, in order of their names; hidden ones apart.
+
+    Args:
+        folder: not looked below.
+        suffixes: in lower case; files may have them in any.
+        ending: what the stem must end with; it is cut off.
+        without: leave out stems that end with it.
+
+    Raises:
+        InputError: two files differ in nothing but the suffix, or the folder cannot be read.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
+    found: dict[str, Path] = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
+            continue  # "._name.png" is what macOS leaves in archives
+        if without is not None and stem.endswith(without):
+            continue
+        stem = stem[: len(stem) - len(ending)]
+        if stem in found:
+            raise InputError(f"{folder} has both {found[stem].name} and {name}; one of them must go")
+        found[stem] = folder / name
+    return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder in order of their names; hidden ones apart.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
+
+
+def read_text(path: Path, most: int = _MOST_TEXT) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        InputError: it cannot be read, has more than ``most`` bytes, or is no UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > most:
+        raise InputError(f"{path} has more than {most} bytes; it is not the file that is looked for")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without white space around them.
+
+    Raises:
+        InputError: the file cannot be read, or has no such line.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    kept = [line for line in lines if line]
+    if not kept:
+        raise InputError(f"{path} is empty; a name on each line is expected")
+    return kept
+
+
+def read_ids(path: Path) -> list[str]:
+    """The lines of a list of samples.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no plain file name without its suffix, or is there twice.
+    """
+    ids = read_lines(path)
+    for number, one in enumerate(ids, 1):
+        if not _SPLIT.fullmatch(one):
+            raise InputError(f"line {number} of {path} must be the name of a picture without its suffix, not {one[:80]!r}")
+    if len(set(ids)) != len(ids):
+        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+        raise InputError(f"{path} names {twice!r} more than once")
+    return ids
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: it cannot be read, is too large, or no JSON.
+    """
+    text = read_text(path, _MOST_JSON)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+
+
+def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
+    """A picture as :func:`text2sam.image.read_image` gives it.
+
+    Args:
+        path: of the file.
+        frame: ``"stored"`` leaves an EXIF rotation out.
+
+    Raises:
+        ImageError: the file is missing, broken or no image.
+    """
+    if frame == "seen" or not path.is_file():
+        return read_image(path)
+    with pillow_errors(str(path)), Image.open(path) as picture:
+        picture.load()
+        picture.getexif()[_ORIENTATION] = 1
+    try:
+        return read_image(picture)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def picture_shape(path: Path, frame: str = "seen") -> tuple[int, int]:
+    """(H, W) of a picture in pixels, from the file's head where that tells all.
+
+    Raises:
+        ImageError: the file is missing, broken or no image.
+    """
+    if not path.is_file():
+        read_image(path)  # which says what it is instead
+    with pillow_errors(str(path)), Image.open(path) as picture:
+        w, h = picture.size
+        turned = False
+        if frame == "seen":
+            try:
+                turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            except Exception:  # read_image ignores an EXIF block it cannot read
+                turned = False
+    return (w, h) if turned else (h, w)
+
+
+def read_values(path: Path, *, colour: bool = False) -> NDArray[np.int32]:
+    """A label file: numbers, not colours.
+
+    Args:
+        path: 8-bit or 16-bit grey, or a palette, whose indexes are taken and whose colours are not.
+        colour: the numbers are in the colours instead, red + 256 * green, as ImageNet-S has them.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        ImageError: the file is missing, broken, compressed with loss, or of another kind.
+    """
+    mode, values = _decode(path)
+    if colour:
+        if mode != "RGB" or values[..., 2].any():
+            raise ImageError(f"{path} must be RGB with the class as red + 256 * green, and no blue; it is of mode {mode}")
+        wide = values.astype(np.int32)
+        return wide[..., 0] + 256 * wide[..., 1]
+    if mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
+        raise ImageError(
+            f"{path} must hold the number of a class at each pixel, as grey or as palette; it is of mode {mode}: colours "
+            "instead of numbers, or a file that was converted"
+        )
+    return values.astype(np.int32)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """A binary mask: 0 and 1, or 0 to 255, of which 128 and more is on; of a palette every index but 0 is on.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ImageError: the file is missing, broken, compressed with loss, or of another kind.
+    """
+    mode, values = _decode(path)
+    if mode not in ("L", "P", "1"):
+        raise ImageError(f"{path} must be a mask in black and white, 8-bit grey or a palette, not of mode {mode}")
+    on: NDArray[np.bool_] = values > 0 if mode != "L" or values.max() <= 1 else values >= 128
+    return on
+
+
+def _decode(path: Path) -> tuple[str, NDArray[Any]]:
+    if not path.is_file():
+        raise ImageError(f"there is no label file {path}")
+    with pillow_errors(str(path)), Image.open(path) as picture:
+        mode, kind = picture.mode, picture.format
+        values = np.array(picture)
+    if kind in ("JPEG", "WEBP", "MPO"):
+        raise ImageError(f"{path} is a {kind} file, whose compression changes labels; PNG is expected")
+    return mode, values
+
+
+def translation(pairs: Mapping[int, int], size: int = 256, *, ignored: int = IGNORE) -> NDArray[np.int32]:
+    """A table from the numbers in label files to indexes of classes.
+
+    Args:
+        pairs: number -> index or :data:`IGNORE`.
+        size: numbers from here on are not known.
+        ignored: a further number that is ignored.
+
+    Returns:
+        (size,) int32, -1 where a number is not known.
+    """
+    table = np.full(size, -1, np.int32)
+    for number, index in pairs.items():
+        table[number] = index
+    table[ignored] = IGNORE
+    return table
+
+
+def counted(classes: int, background: bool) -> dict[int, int]:
+    """For :func:`translation`: 0 is background or ignored, 1 to ``classes`` are the classes."""
+    zero = {0: 0 if background else IGNORE}
+    return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
+
+
+def read_semantic(path: Path, table: NDArray[np.int32], *, colour: bool = False) -> NDArray[np.int32]:
+    """A label file as a class map.
+
+    Args:
+        path, colour: as :func:`read_values`.
+        table: as :func:`translation` makes it.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        ImageError: as :func:`read_values`.
+        InputError: it holds numbers that are not in the table.
+    """
+    values = read_values(path, colour=colour)
+    outside = (values < 0) | (values >= len(table))
+    found = np.where(outside, -1, table[np.where(outside, 0, values)])
+    wrong = np.unique(values[found < 0])
+    if wrong.size:
+        known = np.flatnonzero(table >= 0)
+        shown = ", ".join(map(str, wrong[:_SHOWN].tolist())) + (f" and {wrong.size - _SHOWN} more" * (wrong.size > _SHOWN))
+        raise InputError(
+            f"{path} holds the numbers {shown}, which mean nothing in this data set; known are {known[0]} to {known[-1]}, "
+            f"{known.size} of them"
+        )
+    return found

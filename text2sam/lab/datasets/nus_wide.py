@@ -1,0 +1,102 @@
+"""NUS-WIDE: 81 concepts of Flickr pictures, for recognition.
+
+Chua et al., NUS-WIDE: A Real-World Web Image Database from National University of Singapore (CIVR 2009).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+from text2sam.export.annotated import check_relative
+from text2sam.lab.datasets import names
+from text2sam.lab.datasets.layout import (
+    Frame,
+    Layout,
+    check_frame,
+    check_split,
+    picture_shape,
+    read_lines,
+    read_picture,
+    read_text,
+)
+from text2sam.lab.datasets.sample import Dataset, Sample
+
+HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
+
+
+def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, frame: Frame = "seen") -> Dataset:
+    """NUS-WIDE.
+
+    Layout: ``ImageList/TestImagelist.txt``, whose lines are ``actor\\0001_2124494179.jpg``;
+    ``Groundtruth/TrainTestLabels/Labels_<concept>_Test.txt`` with 0 or 1 for each of them; the pictures in ``Flickr/actor/``.
+    The folders of the lists may also lie in the root itself. Pictures none of the concepts is in are there, too.
+
+    Which pictures are there is not checked before one is asked for, as there are so many folders.
+
+    Args:
+        root: the folder.
+        split: ``"test"`` (107,859 pictures) or ``"train"``.
+        frame: ``"stored"`` leaves EXIF rotations out; the labels do not care.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option, a list or a label file is not as it should be.
+    """
+    title = "NUS-WIDE"
+    part = check_split(split, ("train", "test")).capitalize()
+    check_frame(frame)
+    layout = Layout(root, title, HOME)
+    base = layout.base((".", "NUS-WIDE", "NUS_WIDE"), ("ImageList", "Groundtruth", "Flickr"))
+    listed = layout.file(base, f"ImageList/{part}Imagelist.txt", f"{part}Imagelist.txt")
+    labels = layout.folder(
+        base, "Groundtruth/TrainTestLabels", "Groundtruth/TestTrainLabels", "TrainTestLabels", "TestTrainLabels"
+    )
+    pictures = layout.folder(base, "Flickr", "images")
+    concepts = [labels / f"Labels_{name}_{part}.txt" for name in names.NUS_WIDE]
+    if labels.is_dir():
+        layout.need(f"label files in {labels}", (path.name for path in concepts if not path.is_file()), {})
+    layout.check()
+    files = [_relative(line, listed) for line in read_lines(listed)]
+    table = np.stack([_column(path, len(files), listed) for path in concepts], axis=1)  # (N, 81)
+    ids = [file.rpartition(".")[0] or file for file in files]
+
+    def make(place: int) -> Sample:
+        path = pictures / files[place]
+        return Sample(
+            ids[place],
+            names.NUS_WIDE,
+            False,
+            read_image=lambda: read_picture(path, frame),
+            read_shape=lambda: picture_shape(path, frame),
+            read_labels=lambda: [names.NUS_WIDE[i] for i in np.flatnonzero(table[place])],
+            path=path,
+            label_path=labels,
+        )
+
+    return Dataset(
+        "nus-wide", title, names.NUS_WIDE, False, ("recognition",), ids, make,
+        split=split, root=layout.root, homepage=HOME, options={"frame": frame}, synonyms=names.synonyms(names.NUS_WIDE),
+    )  # fmt: skip
+
+
+def _relative(line: str, listed: Path) -> str:
+    try:
+        return check_relative(line.replace("\\", "/"))
+    except InputError as error:
+        raise InputError(f"{listed}: {error}") from error
+
+
+def _column(path: Path, count: int, listed: Path) -> NDArray[np.bool_]:
+    """(N,) bool, whether each picture has the concept."""
+    values = read_text(path).split()
+    if len(values) != count or not set(values) <= {"0", "1"}:
+        raise InputError(
+            f"{path} must hold 0 or 1 for each of the {count} pictures of {listed.name}; it has {len(values)} values"
+            + (", others among them" if not set(values) <= {"0", "1"} else "")
+        )
+    return np.fromiter((value == "1" for value in values), bool, count)

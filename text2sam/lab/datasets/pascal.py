@@ -1,0 +1,149 @@
+"""PASCAL VOC 2012 and PASCAL Context.
+
+- Everingham et al., The PASCAL Visual Object Classes Challenge (IJCV 2015). Label files are palettes: 0 background, 1 to
+  20 the classes, 255 the border of objects, which is ignored.
+- Mottaghi et al., The Role of Context (CVPR 2014), over the pictures of VOC 2010: 59 classes, and 0 for everything else.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from text2sam.errors import InputError
+from text2sam.lab.datasets import names
+from text2sam.lab.datasets.layout import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    Frame,
+    Layout,
+    check_frame,
+    check_split,
+    counted,
+    files_in,
+    read_ids,
+    read_lines,
+    translation,
+)
+from text2sam.lab.datasets.pairs import paired, with_background
+from text2sam.lab.datasets.sample import IGNORE, Dataset
+
+VOC_HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+CONTEXT_HOME = "https://cs.stanford.edu/~roozbeh/pascal-context/"
+
+_CONTEXT_SPELLINGS = {"bedcloth": "bedclothes", "clothes": "cloth", "diningtable": "table"}
+
+
+def open_voc(
+    root: str | os.PathLike[str] | None,
+    split: str = "val",
+    *,
+    background: bool = True,
+    labels: str = "SegmentationClass",
+    frame: Frame = "seen",
+) -> Dataset:
+    """PASCAL VOC 2012, segmentation: 20 classes and background.
+
+    Layout: ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` and ``ImageSets/Segmentation/<split>.txt`` in the folder,
+    its ``VOC2012/`` or ``VOCdevkit/VOC2012/``.
+
+    Args:
+        root: the folder.
+        split: of which there is a list; ``"val"`` has 1,449 pictures.
+        background: False ignores background pixels, and leaves the 20 classes ("VOC20").
+        labels: folder of the label files; ``"SegmentationClassAug"`` is what people call the ones with SBD's.
+        frame: what labels lie over where a picture has an EXIF rotation.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option or a list is not as it should be.
+    """
+    title = "PASCAL VOC 2012"
+    check_split(split)
+    check_split(labels)
+    layout = Layout(root, title, VOC_HOME)
+    base = layout.base(("VOCdevkit/VOC2012", "VOC2012", "."), ("JPEGImages", labels, "ImageSets"))
+    pictures, masks = layout.folder(base, "JPEGImages"), layout.folder(base, labels)
+    listed = layout.file(base, f"ImageSets/Segmentation/{split}.txt")
+    layout.check()
+    pairs = _pairs(layout, read_ids(listed), pictures, masks)
+    classes = with_background(names.VOC, background)
+    table = translation(counted(len(names.VOC), background))
+    return paired(
+        "voc", title, VOC_HOME, classes, background, pairs, table,
+        root=layout.root, split=split, frame=check_frame(frame), options={"labels": labels},
+    )  # fmt: skip
+
+
+def _pairs(layout: Layout, ids: list[str], pictures: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
+    photos, labels = files_in(pictures, IMAGE_SUFFIXES), files_in(masks, LABEL_SUFFIXES)
+    layout.need(f"pictures in {pictures}", ids, photos)
+    layout.need(f"label files in {masks}", ids, labels)
+    layout.check()
+    return {one: (photos[one], labels[one]) for one in ids}
+
+
+def open_context(
+    root: str | os.PathLike[str] | None, split: str = "val", *, background: bool = False, frame: Frame = "seen"
+) -> Dataset:
+    """PASCAL Context, 59 classes.
+
+    Two layouts, in the folder, its ``VOC2010/`` or ``VOCdevkit/VOC2010/``, both with ``JPEGImages/<id>.jpg``:
+
+    - that of MMSegmentation: ``SegmentationClassContext/<id>.png`` with the classes in alphabetical order, and
+      ``ImageSets/SegmentationContext/<split>.txt``;
+    - the authors' own: ``59_context_labels/<id>.png`` and ``59_labels.txt`` (``number: name`` a line), in another order,
+      which that file tells; the list may also be that of VOC 2010, ``ImageSets/Main/<split>.txt``.
+
+    Either way 0 is everything else, and the classes come in alphabetical order.
+
+    Args:
+        root: the folder.
+        split: of which there is a list; ``"val"`` has 5,105 pictures (5,104 in some lists).
+        background: True counts everything else as a class ("Context 60").
+        frame: what labels lie over where a picture has an EXIF rotation.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option or a list is not as it should be.
+    """
+    title = "PASCAL Context"
+    check_split(split)
+    layout = Layout(root, title, CONTEXT_HOME)
+    marks = ("JPEGImages", "SegmentationClassContext", "59_context_labels", "ImageSets")
+    base = layout.base(("VOCdevkit/VOC2010", "VOC2010", "."), marks)
+    pictures = layout.folder(base, "JPEGImages")
+    masks = layout.folder(base, "SegmentationClassContext", "59_context_labels")
+    own = masks.name == "59_context_labels"
+    listed = layout.file(base, f"ImageSets/SegmentationContext/{split}.txt", *([f"ImageSets/Main/{split}.txt"] if own else []))
+    legend = layout.file(base, "59_labels.txt", "59_context_labels/59_labels.txt") if own else None
+    layout.check()
+    pairs = _pairs(layout, read_ids(listed), pictures, masks)
+    numbers = counted(len(names.CONTEXT), background)
+    if legend is not None:
+        order = _legend(legend)
+        numbers = {0: numbers[0]} | {number: numbers[1 + names.CONTEXT.index(name)] for number, name in order.items()}
+    return paired(
+        "context", title, CONTEXT_HOME, with_background(names.CONTEXT, background), background, pairs, translation(numbers),
+        root=layout.root, split=split, frame=check_frame(frame), options={"labels": masks.name},
+    )  # fmt: skip
+
+
+def _legend(path: Path) -> dict[int, str]:
+    """Number -> class, from lines ``number: name``."""
+    known = {name.replace(" ", ""): name for name in names.CONTEXT}
+    found: dict[int, str] = {}
+    for line in read_lines(path):
+        number, colon, name = line.partition(":")
+        plain = name.replace(" ", "").lower()
+        plain = _CONTEXT_SPELLINGS.get(plain, plain)
+        if not colon or not number.strip().isascii() or not number.strip().isdigit():
+            raise InputError(f"{path} must have lines such as '1: aeroplane', not {line[:80]!r}")
+        if int(number) == 0:
+            continue
+        if plain not in known or not 1 <= int(number) < IGNORE or int(number) in found:
+            raise InputError(f"{path} has the line {line[:80]!r}; each of the 59 classes is expected once, with its number")
+        found[int(number)] = known[plain]
+    if sorted(found.values()) != sorted(names.CONTEXT):
+        raise InputError(f"{path} has {len(set(found.values()))} of the 59 classes; each is expected once, with its number")
+    return found

@@ -1,0 +1,107 @@
+"""ADE20K-150 and ImageNet-S50.
+
+- Zhou et al., Scene Parsing through ADE20K (CVPR 2017): the 150 classes of the scene parsing challenge. 0 in a label file
+  is every other class, and ignored.
+- Gao et al., Large-scale Unsupervised Semantic Segmentation (TPAMI 2022), arXiv 2106.03149: the number of a class is red +
+  256 * green; 0 is every other class, 1000 is ignored, and class k is the k-th folder by name.
+"""
+
+from __future__ import annotations
+
+import os
+
+from text2sam.errors import InputError
+from text2sam.lab.datasets import names
+from text2sam.lab.datasets.layout import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    Frame,
+    Layout,
+    check_frame,
+    check_split,
+    counted,
+    files_in,
+    folders_in,
+    translation,
+)
+from text2sam.lab.datasets.pairs import paired, with_background
+from text2sam.lab.datasets.sample import Dataset
+
+ADE_HOME = "http://sceneparsing.csail.mit.edu/ (ADEChallengeData2016.zip)"
+IMAGENET_S_HOME = "https://github.com/LUSSeg/ImageNet-S"
+
+_IGNORED_THERE = 1000
+
+
+def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, frame: Frame = "seen") -> Dataset:
+    """ADE20K, the 150 classes of the scene parsing challenge.
+
+    Layout: ``images/<split>/<id>.jpg`` and ``annotations/<split>/<id>.png`` in the folder or its ``ADEChallengeData2016/``.
+
+    Args:
+        root: the folder.
+        split: ``"training"`` or ``"validation"`` (2,000 pictures).
+        frame: what labels lie over where a picture has an EXIF rotation.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option is not as it should be.
+    """
+    title = "ADE20K-150"
+    check_split(split, ("training", "validation"))
+    layout = Layout(root, title, ADE_HOME)
+    base = layout.base(("ADEChallengeData2016", "."), (f"images/{split}", f"annotations/{split}"))
+    pictures, labels = layout.folder(base, f"images/{split}"), layout.folder(base, f"annotations/{split}")
+    layout.check()
+    photos, masks = files_in(pictures, IMAGE_SUFFIXES), files_in(labels, LABEL_SUFFIXES)
+    layout.need(f"label files in {labels}", photos, masks)
+    layout.check()
+    return paired(
+        "ade", title, ADE_HOME, names.ADE, False, {one: (photos[one], masks[one]) for one in photos},
+        translation(counted(len(names.ADE), False)), root=layout.root, split=split, frame=check_frame(frame),
+    )  # fmt: skip
+
+
+def open_imagenet_s(
+    root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True, frame: Frame = "seen"
+) -> Dataset:
+    """ImageNet-S50: 50 classes and everything else.
+
+    Layout: ``<split>/<wnid>/<id>.JPEG`` and ``<split>-segmentation/<wnid>/<id>.png`` in the folder or its ``ImageNetS50/``.
+
+    Args:
+        root: the folder.
+        split: ``"validation"`` (752 pictures) or ``"train-semi"``; labels of the test pictures are not public.
+        background: False ignores pixels of other classes.
+        frame: what labels lie over where a picture has an EXIF rotation.
+
+    Raises:
+        MissingDataError: a piece is missing.
+        InputError: an option is not as it should be, or there are folders of other classes, as in ImageNet-S300.
+    """
+    title = "ImageNet-S50"
+    check_split(split, ("validation", "train-semi"))
+    layout = Layout(root, title, IMAGENET_S_HOME)
+    base = layout.base(("ImageNetS50", "."), (split, f"{split}-segmentation"))
+    pictures, labels = layout.folder(base, split), layout.folder(base, f"{split}-segmentation")
+    layout.check()
+    folders, marked = ({f.name: f for f in folders_in(folder)} for folder in (pictures, labels))
+    strange = sorted((folders.keys() | marked.keys()) - names.IMAGENET_S50.keys())
+    if strange:
+        raise InputError(
+            f"{base} has the folder {strange[0]!r}, which is none of ImageNet-S50's 50 classes; a class has another number in "
+            "ImageNet-S300 and ImageNet-S, which are not supported"
+        )
+    layout.need(f"folders in {pictures}", names.IMAGENET_S50, folders)
+    layout.need(f"folders in {labels}", names.IMAGENET_S50, marked)
+    layout.check()
+    photos = {f"{wnid}/{s}": p for wnid in sorted(folders) for s, p in files_in(folders[wnid], IMAGE_SUFFIXES).items()}
+    masks = {f"{wnid}/{s}": p for wnid in sorted(marked) for s, p in files_in(marked[wnid], (".png",)).items()}
+    layout.need(f"label files in {labels}", photos, masks)
+    layout.check()
+    numbers = counted(len(names.IMAGENET_S50), background)
+    return paired(
+        "imagenet-s50", title, IMAGENET_S_HOME, with_background(tuple(names.IMAGENET_S50.values()), background), background,
+        {one: (photos[one], masks[one]) for one in photos}, translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE),
+        root=layout.root, split=split, frame=check_frame(frame), colour=True,
+    )  # fmt: skip

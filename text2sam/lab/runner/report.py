@@ -1,0 +1,124 @@
+"""The result of a run as a table: for the terminal, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from text2sam.tables import aligned, one_line
+
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "recognition": {"map": "mAP"},
+    "semantic": {"miou": "mIoU", "miou_without_background": "mIoU without background", "pixel_accuracy": "pixel accuracy"},
+    "explainability": {"miou": "mIoU", "threshold": "threshold", "msc": "mSC"},
+}
+"""Task -> figure -> head of its column."""
+
+_COMPARED = {"recognition": ("map",), "semantic": ("miou",), "explainability": ("miou", "msc")}
+_MOST_FAILED = 5
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Head and one line a method, as cells."""
+    task, mark = result["settings"]["task"], " (meaningless)" if result["untrained"] else ""
+    figures = {
+        name: label
+        for name, label in COLUMNS[task].items()
+        if any(found[name] is not None for found in result["figures"].values()) or name in _COMPARED[task]
+    }
+    head = ["method"]
+    for name, label in figures.items():
+        head += [label + mark, *(["published"] if name in _COMPARED[task] else [])]
+    lines = [[*head, "s/image"]]
+    for method, found in result["figures"].items():
+        cells = [method]
+        for name in figures:
+            cells.append(_cell(found[name], found["intervals"].get(name), name))
+            if name in _COMPARED[task]:
+                cells.append(_published(result["published"].get(method, {}).get(name)))
+        lines.append([*cells, _seconds(result["seconds"], method)])
+    return lines
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What must be said beside the table, each a sentence or two."""
+    data, images, model, seconds = result["dataset"], result["images"], result["model"], result["seconds"]
+    split = f", split {data['split']}" if data["split"] else ""
+    told = []
+    weights = f" ({model['pretrained']})" if model["pretrained"] not in (None, model["name"]) else ""
+    if result["untrained"]:
+        told.append("UNTRAINED WEIGHTS: every figure here is meaningless; only time and memory mean something.")
+    told.append(
+        f"{data['title']}{split}: {images['measured']} images"
+        + (f", {images['failed']} failed" if images["failed"] else "")
+        + f". {model['name'] or 'CLIP'}{weights}, "
+        f"{model['image_size'][0]} x {model['image_size'][1]} pixels, {model['device']}."
+    )
+    told.append(f"{result['rules']}.")
+    if any(found["intervals"] for found in result["figures"].values()):
+        rule = ""
+        if result["settings"]["task"] == "explainability":
+            rule = f" Threshold rule: {result['settings']['threshold_rule']}."
+        told.append(
+            f"95 % intervals: {result['settings']['resamples']} resamples of the images, their mean moved to the figure.{rule}"
+        )
+    memory = result["memory"]
+    peak = ", ".join(
+        f"{memory[key] / 2**30:.2f} GiB {what}"
+        for key, what in (("process", "of the process"), ("cuda", "on the GPU"))
+        if memory[key]
+    )
+    told.append(
+        f"Median seconds per image: {seconds['image']['median']:.3f} in all, of which reading {_median(seconds, 'read')}, "
+        f"encoding {_median(seconds, 'encode')}." + (f" Peak memory: {peak}." if peak else "")
+    )
+    sources: dict[str, None] = {}
+    for by_figure in result["published"].values():
+        for one in by_figure.values():
+            sources[one["source"] + (f" ({one['note']})" if one["note"] else "")] = None
+    told += [f"Published: {source}." for source in sources]
+    told += [f"Failed: {one['id']}: {one['reason']}" for one in result["failed"][:_MOST_FAILED]]
+    if len(result["failed"]) > _MOST_FAILED:
+        told.append(f"... and {len(result['failed']) - _MOST_FAILED} more; the JSON has them all.")
+    return [one_line(note) for note in told]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Lines of text for a terminal."""
+    return "\n".join([*aligned(rows(result), words=1), "", *notes(result)])
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The same in Markdown, ending in a newline."""
+    head, *lines = rows(result)
+    settings, data = result["settings"], result["dataset"]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    body = [f"| {' | '.join(map(_escaped, line))} |" for line in (head, rule, *lines)]
+    bullets = [f"- {_escaped(note)}" for note in notes(result)]
+    return "\n".join([f"## {settings['task']}, {_escaped(data['title'])}", "", *body, "", *bullets, ""])
+
+
+def _escaped(text: str) -> str:
+    return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _cell(value: float | None, ends: list[float] | None, name: str) -> str:
+    if value is None:
+        return "-"
+    if name == "threshold":
+        return f"{value:.2f}"
+    return f"{value:.2f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
+
+
+def _published(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    return f"{one['value']:g}" + (" (second-hand)" if one["note"] == "second-hand" else "")
+
+
+def _seconds(seconds: Mapping[str, Any], method: str) -> str:
+    return _median(seconds, method if method in seconds else "methods")
+
+
+def _median(seconds: Mapping[str, Any], part: str) -> str:
+    return f"{seconds[part]['median']:.3f}" if part in seconds else "-"

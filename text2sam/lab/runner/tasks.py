@@ -1,0 +1,524 @@
+"""The three tasks: what is kept of a picture, and the figures that follow from what was kept.
+
+What is kept is small (scores, counts of pixels, curves, never a map), in JSON's types, and exact, so that it can go through a
+journal. Figures see the pictures in the order of the data set, whatever order they were measured in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from text2sam.clip.generator import ClipSurgery, Method
+from text2sam.errors import InputError, MissingDependencyError
+from text2sam.lab.datasets import IGNORE, Dataset, Sample
+from text2sam.lab.metrics import (
+    MAP_THRESHOLDS,
+    Average,
+    ConfusionMatrix,
+    ExplainabilityScore,
+    MapSample,
+    bootstrap_weights,
+    class_average_precisions,
+    interval,
+    map_sample,
+)
+from text2sam.lab.runner.journal import pack, unpack
+from text2sam.lab.runner.onepass import Clock, OnePass
+from text2sam.lab.runner.settings import ENCODED, Settings
+from text2sam.tasks._inputs import class_features, parse_labels, similarities
+from text2sam.tasks.recognition import recognize
+from text2sam.tasks.semantic import segment_semantic
+from text2sam.types import SimilarityMap
+
+_MOST_DRAWS = 20_000_000
+_MOST_RANKED = 2_000_000_000
+_CHUNK = 4_000_000
+
+
+class Task(Protocol):
+    """One task on one data set.
+
+    A run calls ``read`` and ``measure`` for each picture, and ``add`` for what was kept of each, in order; then ``figures``.
+    """
+
+    surgery: OnePass
+
+    def read(self, sample: Sample) -> None:
+        """Reads what ``measure`` needs of a picture's files.
+
+        Raises:
+            ImageError, InputError: a file is missing, broken, or contradicts another.
+        """
+
+    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+        """What is kept of a picture, JSON-ready."""
+
+    def add(self, kept: Mapping[str, Any]) -> None:
+        """Takes in what ``measure`` gave."""
+
+    def figures(self, method: str) -> dict[str, Any]:
+        """Figures of all pictures added, JSON-ready; None where there is no case. ``intervals`` has (low, high)."""
+
+
+def build_task(surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> Task:
+    """The task of the settings.
+
+    Args:
+        surgery: the CLIP.
+        dataset: must be good for the task.
+        settings: see :class:`~text2sam.lab.runner.settings.Settings`.
+        iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method of that name.
+
+    Raises:
+        InputError: the data set is not good for the task, or settings do not fit it.
+        PromptError: the name of a class is no usable text.
+        UnsupportedModelError: a method is not for this image tower.
+        MissingDependencyError: Grad-CAM is asked for, and ``grad-cam`` not installed.
+        WeightsError: the ICLIP file does not fit.
+    """
+    dataset.require(settings.task)
+    if ("iclip" in settings.methods) != (iclip is not None):
+        raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is not given")
+    if settings.task == "recognition":
+        return Recognition(surgery, dataset, settings)
+    if settings.task == "semantic":
+        return Semantic(surgery, dataset, settings)
+    return Explainability(surgery, dataset, settings, iclip)
+
+
+def class_words(dataset: Dataset, names: Sequence[str], synonyms: bool = False) -> dict[str, tuple[str, ...]]:
+    """Class -> the words to ask for it with: its name or the data set's wording, and other words if wanted.
+
+    A word that would stand for two classes is left out.
+    """
+    words = {name: [dataset.wording.get(name, name)] for name in names}
+    taken = {group[0].casefold() for group in words.values()}
+    for name in names if synonyms else ():
+        for other in dataset.synonyms.get(name, ()):
+            if other.casefold() not in taken:
+                words[name].append(other)
+                taken.add(other.casefold())
+    return {name: tuple(group) for name, group in words.items()}
+
+
+class Recognition:
+    """Multi-label recognition: scores of every class for every image."""
+
+    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
+        self.surgery = OnePass(surgery, ())
+        self._settings = settings
+        self._names = dataset.foreground
+        self._words = class_words(dataset, self._names, settings.synonyms)
+        _encode_texts(self.surgery, self._words)
+        self._scores: dict[str, list[NDArray[np.float32]]] = {method: [] for method in settings.methods}
+        self._truth: list[NDArray[np.bool_]] = []
+
+    def read(self, sample: Sample) -> None:
+        """As :meth:`Task.read`."""
+        _ = sample.image, sample.labels
+
+    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+        """As :meth:`Task.measure`."""
+        with clock.part("methods"):  # all of them come together
+            found = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
+        return {
+            "labels": [self._names.index(name) for name in sample.labels],
+            "scores": {method: pack(found.scores[method]) for method in self._settings.methods},
+        }
+
+    def add(self, kept: Mapping[str, Any]) -> None:
+        """As :meth:`Task.add`."""
+        for method, rows in self._scores.items():
+            rows.append(unpack(kept["scores"][method], np.float32, len(self._names))[0])
+        self._truth.append(np.isin(np.arange(len(self._names)), kept["labels"]))
+
+    def figures(self, method: str) -> dict[str, Any]:
+        """``map`` in percent, ``classes`` (how many any image shows), ``ap`` by class, ``intervals``."""
+        scores, truth = np.stack(self._scores[method]), np.stack(self._truth)
+        each = class_average_precisions(scores, truth)
+        there = np.isfinite(each)
+        resamples = self._settings.resamples
+        cheap = resamples * truth.shape[0] * int(there.sum()) <= _MOST_RANKED
+        weights = _weights(len(truth), self._settings) if cheap else None
+        drawn = {} if weights is None else {"map": 100 * bootstrap_map(scores[:, there], truth[:, there], weights)}
+        figures = {"map": _percent(each[there].mean() if there.any() else math.nan)}
+        return {
+            **figures,
+            "classes": int(there.sum()),
+            "ap": {name: _percent(value) for name, value in zip(self._names, each, strict=True)},
+            "intervals": _intervals(drawn, figures),
+        }
+
+
+def bootstrap_map(
+    scores: NDArray[np.floating[Any]], truth: NDArray[np.bool_], weights: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean average precision under many weightings of the images at once.
+
+    Args:
+        scores, truth: (N, T), see :func:`text2sam.lab.metrics.mean_average_precision`.
+        weights: (R, N).
+
+    Returns:
+        (R,) in [0, 1]; NaN where no class is left.
+    """
+    total, classes = np.zeros(len(weights)), np.zeros(len(weights))
+    for column, right in zip(scores.T, truth.T, strict=True):
+        order = np.argsort(-column, kind="stable")
+        values = column[order]
+        steps = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+        for start, stop in _chunks(weights):
+            counts = weights[start:stop, order]
+            true = np.cumsum(counts * right[order], axis=1)[:, steps]  # (r, S)
+            seen = np.cumsum(counts, axis=1)[:, steps]
+            precision = np.divide(true, seen, out=np.zeros(true.shape), where=seen > 0)
+            gained = (precision * np.diff(true, axis=1, prepend=0)).sum(axis=1)
+            positives = true[:, -1]
+            total[start:stop] += np.divide(gained, positives, out=np.zeros(len(gained)), where=positives > 0)
+            classes[start:stop] += positives > 0
+    return _ratio(total, classes)
+
+
+class Semantic:
+    """Semantic segmentation: pixels by true and by predicted class."""
+
+    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
+        self.surgery = OnePass(surgery, [cast("Method", method) for method in settings.methods])
+        self._settings = settings
+        self._names = dataset.classes
+        self._background = dataset.background
+        asked = settings.background_words or settings.background_threshold is not None
+        if asked and not dataset.background:
+            raise InputError(
+                f"{dataset.title} has no class 'background' that words or a threshold could stand for; open it with "
+                "background=True (--background) where it can have one"
+            )
+        apart = bool(settings.background_words)
+        self._words = class_words(dataset, self._names[apart:], settings.synonyms)
+        self._options: dict[str, Any] = {
+            "background": settings.background_words or None,
+            "threshold": settings.background_threshold,
+            "window": settings.window,
+            "stride": settings.stride,
+            "short_side": settings.short_side,
+        }
+        _encode_texts(self.surgery, self._words, settings.background_words)
+        self._totals = {method: ConfusionMatrix(self._names) for method in settings.methods}
+        # of each image: true positives, true and predicted pixels of each class, (3, K)
+        self._parts: dict[str, list[NDArray[np.int64]]] = {method: [] for method in settings.methods}
+
+    def read(self, sample: Sample) -> None:
+        """As :meth:`Task.read`."""
+        _ = sample.image, sample.semantic
+
+    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+        """As :meth:`Task.measure`."""
+        counts: dict[str, list[list[int]]] = {}
+        for method in self._settings.methods:
+            with clock.part(method):
+                found = segment_semantic(
+                    self.surgery, sample.image, self._words, method=cast("Method", method), **self._options
+                )
+                matrix = ConfusionMatrix(self._names)
+                matrix.add(found.classes.astype(np.int64), sample.semantic, IGNORE)
+            flat = matrix.counts.ravel()
+            places = np.flatnonzero(flat)
+            counts[method] = [places.tolist(), flat[places].tolist()]
+        return {"pixels": counts}
+
+    def add(self, kept: Mapping[str, Any]) -> None:
+        """As :meth:`Task.add`."""
+        k = len(self._names)
+        for method, total in self._totals.items():
+            places, numbers = kept["pixels"][method]
+            counts = np.zeros(k * (k + 1), np.int64)
+            counts[places] = numbers
+            one = ConfusionMatrix(self._names, counts.reshape(k, k + 1))
+            total.merge(one)
+            square = one.counts
+            self._parts[method].append(np.stack([np.diag(square), square.sum(axis=1), square[:, :-1].sum(axis=0)]))
+
+    def figures(self, method: str) -> dict[str, Any]:
+        """In percent: ``miou``, ``miou_without_background`` (None where there is none), ``mean_accuracy``,
+        ``pixel_accuracy``, ``iou`` by class; and ``pixels``, how many were counted, ``confusion``, (K, K + 1) counts, and
+        ``intervals``."""
+        total = self._totals[method]
+        parts = np.stack(self._parts[method])  # (N, 3, K)
+        weights = _weights(len(parts), self._settings)
+        without = 0 if self._background else None
+        drawn: dict[str, NDArray[np.float64]] = {}
+        if weights is not None:
+            hits, truth, predicted = (weights @ parts[:, i].astype(np.float64) for i in range(3))  # (R, K)
+            union = truth + predicted - hits
+            ious = np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+            drawn["miou"] = 100 * _row_means(ious)
+            if without is not None:
+                drawn["miou_without_background"] = 100 * _row_means(ious[:, 1:])
+        figures = {
+            "miou": _percent(total.miou()),
+            "miou_without_background": None if without is None else _percent(total.miou(without)),
+        }
+        return {
+            **figures,
+            "mean_accuracy": _percent(total.mean_accuracy()),
+            "pixel_accuracy": _percent(total.pixel_accuracy()),
+            "pixels": int(total.counts.sum()),
+            "iou": {name: _percent(value) for name, value in zip(self._names, total.iou(), strict=True)},
+            "confusion": total.counts.tolist(),
+            "intervals": _intervals(drawn, figures),
+        }
+
+
+Maps = Callable[[Sample, list[int]], list[SimilarityMap]]
+
+
+class Explainability:
+    """Explainability: one map for each class that is in a picture."""
+
+    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> None:
+        encoded = [cast("Method", method) for method in settings.methods if method in ENCODED]
+        self.surgery = OnePass(surgery, encoded)
+        self._settings = settings
+        self._names = dataset.foreground
+        words = class_words(dataset, self._names, settings.synonyms)
+        self._prompts = [group[0] for group in words.values()]
+        _encode_texts(self.surgery, words)
+        with torch.inference_mode():
+            self._texts = class_features(self.surgery, words.values(), None)  # (T, C)
+            alone = not settings.label_set or len(words) == 1
+            self._redundant = self.surgery.encode_texts([""]) if alone else None
+        self._maps: dict[str, Maps] = {method: self._encoded(method) for method in encoded}
+        if "gradcam" in settings.methods:
+            self._maps["gradcam"] = _gradcam(surgery, self._prompts)
+        if iclip is not None:
+            self._maps["iclip"] = _iclip(iclip, surgery, self.surgery, self._prompts)
+        self._scores = {method: ExplainabilityScore() for method in settings.methods}
+        self._images: list[int] = []  # of each sample
+        self._added = 0
+
+    def read(self, sample: Sample) -> None:
+        """As :meth:`Task.read`."""
+        _ = sample.image, sample.masks, sample.semantic
+
+    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+        """As :meth:`Task.measure`."""
+        counted = ~sample.ignored
+        masks = {name: mask[counted] for name, mask in sample.masks.items()}
+        there = [i for i, name in enumerate(self._names) if name in masks and masks[name].any()]
+        kept: dict[str, Any] = {}
+        for method in self._settings.methods:
+            with clock.part(method):
+                found = [
+                    # pixels that do not count are left out; their order does not matter
+                    map_sample(self._names[i], one.to_image(sample.shape)[counted][None], masks[self._names[i]][None])
+                    for i, one in zip(there, self._maps[method](sample, there) if there else [], strict=True)
+                ]
+            kept[method] = {
+                "ious": pack(np.array([one.ious for one in found], np.float64)),
+                "foreground": [one.foreground for one in found],
+                "background": [None if math.isnan(one.background) else one.background for one in found],
+            }
+        return {"classes": there, "maps": kept}
+
+    def add(self, kept: Mapping[str, Any]) -> None:
+        """As :meth:`Task.add`."""
+        names = [self._names[i] for i in kept["classes"]]
+        for method, score in self._scores.items():
+            one = kept["maps"][method]
+            ious = unpack(one["ious"], np.float64, len(MAP_THRESHOLDS))
+            for name, curve, on, off in zip(names, ious, one["foreground"], one["background"], strict=True):
+                score.append(MapSample(name, curve, on, math.nan if off is None else off))
+        self._images += [self._added] * len(names)
+        self._added += 1
+
+    def figures(self, method: str) -> dict[str, Any]:
+        """In percent: ``miou`` (by the threshold rule of the settings), ``miou_dataset``, ``miou_class``, ``miou_image``, and
+        ``msc``; ``threshold``, the data set's; ``thresholds`` by class; ``samples``, ``classes``, ``intervals``."""
+        score, settings = self._scores[method], self._settings
+        if not len(score):
+            names = ("miou", "miou_dataset", "miou_class", "miou_image", "msc", "threshold")
+            return dict.fromkeys(names) | {"thresholds": {}, "samples": 0, "classes": 0, "intervals": {}}
+        found = score.figures(average=settings.average)
+        weights = _weights(self._added, settings)
+        drawn: dict[str, NDArray[np.float64]] = {}
+        if weights is not None:
+            drawn = bootstrap_explainability(score.samples, np.array(self._images), weights, settings.average)
+            drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
+        ours = {
+            "miou_dataset": _finite(found.miou),
+            "miou_class": _finite(found.miou_per_class),
+            "miou_image": _finite(found.miou_per_image),
+            "msc": _finite(found.msc),
+        }
+        ours = {"miou": ours[f"miou_{settings.threshold_rule}"], **ours}
+        return {
+            **ours,
+            "threshold": found.threshold,
+            "thresholds": found.class_thresholds,
+            "samples": found.samples,
+            "classes": found.classes,
+            "intervals": _intervals(drawn, ours),
+        }
+
+    def _encoded(self, method: Method) -> Maps:
+        def maps(sample: Sample, there: list[int]) -> list[SimilarityMap]:
+            features = self.surgery.encode_image(sample.image)
+            with torch.inference_mode():
+                found = similarities(self.surgery, features, self._texts, method, self._redundant)[1:, there]
+                grids = found.T.unflatten(1, features.grid).float().cpu().numpy()
+            return [
+                SimilarityMap(np.ascontiguousarray(grid), self._names[i], method) for i, grid in zip(there, grids, strict=True)
+            ]
+
+        return maps
+
+
+def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
+    import importlib.util
+
+    if importlib.util.find_spec("pytorch_grad_cam") is None:
+        raise MissingDependencyError("grad-cam", "the method 'gradcam'", "cam")
+    from text2sam.lab.activation import class_activation
+
+    return lambda sample, there: class_activation(surgery, sample.image, [prompts[i] for i in there])
+
+
+def _iclip(file: Path, surgery: ClipSurgery, one: OnePass, prompts: Sequence[str]) -> Maps:
+    from text2sam.tasks.iclip import ICLIP
+
+    head = ICLIP.load(file, surgery)
+    return lambda sample, there: head.maps(one.encode_image(sample.image), [prompts[i] for i in there])
+
+
+def bootstrap_explainability(
+    samples: Sequence[MapSample], images: NDArray[np.intp], weights: NDArray[np.int64], average: Average
+) -> dict[str, NDArray[np.float64]]:
+    """The figures of :class:`~text2sam.lab.metrics.ExplainabilityScore` under many weightings of the images at once.
+
+    Args:
+        samples: S maps, at least one.
+        images: (S,) which image each is of, below N.
+        weights: (R, N).
+        average: over what means are taken.
+
+    Returns:
+        ``miou_dataset``, ``miou_class``, ``miou_image`` and ``msc``, (R,) each, in percent; NaN where no sample is left.
+    """
+    names = np.array([one.name for one in samples])
+    ious = np.stack([one.ious for one in samples])  # (S, K)
+    best, contrast = ious.max(axis=1), np.array([one.contrast for one in samples])
+    has = np.isfinite(contrast)
+    parts = []
+    for start, stop in _chunks(weights):
+        sums = _Sums(stop - start, ious.shape[1], average)
+        for name in np.unique(names):
+            own = np.flatnonzero(names == name)
+            counts = weights[start:stop, images[own]].astype(np.float64)  # (r, s)
+            off = counts * has[own]
+            sums.add(
+                counts.sum(axis=1), counts @ ious[own], counts @ best[own], off.sum(axis=1), off @ np.nan_to_num(contrast[own])
+            )
+        parts.append(sums.figures())
+    return {name: 100 * np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Sums:
+    """Sums over the classes of one bootstrap, see :func:`bootstrap_explainability`; all of (r,) but the curve, (r, K)."""
+
+    def __init__(self, resamples: int, thresholds: int, average: Average) -> None:
+        self.average = average
+        self.curve = np.zeros((resamples, thresholds))
+        self.own, self.best, self.contrast = (np.zeros(resamples) for _ in range(3))
+        self.share, self.contrast_share = np.zeros(resamples), np.zeros(resamples)
+
+    def add(
+        self,
+        count: NDArray[np.float64],
+        curve: NDArray[np.float64],
+        best: NDArray[np.float64],
+        off: NDArray[np.float64],
+        contrast: NDArray[np.float64],
+    ) -> None:
+        """Takes in the sums over the samples of one class."""
+        if self.average == "classes":
+            present, has = np.maximum(count, 1), np.maximum(off, 1)  # sums over no sample are 0 already
+            curve, best, contrast = curve / present[:, None], best / present, contrast / has
+            count, off = (count > 0).astype(np.float64), (off > 0).astype(np.float64)
+        self.curve += curve
+        self.own += curve.max(axis=1)
+        self.best += best
+        self.contrast += contrast
+        self.share += count
+        self.contrast_share += off
+
+    def figures(self) -> dict[str, NDArray[np.float64]]:
+        """Means, in the scale of the samples."""
+
+        return {
+            "miou_dataset": _ratio(self.curve.max(axis=1), self.share),
+            "miou_class": _ratio(self.own, self.share),
+            "miou_image": _ratio(self.best, self.share),
+            "msc": _ratio(self.contrast, self.contrast_share),
+        }
+
+
+def _encode_texts(surgery: ClipSurgery, words: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> None:
+    """All texts at once and ahead: a bad one costs no picture, and their features do not depend on where a run goes on."""
+    parse_labels(words)
+    surgery.encode_texts([*(word for group in words.values() for word in group), *more, ""])
+
+
+def _weights(images: int, settings: Settings) -> NDArray[np.int64] | None:
+    """Of the bootstrap over images; None where there is none, or it is not cheap."""
+    if not settings.resamples or images < 2 or settings.resamples * images > _MOST_DRAWS:
+        return None
+    return bootstrap_weights(images, settings.resamples, settings.bootstrap_seed)
+
+
+def _chunks(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Ranges of resamples small enough to be worked on at once."""
+    step = max(1, _CHUNK // weights.shape[1])
+    return [(start, min(start + step, len(weights))) for start in range(0, len(weights), step)]
+
+
+def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R, K) -> (R,) without NaN; NaN where nothing is left."""
+    there = np.isfinite(values)
+    count = there.sum(axis=1)
+    total = np.where(there, values, 0.0).sum(axis=1)
+    return _ratio(total, count)
+
+
+def _ratio(total: NDArray[np.float64], share: NDArray[Any]) -> NDArray[np.float64]:
+    """NaN where there is nothing to share."""
+    means: NDArray[np.float64] = np.divide(total, share, out=np.full(len(total), np.nan), where=share > 0)
+    return means
+
+
+def _intervals(drawn: Mapping[str, NDArray[np.float64]], figures: Mapping[str, float | None]) -> dict[str, list[float]]:
+    """Figure -> (low, high): percentiles of the bootstrap, moved to have its mean at the figure; none without a sample.
+
+    Where classes have few images, resampling is off to one side: an image drawn twice is two hits at one rank, which lifts
+    average precision, and a class that was not drawn but is predicted has an IoU of 0.
+    """
+    found: dict[str, list[float]] = {}
+    for name, samples in drawn.items():
+        value, kept = figures[name], samples[np.isfinite(samples)]
+        if value is not None and len(kept):
+            found[name] = list(interval(kept - kept.mean() + value))
+    return found
+
+
+def _percent(share: float) -> float | None:
+    return _finite(100 * float(share))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

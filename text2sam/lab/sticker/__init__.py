@@ -1,0 +1,1 @@
+"""The drawn sticker world, and the training of the pair that ships with the package."""

@@ -1,0 +1,98 @@
+"""Trains the sticker pair: ``python -m text2sam.lab.sticker.train clip|sam --out FOLDER``.
+
+Stop it at any time; started again with the same folder it goes on from the newest checkpoint there. Several processes
+train the SAM together, a core or a GPU each: ``torchrun --nproc-per-node 2 -m text2sam.lab.sticker.train sam --out FOLDER``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from text2sam.lab.sticker.train_clip import ClipStage
+    from text2sam.lab.sticker.train_sam import SamStage
+
+Stage = TypeVar("Stage", "ClipStage", "SamStage")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=("clip", "sam"))
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the log")
+    parser.add_argument("--device", default=None, help="cuda, mps or cpu; the best there is by default")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--ship", action="store_true", help="put the trained weights and their record into the package")
+    parser.add_argument("--from-shipped", action="store_true", help="begin with the weights in the package, not at random")
+    parser.add_argument("--share", type=float, default=1.0, help="of every stage's steps; a quarter suits --from-shipped")
+    arguments = parser.parse_args()
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share must be above 0 and at most 1, not {arguments.share}")
+    import torch
+
+    from text2sam.devices import pick_device
+    from text2sam.zoo.sticker.models import load_clip, load_sam
+
+    device = str(pick_device(arguments.device))
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # torchrun says so
+    if processes > 1:
+        if arguments.which == "clip":
+            parser.error("the contrastive loss needs the whole batch in one place: train clip in one process")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    if arguments.which == "clip":
+        from text2sam.lab.sticker.train_clip import CLIP_STAGES, train_clip
+
+        start = load_clip().state_dict() if arguments.from_shipped else None
+        stages = _shortened(CLIP_STAGES, arguments.share)
+        checkpoint = train_clip(arguments.out, stages=stages, device=device, workers=arguments.workers, start=start)
+    else:
+        from text2sam.lab.sticker.train_sam import SAM_STAGES, train_sam
+
+        start = load_sam().state_dict() if arguments.from_shipped else None
+        sam_stages = _shortened(SAM_STAGES, arguments.share)
+        checkpoint = train_sam(arguments.out, stages=sam_stages, device=device, workers=arguments.workers, start=start)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+    if rank:
+        return
+    print(checkpoint)
+    if arguments.ship:
+        print(ship_checkpoint(arguments.which, checkpoint))
+
+
+def _shortened(stages: tuple[Stage, ...], share: float) -> tuple[Stage, ...]:
+    return tuple(replace(stage, steps=max(1, round(share * stage.steps))) for stage in stages)
+
+
+def ship_checkpoint(which: str, checkpoint: Path) -> Path:
+    """Puts a trained model into the package: weights in half precision, and how they came about in the record."""
+    import torch
+
+    from text2sam.files import write_json
+    from text2sam.zoo.sticker.models import RECORD, build_clip, build_sam, ship
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = build_clip() if which == "clip" else build_sam()
+    model.load_state_dict(state["model"])
+    path = ship(model, which)
+    record = json.loads(RECORD.read_text())
+    log = (checkpoint.parent / f"{which}_log.jsonl").read_text().splitlines()
+    record.setdefault("training", {})[which] = {
+        "command": f"python -m text2sam.lab.sticker.train {which}",
+        "steps": state["step"],
+        "stages": json.loads((checkpoint.parent / f"{which}_stages.json").read_text()),
+        "last_log_line": json.loads(log[-1]),
+        "torch": torch.__version__,
+    }
+    write_json(RECORD, record)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Trains the sticker CLIP.
+
+It learns from images and captions alone: which things a scene shows, never where. Each step draws
+scenes and compares them with one caption per thing (a random template around its name), captions
+that join two things of one scene, and captions that name nothing. A caption is a positive of an image
+when everything it names is in the image. One that names nothing ("a photo of a .") fits every image that shows
+something, so its feature becomes what all things share: the redundant feature of a single text.
+
+Training stops and resumes at any time: the newest checkpoint in the folder is taken up again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset
+
+from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD
+from text2sam.clip.loss import contrastive_loss
+from text2sam.clip.prompts import encode_tokens, ensemble_templates
+from text2sam.clip.towers import resize_positions
+from text2sam.lab.sticker.training import TRAIN_SEEDS, batches, decay, log_line, parameter_groups, resume, save_checkpoint
+from text2sam.lab.sticker.world import THINGS, World
+from text2sam.zoo.sticker.models import CLIP_CONFIG, build_clip
+
+NAMES = tuple(THINGS)
+PATCH: int = CLIP_CONFIG["vision_cfg"]["patch_size"]
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey, as Pillow has them."""
+
+
+@dataclass(frozen=True)
+class ClipStage:
+    """One stage of CLIP's curriculum.
+
+    Attributes:
+        steps: number of optimizer steps.
+        size: side of the square scenes in pixels.
+        objects: smallest and largest number of objects.
+        sides: range of object sizes, as a share of the scene's side.
+        keep: share of the patch tokens kept in each step (the rest is dropped at random, as FLIP does).
+        batch: scenes per step.
+        learning_rate: at the top of the schedule, a cosine over all stages.
+        fresh, pool: share of a batch that is newly drawn, and scenes in the pool that the batch comes out of
+            (:func:`~text2sam.lab.sticker.training.batches`).
+        resized: range of the size, as a share of ``size``, at which CLIP sees the scenes of a step.
+        aspect: largest ratio of height to width, or of width to height, at which it sees them.
+        grey: chance that a scene loses its colour.
+    """
+
+    steps: int
+    size: int
+    objects: tuple[int, int]
+    sides: tuple[float, float]
+    keep: float
+    batch: int = 128
+    learning_rate: float = 1e-3
+    fresh: float = 0.3
+    pool: int = 2048
+    resized: tuple[float, float] = (1.0, 1.0)
+    aspect: float = 1.0
+    grey: float = 0.0
+
+
+_VARIED: dict[str, Any] = {"fresh": 0.1, "pool": 24576, "resized": (0.6, 1.35), "aspect": 1.3, "grey": 0.12}
+
+CLIP_STAGES: tuple[ClipStage, ...] = (
+    ClipStage(steps=1500, size=48, objects=(0, 1), sides=(0.6, 0.95), keep=1.0),
+    ClipStage(steps=5800, size=96, objects=(0, 4), sides=(0.25, 0.65), keep=0.5),
+    ClipStage(steps=1900, size=160, objects=(0, 5), sides=(0.17, 0.5), keep=0.5, batch=64),
+    ClipStage(steps=1640, size=128, objects=(0, 5), sides=(0.18, 0.6), keep=0.5, batch=512, **_VARIED),
+    ClipStage(steps=5560, size=192, objects=(0, 6), sides=(0.14, 0.52), keep=0.5, batch=256, **_VARIED),
+)
+"""What the record's stages, run with restarts over several sessions, come to in one go; the last two ran on a GPU, a quarter of
+the steps on four times the scenes."""
+
+
+class _ClipScenes(IterableDataset[tuple[NDArray[Any], NDArray[Any]]]):
+    """Endless image (3, H, W) uint8 and what it shows, (names,) bool."""
+
+    def __init__(self, stage: ClipStage, seed: int) -> None:
+        self.stage, self.seed = stage, seed
+
+    def __iter__(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        info = torch.utils.data.get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        stage = self.stage
+        low, high = stage.objects
+        worlds = [
+            World(size=(stage.size, stage.size), objects=(n, n), sides=stage.sides, repeat=0.15) for n in range(low, high + 1)
+        ]
+        rng = np.random.default_rng([self.seed, worker])
+        number = self.seed + worker
+        while True:
+            empty = low == 0 and rng.random() < 0.05
+            world = worlds[0] if empty else worlds[int(rng.integers(1 if low == 0 else 0, len(worlds)))]
+            scene = world.scene(TRAIN_SEEDS + number)
+            number += workers
+            present = np.isin(np.array(NAMES), np.array(scene.names, dtype=str))
+            yield np.ascontiguousarray(scene.image.transpose(2, 0, 1)), present
+
+
+def _altered(images: torch.Tensor, grey: float) -> torch.Tensor:
+    """Images (B, 3, H, W) uint8 as float32 in 0 to 255: half mirrored, seven in ten in another light, some without colour."""
+    count, device = len(images), images.device
+
+    def chance(share: float) -> torch.Tensor:
+        return torch.rand(count, 1, 1, 1, device=device) < share
+
+    pixels = images.float()
+    pixels = torch.where(chance(0.5), pixels.flip(3), pixels)
+    gain, shift = (torch.rand(count, 3, 1, 1, device=device) * 2 - 1 for _ in range(2))
+    pixels = torch.where(chance(0.7), pixels * (1 + 0.2 * gain) + 20 * shift, pixels)
+    luma = (pixels * torch.tensor(LUMA, device=device).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+    return torch.where(chance(grey), luma, pixels).clamp(0, 255)
+
+
+def _seen(pixels: torch.Tensor, stage: ClipStage, rng: np.random.Generator) -> torch.Tensor:
+    """Scenes (B, 3, H, W) at the size and aspect at which CLIP sees them in this step, whole patches of 8 pixels."""
+    scale, ratio = rng.uniform(*stage.resized), stage.aspect ** rng.uniform(-1, 1)
+    size = [max(1, round(scale * stage.size * share / PATCH)) * PATCH for share in (ratio**0.5, ratio**-0.5)]
+    if size == list(pixels.shape[2:]):
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+class Captions:
+    """Draws captions for a batch: every name once, pairs of the batch's own scenes, and nothing."""
+
+    def __init__(self, tokenizer: Any, seed: int) -> None:
+        self.templates = ensemble_templates()
+        self.tokenizer = tokenizer
+        self.rng = np.random.default_rng(seed)
+        prompts = [t.format(name) for name in (*NAMES, "") for t in self.templates]
+        tokens = tokenizer(prompts + list(NAMES) + [""])
+        count = len(prompts)
+        self.single = tokens[:count].reshape(len(NAMES) + 1, len(self.templates), -1)  # (names + 1, templates, 77)
+        self.bare = tokens[count:]  # (names + 1, 77)
+        self.known = torch.unique(tokenizer([*prompts, *NAMES, "", ", and a the photo of with next to scene"]))
+
+    def draw(self, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Captions for scenes.
+
+        Args:
+            present: (B, names) bool, what each scene shows.
+
+        Returns:
+            tokens (M, 77) and what each caption names, (M, names) bool; a caption that names nothing
+            has an all-False row.
+        """
+        n = len(NAMES)
+        choice = torch.from_numpy(self.rng.integers(len(self.templates), size=n))
+        singles = self.single[torch.arange(n), choice]
+        bare = torch.from_numpy(self.rng.random(n) < 0.1)
+        singles = torch.where(bare[:, None], self.bare[:n], singles)
+        nothing = self.single[n, torch.from_numpy(self.rng.integers(len(self.templates), size=2))]
+        texts, sets = [], []
+        rows = present.numpy()
+        for row in rows[self.rng.permutation(len(rows))[:40]]:
+            shown = np.flatnonzero(row)
+            if len(shown) < 2:
+                continue
+            i, j = (int(k) for k in self.rng.permutation(shown)[:2])
+            joint = ("a {} and a {}", "a photo of a {} and a {}.", "{}, {}", "a {} next to a {}.", "{} {}", "a {} with a {}")
+            texts.append(joint[int(self.rng.integers(len(joint)))].format(NAMES[i], NAMES[j]))
+            sets.append((i, j))
+        tokens = [singles, nothing]
+        named = torch.zeros(n + 2 + len(texts), n, dtype=torch.bool)
+        named[:n] = torch.eye(n, dtype=torch.bool)
+        if texts:
+            tokens.append(self.tokenizer(texts))
+            for k, pair in enumerate(sets):
+                named[n + 2 + k, list(pair)] = True
+        return torch.cat(tokens), named
+
+
+def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor:
+    """Class-token features (B, C) of pixels, positions resized to their grid, some patches dropped."""
+    v = model.visual
+    patches = v.conv1(pixels)  # (B, D, gh, gw)
+    x: torch.Tensor = patches.flatten(2).transpose(1, 2)  # (B, N, D)
+    pos = v.positional_embedding
+    x = x + resize_positions(pos, v.grid_size, tuple(patches.shape[2:]))[1:]
+    if keep < 1:
+        kept = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, : int(keep * x.shape[1])]
+        x = torch.gather(x, 1, kept[..., None].expand(-1, -1, x.shape[-1]))
+    cls = (v.class_embedding + pos[0]).expand(len(x), 1, -1)
+    x = v.transformer(v.ln_pre(torch.cat([cls, x.to(cls.dtype)], 1)))
+    pooled: torch.Tensor = v.ln_post(x[:, 0]) @ v.proj
+    return pooled
+
+
+def train_clip(
+    out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1, start: Any = None
+) -> Path:
+    """Trains the sticker CLIP and returns the path of its last checkpoint.
+
+    Args:
+        out: folder for checkpoints and ``clip_log.jsonl``; a checkpoint found there is resumed.
+        stages: the curriculum.
+        device: where to train.
+        workers: processes that draw scenes.
+        start: state dict to begin with where there is no checkpoint; None begins at random.
+    """
+    import open_clip
+
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    captions = Captions(open_clip.get_tokenizer("ViT-B-32"), seed=0)
+    model = build_clip()
+    with torch.no_grad():  # words outside the world stay neutral
+        unknown = torch.ones(model.vocab_size, dtype=torch.bool)
+        unknown[captions.known] = False
+        model.token_embedding.weight[unknown] = 0
+    model.to(device).train()
+    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
+    total = sum(s.steps for s in stages)
+    checkpoint = out / "clip.pt"
+    if start is not None:
+        model.load_state_dict(start)
+    step = resume(checkpoint, model, opt, device)
+    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) * 255 for v in (OPENAI_MEAN, OPENAI_STD))
+    ends = np.cumsum([s.steps for s in stages])
+    while step < total:
+        which = int(np.searchsorted(ends, step, side="right"))
+        stage = stages[which]
+        # each stage, and each resumption, draws scenes that were not drawn before
+        data = _ClipScenes(stage, seed=which * 100_000_000 + step * 1000)
+        drawn = batches(
+            data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=(True, False), device=device, workers=workers
+        )
+        rng = np.random.default_rng(step)
+        started, seen = time.time(), 0
+        while step < ends[which]:
+            images, present = next(drawn)
+            for group in opt.param_groups:
+                group["lr"] = stage.learning_rate * decay(step, total, 300)
+            tokens, named = captions.draw(present)
+            contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
+            contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
+            pixels = (_seen(_altered(images.to(device), stage.grey), stage, rng) - mean) / std
+            with torch.autocast(device, torch.bfloat16):
+                image = _forward_clip(model, pixels, stage.keep)
+                text = encode_tokens(model, tokens.to(device))
+            scale = model.logit_scale.clamp(max=math.log(100)).exp()
+            cosines = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T  # (B, M)
+            loss = contrastive_loss(scale * cosines, contains.to(device))
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            step += 1
+            seen += 1
+            if step % 50 == 0:
+                with torch.no_grad():
+                    z = image.float() @ F.normalize(text.float(), dim=-1)[: len(NAMES)].T
+                    hit = present.to(device)[torch.arange(len(z)), z.argmax(1)][present.any(1)].float().mean()
+                line = {
+                    "step": step,
+                    "stage": which,
+                    "loss": round(loss.item(), 4),
+                    "top1": round(hit.item(), 4),
+                    "scale": round(scale.item(), 2),
+                    "seconds_per_step": round((time.time() - started) / seen, 3),
+                }
+                log_line(out / "clip_log.jsonl", line)
+            if step % 200 == 0 or step == total:
+                save_checkpoint(checkpoint, {"model": model.state_dict(), "optimizer": opt.state_dict(), "step": step})
+    (out / "clip_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
+    return checkpoint

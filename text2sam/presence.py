@@ -1,0 +1,198 @@
+"""From which presence score on a text counts as there: fitted to examples, saved and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from text2sam.errors import InputError
+from text2sam.files import write_json
+from text2sam.lab.metrics import auroc
+
+_FORMAT = "text2sam calibration"
+_VERSION = 1
+_SUREST = 2.0**-24  # presence comes from float32, which knows nothing between 1 - 2**-24 and 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A presence threshold, and how it does on the examples it was fitted to.
+
+    Attributes:
+        threshold: in [0, 1]; a text is present when its presence score is at least this.
+        n_present: number of examples whose text is in the image, at least 1.
+        n_absent: number of examples whose text is not, at least 1.
+        missed_rate: share of the present examples below the threshold, in [0, 1].
+        false_rate: share of the absent examples not below it, in [0, 1].
+        auroc: chance that a present example scores higher than an absent one, equal scores counting half, in [0, 1]:
+            1 when some threshold makes no error, 0.5 when the score tells nothing.
+        model: fingerprint of the pair of models whose scores these were; "" when unknown.
+
+    Raises:
+        InputError: a field is not of the kind above.
+    """
+
+    threshold: float
+    n_present: int
+    n_absent: int
+    missed_rate: float
+    false_rate: float
+    auroc: float
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "missed_rate", "false_rate", "auroc"):
+            value = getattr(self, name)
+            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+            if not ok:
+                raise InputError(f"{name} must be a number in [0, 1], not {value!r}")
+        for name in ("n_present", "n_absent"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} must be an int of at least 1, not {value!r}")
+        if not isinstance(self.model, str):
+            raise InputError(f"model must be a string, not {self.model!r}")
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the calibration as JSON, whole or not at all.
+
+        Returns:
+            ``path`` as a ``Path``.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        return write_json(path, {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads what :meth:`save` wrote; the numbers come back bit by bit.
+
+        Raises:
+            InputError: the file is missing or unreadable, is no calibration, is of another version, or a value is missing
+                or out of range.
+        """
+        where = repr(os.fspath(path))
+        anew = "save one with Calibration.save"
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"the calibration {where} cannot be read ({error.strerror or error}); {anew}") from error
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a NUL in the path
+            raise InputError(f"the calibration {where} is not JSON ({error}); {anew}") from error
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise InputError(f"{where} is no calibration: it lacks the entry 'format': {_FORMAT!r}; {anew}")
+        version = record.get("version")
+        if version != _VERSION or isinstance(version, bool):
+            raise InputError(
+                f"the calibration {where} is of version {version!r}, this text2sam reads {_VERSION}; "
+                "calibrate anew, or install the text2sam that wrote it"
+            )
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in record]
+        if missing:
+            raise InputError(f"the calibration {where} lacks {', '.join(missing)}; calibrate anew")
+        try:
+            return cls(**{name: record[name] for name in names})
+        except InputError as error:
+            raise InputError(f"the calibration {where} holds a wrong value: {error}; calibrate anew") from error
+
+
+def fit_threshold(presence: ArrayLike, present: ArrayLike, *, false_cost: float = 1.0) -> Calibration:
+    """The presence threshold that errs least on examples.
+
+    It minimises ``missed_rate + false_cost * false_rate``. Each rate is taken within its own class, so many more examples
+    of one class than of the other move nothing.
+
+    Every threshold between two neighbouring scores errs alike, so the scores' gaps are compared, and the threshold is put in
+    the middle of one. Widths and middles are on the logit scale ``log(p / (1 - p))``: presence is a softmax's probability,
+    crowded near 0 and 1, and its logit is the difference the model sees. Logits are cut at +-16.6 (``p = 2**-24``), beyond
+    which float32 cannot tell a probability from 1; where that leaves no width, the plain middle is taken.
+
+    Of gaps that cost the same, in this order: one between two scores goes before the ends (everything present, threshold 0;
+    everything absent, threshold 1), the widest goes first, then the lower.
+
+    Args:
+        presence: (N,) presence scores in [0, 1].
+        present: (N,) bool, whether the text is in the image.
+        false_cost: what finding an absent text costs, relative to missing a present one; above 0.
+
+    Returns:
+        The threshold with its error rates on these examples; ``model`` is "".
+
+    Raises:
+        InputError: an array is of another kind, there is no present or no absent example, or ``false_cost`` is not a
+            positive finite number.
+    """
+    scores, there = _check_examples(presence, present)
+    if not isinstance(false_cost, (int, float)) or not 0 < false_cost < np.inf:
+        raise InputError(f"false_cost must be a number above 0, not {false_cost!r}")
+    hits, misses = np.sort(scores[there]), np.sort(scores[~there])
+    levels = np.unique(scores)  # (K,) ascending
+    # gap k: the scores from levels[k] on count as present; K is the gap above all scores
+    missed = [*np.searchsorted(hits, levels, "left").tolist(), len(hits)]
+    false = [len(misses) - below for below in [*np.searchsorted(misses, levels, "left").tolist(), len(misses)]]
+    # whole numbers: in floats rounding would decide ties
+    weight, unit = float(false_cost).as_integer_ratio()
+    costs = [unit * a * len(misses) + weight * b * len(hits) for a, b in zip(missed, false, strict=True)]
+    logits = _logit(levels)
+
+    def rank(gap: int) -> tuple[int, bool, float, int]:
+        inside = 0 < gap < len(levels)
+        width = round(float(logits[gap] - logits[gap - 1]), 9) if inside else 0.0  # equal in spite of rounding
+        return costs[gap], not inside, -width, gap
+
+    # nothing in [0, 1] is above a score of 1
+    best = min(range(len(levels) + bool(levels[-1] < 1)), key=rank)
+    at_end = best in (0, len(levels))
+    threshold = float(best > 0) if at_end else _middle(float(levels[best - 1]), float(levels[best]))
+    return Calibration(
+        threshold=threshold,
+        n_present=len(hits),
+        n_absent=len(misses),
+        missed_rate=missed[best] / len(hits),
+        false_rate=false[best] / len(misses),
+        auroc=auroc(hits, misses),
+    )
+
+
+def _check_examples(presence: ArrayLike, present: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    try:
+        scores, there = np.asarray(presence), np.asarray(present)
+    except ValueError as error:
+        raise InputError(f"presence and present must be one number and one bool per example: {error}") from error
+    if scores.ndim != 1 or there.shape != scores.shape:
+        raise InputError(
+            f"presence and present must be one number and one bool per example, not shapes {scores.shape} and {there.shape}"
+        )
+    if len(scores) and (scores.dtype.kind not in "fiu" or there.dtype != np.bool_):
+        raise InputError(f"presence must hold numbers and present bools, not {scores.dtype} and {there.dtype}")
+    scores, there = scores.astype(np.float64), there.astype(np.bool_)
+    outside = scores[~((scores >= 0) & (scores <= 1))]  # NaN is outside
+    if len(outside):
+        raise InputError(f"presence scores lie in [0, 1], not {outside[0]!r}")
+    for kind, word, count in (("present", "is in its", there.sum()), ("absent", "is not in its", (~there).sum())):
+        if not count:
+            raise InputError(f"a threshold needs examples of both kinds; add at least one whose text {word} image ({kind})")
+    return scores, there
+
+
+def _logit(p: Any) -> Any:
+    """log(p / (1 - p)), cut at what float32 can tell from 1."""
+    inner = np.clip(p, _SUREST, 1 - _SUREST)
+    return np.log(inner) - np.log1p(-inner)
+
+
+def _middle(low: float, high: float) -> float:
+    """A threshold in (low, high]: their middle on the logit scale, or the plain one where that leaves the gap."""
+    middle = float(1 / (1 + np.exp(-(_logit(low) + _logit(high)) / 2)))
+    if not low < middle <= high:
+        middle = low + (high - low) / 2
+    return middle if low < middle <= high else high  # neighbouring floats have nothing between them

@@ -1,0 +1,236 @@
+"""Which of SAM's candidate masks is taken, and how masks overlap: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+from text2sam.recipes.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
+from text2sam.types import PointPrompts, SimilarityMap
+
+_WEIGHTS = {"correlation": 0.5, "contrast": 1.0, "stability": 0.5, "points": 0.25}
+"""How much each figure counts in the total; SAM's own score counts 1."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen candidate.
+
+    Attributes:
+        index: of the mask that was taken.
+        reason: why, in words.
+        figures: further figures of each mask by name, each (M,) float32.
+    """
+
+    index: int
+    reason: str
+    figures: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def choose_by_score(
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    similarity: SimilarityMap,
+    points: PointPrompts,
+    logits: NDArray[np.float32],
+) -> Choice:
+    """The papers' choice: the mask SAM itself scores highest; the first of equals.
+
+    Args:
+        masks: (M, H, W) bool.
+        scores: (M,) float32, SAM's estimates of the masks' IoU.
+        similarity: the map; not looked at.
+        points: the prompts the masks answer; not looked at.
+        logits: (M, h, w) float32; not looked at.
+
+    Raises:
+        InputError: there is no mask, or not one score per mask.
+    """
+    _check_scores(masks, scores)
+    index = int(np.argmax(scores))
+    return Choice(index, f"SAM's own score {scores[index]:.3f} is the highest of {len(scores)}")
+
+
+def choose_by_agreement(
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    similarity: SimilarityMap,
+    points: PointPrompts,
+    logits: NDArray[np.float32],
+) -> Choice:
+    """The mask that agrees best with the similarity map, with the points, and with SAM itself; the first of equals.
+
+    The figures of a mask, with g the share of each patch it covers and heat the smoothed min-max map
+    (:func:`text2sam.recipes.points.heat_of`), in which hot regions that do not hang together with the one the hottest positive
+    point lies in (at half its heat) are set to the map's median, since they may be further objects:
+
+    - ``correlation`` in [-1, 1]: Pearson's, over all patches, of g and the heat.
+    - ``contrast`` in [-1, 1]: mean heat under the mask minus mean heat in the patches around it,
+      ``sum(g*heat)/sum(g) - sum(r*heat)/sum(r)``, where r is 1 - g on the patches of which the mask covers a fifth, and their
+      neighbours. A part of an object has heat left around it, a group of objects has cold under it.
+    - ``stability`` in [0, 1]: SAM's, the IoU of the mask with logits cut at +1 and at -1 (arXiv 2304.02643, section 5).
+    - ``points`` in [0, 1]: the share of points on their right side.
+    - ``total = (score + correlation / 2 + contrast + stability / 2 + points / 4) / 3.25``, at least 0: what is decided by.
+      An empty mask has 0. The weights were chosen on tuning scenes of stickers and tuning photos of streets together.
+
+    Args:
+        masks: (M, H, W) bool.
+        scores: (M,) float32, SAM's estimates of the masks' IoU.
+        similarity: the map.
+        points: the prompts the masks answer.
+        logits: (M, h, w) float32, SAM's low-resolution logits.
+
+    Raises:
+        InputError: there is no mask, or not one score per mask.
+    """
+    figures = agreement(masks, scores, similarity, points, logits)
+    total = figures["total"]
+    index = int(np.argmax(total))
+    by_score = int(np.argmax(scores))
+    others = "" if len(masks) == 1 else f" of {len(masks)}"
+    also = (
+        "also SAM's highest score" if by_score == index else f"SAM's score alone would take the one of {scores[by_score]:.3f}"
+    )
+    reason = (
+        f"its total {total[index]:.3f} is the highest{others}: score {scores[index]:.3f}, correlation "
+        f"{figures['correlation'][index]:.3f}, contrast {figures['contrast'][index]:.3f}; {also}"
+    )
+    return Choice(index, reason, figures)
+
+
+def agreement(
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    similarity: SimilarityMap,
+    points: PointPrompts,
+    logits: NDArray[np.float32],
+) -> dict[str, NDArray[np.float32]]:
+    """The figures of :func:`choose_by_agreement`, each (M,) float32, by name; arguments and errors are the same."""
+    _check_scores(masks, scores)
+    heat = heat_of(similarity)
+    shares = patch_shares(masks, heat.shape)
+    near = _near(heat, points, masks.shape[1:])
+    figures = {
+        "correlation": _correlation(shares, near),
+        "contrast": np.array([_contrast(share, near) for share in shares]),
+        "stability": stability(logits),
+        "points": _right_points(masks, points),
+    }
+    total = sum((_WEIGHTS[name] * values for name, values in figures.items()), scores) / (1 + sum(_WEIGHTS.values()))
+    figures["total"] = np.where(masks.any((1, 2)), np.clip(total, 0, 1), 0)
+    return {name: values.astype(np.float32) for name, values in figures.items()}
+
+
+def stability(logits: NDArray[np.float32], offset: float = 1.0) -> NDArray[np.float32]:
+    """SAM's stability score: IoU of a mask with itself, cut at ``+offset`` and at ``-offset``.
+
+    Args:
+        logits: (M, h, w) float32.
+        offset: in the units of the logits.
+
+    Returns:
+        (M,) float32 in [0, 1]; 0 where even the larger mask is empty.
+    """
+    inner, outer = ((logits > cut).sum((1, 2)) for cut in (offset, -offset))
+    ratio: NDArray[np.float32] = (inner / np.maximum(outer, 1)).astype(np.float32)
+    return ratio
+
+
+def _contrast(share: NDArray[np.float32], heat: NDArray[np.float32]) -> float:
+    from scipy.ndimage import binary_dilation
+
+    if not share.any():
+        return 0.0
+    support = share >= min(0.2, float(share.max()))
+    ring = binary_dilation(support, np.ones((3, 3))) * (1 - share)
+    if ring.sum() < 1e-6:  # the mask is the whole picture
+        return 0.0
+    return float((share * heat).sum() / share.sum() - (ring * heat).sum() / ring.sum())
+
+
+def _near(heat: NDArray[np.float32], points: PointPrompts, shape: Sequence[int]) -> NDArray[np.float32]:
+    """The heat with the hot regions apart from the hottest positive point's set to the median."""
+    places = [patch_of(point, shape, heat.shape) for point in points.positive]
+    if not places:
+        return heat
+    at = max(places, key=lambda place: float(heat[place]))
+    level = 0.5 * float(heat[at])
+    return np.where((heat >= level) & ~hot_component(heat, at, level), np.median(heat), heat)
+
+
+def _correlation(shares: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(M,) Pearson correlation of (M, gh, gw) shares and (gh, gw) heat; 0 where either is flat."""
+    h = heat - heat.mean(dtype=np.float64)
+    g = shares - shares.mean((1, 2), keepdims=True, dtype=np.float64)
+    scale = np.sqrt((g * g).sum((1, 2)) * (h * h).sum())
+    flat = scale < 1e-9
+    correlation: NDArray[np.float64] = np.where(flat, 0, (g * h).sum((1, 2)) / np.where(flat, 1, scale))
+    return correlation
+
+
+def _right_points(masks: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.float64]:
+    if not len(points):
+        return np.ones(len(masks))
+    rows, columns = pixels_under(points.coords, masks.shape[1:])
+    right: NDArray[np.float64] = (masks[:, rows, columns] == (points.labels == 1)).mean(1)
+    return right
+
+
+def _check_scores(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> None:
+    if not len(masks) or scores.shape != (len(masks),):
+        raise InputError(f"there must be one score per mask and at least one mask, not {scores.shape} for {len(masks)}")
+
+
+def distinct(
+    masks: Sequence[NDArray[np.bool_]], scores: Sequence[float], *, iou: float = 0.5, containment: float = 0.8
+) -> list[int]:
+    """Which of several masks are different objects.
+
+    Two masks are one object when their IoU is above ``iou``, or when one lies in the other by more than ``containment``
+    of its area: then the one with the higher score stays.
+
+    Args:
+        masks: (H, W) bool each, all of one shape; empty masks are no objects.
+        scores: one per mask.
+        iou: in [0, 1].
+        containment: in [0, 1].
+
+    Returns:
+        Indices of the masks that stay, highest score first; the first of equals.
+
+    Raises:
+        InputError: there is not one score per mask, or shapes differ.
+    """
+    if len(masks) != len(scores):
+        raise InputError(f"there must be one score per mask, not {len(scores)} for {len(masks)}")
+    if len({m.shape for m in masks}) > 1:
+        raise InputError(f"masks must have one shape, not {sorted({m.shape for m in masks})}")
+    areas = [int(m.sum()) for m in masks]
+    order = [k for k in sorted(range(len(masks)), key=lambda k: (-scores[k], k)) if areas[k]]
+    shared = {(a, b): int((masks[a] & masks[b]).sum()) for a in order for b in order if a != b}
+
+    def same(a: int, b: int) -> bool:
+        both = shared[a, b]
+        return both > iou * (areas[a] + areas[b] - both) or both > containment * min(areas[a], areas[b])
+
+    kept: list[int] = []
+    for k in order:
+        if not any(same(k, other) for other in kept):
+            kept.append(k)
+    return kept
+
+
+def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Intersection over union of two (H, W) bool masks, in [0, 1]; 1 when both are empty.
+
+    Raises:
+        InputError: the masks differ in shape.
+    """
+    if a.shape != b.shape:
+        raise InputError(f"masks must have one shape, not {a.shape} and {b.shape}")
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0

@@ -1,0 +1,1 @@
+"""Which models there are: presets, checkpoints, and the pair that ships with the package."""
