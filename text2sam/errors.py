@@ -51,6 +51,10 @@ class OutputError(Text2SamError, OSError):
     """A file cannot be written."""
 
 
+class Text2SamWarning(UserWarning):
+    """Advice about an input that was used all the same."""
+
+
 class MissingDependencyError(Text2SamError, ImportError):
     """An optional package is not installed; the message quotes the pip line."""
 
