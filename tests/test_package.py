@@ -195,7 +195,20 @@ def test_importing_the_package_is_quick() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["types", "errors", "image", "files", "zoo.download", "zoo.state_dicts", "devices", "recipes.points", "recipes", "sam", "zoo.presets"]
+    "module",
+    [
+        "types",
+        "errors",
+        "image",
+        "files",
+        "zoo.download",
+        "zoo.state_dicts",
+        "devices",
+        "recipes.points",
+        "recipes",
+        "sam",
+        "zoo.presets",
+    ],
 )
 def test_light_modules_import_no_torch(module: str) -> None:
     _, modules = imported(f"text2sam.{module}")

@@ -59,8 +59,8 @@ class ModelFile:
 
 def model_files() -> dict[str, ModelFile]:
     """Every file a preset can need, by name: the shipped pair, then the table of checkpoints."""
-    from text2sam.zoo.sticker import models as sticker
     from text2sam.zoo.download import cache_path, local_path
+    from text2sam.zoo.sticker import models as sticker
     from text2sam.zoo.table import CHECKPOINTS
 
     files = []
@@ -118,8 +118,8 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
     """List the presets and the files they are made of."""
-    from text2sam.zoo.presets import PRESETS
     from text2sam.zoo.download import cache_folder
+    from text2sam.zoo.presets import PRESETS
 
     files = model_files()
     presets = {name: preset_files(name) for name in PRESETS}

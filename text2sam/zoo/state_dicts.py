@@ -49,9 +49,9 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
     CLIP; it may hold float16), or the output of ``torch.save``, read with ``weights_only=True``.
 
     Layouts of training scripts are undone: ``{"state_dict": ...}``, ``{"model_state_dict": ...}`` and ``{"model": ...}`` are
-    unwrapped, the prefixes ``module.``, ``model.``, ``sam.`` and ``clip.`` are removed where all keys have them, ``_orig_mod.`` of
-    ``torch.compile`` everywhere. The three integers that OpenAI stores among the weights (``input_resolution``,
-    ``context_length``, ``vocab_size``) are left out.
+    unwrapped; the prefixes ``module.``, ``model.``, ``sam.`` and ``clip.`` are removed where all keys have them, and the
+    ``_orig_mod.`` of ``torch.compile`` everywhere. The three integers that OpenAI stores among the weights
+    (``input_resolution``, ``context_length``, ``vocab_size``) are left out.
 
     Args:
         path: a local file. It is not hashed here; :func:`~text2sam.zoo.download.pull` does that.
@@ -105,37 +105,33 @@ def _shorten(keys: list[str]) -> str:
     return ", ".join(keys[:_LISTED]) + (", ..." if len(keys) > _LISTED else "")
 
 
-# What weights are recognised by: a pattern of one key, and, when both are given, of another.
-_LAYOUTS: tuple[tuple[str, str, str], ...] = (
-    (r"\.lora_[AB]\.|\.lora_(up|down)\.", "", "LoRA adapters; merge them into the model before saving (PEFT: merge_and_unload)"),
+_TRANSFORMERS = "with the key names of Hugging Face transformers, which text2sam does not read"
+# Patterns that each match a key, and what weights with such keys are.
+_LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((r"\.lora_",), "LoRA adapters; merge them into the model before saving (PEFT: merge_and_unload)"),
     (
-        r"^(clip\.)?vision_model\.",
-        r"^(clip\.)?text_model\.",
-        "a CLIP with the key names of Hugging Face transformers, which text2sam does not read; take the same model with "
-        "open_clip's names: a name from text2sam models list (openai/clip-vit-base-patch16 is clip-vit-b-16-openai), or the "
-        "file open_clip_model.safetensors of its repository",
+        (r"^vision_model\.", r"^text_model\."),
+        f"a CLIP {_TRANSFORMERS}; take the same model with open_clip's names: a name from text2sam models list "
+        "(openai/clip-vit-base-patch16 is clip-vit-b-16-openai), or the file open_clip_model.safetensors of its repository",
     ),
     (
-        r"^(shared_image_embedding|vision_encoder)\.",
-        r"^mask_decoder\.",
-        "a SAM with the key names of Hugging Face transformers, which text2sam does not read; take the publisher's own file",
+        (r"^(shared_image_embedding|vision_encoder)\.", r"^mask_decoder\."),
+        f"a SAM {_TRANSFORMERS}; take the publisher's own file, or a name from text2sam models list",
     ),
     (
-        r"^image_encoder\.trunk\.",
-        "",
-        "a SAM 2, which text2sam does not build; build it with the package sam2 and pass its SAM2ImagePredictor to "
+        (r"^image_encoder\.trunk\.",),
+        "a SAM 2, which text2sam does not build; build it with the package sam2 and give its SAM2ImagePredictor to "
         "TextPromptedSAM",
     ),
-    (r"^image_encoder\.", r"^mask_decoder\.", "a SAM"),
-    (r"^visual\.", r"^(token_embedding|text\.|transformer\.)", "a CLIP"),
-    (r"^visual\.", "", "the image tower of a CLIP alone"),
+    ((r"^image_encoder\.", r"^mask_decoder\."), "a SAM"),
+    ((r"^visual\.", r"^(text\.)?token_embedding\."), "a CLIP"),
 )
 
 
 def layout_of(tensors: Mapping[str, Any]) -> str:
     """The kind of model a state dict belongs to, for an error message, with advice where it cannot be loaded; may be empty."""
-    for first, second, description in _LAYOUTS:
-        if all(any(re.search(pattern, key) for key in tensors) for pattern in (first, second)):
+    for patterns, description in _LAYOUTS:
+        if all(any(re.search(pattern, key) for key in tensors) for pattern in patterns):
             return description
     return ""
 
