@@ -20,7 +20,7 @@ from PIL import Image
 
 from text2sam.errors import InputError, MissingDependencyError
 from text2sam.image import ImageLike, read_image
-from text2sam.palette import OBJECT_COLOURS, Colour
+from text2sam.paint import OBJECT_COLOURS, Colour
 from text2sam.types import PointPrompts, Segmentation, SimilarityMap, box_of
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
     shown = [] if offered is None else list(range(min(len(offered), _MOST)))
     if offered is not None and offered.chosen not in shown:
         shown[-1] = int(offered.chosen)
-    figure, (first, *rest, last) = _grid(len(shown) + 2, pixels.shape[:2], min(4, len(shown) + 2))
+    lines = 0 if offered is None else 1 + len(offered.figures)
+    figure, (first, *rest, last) = _grid(len(shown) + 2, pixels.shape[:2], 5, room=0.4 + 0.14 * lines, below=0.9)
 
     points(None, result.points, heat(pixels, result.similarity, first))
     _caption(first, f"map of {result.similarity.text or result.text}, {len(result.points)} points")
@@ -236,9 +237,9 @@ def _facts(result: Segmentation, offered: Any) -> str:
     gh, gw = result.similarity.values.shape
     relation = ">=" if result.presence >= result.threshold else "<"
     lines = [
-        f'"{result.text}": {"present" if result.present else "not present"}, '
-        f"presence {result.presence:.6g} {relation} threshold {result.threshold:.6g}",
-        f"score {result.score:.3f}, {len(result.instances)} objects, {result.area} of {result.mask.size} pixels",
+        f"{'present' if result.present else 'not present'}: "
+        f"presence {result.presence:.6g} {relation} threshold {result.threshold:.6g}, text {result.text!r}",
+        f"score {result.score:.3f}, objects {len(result.instances)}, area {result.area} of {result.mask.size} pixels",
         f"strategy {result.strategy}, map by {result.similarity.method} on {gw} x {gh} patches",
         "SAM was not asked" if offered is None else f"chosen: {offered.reason}",
     ]
@@ -282,8 +283,9 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     bar.barh(range(len(bars)), carried, color=colours)
     bar.set_yticks(range(len(bars)), [_drawable(every[i].text, 20) for i in bars], fontsize=8, parse_math=False)
     bar.invert_yaxis()
+    bar.tick_params(axis="x", labelsize=8)
     bar.axvline(0, color="black", linewidth=0.8)
-    _caption(bar, "how much of the match each word carries")
+    _caption(bar, "part of the match that each word carries")
 
     centred = [every[i].similarity.values - np.median(every[i].similarity.values) for i in maps]
     limits = float(min(v.min() for v in centred)), float(max(v.max() for v in centred))
@@ -332,12 +334,11 @@ def _canvas(shape: Sequence[int]) -> Axes:
     return ax
 
 
-def _grid(count: int, shape: Sequence[int], columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` axes, each with room for an image of a shape, a title and two lines below it."""
+def _grid(count: int, shape: Sequence[int], columns: int, room: float = 0.4, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` axes for images of a shape, inches of ``room`` for the text at each and ``below`` them all."""
     rows, columns = -(-count // columns), min(columns, count)
-    width = _INCHES / columns
-    height = width * min(max(shape[0] / shape[1], 0.25), 2.0) + 0.6
-    figure = _figure(figsize=(_INCHES, rows * height + 0.8), layout="constrained")
+    height = _INCHES / columns * min(max(shape[0] / shape[1], 0.25), 2.0) + room
+    figure = _figure(figsize=(_INCHES, rows * height + below), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
     return figure, [figure.add_subplot(grid[i // columns, i % columns]) for i in range(count)]
 
@@ -387,7 +388,7 @@ def _draw_masks(ax: Axes, masks: Sequence[NDArray[np.bool_]], colours: Sequence[
 
 
 def _caption(ax: Axes, text: str) -> None:
-    ax.set_title(_drawable(text, 60, width=36), fontsize=9, parse_math=False)
+    ax.set_title(_drawable(text, 100, width=50), fontsize=9, parse_math=False)
 
 
 def _below(ax: Axes, text: str, framed: bool = False) -> None:
