@@ -14,10 +14,9 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, StateError, UnsupportedModelError, WeightsError
-from text2sam.sam import ImageState, MaskPredictor, build_sam, check_predictor, guess_model_type, predict_points
+from text2sam.sam import MaskPredictor, build_sam, check_predictor, guess_model_type, predict_points
 from text2sam.sam import predictor as module
 from text2sam.sam._half import HalfPrecisionEncoder
-from text2sam.sam.predictor import encode_states
 from text2sam.types import PointPrompts
 
 H, W = 40, 56
@@ -278,103 +277,6 @@ def test_a_real_predictor(multimask: bool) -> None:
     np.testing.assert_array_equal(logits, expected[2])
     refined = predict_points(predictor, points, mask_input=logits[:1])
     assert not np.array_equal(refined[2][0], logits[0])
-
-
-# image states
-
-
-def test_there_is_no_state_before_an_image() -> None:
-    with pytest.raises(StateError, match="set_image"):
-        ImageState.capture(SamPredictor(tiny_sam()))
-
-
-def test_restoring_encodes_nothing_and_gives_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = SamPredictor(tiny_sam())
-    first = ImageState.encode(predictor, picture(1))
-    assert first.image is None
-    before = predict_points(predictor, click((5, 6)))
-    second = ImageState.encode(predictor, picture(2)[: H // 2])
-    assert not np.array_equal(predict_points(predictor, click((5, 6)))[2], before[2])
-    predictor.reset_image()
-    monkeypatch.setattr(predictor.model.image_encoder, "forward", None)
-    first.restore(predictor)
-    for got, expected in zip(predict_points(predictor, click((5, 6))), before, strict=True):
-        np.testing.assert_array_equal(got, expected)
-    second.restore(predictor)
-    assert predict_points(predictor, click((5, 6)))[0].shape[1:] == (H // 2, W)
-
-
-def test_a_state_is_not_for_another_model() -> None:
-    state = ImageState.encode(SamPredictor(tiny_sam()), picture(1))
-    with pytest.raises(InputError, match="another model"):
-        state.restore(SamPredictor(tiny_sam()))
-
-
-def test_a_state_holds_what_relatives_of_sam_keep_besides() -> None:
-    predictor = SamPredictor(tiny_sam())
-    predictor.set_image(picture(1))
-    predictor.interm_features = ["of picture 1"]
-    state = ImageState.capture(predictor)
-    predictor.set_image(picture(2))
-    predictor.interm_features = ["of picture 2"]
-    state.restore(predictor)
-    assert predictor.interm_features == ["of picture 1"]
-
-
-def test_states_of_several_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [picture(1), picture(2)[: H // 2], picture(3)[:, : W // 3]]
-    predictor = SamPredictor(tiny_sam())
-    one_by_one = [ImageState.encode(predictor, image) for image in images]
-    assert encode_states(predictor, []) == []
-    for states in (encode_states(predictor, images), module._encode_batch(predictor, images)):
-        for state, expected, image in zip(states, one_by_one, images, strict=True):
-            assert state.values.keys() == expected.values.keys()
-            assert state.values["original_size"] == image.shape[:2]
-            assert tuple(state.values["input_size"]) == tuple(expected.values["input_size"])
-            torch.testing.assert_close(state.values["features"], expected.values["features"], rtol=0, atol=1e-5)
-    assert not encode_states(predictor, images)[0].image
-    assert not predictor.is_image_set
-
-    batches: list[int] = []
-    monkeypatch.setattr(SamPredictor, "device", torch.device("cuda"))
-    monkeypatch.setattr(module, "_encode_batch", lambda _, batch: batches.append(len(batch)) or one_by_one)
-    assert encode_states(predictor, images) is one_by_one
-    assert batches == [3]
-
-
-def test_states_of_a_model_that_takes_bgr() -> None:
-    sam = tiny_sam()
-    sam.image_format = "BGR"
-    predictor = SamPredictor(sam)
-    alone = ImageState.encode(predictor, picture(1))
-    batch = module._encode_batch(predictor, [picture(1), picture(2)])
-    torch.testing.assert_close(batch[0].values["features"], alone.values["features"], rtol=0, atol=1e-5)
-
-
-def test_foreign_predictors_are_given_the_image_again() -> None:
-    fake, image = Fake(), picture(1)
-    with pytest.raises(InputError, match="give the image"):
-        ImageState.capture(fake)
-    state = ImageState.encode(fake, image)
-    original = image.copy()
-    image[:] = 0
-    state.restore(fake)
-    assert len(fake.images) == 2
-    np.testing.assert_array_equal(fake.images[1], original)
-
-
-def test_predictors_with_slots_are_foreign() -> None:
-    class Slotted:
-        __slots__ = ("image",)
-
-        def set_image(self, image: np.ndarray) -> None:
-            self.image = image
-
-    slotted = Slotted()
-    state = ImageState.encode(slotted, picture(1))  # type: ignore[arg-type]
-    slotted.image = picture(2)
-    state.restore(slotted)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(slotted.image, picture(1))
 
 
 # builders and checkpoints
