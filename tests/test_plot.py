@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import label
 
 from text2sam.errors import InputError
-from text2sam.palette import OBJECT_COLOURS
+from text2sam.paint import OBJECT_COLOURS
 from text2sam.plot import (
     AGAINST_COLOUR,
     CARRIES_COLOUR,

@@ -26,7 +26,7 @@ _HOMES = {
     "PointPrompts": "text2sam.types",
     "Candidates": "text2sam.types",
     "Calibration": "text2sam.presence",
-    "Strategy": "text2sam.recipes",
+    "Recipe": "text2sam.recipes.view",
     "Text2SamError": "text2sam.errors",
     "feature_surgery": "text2sam.clip.similarity",
     "similarity_map": "text2sam.clip.similarity",
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from text2sam.errors import Text2SamError
     from text2sam.pipeline import TextPromptedSAM
     from text2sam.presence import Calibration
-    from text2sam.recipes import Strategy
     from text2sam.recipes.points import points_from_similarity
+    from text2sam.recipes.view import Recipe
     from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap
 
 __all__ = [
@@ -48,9 +48,9 @@ __all__ = [
     "Candidates",
     "ClipSurgery",
     "PointPrompts",
+    "Recipe",
     "Segmentation",
     "SimilarityMap",
-    "Strategy",
     "Text2SamError",
     "TextPromptedSAM",
     "feature_surgery",

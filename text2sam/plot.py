@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from text2sam.errors import InputError
-from text2sam.palette import OBJECT_COLOURS, Colour
+from text2sam.paint import OBJECT_COLOURS, Colour
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of, check_shape
 
 if TYPE_CHECKING:

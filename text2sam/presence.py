@@ -1,10 +1,11 @@
-"""From which presence score on a text counts as there: fitted to examples, saved and loaded."""
+"""Is a text in the image at all: the presence of a target, and thresholds fitted to examples."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.files import write_json
-from text2sam.lab.metrics import auroc
 
 _FORMAT = "text2sam calibration"
 _VERSION = 1
 _SUREST = 2.0**-24  # presence comes from float32, which knows nothing between 1 - 2**-24 and 1
+
+
+def presence_scores(generator: Any, features: Any, texts: Sequence[str], against: Sequence[str] | None) -> list[float]:
+    """The presence score in [0, 1] of each text in an image; 1 where the map generator has none.
+
+    Args:
+        generator: a :class:`text2sam.clip.protocol.MapGenerator`.
+        features: what it knows of the image.
+        texts: T texts.
+        against: what else may be in the image.
+    """
+    score = getattr(generator, "presence", None)
+    if not callable(score):
+        return [1.0] * len(texts)
+    return [float(score(features, text, against=against)) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -49,14 +65,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         for name in ("threshold", "missed_rate", "false_rate", "auroc"):
-            value = getattr(self, name)
-            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-            if not ok:
-                raise InputError(f"{name} must be a number in [0, 1], not {value!r}")
+            check_number(name, getattr(self, name), 0, 1)
         for name in ("n_present", "n_absent"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} must be an int of at least 1, not {value!r}")
+            check_number(name, getattr(self, name), 1, whole=True)
         if not isinstance(self.model, str):
             raise InputError(f"model must be a string, not {self.model!r}")
 
@@ -132,8 +143,7 @@ def fit_threshold(presence: ArrayLike, present: ArrayLike, *, false_cost: float 
             positive finite number.
     """
     scores, there = _check_examples(presence, present)
-    if not isinstance(false_cost, (int, float)) or not 0 < false_cost < np.inf:
-        raise InputError(f"false_cost must be a number above 0, not {false_cost!r}")
+    check_number("false_cost", false_cost, 0, float(np.finfo(np.float64).max), above=True)
     hits, misses = np.sort(scores[there]), np.sort(scores[~there])
     levels = np.unique(scores)  # (K,) ascending
     # gap k: the scores from levels[k] on count as present; K is the gap above all scores
@@ -159,7 +169,8 @@ def fit_threshold(presence: ArrayLike, present: ArrayLike, *, false_cost: float 
         n_absent=len(misses),
         missed_rate=missed[best] / len(hits),
         false_rate=false[best] / len(misses),
-        auroc=auroc(hits, misses),
+        auroc=float((np.searchsorted(misses, hits, "left") + np.searchsorted(misses, hits, "right")).sum() / 2)
+        / (len(hits) * len(misses)),
     )
 
 

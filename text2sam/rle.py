@@ -57,6 +57,14 @@ def check_runs(runs: object, size: tuple[int, int]) -> NDArray[np.int64]:
     return _checked(np.array(runs, np.int64), size)
 
 
+def roll(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The run lengths (R,) int64 of a mask (H, W) bool; :func:`unroll` gives it back."""
+    flat = np.ascontiguousarray(mask.T).reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    ends = [0, *([0] if len(flat) and flat[0] else [])]
+    return np.diff(np.concatenate([ends, changes, [len(flat)]])).astype(np.int64)
+
+
 def unroll(runs: NDArray[np.int64] | Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask (H, W) bool of run lengths that fill ``size``."""
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
-from text2sam.clip.prompts import check_text
-from text2sam.errors import InputError, PromptError
+from text2sam.checks import check_number
+from text2sam.errors import InputError, PromptError, Text2SamWarning
 
 Target = str | Sequence[str] | Mapping[str, Sequence[str]]
-"""A text; ``"person+bench"`` and ``["person", "bench"]`` are one target of two joined texts;
+"""A text; ``"person+bench"`` and ``["person", "bench"]`` are one target, any of two joined texts;
 ``{"car": ["car", "automobile"]}`` is one target with two words for it, called by its key."""
 
 Texts = Sequence[Target] | Mapping[str, Sequence[str]]
 """Several targets; a mapping holds one target per key, each with its synonyms."""
+
+_LIST = re.compile(r"[^\W\d_]\s*(,|;|\.\s|\band\b|\bor\b)\s*[^\W\d_]")
+
+
+def check_text(text: str) -> str:
+    """A text prompt, stripped.
+
+    Raises:
+        PromptError: it is not a string or has no letter, digit or emoji in it.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"a text prompt is a string, not {type(text).__name__}: {text!r}")
+    if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):  # So: emoji
+        raise PromptError(f"a text prompt names something to look for; {text!r} does not")
+    return text.strip()
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,13 @@ def split_target(text: str | Sequence[str]) -> tuple[str, ...]:
     texts = tuple(check_text(part) for part in parts)
     if len(set(texts)) < len(texts):
         raise PromptError(f"a text is joined twice in {text!r}")
+    if isinstance(text, str) and len(texts) == 1 and _LIST.search(text):
+        warnings.warn(
+            f"{text!r} is looked for as one text; to look for several things give several texts, or join them with '+' for "
+            "one mask of any of them",
+            Text2SamWarning,
+            stacklevel=3,
+        )
     return texts
 
 
@@ -128,17 +152,10 @@ def thresholds_of(threshold: float | Mapping[str, float] | None, queries: Sequen
         InputError: a threshold is not in [0, 1], or belongs to no query.
     """
     if not isinstance(threshold, Mapping):
-        value = default if threshold is None else _in_range(threshold)
-        return [value] * len(queries)
+        return [default if threshold is None else check_number("threshold", threshold, 0, 1)] * len(queries)
     labels = [query.label for query in queries]
     unknown = [label for label in threshold if label not in labels]
     if unknown:
         raise InputError(f"threshold is given for {unknown[0]!r}, which is not looked for; the texts are {labels}")
-    values = {label: _in_range(value) for label, value in threshold.items()}
+    values = {label: check_number("threshold", value, 0, 1) for label, value in threshold.items()}
     return [values.get(label, default) for label in labels]
-
-
-def _in_range(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
-        raise InputError(f"threshold must be a number in [0, 1], or a mapping from texts to such numbers, not {value!r}")
-    return float(value)

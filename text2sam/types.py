@@ -7,15 +7,94 @@ person sees it (EXIF rotation applied), the origin at the top left corner.
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Sequence
+import io
+import os
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
+from text2sam.checks import check_shape as check_shape
 from text2sam.errors import InputError
+from text2sam.files import write_png
+from text2sam.paint import overlay
+from text2sam.rle import roll, unroll
+
+if TYPE_CHECKING:
+    from text2sam.image import ImageLike
+
+_T = TypeVar("_T")
+
+NOISE = 1e-5
+"""A map whose range is below this share of its magnitude is flat: float32 rounding alone leaves such a range."""
+
+
+def min_max(values: NDArray[Any], magnitude: float = 0.0) -> NDArray[np.float32]:
+    """Values brought to [0, 1].
+
+    Args:
+        values: finite numbers of any shape, not empty.
+        magnitude: of the numbers that ``values`` was computed from, where that is above the magnitude of ``values``.
+
+    Returns:
+        float32 of the same shape; all 0 where the range is below :data:`NOISE` times the magnitude.
+    """
+    low, high = float(values.min()), float(values.max())
+    if high - low <= NOISE * max(abs(low), abs(high), magnitude):
+        return np.zeros(values.shape, np.float32)
+    scaled: NDArray[np.float32] = ((values - values.min()) / (values.max() - values.min())).astype(np.float32)
+    return scaled
+
+
+class _Packed:
+    """A field of bool masks (..., H, W) that may be kept as run lengths, and is always given as an array.
+
+    The array made of run lengths is held weakly: it is made anew when nobody holds it any more.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._kept, self._made = f"_{name}_kept", f"_{name}_made"
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._kept] = value
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        kept = instance.__dict__[self._kept]
+        if not isinstance(kept, tuple):
+            return kept
+        made = instance.__dict__.get(self._made)
+        array = None if made is None else made()
+        if array is None:
+            shape, runs = kept
+            array = np.empty(shape, np.bool_)
+            for mask, lengths in zip(array.reshape(-1, *shape[-2:]), runs, strict=True):
+                mask[...] = unroll(lengths, shape[-2:])
+            instance.__dict__[self._made] = weakref.ref(array)
+        return array
+
+    def pack(self, instance: Any) -> None:
+        """Keeps the masks of an instance as run lengths from here on."""
+        kept = instance.__dict__[self._kept]
+        if isinstance(kept, np.ndarray) and kept.size:
+            runs = tuple(roll(mask).astype(np.uint32) for mask in kept.reshape(-1, *kept.shape[-2:]))
+            instance.__dict__[self._kept] = kept.shape, runs
+
+
+def _packed(name: str) -> Callable[[type[_T]], type[_T]]:
+    """Makes a field of a dataclass a :class:`_Packed`."""
+
+    def decorate(cls: type[_T]) -> type[_T]:
+        setattr(cls, name, _Packed(name))
+        return cls
+
+    return decorate
 
 
 def _require(condition: bool, what: str) -> None:
@@ -39,21 +118,35 @@ class PointPrompts:
         coords: (N, 2) float32, (x, y) in pixels of the image.
         labels: (N,) uint8, 1 on the object, 0 off it.
 
+    Lists and arrays of other number types are converted.
+
     Raises:
-        InputError: shapes, dtypes or labels are not those above, or a coordinate is not finite.
+        InputError: shapes or labels are not those above, or a coordinate is not a finite number.
     """
 
     coords: NDArray[np.float32]
     labels: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        c, n = self.coords, self.labels
-        ok = isinstance(c, np.ndarray) and c.ndim == 2 and c.shape[1] == 2 and c.dtype == np.float32
-        _require(ok, f"coords must be a float32 array of shape (N, 2), not {_describe(c)}")
-        _require(bool(np.isfinite(c).all()), "coords must be finite")
-        ok = isinstance(n, np.ndarray) and n.shape == (len(c),) and n.dtype == np.uint8
-        _require(ok, f"labels must be a uint8 array of shape ({len(c)},), not {_describe(n)}")
-        _require(bool((n <= 1).all()), f"labels are 1 (on the object) or 0 (off it), not {sorted(set(n.tolist()))}")
+        try:
+            coords, labels = np.asarray(self.coords), np.asarray(self.labels)
+            coords = coords.reshape(0, 2) if coords.shape == (0,) else coords
+            numbers = coords.dtype.kind in "fiu" and (labels.dtype.kind in "fiub" or not labels.size)
+        except ValueError:
+            numbers = False
+        _require(
+            numbers, f"coords and labels must be arrays of numbers, not {_describe(self.coords)} and {_describe(self.labels)}"
+        )
+        ok = coords.ndim == 2 and coords.shape[1] == 2
+        _require(ok, f"coords must be of shape (N, 2), not {_describe(self.coords)}")
+        with np.errstate(over="ignore"):
+            coords = coords.astype(np.float32, copy=False)
+        _require(bool(np.isfinite(coords).all()), "coords must be finite")
+        _require(labels.shape == (len(coords),), f"labels must be of shape ({len(coords)},), not {_describe(self.labels)}")
+        wrong = sorted(set(labels.tolist()) - {0, 1})
+        _require(not wrong, f"labels are 1 (on the object) or 0 (off it), not {wrong}")
+        object.__setattr__(self, "coords", coords)
+        object.__setattr__(self, "labels", labels.astype(np.uint8, copy=False))
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -81,8 +174,7 @@ class SimilarityMap:
     Attributes:
         values: (gh, gw) float32, one value per patch, before min-max: the scale is kept.
         text: the text it belongs to.
-        method: how it was made, see :data:`text2sam.clip.attention.METHODS` and
-            :func:`text2sam.lab.activation.class_activation`.
+        method: how it was made, see :data:`text2sam.clip.attention.METHODS`.
 
     Raises:
         InputError: ``values`` is not a finite, non-empty float32 array with two axes.
@@ -100,16 +192,12 @@ class SimilarityMap:
 
     @property
     def flat(self) -> bool:
-        """True when every patch has the same value, so that the map points nowhere."""
-        return bool(self.values.min() == self.values.max())
+        """True when the range of the values is rounding noise (:data:`NOISE`), so that the map points nowhere."""
+        return not self.normalized().any()
 
     def normalized(self) -> NDArray[np.float32]:
-        """(gh, gw) float32 in [0, 1] by min-max; a flat map is all 0."""
-        low, high = self.values.min(), self.values.max()
-        if low == high:
-            return np.zeros_like(self.values)
-        scaled: NDArray[np.float32] = ((self.values - low) / (high - low)).astype(np.float32)
-        return scaled
+        """(gh, gw) float32 in [0, 1] by :func:`min_max`; a flat map is all 0."""
+        return min_max(self.values)
 
     def to_image(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """The min-max map over the image.
@@ -135,14 +223,13 @@ class SimilarityMap:
         return (column + 0.5) * w / gw, (row + 0.5) * h / gh
 
 
+@_packed("masks")
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """The masks SAM offered for one object, and which one was taken.
 
-    The answers to the prompt come first, then, where there was refinement, the mask of each round.
-
     Attributes:
-        masks: (M, H, W) bool.
+        masks: (M, H, W) bool; kept as run lengths, and made anew when they are asked for.
         scores: (M,) float32, SAM's own estimate of each mask's IoU.
         low_res_logits: (M, h, w) float32 as ``SamPredictor.predict`` returns them.
         chosen: index of the mask that was taken.
@@ -171,19 +258,29 @@ class Candidates:
         _require(ok, f"low_res_logits must be a float32 array of shape ({len(m)}, h, w), not {_describe(low)}")
         ok = isinstance(self.chosen, (int, np.integer)) and 0 <= self.chosen < len(m)
         _require(ok, f"chosen must be an int in [0, {len(m)}), not {self.chosen!r}")
+        Candidates.__dict__["masks"].pack(self)
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self.scores)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the masks."""
+        kept = self.__dict__["_masks_kept"]
+        h, w = (kept[0] if isinstance(kept, tuple) else kept.shape)[-2:]
+        return h, w
 
 
-@dataclass(frozen=True, eq=False)
+@_packed("mask")
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """What ``TextPromptedSAM.segment`` returns.
 
     Attributes:
         mask: (H, W) bool.
-        score: float in [0, 1], how good the mask is thought to be (0 where there is none): by ``strategy="paper"`` SAM's own
-            estimate, by ``"objects"`` the candidate's total times ``presence``; of several objects the best one's.
+        score: float in [0, 1], the expected quality of the mask, 0 for an empty mask. With ``strategy="paper"`` SAM's own
+            estimate of the IoU; with ``"objects"`` the total of the chosen candidate times ``presence``. Of several objects,
+            the highest score.
         box: (4,) float32 xyxy in pixels, the mask's bounding box with exclusive right and lower edge;
             None when the mask is empty.
         points: the prompts sent to SAM.
@@ -196,9 +293,11 @@ class Segmentation:
         threshold: float in [0, 1], what ``presence`` was held against.
         objects: one result per object where ``mask`` is the union of several objects' masks, highest score first; empty for
             a result that is one object itself, and where there is none.
-        zoomed: (4,) float32 xyxy in pixels of the image, the crop that was looked at more closely; None where none was.
         looked_for: the texts behind ``text``: synonyms, or joined texts; empty when it is ``text`` alone.
         excluded: the texts whose places were to be avoided.
+        thumbnail: (h, w, 3) uint8 RGB, a small copy of the image for notebooks, or None.
+
+    Masks of ``objects`` and of ``candidates`` are kept as run lengths and made anew when they are asked for.
 
     Raises:
         InputError: a field is not of the kind above, ``box`` contradicts ``mask``, ``objects`` are not what the mask
@@ -217,17 +316,16 @@ class Segmentation:
     strategy: str = "paper"
     threshold: float = 0.0
     objects: tuple[Segmentation, ...] = ()
-    zoomed: NDArray[np.float32] | None = None
     looked_for: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    thumbnail: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         m = self.mask
         ok = isinstance(m, np.ndarray) and m.ndim == 2 and m.dtype == np.bool_
         _require(ok, f"mask must be a bool array of shape (H, W), not {_describe(m)}")
-        for name, value in (("score", self.score), ("presence", self.presence), ("threshold", self.threshold)):
-            ok = isinstance(value, (int, float, np.number)) and bool(0.0 <= value <= 1.0)
-            _require(ok, f"{name} must be a number in [0, 1], not {value!r}")
+        for name in ("score", "presence", "threshold"):
+            check_number(name, getattr(self, name), 0, 1)
         box = box_of(m)
         if self.box is None or box is None:
             _require(self.box is None, "box is given although the mask is empty")
@@ -241,12 +339,12 @@ class Segmentation:
             isinstance(self.similarity, SimilarityMap), f"similarity must be a SimilarityMap, not {_describe(self.similarity)}"
         )
         c = self.candidates
-        ok = c is None or (isinstance(c, Candidates) and c.masks.shape[1:] == m.shape)
+        ok = c is None or (isinstance(c, Candidates) and c.shape == m.shape)
         _require(ok, f"candidates must be Candidates with masks of shape {m.shape} or None, not {type(c).__name__}")
         _require(isinstance(self.text, str) and isinstance(self.strategy, str), "text and strategy must be strings")
-        z = self.zoomed
-        ok = z is None or (isinstance(z, np.ndarray) and z.shape == (4,) and z.dtype == np.float32)
-        _require(ok, f"zoomed must be a float32 array of shape (4,) or None, not {_describe(z)}")
+        small = self.thumbnail
+        ok = small is None or (isinstance(small, np.ndarray) and small.ndim == 3 and small.dtype == np.uint8)
+        _require(ok, f"thumbnail must be a uint8 array of shape (h, w, 3) or None, not {_describe(small)}")
         for name, texts in (("looked_for", self.looked_for), ("excluded", self.excluded)):
             ok = isinstance(texts, tuple) and all(isinstance(text, str) for text in texts)
             _require(ok, f"{name} must be a tuple of strings, not {_describe(texts)}")
@@ -259,9 +357,19 @@ class Segmentation:
         _require(ok, "objects must be a tuple of Segmentation")
         if not self.objects:
             return
-        _require(all(o.mask.shape == self.mask.shape for o in self.objects), "the masks of objects must have the mask's shape")
-        union = np.logical_or.reduce([o.mask for o in self.objects])
+        union = np.zeros(self.mask.shape, np.bool_)
+        for part in self.objects:
+            mask = part.mask
+            _require(mask.shape == union.shape, "the masks of objects must have the mask's shape")
+            union |= mask
+            Segmentation.__dict__["mask"].pack(part)
         _require(bool((union == self.mask).all()), "mask is not the union of the masks of objects")
+
+    def __repr__(self) -> str:
+        h, w = self.mask.shape
+        state = f"{len(self.instances)} object{'s'[: len(self.instances) != 1]}" if self.present else "not here"
+        box = "" if self.box is None else f", score {self.score:.2f}, box {[round(float(v)) for v in self.box]}"
+        return f"<Segmentation {self.text!r}: {state}, presence {self.presence:.2f}{box}, image {w} x {h}>"
 
     @property
     def area(self) -> int:
@@ -273,14 +381,53 @@ class Segmentation:
         """One result per object, highest score first: ``objects``, else the result itself; none where the mask is empty."""
         return self.objects or (() if self.box is None else (self,))
 
-    def explain(self) -> dict[str, Any]:
-        """Everything behind the result, in JSON's types; :func:`text2sam.plot.explain` draws it.
+    def save(self, path: str | os.PathLike[str], image: ImageLike | None = None) -> Path:
+        """Writes a PNG file, whole or not at all.
+
+        Args:
+            path: the file.
+            image: the image that was segmented, as :func:`text2sam.image.read_image` accepts it. The file then shows the
+                objects and the points over it; without it the file is the mask, 255 on the object and 0 off it.
+
+        Returns:
+            ``path`` as a ``Path``.
+
+        Raises:
+            OutputError: the file cannot be written.
+            ImageError: the image cannot be read.
+            InputError: the image is of another size.
+        """
+        if image is None:
+            return write_png(path, self.mask)
+        from text2sam.image import read_image
+
+        pixels = read_image(image)
+        _require(pixels.shape[:2] == self.mask.shape, f"the image is {pixels.shape[:2]}, the mask {self.mask.shape}")
+        masks = [part.mask for part in self.instances]
+        return write_png(path, overlay(pixels, masks, points=self.points.coords, labels=self.points.labels))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the objects over a small copy of the image; None without that copy."""
+        if self.thumbnail is None:
+            return None
+        from PIL import Image
+
+        (h, w), (th, tw) = self.mask.shape, self.thumbnail.shape[:2]
+        rows, columns = ((np.arange(th) * h) // th, (np.arange(tw) * w) // tw)
+        masks = [part.mask[rows][:, columns] for part in self.instances]
+        points = self.points.coords * np.array([tw / w, th / h], np.float32)
+        buffer = io.BytesIO()
+        Image.fromarray(overlay(self.thumbnail, masks, points=points, labels=self.points.labels)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything behind the result but the masks, in JSON's types.
 
         Returns:
             A dictionary of plain numbers, strings, lists and dictionaries. What is not finite is None. Its keys:
 
             - ``text``, ``looked_for``, ``excluded``, ``strategy``, ``present``, ``presence``, ``threshold``, ``score``,
-              ``area`` (pixels), ``box`` and ``zoomed`` (xyxy in pixels, or None) as the attributes; ``shape``: [H, W].
+              ``area`` (pixels), ``box`` (xyxy in pixels, or None) as the attributes; ``shape``: [H, W].
             - ``points``: ``coords`` ([x, y] in pixels), ``labels`` (1 or 0), and ``heat``, the min-max map's value in
               [0, 1] under each point (that of :meth:`SimilarityMap.to_image`).
             - ``map``: ``text``, ``method``, ``grid`` ([gh, gw]), ``lowest``, ``highest`` and ``mean`` before min-max,
@@ -295,6 +442,7 @@ class Segmentation:
         """
         shape = check_shape(self.mask.shape)
         values, offered = self.similarity.values, self.candidates
+        masks = () if offered is None else enumerate(offered.masks)
         return {
             "text": self.text,
             "looked_for": list(self.looked_for),
@@ -306,7 +454,6 @@ class Segmentation:
             "score": float(self.score),
             "area": self.area,
             "box": None if self.box is None else self.box.tolist(),
-            "zoomed": None if self.zoomed is None else [_finite(v) for v in self.zoomed],
             "shape": list(shape),
             "points": {
                 "coords": self.points.coords.tolist(),
@@ -322,15 +469,16 @@ class Segmentation:
                 "mean": float(values.mean(dtype=np.float64)),
                 "peak": list(self.similarity.peak(shape)),
             },
-            "candidates": [] if offered is None else [_candidate(offered, index) for index in range(len(offered))],
+            "candidates": []
+            if offered is None
+            else [_candidate(offered, index, mask) for index, mask in enumerate(offered.masks)],
             "reason": None if offered is None else offered.reason,
-            "objects": [one.explain() for one in self.objects],
+            "objects": [part.to_json() for part in self.objects],
         }
 
 
-def _candidate(offered: Candidates, index: int) -> dict[str, Any]:
-    """One mask of ``Segmentation.explain``."""
-    mask = offered.masks[index]
+def _candidate(offered: Candidates, index: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """One mask of ``Segmentation.to_json``."""
     box = box_of(mask)
     return {
         "score": _finite(offered.scores[index]),
@@ -373,17 +521,3 @@ def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
     if not len(rows):
         return None
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
-def check_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """(H, W) as two positive ints.
-
-    Raises:
-        InputError: it is anything else.
-    """
-    try:
-        h, w = (operator.index(v) for v in shape)
-    except (TypeError, ValueError):
-        raise InputError(f"shape must be (H, W) in pixels, not {shape!r}") from None
-    _require(h > 0 and w > 0, f"shape must be (H, W) with both at least 1, not {shape!r}")
-    return h, w

@@ -16,7 +16,7 @@ from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
 from text2sam.export.png import PngExporter, safe
-from text2sam.palette import voc_palette
+from text2sam.paint import voc_palette
 
 Content = Callable[[Path], dict[str, bytes]]
 

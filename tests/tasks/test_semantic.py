@@ -14,7 +14,7 @@ from text2sam import ClipSurgery, TextPromptedSAM
 from text2sam.clip.attention import METHODS
 from text2sam.errors import ImageError, InputError, PromptError
 from text2sam.lab.sticker.world import THINGS, World
-from text2sam.palette import voc_palette
+from text2sam.paint import voc_palette
 from text2sam.tasks import SemanticMap, segment_semantic, semantic
 from text2sam.tasks.semantic import window_starts
 

@@ -24,7 +24,7 @@ from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.files import atomic_path
 from text2sam.image import read_image
-from text2sam.palette import OBJECT_COLOURS
+from text2sam.paint import OBJECT_COLOURS
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,14 @@ class ClipSurgery:
         )
         return ImageFeatures(surgery, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
 
+    def encode(
+        self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None, tiles: Tiles = False
+    ) -> list[ImageFeatures]:
+        """Features of several images; see :meth:`encode_image`. Without tiles they are encoded as one batch."""
+        if tiles is False:
+            return self.encode_images(images, methods=methods)
+        return [self.encode_image(image, methods=methods, tiles=tiles) for image in images]
+
     def encode_images(self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None) -> list[ImageFeatures]:
         """Features of several images, encoded as one batch.
 

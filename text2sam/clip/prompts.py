@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import nn
 from text2sam.clip.towers import evaluating
 from text2sam.errors import OutputError, PromptError, UnsupportedModelError
 from text2sam.files import write_bytes
+from text2sam.targets import check_text as check_text
 
 SCENE_TEMPLATES: tuple[str, ...] = (
     "there is a {} in the scene.",
@@ -134,19 +134,6 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     if wrong or not given:
         raise PromptError(f"each template has exactly one '{{}}' for the text; there is {wrong[0] if wrong else 'none'!r}")
     return given
-
-
-def check_text(text: str) -> str:
-    """A text prompt, stripped.
-
-    Raises:
-        PromptError: it is not a string or has no letter, digit or emoji in it.
-    """
-    if not isinstance(text, str):
-        raise PromptError(f"a text prompt is a string, not {type(text).__name__}: {text!r}")
-    if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):  # So: emoji
-        raise PromptError(f"a text prompt names something to look for; {text!r} does not")
-    return text.strip()
 
 
 class PromptEnsemble:

@@ -15,7 +15,7 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import Exporter
 from text2sam.files import atomic_path, write_text
-from text2sam.palette import voc_palette
+from text2sam.paint import voc_palette
 
 _SIZES = (3, 4, 8, 16)
 _CHANNELS = 4

@@ -16,7 +16,7 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import Exporter, stem_of
 from text2sam.files import atomic_path, write_bytes, write_json, write_png
-from text2sam.palette import voc_palette
+from text2sam.paint import voc_palette
 
 KINDS = ("masks", "labels", "instances")
 """The pictures there are; see :class:`PngExporter`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,15 @@ class Choice:
     index: int
     reason: str
     figures: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+MaskRule: TypeAlias = Callable[
+    [NDArray[np.bool_], NDArray[np.float32], SimilarityMap, PointPrompts, NDArray[np.float32]],
+    Choice,
+]
+"""Masks (M, H, W), scores (M,), the map, points, low-resolution logits (M, h, w) -> which mask. The figure ``"total"`` of a
+mask, where the rule gives it, is the object's score; else SAM's score is. The figure ``"contrast"`` decides whether an object
+stays."""
 
 
 def choose_by_score(

@@ -1,18 +1,38 @@
-"""Similarity map -> point prompts."""
+"""Similarity map -> point prompts: pure functions that never see a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError
-from text2sam.types import PointPrompts, SimilarityMap, check_shape
+from text2sam.types import NOISE, PointPrompts, SimilarityMap, min_max
+
+PointRule: TypeAlias = Callable[[SimilarityMap, tuple[int, int], Sequence[NDArray[np.bool_]]], PointPrompts]
+"""A map, (H, W) of the image, and (H, W) bool masks of the objects found or tried so far -> points of the next object; no
+points end the search."""
 
 SMOOTHING = 0.7
-"""Standard deviation, in patches, of the Gaussian that calms a map before its peaks are looked for."""
+"""Standard deviation, in patches, of the Gaussian that smooths a map before its peaks are looked for."""
+
+
+def joint_map(maps: Sequence[SimilarityMap]) -> SimilarityMap:
+    """One map for texts joined in one target: the mean of their min-max maps; a single map stays as it is."""
+    if len(maps) == 1:
+        return maps[0]
+    values = np.mean([m.normalized() for m in maps], axis=0).astype(np.float32)
+    return SimilarityMap(values, "+".join(m.text for m in maps), maps[0].method)
+
+
+def mean_map(maps: Sequence[SimilarityMap], text: str) -> SimilarityMap:
+    """One map for synonyms: the mean of their similarities, which is the similarity to the mean of their embeddings."""
+    values = np.stack([m.values for m in maps]).mean(axis=0).astype(np.float32)
+    return SimilarityMap(values, text, maps[0].method)
 
 
 def points_from_similarity(
@@ -51,20 +71,15 @@ def points_from_similarity(
         raise InputError(f"values must be a finite, non-empty array of shape (gh, gw), not {type(values).__name__}") from error
     if grid.ndim != 2 or not grid.size or not np.isfinite(grid).all():
         raise InputError(f"values must be a finite, non-empty array of shape (gh, gw), not of shape {grid.shape}")
-    if not 0.0 <= threshold <= 1.0:
-        raise InputError(f"threshold must be in [0, 1], not {threshold!r}")
-    if not isinstance(downsample, int) or downsample < 1:
-        raise InputError(f"downsample must be a whole number of at least 1, not {downsample!r}")
+    check_number("threshold", threshold, 0, 1)
+    check_number("downsample", downsample, 1, whole=True)
     rows, columns = (max(1, n // downsample) for n in grid.shape)
     small = torch.nn.functional.interpolate(
         torch.from_numpy(np.ascontiguousarray(grid))[None, None], (rows, columns), mode="bilinear", align_corners=False
     )
-    flat = small.flatten().numpy()
-    low, high = flat.min(), flat.max()
-    # the interpolation of equal values can differ in the last bit, which min-max would blow up
-    if low == high or grid.min() == grid.max():
+    flat = min_max(small.flatten().numpy(), magnitude=float(np.abs(grid).max()))
+    if not flat.any() or grid.max() - grid.min() <= NOISE * np.abs(grid).max():
         return PointPrompts.empty()
-    flat = (flat - low) / (high - low)
     count = min(int((flat >= threshold).sum()), flat.size // 2)
     rank = np.argsort(flat, kind="stable")
     chosen = np.concatenate([rank[flat.size - count :], rank[:count]])
@@ -80,16 +95,11 @@ def heat_of(similarity: SimilarityMap) -> NDArray[np.float32]:
 
     A single hot patch among cold ones is mostly noise; what belongs to an object is hot over several.
     """
-    from scipy.ndimage import gaussian_filter
+    from skimage.filters import gaussian
 
     if similarity.flat:
         return np.zeros_like(similarity.values)
-    smooth = gaussian_filter(similarity.values.astype(np.float64), SMOOTHING, mode="nearest")
-    low, high = smooth.min(), smooth.max()
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # smoothing left nothing but rounding
-        return np.zeros_like(similarity.values)
-    heat: NDArray[np.float32] = ((smooth - low) / (high - low)).astype(np.float32)
-    return heat
+    return min_max(gaussian(similarity.values.astype(np.float64), SMOOTHING, mode="nearest"))
 
 
 def patch_shares(masks: NDArray[np.bool_], grid: Sequence[int]) -> NDArray[np.float32]:
@@ -120,12 +130,11 @@ def hot_component(heat: NDArray[np.float32], at: tuple[int, int], threshold: flo
         at: (row, column) of a patch; where its own heat is below the threshold, the result is that patch alone.
         threshold: in the units of ``heat``.
     """
-    from scipy.ndimage import label
+    from skimage.segmentation import flood
 
-    component = np.zeros(heat.shape, np.bool_)
+    component: NDArray[np.bool_] = np.zeros(heat.shape, np.bool_)
     if heat[at] >= threshold:
-        regions, _ = label(heat >= threshold, np.ones((3, 3)))
-        component |= regions == regions[at]
+        component |= flood(heat >= threshold, at, connectivity=2)
     component[at] = True
     return component
 
@@ -238,48 +247,6 @@ def _pixel(
         for at, index, length, patches in zip(place or patch, patch, shape, grid, strict=True)
     )
     return column, row
-
-
-def corrective_points(
-    similarity: SimilarityMap, mask: NDArray[np.bool_], points: PointPrompts, *, hot: float = 0.6, cold: float = 0.1
-) -> PointPrompts:
-    """Points with up to two more, where a mask and the map disagree most.
-
-    A positive one at the hottest patch of the region around the first positive point that the mask leaves out, and a
-    negative one at the coldest patch it covers; patches in which a point lies already get none. A flat map has no say.
-
-    Args:
-        similarity: the map.
-        mask: (H, W) bool.
-        points: the points the mask answers, at least one of them positive.
-        hot: a patch left out counts from this share of the heat at the first positive point on.
-        cold: a covered patch counts up to this min-max value.
-
-    Returns:
-        ``points``, longer by 0 to 2.
-
-    Raises:
-        InputError: no point is positive.
-    """
-    if not len(points.positive):
-        raise InputError(f"points must have a positive point to correct a mask, not {len(points)} negative ones alone")
-    heat = heat_of(similarity)
-    if not heat.any():
-        return points
-    h, w = check_shape(mask.shape)
-    share = patch_shares(mask[None], heat.shape)[0]
-    free = np.ones(heat.shape, np.bool_)
-    for point in points.coords:
-        free[patch_of(point, (h, w), heat.shape)] = False
-    at = patch_of(points.positive[0], (h, w), heat.shape)
-    region = hot_component(heat, at, hot * float(heat[at]))
-    coords, labels = [points.coords], [points.labels]
-    for places, value, label in ((region & (share < 0.1), heat, 1), ((share > 0.9) & (heat <= cold), -heat, 0)):
-        if (free & places).any():
-            row, column = np.unravel_index(int(np.where(free & places, value, -np.inf).argmax()), heat.shape)
-            coords.append(np.array([_pixel((int(row), int(column)), (h, w), heat.shape)], np.float32))
-            labels.append(np.array([label], np.uint8))
-    return PointPrompts(np.concatenate(coords), np.concatenate(labels))
 
 
 def pixels_under(points: NDArray[np.float32], shape: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

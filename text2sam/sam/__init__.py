@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from text2sam.sam.predictor import (
     MODEL_TYPES,
-    ImageState,
     MaskPredictor,
     build_predictor,
     build_sam,
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODEL_TYPES",
-    "ImageState",
     "MaskPredictor",
     "MobileImageEncoder",
     "build_predictor",

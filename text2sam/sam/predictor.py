@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -269,117 +268,6 @@ def _advice(guess: str | None) -> str:
     if guess is None:
         return f"it holds the weights of none of {', '.join(MODEL_TYPES)}"
     return "the image encoder is of this type, but the file is incomplete or another model's (HQ-SAM, a fine-tuned head)"
-
-
-@dataclass(frozen=True, eq=False)
-class ImageState:
-    """What a predictor holds about one image, to be put back later without encoding it again.
-
-    Predictors that keep the attributes of ``SamPredictor`` (``features``, ``original_size``,
-    ``input_size``, ``is_image_set``) get back all they held but the model and the transform, so that
-    relatives with more to keep (HQ-SAM's intermediate features) are whole as well. Any other predictor is
-    given its image again by ``set_image``, which costs an encoding.
-
-    Attributes:
-        values: the attributes kept, by name; empty when the image is set again instead.
-        image: (H, W, 3) uint8 RGB, a copy, for the predictors that need it; None for the others.
-    """
-
-    values: Mapping[str, Any]
-    image: NDArray[np.uint8] | None
-    _model: Any = field(default=None, repr=False)
-
-    @classmethod
-    def encode(cls, predictor: MaskPredictor, image: NDArray[np.uint8]) -> ImageState:
-        """Sets the image and captures the state.
-
-        Args:
-            predictor: any :class:`MaskPredictor`.
-            image: (H, W, 3) uint8 RGB.
-        """
-        predictor.set_image(image)
-        return cls.capture(predictor, image)
-
-    @classmethod
-    def capture(cls, predictor: MaskPredictor, image: NDArray[np.uint8] | None = None) -> ImageState:
-        """The state of a predictor whose image is set.
-
-        Args:
-            predictor: any :class:`MaskPredictor`.
-            image: (H, W, 3) uint8 RGB, the image that was set; needed for predictors unlike
-                ``SamPredictor``.
-
-        Raises:
-            StateError: no image is set.
-            InputError: the predictor keeps its state elsewhere and ``image`` is not given.
-        """
-        held = getattr(predictor, "__dict__", {})
-        if not held.get("is_image_set", True):
-            raise StateError("there is no image to keep: call set_image first")
-        if {"features", "original_size", "input_size", "is_image_set"} <= held.keys():
-            kept = {name: value for name, value in held.items() if name not in ("model", "transform")}
-            return cls(kept, None, held.get("model"))
-        if image is None:
-            raise InputError(f"{type(predictor).__name__} does not keep its state as SamPredictor does; give the image as well")
-        return cls({}, image.copy())
-
-    def restore(self, predictor: MaskPredictor) -> None:
-        """Makes the image the predictor's current one.
-
-        Raises:
-            InputError: the state was computed by another model.
-        """
-        if self.image is not None:
-            predictor.set_image(self.image)
-            return
-        if getattr(predictor, "model", None) is not self._model:
-            raise InputError("the image was encoded by another model; encode it again with this predictor")
-        vars(predictor).update(self.values)
-
-
-def encode_states(predictor: MaskPredictor, images: Sequence[NDArray[np.uint8]]) -> list[ImageState]:
-    """The states of several images; the predictor is left without an image.
-
-    A ``SamPredictor`` on a GPU runs its image encoder on all of them as one batch; on a CPU, where a batch only costs
-    memory, and in any other predictor, one image is set after the other.
-
-    Args:
-        predictor: any :class:`MaskPredictor`.
-        images: each (H, W, 3) uint8 RGB.
-    """
-    from segment_anything import SamPredictor
-
-    # a subclass may do more than SamPredictor in set_image
-    plain: Any = predictor if type(predictor) is SamPredictor else None
-    if plain is not None and len(images) > 1 and plain.device.type != "cpu":
-        states = _encode_batch(plain, images)
-    else:
-        states = [ImageState.encode(predictor, image) for image in images]
-    reset = getattr(predictor, "reset_image", None)
-    if callable(reset):
-        reset()
-    return states
-
-
-def _encode_batch(predictor: Any, images: Sequence[NDArray[np.uint8]]) -> list[ImageState]:
-    """States of several images from one run of ``SamPredictor``'s image encoder."""
-    import torch
-
-    model = predictor.model
-    ordered = images if model.image_format == "RGB" else [image[..., ::-1] for image in images]
-    resized = [predictor.transform.apply_image(image) for image in ordered]  # each (h, w, 3), its longer side the encoder's
-    tensors = [torch.as_tensor(r, device=predictor.device).permute(2, 0, 1).contiguous() for r in resized]
-    with torch.no_grad():
-        features = model.image_encoder(torch.stack([model.preprocess(t) for t in tensors]))  # (B, C, h', w')
-    states = []
-    for image, tensor, own in zip(images, tensors, features, strict=True):
-        predictor.reset_image()
-        predictor.original_size = (image.shape[0], image.shape[1])
-        predictor.input_size = (tensor.shape[-2], tensor.shape[-1])
-        predictor.features = own[None].clone()  # a view would keep the whole batch alive
-        predictor.is_image_set = True
-        states.append(ImageState.capture(predictor))
-    return states
 
 
 def predict_points(

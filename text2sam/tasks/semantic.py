@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam.errors import InputError, PromptError
-from text2sam.palette import voc_palette
+from text2sam.paint import voc_palette
 from text2sam.recipes.points import patch_shares
 from text2sam.types import PointPrompts, SimilarityMap, check_shape
 

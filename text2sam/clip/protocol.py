@@ -1,0 +1,65 @@
+"""What makes similarity maps: the seam between the pipeline and CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import UnsupportedModelError
+from text2sam.types import SimilarityMap
+
+
+@runtime_checkable
+class MapGenerator(Protocol):
+    """Encodes images, and makes similarity maps of texts from what it knows of an image.
+
+    Ten lines make one::
+
+        class Corner:
+            def encode(self, images):
+                return [image.shape[:2] for image in images]
+
+            def maps(self, features, texts, *, against=None):
+                values = np.zeros((4, 4), np.float32)
+                values[0, 0] = 1
+                return [SimilarityMap(values, text) for text in texts]
+
+        TextPromptedSAM(predictor, Corner()).segment(image, "cat")
+
+    What a generator may have besides, as :class:`~text2sam.clip.generator.ClipSurgery` has:
+
+    - ``presence(features, text, *, against=None) -> float``: the presence score in [0, 1]; without it every text is present.
+    - ``prepare(texts, *, against=None, method="surgery")``: encodes texts ahead, and raises for texts it cannot take.
+    - ``vocabulary`` with ``region_odds(features, text, shares)``, and ``maps(..., vocabulary=True)``: names that texts are set
+      against; features then have a ``grid``.
+    - ``fingerprint() -> str``: stands for the model in calibrations.
+    - keyword arguments ``methods`` and ``tiles`` of ``encode``, ``method`` of ``maps``: only passed where the user gives them.
+    """
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Any]:
+        """What the generator knows of each image, (H, W, 3) uint8 RGB: any object."""
+        ...
+
+    def maps(self, features: Any, texts: Sequence[str], *, against: Sequence[str] | None = None) -> list[SimilarityMap]:
+        """One map per text from what :meth:`encode` gave for an image; ``against`` names what else may be in it."""
+        ...
+
+
+def check_generator(generator: object) -> MapGenerator:
+    """The generator itself, once it is seen to have :class:`MapGenerator`'s methods.
+
+    Raises:
+        UnsupportedModelError: a method is missing, or a class is given in place of an object.
+    """
+    if isinstance(generator, type):
+        raise UnsupportedModelError(f"the generator must be an object, not the class {generator.__name__}")
+    missing = [name for name in ("encode", "maps") if not callable(getattr(generator, name, None))]
+    if missing:
+        raise UnsupportedModelError(
+            f"{type(generator).__name__} cannot make similarity maps: it has no method {' and no method '.join(missing)}; "
+            "give a ClipSurgery, or an object with the methods of text2sam.clip.protocol.MapGenerator"
+        )
+    return generator  # type: ignore[return-value]

@@ -1,0 +1,92 @@
+"""How texts are segmented: the options that ``segment`` and its relatives, the command line and folder jobs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias, TypedDict, get_args
+
+from text2sam.checks import check_number
+from text2sam.clip.tiles import Tiles, check_tiles
+from text2sam.errors import InputError
+from text2sam.image import ChannelOrder
+from text2sam.recipes import Recipe, get_recipe
+
+Thresholds: TypeAlias = float | Mapping[str, float] | None
+
+
+class SegmentOptions(TypedDict, total=False):
+    """The keyword arguments of ``segment``; :class:`Options` describes them."""
+
+    against: Sequence[str] | None
+    exclude: Sequence[str] | None
+    threshold: Thresholds
+    strategy: str | Recipe
+    method: str
+    max_objects: int
+    tiles: Tiles
+    channel_order: ChannelOrder
+
+
+@dataclass(frozen=True)
+class Options:
+    """How texts are segmented.
+
+    Attributes:
+        against: the label set for feature surgery: what else may be in the image. None subtracts the empty text instead,
+            as the papers do for a single text.
+        exclude: texts whose places are avoided: no positive point lies on what they find, negative points may, and the mask
+            leaves it out.
+        threshold: the presence score from which a text counts as present, in [0, 1]; or a mapping from texts (names) to
+            scores. None takes the model's ``presence_threshold``.
+        strategy: the recipe for points and masks, by name or an object of your own. ``"objects"`` finds every object of the
+            text, and nothing for a text that is not there; ``"paper"`` is the papers' recipe, which always proposes a mask,
+            also for an absent text: read ``present``.
+        method: how the map is made, see :data:`text2sam.clip.attention.METHODS`.
+        max_objects: how many objects of a text are looked for at most. A warning says when the search ended there.
+        tiles: for pictures far larger than CLIP's input, see :mod:`text2sam.clip.tiles`.
+        channel_order: ``"BGR"`` for arrays in OpenCV's order.
+
+    Raises:
+        InputError: a value is not of the kind above.
+    """
+
+    against: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    threshold: Thresholds = None
+    strategy: str | Recipe = "objects"
+    method: str = "surgery"
+    max_objects: int = 100
+    tiles: Tiles = False
+    channel_order: ChannelOrder = "RGB"
+
+    def __post_init__(self) -> None:
+        get_recipe(self.strategy)
+        check_tiles(self.tiles)
+        check_number("max_objects", self.max_objects, 1, whole=True)
+        if not isinstance(self.method, str):
+            raise InputError(f"method must be the name of a method, not {self.method!r}")
+        if self.channel_order not in get_args(ChannelOrder):
+            raise InputError(f'channel_order must be "RGB" or "BGR", not {self.channel_order!r}')
+        if self.threshold is not None:
+            values = self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
+            for value in values:
+                check_number("threshold", value, 0, 1)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Options:
+        """Options from keyword arguments.
+
+        Raises:
+            InputError: an option is unknown, or its value is not usable.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
+        return cls(**options)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that ``strategy`` names or is."""
+        return get_recipe(self.strategy)

@@ -1,0 +1,124 @@
+"""The default recipe: one object of a text after the other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.checks import check_number
+from text2sam.errors import Text2SamWarning
+from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
+from text2sam.recipes.points import PeakRule, PointRule, patch_of
+from text2sam.recipes.view import Found, Recipe, View
+from text2sam.targets import Query
+from text2sam.types import SimilarityMap
+
+PEAKS = PeakRule(hot=0.7, negatives=1)
+"""The default points: chosen on tuning scenes; lower peaks are mostly other things, and one negative point parts objects that
+touch."""
+
+
+@dataclass(frozen=True)
+class Objects(Recipe):
+    """Every object of a text: one prompt per peak of the map, and the mask that agrees best with the map.
+
+    Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
+
+        def hottest(similarity, shape, taken):
+            return PointPrompts.empty() if len(taken) else PointPrompts([similarity.peak(shape)], [1])
+
+        model.segment(image, "cat", strategy=Objects(points=hottest))
+
+    Attributes:
+        points: the points of the next object: called with the map, (H, W) and the masks found or tried so far; no points end
+            the search.
+        choose: chooses among SAM's masks.
+        name: what ``Segmentation.strategy`` says.
+        support: an object stays when the map's contrast at it reaches this share of the contrast at the best object, in
+            [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
+        margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
+            object; only for generators with a vocabulary.
+        answers_absent: whether a text that is not there by its presence score gets a mask all the same.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    points: PointRule = PEAKS
+    choose: MaskRule = choose_by_agreement
+    name: str = "objects"
+    support: float = 0.5
+    margin: float = 5.0
+    answers_absent: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("support", self.support, 0, 1)
+        check_number("margin", self.margin, 0)
+
+    def find(self, view: View, query: Query) -> list[Found]:
+        """The objects of a target, highest score first."""
+        found: list[Found] = []
+        for similarity in view.maps(query):
+            words = query.texts if query.synonyms else (similarity.text,)
+            found += self._fitting(view, self._supported(self._search(view, similarity)), words)
+        cut = [view.avoid.cut(each) for each in found]
+        rest = [new for new, old in zip(cut, found, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
+        return [rest[k] for k in distinct([each.mask for each in rest], [each.score for each in rest])][: view.max_objects]
+
+    def _search(self, view: View, similarity: SimilarityMap) -> list[Found]:
+        """One object after the other, until the points end."""
+        found: list[Found] = []
+        prompted: set[bytes] = set()
+        taken = [] if view.avoid.mask is None else [view.avoid.mask]
+        for _ in range(3 * view.max_objects):  # a rule need not heed what was tried
+            points = self.points(similarity, view.shape, taken)
+            if not len(points.positive):  # a flat map points nowhere
+                break
+            if len(found) == view.max_objects:
+                warnings.warn(
+                    f"the search for {similarity.text!r} ended at {len(found)} objects; max_objects= (--max-objects) sets how "
+                    "many are looked for",
+                    Text2SamWarning,
+                    stacklevel=2,
+                )
+                break
+            # a point comes again where its peak lies in the patch beside it; SAM would answer as before
+            again = points.coords.tobytes() in prompted
+            prompted.add(points.coords.tobytes())
+            taken.append(_patch_at(points.positive[0], similarity.values.shape, view.shape, reach=int(again)))
+            points = view.avoid.points(points)
+            if again or not len(points):
+                continue
+            found.append(view.prompt(similarity, points, self.choose))
+            taken[-1] |= found[-1].mask
+        return found
+
+    def _supported(self, found: Sequence[Found]) -> list[Found]:
+        """The objects at which the map stands out enough, compared with the object where it does most."""
+        values = [each.figure("contrast", np.ones_like(each.candidates.scores)) for each in found]
+        best = max(values, default=0.0)
+        least = self.support * best if best > 0 else best  # where nothing stands out, the object that does least badly stays
+        return [each for each, value in zip(found, values, strict=True) if value >= least]
+
+    def _fitting(self, view: View, found: list[Found], words: Sequence[str]) -> list[Found]:
+        """The objects that another name of the vocabulary does not fit far better than it fits the best of them."""
+        odds = view.odds(words, [each.mask for each in found]) if len(found) > 1 and np.isfinite(self.margin) else None
+        if odds is None:
+            return found
+        return [each for each, value in zip(found, odds, strict=True) if value >= odds.max() - self.margin]
+
+
+def _patch_at(
+    point: NDArray[np.float32], grid: tuple[int, ...], shape: tuple[int, int], *, reach: int = 0
+) -> NDArray[np.bool_]:
+    """(H, W) bool: the patch a point lies in, which SAM's answer need not cover, and ``reach`` patches around it."""
+    (gh, gw), (h, w) = grid, shape
+    row, column = patch_of(point, shape, (gh, gw))
+    top, left = max(row - reach, 0) * h // gh, max(column - reach, 0) * w // gw
+    out = np.zeros(shape, bool)
+    out[top : -(-(row + 1 + reach) * h // gh), left : -(-(column + 1 + reach) * w // gw)] = True
+    return out

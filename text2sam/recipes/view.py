@@ -1,0 +1,164 @@
+"""What a recipe sees of one image, and what it finds there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.recipes.points import mean_map, patch_shares, pixels_under
+from text2sam.targets import Query
+from text2sam.types import Candidates, PointPrompts, SimilarityMap
+
+if TYPE_CHECKING:
+    from text2sam.recipes.choose import MaskRule
+    from text2sam.sam.session import SamImage, Session
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One object that a recipe found.
+
+    Attributes:
+        mask: (H, W) bool.
+        points: the prompts its mask answers.
+        candidates: the masks SAM offered.
+        similarity: the map the points came from.
+    """
+
+    mask: NDArray[np.bool_]
+    points: PointPrompts
+    candidates: Candidates
+    similarity: SimilarityMap
+
+    @property
+    def score(self) -> float:
+        """The figure ``"total"`` of the chosen candidate where the mask rule gives one, else SAM's score."""
+        return self.figure("total", self.candidates.scores)
+
+    def figure(self, name: str, otherwise: NDArray[np.float32]) -> float:
+        """A figure of the chosen candidate, by name; from ``otherwise`` (M,) where the mask rule does not give it."""
+        return float(self.candidates.figures.get(name, otherwise)[self.candidates.chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Avoid:
+    """Where excluded texts are.
+
+    Attributes:
+        mask: (H, W) bool, the union of their objects; None where there is none.
+        coords: (N, 2) float32, (x, y) of points on them.
+    """
+
+    mask: NDArray[np.bool_] | None = None
+    coords: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+
+    def points(self, points: PointPrompts) -> PointPrompts:
+        """Points without positive ones on the mask, and with negative ones there; none where no positive point is left."""
+        if self.mask is None or not len(points):
+            return points
+        keep = (points.labels == 0) | ~self.mask[pixels_under(points.coords, self.mask.shape)]
+        coords, labels = points.coords[keep], points.labels[keep]
+        if not (labels == 1).any():
+            return PointPrompts.empty()
+        new = np.array([c for c in self.coords if not (coords == c).all(1).any()], np.float32).reshape(-1, 2)
+        return PointPrompts(np.concatenate([coords, new]), np.concatenate([labels, np.zeros(len(new), np.uint8)]))
+
+    def cut(self, found: Found) -> Found:
+        """An object without its pixels on the mask."""
+        return found if self.mask is None else replace(found, mask=found.mask & ~self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One image, as a recipe sees it.
+
+    Attributes:
+        shape: (H, W) of the image in pixels.
+        avoid: where excluded texts are.
+        max_objects: how many objects of a text are wanted at most.
+        generator, features, session, image: the map generator with what it knows of the image, and the SAM session with the
+            image; recipes go through the methods below.
+        against, method: the options of that name.
+        vocabulary: whether texts are set against the generator's vocabulary, where it has one and no label set is given.
+    """
+
+    shape: tuple[int, int]
+    generator: Any
+    features: Any
+    session: Session
+    image: SamImage
+    against: Sequence[str] | None = None
+    method: str = "surgery"
+    max_objects: int = 100
+    avoid: Avoid = Avoid()
+    vocabulary: bool = False
+
+    def maps(self, query: Query) -> list[SimilarityMap]:
+        """Similarity maps of what is looked for: one for synonyms, one per text joined in a target."""
+        # a generator of the user's own need not know options that are not used
+        options: dict[str, Any] = {} if self.method == "surgery" else {"method": self.method}
+        if self.vocabulary and self._names:
+            options["vocabulary"] = True
+        maps: list[SimilarityMap] = self.generator.maps(self.features, query.texts, against=self.against, **options)
+        return [mean_map(maps, query.label)] if query.synonyms else maps
+
+    def prompt(self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule) -> Found:
+        """SAM's answer to points, with one of its masks chosen.
+
+        Args:
+            similarity: the map the points came from.
+            points: at least one.
+            choose: the mask rule.
+        """
+        masks, scores, logits = self.session.ask(self.image, points)
+        choice = choose(masks, scores, similarity, points, logits)
+        candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
+        return Found(masks[choice.index], points, candidates, similarity)
+
+    def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
+        """How much better a place fits the best of texts than it fits the generator's vocabulary.
+
+        Args:
+            texts: words for one thing.
+            masks: M masks (H, W) bool.
+
+        Returns:
+            (M,) log-odds, minus infinity for an empty mask; None where the generator has no vocabulary.
+        """
+        if not self._names or not masks:
+            return None
+        shares = patch_shares(np.stack(masks), self.features.grid)
+        return np.array(
+            [
+                max(self.generator.region_odds(self.features, text, share) for text in texts) if share.any() else -np.inf
+                for share in shares
+            ]
+        )
+
+    @property
+    def _names(self) -> bool:
+        return bool(getattr(self.generator, "vocabulary", ()))
+
+
+class Recipe:
+    """A way from similarity maps to masks; subclass it and write :meth:`find`.
+
+    Attributes:
+        name: what ``Segmentation.strategy`` says.
+        answers_absent: whether a text that is not there by its presence score is looked for all the same.
+        single: whether the recipe makes one mask for all objects of a text, so that results have no ``objects``.
+        vocabulary: see :class:`View`.
+    """
+
+    name: str = "recipe"
+    answers_absent: bool = False
+    single: bool = False
+    vocabulary: bool = True
+
+    def find(self, view: View, query: Query) -> list[Found]:
+        """The objects of a target in an image, highest score first; empty where there is none."""
+        raise NotImplementedError

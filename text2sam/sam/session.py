@@ -1,0 +1,225 @@
+"""Which image a predictor holds: the only module that reads or writes a predictor's state.
+
+``SamPredictor`` holds one image at a time. A :class:`Session` lets many images take turns on one predictor: an image is
+encoded once, its state is kept, and it is put back when the image is asked about again. Somebody else may set an image of
+their own in between, another pipeline or a cell of a notebook; the session notices, or sets its own image again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
+
+if TYPE_CHECKING:
+    from text2sam.types import PointPrompts
+
+SAM = frozenset({"features", "is_image_set"})
+"""Attributes in which ``SamPredictor`` and its relatives (MobileSAM, HQ-SAM) keep an image."""
+SAM2 = frozenset({"_features", "_orig_hw", "_is_image_set"})
+"""Attributes in which ``SAM2ImagePredictor`` and its relatives keep an image."""
+
+
+class SamImage:
+    """An image as a predictor knows it; made by :meth:`Session.image`, encoded when it is first asked about.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        state: the attributes of the predictor that hold the encoded image, by name; None before the image is encoded, and for
+            predictors that keep their state elsewhere than ``SamPredictor`` and ``SAM2ImagePredictor`` do.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], model: Any, state: Mapping[str, Any] | None = None) -> None:
+        self.pixels = pixels
+        self.state = state
+        self._model = model
+
+
+class Session:
+    """The images of one predictor.
+
+    Calls from several threads wait for one another.
+
+    Args:
+        predictor: any :class:`~text2sam.sam.predictor.MaskPredictor`. All pipelines on one predictor must share its session:
+            :meth:`of` gives it.
+
+    Raises:
+        UnsupportedModelError: the predictor lacks a method or an argument.
+    """
+
+    _sessions: ClassVar[weakref.WeakValueDictionary[int, Session]] = weakref.WeakValueDictionary()  # by id of the predictor
+    _making = threading.Lock()
+
+    def __init__(self, predictor: MaskPredictor) -> None:
+        self._predictor: Any = check_predictor(predictor)
+        self._lock = threading.RLock()
+        self._current: SamImage | None = None
+        self._left: dict[str, tuple[Any, ...]] | None = None
+
+    @classmethod
+    def of(cls, predictor: MaskPredictor) -> Session:
+        """The one session of a predictor."""
+        with cls._making:
+            session = cls._sessions.get(id(predictor))
+            if session is None:
+                session = cls._sessions[id(predictor)] = cls(predictor)
+            return session
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether an encoded image can be kept and put back. Otherwise it is encoded again after every other image."""
+        held = _vars(self._predictor).keys()
+        return held >= SAM or held >= SAM2
+
+    def image(self, pixels: NDArray[np.uint8], state: Mapping[str, Any] | None = None) -> SamImage:
+        """An image to ask about.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            state: as :attr:`SamImage.state` was for this image and the same weights, to skip the encoding.
+        """
+        return SamImage(pixels, self._model, state)
+
+    def encode(self, images: Sequence[SamImage]) -> None:
+        """Encodes images ahead of questions.
+
+        A ``SamPredictor`` on a GPU encodes them as one batch; on a CPU, where a batch only costs memory, and with any other
+        predictor, one after the other. A predictor that keeps one image only holds the last of them.
+        """
+        waiting = [image for image in images if image.state is None]
+        with self._lock:
+            if len(waiting) > 1 and self._batches():
+                self._current = None
+                self._encode_batch(waiting)
+                return
+            for image in waiting:
+                self._use(image)
+
+    def ask(
+        self,
+        image: SamImage,
+        points: PointPrompts,
+        *,
+        multimask_output: bool = True,
+        mask_input: NDArray[np.float32] | None = None,
+        box: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+        """Masks of an image for point prompts; see :func:`~text2sam.sam.predictor.predict_points`."""
+        h, w = image.pixels.shape[:2]
+        with self._lock, self._float32():
+            self._use(image)
+            try:
+                return predict_points(
+                    self._predictor, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w)
+                )
+            finally:
+                self._left = _held(self._predictor)
+
+    def reset(self) -> None:
+        """Makes the predictor forget its image. States that images keep stay with them."""
+        with self._lock:
+            self._current = self._left = None
+            for name in ("reset_image", "reset_predictor"):
+                reset = getattr(self._predictor, name, None)
+                if callable(reset):
+                    reset()
+                    break
+
+    @property
+    def _model(self) -> Any:
+        return getattr(self._predictor, "model", None)
+
+    def _use(self, image: SamImage) -> None:
+        """Makes an image the predictor's own, unless it is already."""
+        if image._model is not self._model:
+            raise InputError("the image was encoded by another model; encode it again with this predictor")
+        if image.state is not None and self.keeps_state:
+            _vars(self._predictor).update(image.state)
+            self._current = image
+            return
+        if self._current is image and self._left is not None and _same(self._left, _held(self._predictor)):
+            return
+        self._current = self._left = None
+        before = _held(self._predictor)
+        with self._float32():
+            self._predictor.set_image(image.pixels)
+        self._current = image
+        if self.keeps_state:
+            image.state = {name: value for name, value in _vars(self._predictor).items() if not callable(value)}
+        after = _held(self._predictor)
+        # where setting an image changes nothing that can be seen, another image could be set unseen
+        self._left = None if _same(before, after) else after
+
+    def _batches(self) -> bool:
+        from segment_anything import SamPredictor
+
+        predictor = self._predictor
+        # a subclass may do more than SamPredictor in set_image
+        return type(predictor) is SamPredictor and predictor.device.type != "cpu"
+
+    def _encode_batch(self, images: Sequence[SamImage]) -> None:
+        """One run of ``SamPredictor``'s image encoder for several images."""
+        import torch
+
+        predictor, model = self._predictor, self._model
+        ordered = [image.pixels if model.image_format == "RGB" else image.pixels[..., ::-1] for image in images]
+        resized = [predictor.transform.apply_image(pixels) for pixels in ordered]  # (h, w, 3), the longer side the encoder's
+        tensors = [torch.as_tensor(pixels, device=predictor.device).permute(2, 0, 1).contiguous() for pixels in resized]
+        with torch.no_grad():
+            features = model.image_encoder(torch.stack([model.preprocess(tensor) for tensor in tensors]))  # (B, C, h', w')
+        for image, tensor, own in zip(images, tensors, features, strict=True):
+            predictor.reset_image()
+            predictor.original_size = image.pixels.shape[:2]
+            predictor.input_size = (tensor.shape[-2], tensor.shape[-1])
+            predictor.features = own[None].clone()  # a view would keep the whole batch alive
+            predictor.is_image_set = True
+            image.state = {name: value for name, value in _vars(predictor).items() if not callable(value)}
+        predictor.reset_image()
+
+    @contextlib.contextmanager
+    def _float32(self) -> Iterator[None]:
+        """SAM computes in float32, whatever autocast or default number format surrounds the call.
+
+        Models of SAM 2's kind are made for autocast and keep the caller's.
+        """
+        import torch
+
+        default = torch.get_default_dtype()
+        kind = getattr(getattr(self._predictor, "device", None), "type", "cpu")
+        with contextlib.ExitStack() as stack:
+            if not _vars(self._predictor).keys() >= SAM2:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if default != torch.float32:
+                torch.set_default_dtype(torch.float32)
+                stack.callback(torch.set_default_dtype, default)
+            yield
+
+
+def _vars(predictor: Any) -> dict[str, Any]:
+    held = getattr(predictor, "__dict__", None)
+    return held if isinstance(held, dict) else {}
+
+
+def _held(predictor: Any) -> dict[str, tuple[Any, ...]]:
+    """What a predictor's attributes hold, and what is in those that are lists or dictionaries."""
+    held: dict[str, tuple[Any, ...]] = {}
+    for name, value in _vars(predictor).items():
+        inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        held[name] = (value, *inside)
+    return held
+
+
+def _same(one: Mapping[str, tuple[Any, ...]], other: Mapping[str, tuple[Any, ...]]) -> bool:
+    return one.keys() == other.keys() and all(
+        len(values) == len(other[name]) and all(a is b for a, b in zip(values, other[name], strict=True))
+        for name, values in one.items()
+    )
