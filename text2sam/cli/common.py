@@ -9,17 +9,28 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from text2sam import __version__
-from text2sam.errors import InputError, OutputError, Text2SamError, Text2SamWarning, UnsupportedModelError, WeightsError
+from text2sam.errors import (
+    InputError,
+    MissingDependencyError,
+    OutputError,
+    Text2SamError,
+    Text2SamWarning,
+    UnsupportedModelError,
+    WeightsError,
+)
 from text2sam.tables import one_line
+
+if TYPE_CHECKING:
+    from text2sam.types import Segmentation
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -37,7 +48,7 @@ EXIT_CODES: dict[int, str] = {
     EXIT_WEIGHTS: "weights are missing, cannot be downloaded or do not fit",
     EXIT_CORRUPT: "models verify: a file is corrupt or missing",
     EXIT_ABSENT: "segment --require-present: a text is not in the image",
-    EXIT_FAILED: "annotate, warm: every image failed; with --strict, at least one",
+    EXIT_FAILED: "annotate, warm: every image failed; annotate --strict: at least one failed",
     EXIT_INTERRUPTED: "interrupted",
 }
 """Exit codes and what they mean. Scripts may rely on them."""
@@ -231,6 +242,18 @@ def table(headers: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error while the block runs, if that is a terminal: call what it gives with the number done so far."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
 def _print_version(value: bool) -> None:
     if value:
         echo(f"text2sam {__version__}")
@@ -318,3 +341,31 @@ def check_folder(out: Path) -> None:
         raise OutputError(f"cannot write to the folder {str(out)!r}: {str(place)!r} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write to the folder {str(out)!r}: no permission to write in {str(place)!r}")
+
+
+def check_matplotlib() -> None:
+    """Checks that figures can be drawn, before the work begins.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError("matplotlib", "drawing figures", "plot")
+
+
+def figures(result: Segmentation) -> list[str]:
+    """Presence and score of a result as cells of a table."""
+    return [f"{result.presence:.2f}", "-" if result.box is None else f"{result.score:.2f}"]
+
+
+def corners(values: Iterable[float] | None) -> str:
+    """Coordinates of a box or a point as a cell of a table."""
+    return "-" if values is None else ",".join(f"{value:.0f}" for value in values)
+
+
+def shorten(text: str, longest: int = 40) -> str:
+    """``text`` on one line, cut to a length."""
+    line = one_line(text)
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."

@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -47,6 +47,7 @@ Tiles = Annotated[
         "--tiles", metavar="auto|PIXELS", help="For large images: CLIP encodes overlapping tiles with sides of this length."
     ),
 ]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images that CLIP encodes at once.")]
 
 
 class OptionGroup:
@@ -57,7 +58,12 @@ class OptionGroup:
         """The options as parameters of a function."""
         hints = get_type_hints(cls, include_extras=True)
         return [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
             for field in fields(cls)  # type: ignore[arg-type]
         ]
 
@@ -183,6 +189,20 @@ class ModelOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class FolderOptions(OptionGroup):
+    """The images of a folder job."""
+
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders in it.")] = False
+    glob: Annotated[
+        str | None, typer.Option("--glob", metavar="PATTERN", help="Only these, such as '*.png' or 'day-*/**/*.jpg'.")
+    ] = None
+    list_file: Annotated[
+        Path | None, typer.Option("--list", metavar="FILE", help="Only the images that this file names, a path per line.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class ImageOptions(OptionGroup):
     """How image files are read."""
 
@@ -295,7 +315,7 @@ class SegmentOptions(HowOptions):
 
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", metavar="TEXT", help="What masks leave out and points avoid; repeat it or give a comma list."),
+        typer.Option("--exclude", metavar="TEXT", help="What masks leave out; repeat it or give a comma list."),
     ] = None
     synonym: Annotated[
         list[str] | None,
