@@ -26,7 +26,7 @@ def surgery_of(model: ClipSurgery | TextPromptedSAM) -> ClipSurgery:
     Raises:
         InputError: it is neither.
     """
-    surgery = model if isinstance(model, ClipSurgery) else getattr(model, "surgery", None)
+    surgery = model if isinstance(model, ClipSurgery) else getattr(model, "generator", None)
     if not isinstance(surgery, ClipSurgery):
         raise InputError(f"model must be a ClipSurgery or a TextPromptedSAM, not {type(model).__name__}")
     return surgery
