@@ -56,6 +56,7 @@ class OptionGroup:
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
         """The options as parameters of a function."""
+        group: Any = cls
         hints = get_type_hints(cls, include_extras=True)
         return [
             inspect.Parameter(
@@ -64,7 +65,7 @@ class OptionGroup:
                 default=inspect.Parameter.empty if field.default is MISSING else field.default,
                 annotation=hints[field.name],
             )
-            for field in fields(cls)  # type: ignore[arg-type]
+            for field in fields(group)
         ]
 
 
@@ -74,7 +75,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     Typer sees the options; the command is given the groups.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups = {
+    groups: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, OptionGroup)

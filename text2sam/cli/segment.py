@@ -167,7 +167,8 @@ def write_result(
         elif name == "overlay":
             result.save(path, image)
         elif name == "map":
-            write_png(path, plot.to_png(plot.heat(image, result.similarity).figure))
+            figure: Any = plot.heat(image, result.similarity).figure
+            write_png(path, plot.to_png(figure))
         elif name == "explain":
             write_png(path, plot.to_png(plot.explain(image, result)))
         elif name == "npz":
