@@ -23,7 +23,7 @@ from text2sam.cli.common import (
 from text2sam.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
-    from text2sam.zoo.weights import VerifyResult
+    from text2sam.zoo.download import VerifyResult
 
 _STICKER_LICENCE = "CC-BY-SA-4.0"
 
@@ -58,8 +58,9 @@ class ModelFile:
 
 def model_files() -> dict[str, ModelFile]:
     """Every file a preset can need, by name: the shipped pair, then the table of checkpoints."""
+    from text2sam.zoo.download import cache_path, local_path
     from text2sam.zoo.sticker import models as sticker
-    from text2sam.zoo.weights import CHECKPOINTS, cache_path, local_path
+    from text2sam.zoo.table import CHECKPOINTS
 
     files = []
     for kind in ("clip", "sam"):
@@ -116,8 +117,8 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
     """List the presets and the files they are made of."""
+    from text2sam.zoo.download import cache_folder
     from text2sam.zoo.presets import PRESETS
-    from text2sam.zoo.weights import cache_folder
 
     files = model_files()
     presets = {name: preset_files(name) for name in PRESETS}
@@ -159,7 +160,7 @@ def pull_models(
     force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
 ) -> None:
     """Download weights into the cache; prints where each file lies. A preset's name stands for both its files."""
-    from text2sam.zoo.weights import pull
+    from text2sam.zoo.download import pull
 
     for file in named_files(names):
         if file.shipped:
@@ -184,7 +185,7 @@ def verify_models(
 
 
 def _verify(file: ModelFile) -> VerifyResult:
-    from text2sam.zoo.weights import VerifyResult, file_sha256, verify
+    from text2sam.zoo.download import VerifyResult, file_sha256, verify
 
     if not file.shipped:
         return verify(file.name)
