@@ -1,7 +1,7 @@
 """The demo: scenes that ship with the package, three things to find in each and one that is not there.
 
-The scenes lie in ``text2sam/zoo/sticker/scenes`` with the true mask of every thing; ``text2sam.lab.sticker.scenes`` draws
-them. The pictures are made of OpenMoji glyphs (https://openmoji.org) and are CC BY-SA 4.0 like them.
+The scenes lie in ``text2sam/zoo/sticker/scenes`` with the true mask of each thing; :mod:`text2sam.lab.sticker.scenes` draws
+them. They are made of OpenMoji glyphs, CC BY-SA 4.0 (https://openmoji.org), and under the same licence.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from PIL import Image, ImageDraw
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
 from text2sam.paint import overlay
+from text2sam.recipes.choose import mask_iou
 from text2sam.types import Segmentation
 
 SCENES = Path(__file__).parent / "zoo" / "sticker" / "scenes"
-"""Folder of the shipped scenes and of ``scenes.json``."""
+"""The folder of the shipped scenes and of ``scenes.json``."""
 
 CREDIT = "drawn by text2sam from OpenMoji glyphs (https://openmoji.org), CC BY-SA 4.0"
+
+_CAPTION = 18  # height in pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +39,10 @@ class DemoScene:
     Attributes:
         name: of the scene.
         image: (H, W, 3) uint8 RGB.
-        masks: name of each thing in it -> (H, W) bool, where it is seen.
+        masks: the visible part of each thing, by name, (H, W) bool.
         find: three names that are in it.
         absent: a name that is not.
-        seed: it was drawn from.
+        seed: from which it was drawn.
     """
 
     name: str
@@ -52,15 +55,15 @@ class DemoScene:
 
 @dataclass(frozen=True, eq=False)
 class DemoRow:
-    """One question of the demo and its answer.
+    """A question of the demo and its answer.
 
     Attributes:
         scene: name of the scene.
-        text: the question.
+        text: the text that was looked for.
         there: whether it is in the scene.
         result: the answer.
-        iou: of the mask with the true mask; None for a text that is not in the scene.
-        files: kind -> path below the output folder, with forward slashes.
+        iou: of the mask with the true mask; None where there is no true mask.
+        files: paths below the output folder by kind, with forward slashes.
     """
 
     scene: str
@@ -77,7 +80,7 @@ class DemoRow:
 
 
 class SegmentsMany(Protocol):
-    """The part of a :class:`text2sam.TextPromptedSAM` that the demo uses."""
+    """What the demo needs of a :class:`text2sam.TextPromptedSAM`."""
 
     def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
         """One result per text."""
@@ -85,7 +88,7 @@ class SegmentsMany(Protocol):
 
 
 def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...]:
-    """The scenes of a folder; by default those that ship with the package.
+    """The scenes in a folder; by default those that ship with the package.
 
     Raises:
         InputError: a file is missing or broken.
@@ -105,12 +108,13 @@ def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...
             for entry in table["scenes"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the scenes in {folder} cannot be read ({error}); reinstall text2sam or draw them anew") from error
+        raise InputError(f"the scenes in {folder} cannot be read ({error}); reinstall text2sam") from error
 
 
 def _open(path: Path, mode: str) -> Image.Image:
     with Image.open(path) as picture:
-        return picture.convert(mode)
+        converted: Image.Image = picture.convert(mode)
+    return converted
 
 
 def run_demo(
@@ -120,26 +124,26 @@ def run_demo(
     device: str | None = None,
     scenes: Sequence[str] | None = None,
 ) -> tuple[list[DemoRow], dict[str, Any]]:
-    """Asks for three things that are in each shipped scene and for one that is not, and writes the answers.
+    """Looks for three things that are in each shipped scene and one that is not, and writes the results.
 
-    Each scene gets a folder with ``image.png``, a strip of all answers (``strip.png``), and for each text the mask and the
-    overlay with points; an empty mask leaves the scene in pale grey. ``demo.json`` holds the figures.
+    Each scene has a folder with ``image.png``, a strip of all answers (``strip.png``), and for each text the mask and the
+    overlay with points, which is the scene in pale grey where the mask is empty. ``demo.json`` holds the figures.
 
     Args:
         out: the folder to write to.
-        model: the model to ask; None takes the sticker pair.
-        device: of the sticker pair; None takes the best device of this machine.
-        scenes: names of scenes; None takes all.
+        model: the model; by default the sticker pair.
+        device: of the sticker pair; None takes the best there is.
+        scenes: names of scenes; by default all.
 
     Returns:
-        One row per question, and the content of ``demo.json``.
+        One row per question, and what ``demo.json`` holds.
 
     Raises:
         InputError: a scene is unknown.
         WeightsError: the sticker weights are not in the package.
         OutputError: a file cannot be written.
     """
-    from text2sam import TextPromptedSAM, __version__
+    from text2sam import __version__
 
     started = time.perf_counter()
     shipped = {scene.name: scene for scene in load_scenes()}
@@ -147,56 +151,62 @@ def run_demo(
     unknown = [name for name in names if name not in shipped]
     if unknown or not names:
         raise InputError(f"a scene is one of {', '.join(shipped)}, not {unknown[0] if unknown else 'none'!r}")
-    asked: SegmentsMany = TextPromptedSAM.from_pretrained("sticker", device=device) if model is None else model
-    answers = {name: _ask(asked, shipped[name], Path(out)) for name in names}
+    out = Path(out)
+    pair = _sticker_pair(device) if model is None else model
+    rows: list[DemoRow] = []
+    records = []
+    for name in names:
+        answers = _answer(pair, shipped[name], out)
+        rows += answers
+        results = [{**row.result.to_json(), "there": row.there, "iou": row.iou, "files": row.files} for row in answers]
+        files = {kind: f"{name}/{kind}.png" for kind in ("image", "strip")}
+        records.append({"scene": name, "seed": shipped[name].seed, **files, "results": results})
     record = {
         "text2sam": __version__,
         "preset": "sticker" if model is None else None,
         "seconds": round(time.perf_counter() - started, 2),
         "credit": CREDIT,
-        "scenes": [
-            {
-                "scene": name,
-                "seed": shipped[name].seed,
-                "image": f"{name}/image.png",
-                "strip": f"{name}/strip.png",
-                "results": [{**row.result.to_json(), "there": row.there, "iou": row.iou, "files": row.files} for row in rows],
-            }
-            for name, rows in answers.items()
-        ],
+        "scenes": records,
     }
-    write_json(Path(out) / "demo.json", record)
-    return [row for rows in answers.values() for row in rows], record
+    write_json(out / "demo.json", record)
+    return rows, record
 
 
-def _ask(model: SegmentsMany, scene: DemoScene, out: Path) -> list[DemoRow]:
+def _sticker_pair(device: str | None) -> SegmentsMany:
+    from text2sam.pipeline import TextPromptedSAM
+
+    return TextPromptedSAM.from_pretrained("sticker", device=device)
+
+
+def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> list[DemoRow]:
+    """Looks for the texts of a scene and writes its files."""
     write_png(out / scene.name / "image.png", scene.image)
     texts = [*scene.find, scene.absent]
-    rows, panels = [], [(scene.image, scene.name)]
+    rows, strip = [], [_captioned(scene.image, scene.name)]
     for text, result in zip(texts, model.segment_many(scene.image, texts), strict=True):
-        if result.box is None:
-            drawn = scene.image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8) // 3 + 170
-        else:
-            masks = [instance.mask for instance in result.instances]
-            drawn = overlay(scene.image, masks, points=result.points.coords, labels=result.points.labels)
         files = {kind: f"{scene.name}/{text.replace(' ', '-')}_{kind}.png" for kind in ("mask", "overlay")}
-        write_png(out / files["mask"], result.mask)
+        result.save(out / files["mask"])
+        masks, points = [part.mask for part in result.instances], result.points
+        drawn = overlay(scene.image, masks, points=points.coords, labels=points.labels) if masks else _pale(scene.image)
         write_png(out / files["overlay"], drawn)
-        truth, mask = scene.masks.get(text), result.mask
-        iou = None if truth is None else round(float((mask & truth).sum() / (mask | truth).sum()), 4)
+        truth = scene.masks.get(text)
+        iou = None if truth is None else round(float(mask_iou(result.mask, truth)), 4)
         rows.append(DemoRow(scene.name, text, truth is not None, result, iou, files))
-        panels.append((drawn, f"{text}: {rows[-1].answer} ({result.presence:.2f})"))
-    write_png(out / scene.name / "strip.png", _strip(panels))
+        strip.append(_captioned(drawn, f"{text}: {rows[-1].answer} ({result.presence:.2f})"))
+    write_png(out / scene.name / "strip.png", np.concatenate(strip, axis=1))
     return rows
 
 
-def _strip(panels: Sequence[tuple[NDArray[np.uint8], str]]) -> NDArray[np.uint8]:
-    """Pictures of one size side by side, each with a caption below it."""
-    gap, (height, width) = 8, panels[0][0].shape[:2]
-    strip = Image.new("RGB", (gap + len(panels) * (width + gap), height + 3 * gap + 12), "white")
-    draw = ImageDraw.Draw(strip)
-    for index, (picture, caption) in enumerate(panels):
-        left = gap + index * (width + gap)
-        strip.paste(Image.fromarray(picture), (left, gap))
-        draw.text((left, height + 2 * gap), caption, fill="black")
-    return np.asarray(strip)
+def _pale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: the image in pale grey, which no result with a mask looks like."""
+    grey = np.asarray(Image.fromarray(image).convert("L")) // 3 + 170  # (H, W)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _captioned(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """(H + 18, W + 4, 3) uint8: the image with a line of text above it and a white edge."""
+    h, w = image.shape[:2]
+    canvas = Image.new("RGB", (w + 4, h + _CAPTION), "white")
+    ImageDraw.Draw(canvas).text((4, 3), text, fill="black")
+    canvas.paste(Image.fromarray(image), (2, _CAPTION))
+    return np.array(canvas)

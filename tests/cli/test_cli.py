@@ -27,7 +27,8 @@ from text2sam.plot import explain, heat, overlay
 from text2sam.presence import Calibration, fit_threshold
 from text2sam.targets import parse_target
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
-from text2sam.zoo import weights
+from text2sam.zoo.download import cache_path
+from text2sam.zoo.table import CHECKPOINTS
 
 HOSTILE = [
     "../../x",
@@ -551,7 +552,7 @@ def test_other_packages_are_kept_quiet(photo: Path, pair: Pair, monkeypatch: pyt
         warnings.warn("old thing", DeprecationWarning, stacklevel=1)
         logging.getLogger("open_clip").warning("no pretrained weights")
         logging.warning("QuickGELU mismatch")
-        logging.getLogger("text2sam.zoo.weights").warning("a file is corrupt")
+        logging.getLogger("text2sam.zoo.download").warning("a file is corrupt")
 
     pair.before = chatter
     handlers, filters = logging.getLogger().handlers[:], warnings.filters[:]
@@ -768,15 +769,15 @@ def small_table(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     contents = {"mobile-sam": b"sam weights", "clip-vit-b-16-openai": b"clip weights"}
     for name, data in contents.items():
         item = dataclasses.replace(
-            weights.CHECKPOINTS[name], sha256=hashlib.sha256(data).hexdigest(), size=len(data), urls=("http://127.0.0.1:9/x",)
+            CHECKPOINTS[name], sha256=hashlib.sha256(data).hexdigest(), size=len(data), urls=("http://127.0.0.1:9/x",)
         )
-        monkeypatch.setitem(weights.CHECKPOINTS, name, item)
+        monkeypatch.setitem(CHECKPOINTS, name, item)
     put(contents, "mobile-sam")
     return contents
 
 
 def put(contents: dict[str, bytes], name: str) -> Path:
-    path = weights.cache_path(name)
+    path = cache_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(contents[name])
     return path
@@ -785,10 +786,10 @@ def put(contents: dict[str, bytes], name: str) -> Path:
 def test_models_list(small_table: dict[str, bytes]) -> None:
     document = json.loads(run("models", "list", "--json").stdout)
     files = {f["name"]: f for f in document["files"]}
-    assert set(files) == {"sticker-clip", "sticker-sam", *weights.CHECKPOINTS}
+    assert set(files) == {"sticker-clip", "sticker-sam", *CHECKPOINTS}
     assert files["mobile-sam"]["cached"] is True
     assert files["mobile-sam"]["size"] == 11
-    assert files["mobile-sam"]["path"] == str(weights.cache_path("mobile-sam"))
+    assert files["mobile-sam"]["path"] == str(cache_path("mobile-sam"))
     assert files["clip-vit-b-16-openai"]["cached"] is False
     assert files["sticker-clip"]["shipped"] is True
     assert {f["licence"] for f in files.values()} == {"MIT", "Apache-2.0", "CC-BY-SA-4.0"}
@@ -805,7 +806,7 @@ def test_models_list(small_table: dict[str, bytes]) -> None:
 
 
 def test_file_of_another_size_is_listed_as_damaged(small_table: dict[str, bytes]) -> None:
-    weights.cache_path("mobile-sam").write_bytes(b"cut")
+    cache_path("mobile-sam").write_bytes(b"cut")
     row = next(line for line in lines(run("models", "list").stdout) if line.startswith("mobile-sam"))
     assert row.split()[5] == "damaged"
     assert "models pull mobile-sam" in failed(run("models", "path", "mobile-sam"), 3)
@@ -813,7 +814,7 @@ def test_file_of_another_size_is_listed_as_damaged(small_table: dict[str, bytes]
 
 def test_models_path(small_table: dict[str, bytes]) -> None:
     result = run("models", "path", "mobile-sam")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{weights.cache_path('mobile-sam')}\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{cache_path('mobile-sam')}\n", "")
     failed(run("models", "path", "clip-vit-b-16-openai"), 3)
     failed(run("models", "path", "mobile"), 3)
     both = lines(run("models", "path", "sticker").stdout)
@@ -825,7 +826,7 @@ def test_models_pull_takes_presets(small_table: dict[str, bytes]) -> None:
     put(small_table, "clip-vit-b-16-openai")
     result = run("models", "pull", "mobile", "mobile-sam")
     assert result.exit_code == 0, result.output
-    assert lines(result.stdout) == [str(weights.cache_path(n)) for n in ("clip-vit-b-16-openai", "mobile-sam")]
+    assert lines(result.stdout) == [str(cache_path(n)) for n in ("clip-vit-b-16-openai", "mobile-sam")]
     sticker = run("models", "pull", "sticker")
     assert sticker.exit_code == 0
     assert "ships with the package" in sticker.stderr
@@ -835,7 +836,7 @@ def test_models_pull_offline(small_table: dict[str, bytes], monkeypatch: pytest.
     monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
     message = failed(run("models", "pull", "mobile"), 3)
     assert "TEXT2SAM_OFFLINE" in message
-    assert str(weights.cache_path("clip-vit-b-16-openai")) in message
+    assert str(cache_path("clip-vit-b-16-openai")) in message
     assert "--preset sticker" in message
     assert run("models", "pull", "mobile-sam").exit_code == 0
     failed(run("models", "pull", "mobile-sam", "--force"), 3)
@@ -854,7 +855,7 @@ def test_models_verify(small_table: dict[str, bytes], tmp_path: Path, monkeypatc
     assert missing.exit_code == common.EXIT_CORRUPT
     assert lines(missing.stdout)[1].split()[:2] == ["clip-vit-b-16-openai", "missing"]
     for data in (b"sam weightS", b"cut"):
-        weights.cache_path("mobile-sam").write_bytes(data)
+        cache_path("mobile-sam").write_bytes(data)
         corrupt = run("models", "verify")
         assert corrupt.exit_code == common.EXIT_CORRUPT
         assert lines(corrupt.stdout)[3].split()[:2] == ["mobile-sam", "corrupt"]

