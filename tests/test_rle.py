@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from text2sam.errors import InputError
-from text2sam.rle import check_runs, parse_counts, unroll
+from text2sam.rle import check_runs, parse_counts, roll, unroll
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (5, 7), (300, 400)]
 
@@ -23,6 +23,8 @@ def test_what_pycocotools_packs(shape: tuple[int, int], share: float) -> None:
     runs = parse_counts(coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode(), shape)
     assert unroll(runs, shape).tolist() == mask.tolist()
     assert check_runs(runs.tolist(), shape).tolist() == runs.tolist()
+    assert roll(mask).tolist() == runs.tolist()
+    assert roll(mask).dtype == np.int32
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools

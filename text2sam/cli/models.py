@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from text2sam.cli.common import (
     Json,
     app,
     echo,
+    new_app,
     print_json,
     table,
 )
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
 _STICKER_LICENCE = "CC-BY-SA-4.0"
 
-models = typer.Typer(
-    help="List, download and check model weights.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+models = new_app(help="List, download and check model weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 
@@ -124,27 +123,9 @@ def list_models(as_json: Json = False) -> None:
     files = model_files()
     presets = {name: preset_files(name) for name in PRESETS}
     if as_json:
-        print_json(
-            {
-                "cache": str(cache_folder()),
-                "files": [
-                    {
-                        "name": f.name,
-                        "kind": f.kind,
-                        "size": f.size,
-                        "licence": f.licence,
-                        "cached": f.cached,
-                        "shipped": f.shipped,
-                        "path": str(f.path),
-                        "description": f.description,
-                    }
-                    for f in files.values()
-                ],
-                "presets": [
-                    {"name": name, "files": parts, "description": PRESETS[name].description} for name, parts in presets.items()
-                ],
-            }
-        )
+        described = [{"name": n, "files": parts, "description": PRESETS[n].description} for n, parts in presets.items()]
+        listed = [{**asdict(file), "path": str(file.path)} for file in files.values()]
+        print_json({"cache": str(cache_folder()), "files": listed, "presets": described})
         return
     rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
     echo(table(["name", "kind", "size", "licence", "cached", "what it is"], rows))

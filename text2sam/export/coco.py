@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
@@ -56,7 +56,7 @@ class CocoExporter(Exporter):
         """The image's own path: one file holds all."""
         return (path,)
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         images, annotations = self._spools
         number = images.count + 1
         images.write({"id": number, "width": image.width, "height": image.height, "file_name": image.path})

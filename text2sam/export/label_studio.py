@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -63,12 +64,12 @@ class LabelStudioExporter(Exporter):
         """The image's own path: one file holds all."""
         return (path,)
 
-    def _check(self, image: AnnotatedImage) -> None:
+    def _prepare(self, image: AnnotatedImage) -> Any:
         if image.height * image.width * _CHANNELS >= 2**32:
             raise InputError(f"{image.path!r} has {image.height} x {image.width} pixels; a brush holds fewer than {2**30}")
         _quoted(image.path)
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         number = self._spools[0].count + 1
         regions = [
             {

@@ -57,7 +57,6 @@ class LabelmeExporter(Exporter):
         if embed and images_root is None:
             raise InputError("embed needs images_root, the folder the images are in")
         self.shapes, self.embed = shapes, embed
-        self._embedded: str | None = None
         super().__init__(out, labels, images_root)
 
     @staticmethod
@@ -65,10 +64,10 @@ class LabelmeExporter(Exporter):
         """``.json`` for the image's suffix, or after it."""
         return (f"{stem_of(path)}.json", f"{path}.json")
 
-    def _check(self, image: AnnotatedImage) -> None:
-        self._embedded = self._data(image) if self.embed else None
+    def _prepare(self, image: AnnotatedImage) -> Any:
+        return self._data(image) if self.embed else None
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)
         shapes: list[dict[str, Any]] = []
         groups = 0
@@ -86,7 +85,7 @@ class LabelmeExporter(Exporter):
             "flags": {},
             "shapes": shapes,
             "imagePath": self._image_path(image.path, target),
-            "imageData": self._embedded,
+            "imageData": prepared,
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
@@ -98,7 +97,7 @@ class LabelmeExporter(Exporter):
         return Path(os.path.relpath(os.path.join(os.path.realpath(self.images_root), path), target.parent)).as_posix()
 
     def _data(self, image: AnnotatedImage) -> str:
-        pixels = read_image(Path(self.images_root or ".") / image.path)
+        pixels = read_image(Path(self.images_root or ".") / image.path, max_pixels=image.height * image.width)
         if pixels.shape[:2] != (image.height, image.width):
             raise InputError(
                 f"the picture {image.path!r} has (H, W) {pixels.shape[:2]}, its annotation {(image.height, image.width)}"

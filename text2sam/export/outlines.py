@@ -10,11 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
+
+_Number = TypeVar("_Number", bound="np.number[Any]")
+
+INSET = 0.1
+"""Pixels; enough for float32 to round coordinates of images up to 500,000 pixels long down to the right pixel, and little
+enough for pycocotools, which rounds to fifths of a pixel, to make the same mask of the line as of the one it was."""
 
 _MOST_PAIRS = 20_000_000
 
@@ -63,17 +70,43 @@ def polygons(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
     return tuple(part.joined for part in outlines(mask))
 
 
-def one_polygon(lines: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def inset(line: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """A closed line of :class:`Part` moved into the pixels of its mask by :data:`INSET`.
+
+    Every corner, rounded down, is then a pixel of the mask, and so are the pixels between: readers that paint the outline
+    of the rounded polygon, as ultralytics does by OpenCV, get the very mask.
+
+    Args:
+        line: (N, 2) int64 (x, y), with the mask on the right hand.
+        mask: (H, W) bool.
+
+    Returns:
+        (K, 2) float64 (x, y).
+    """
+    before, after = np.sign(line - np.roll(line, 1, axis=0)), np.sign(np.roll(line, -1, axis=0) - line)
+    line, before, after = (v[(before != after).any(1)] for v in (line, before, after))
+    ahead, along = before[:, ::-1] * (-1, 1), after[:, ::-1] * (-1, 1)  # to the right of either edge
+    inward = ahead + along
+    x, y = (line + (inward - 1) // 2).clip(0, np.array(mask.shape[::-1]) - 1).T
+    # where two pixels touch at a corner only, and where a slit turns, the line goes from one pixel to the other
+    whole = ((before * after).sum(1) == 0) & mask[y, x]
+    points = np.stack([line + INSET * (ahead - before), line + INSET * (along + after)], axis=1)  # (N, 2, 2)
+    points[whole, 0] = (line + INSET * inward)[whole]
+    corners: NDArray[np.float64] = points[np.stack([np.ones_like(whole), ~whole], axis=1)]
+    return corners
+
+
+def one_polygon(lines: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
     """Several closed lines strung together into one.
 
     Each line hangs on an earlier one by a bridge of no width between their nearest corners. Where there are so many corners
     that looking for these would take long, the bridges run from each line's first corner to the next line's.
 
     Args:
-        lines: each (N, 2) int64 (x, y), no two with a corner in common.
+        lines: each (N, 2) (x, y), no two with a corner in common.
 
     Returns:
-        (K, 2) int64; by the even-odd rule it encloses what the lines enclose.
+        (K, 2); by the even-odd rule it encloses what the lines enclose.
 
     Raises:
         InputError: there are no lines.
@@ -92,9 +125,9 @@ def one_polygon(lines: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return points
 
 
-def _nearest(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[int, int]:
+def _nearest(a: NDArray[_Number], b: NDArray[_Number]) -> tuple[int, int]:
     """Indices of the nearest pair of points, the first one of several."""
-    best, pair = -1, (0, 0)
+    best, pair = -1.0, (0, 0)
     step = max(1, 1_000_000 // len(a))
     for start in range(0, len(b), step):
         x, y = (a[:, None] - b[None, start : start + step]).transpose(2, 0, 1)  # (A, step) each
@@ -102,7 +135,7 @@ def _nearest(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[int, int]:
         index = int(distance.argmin())
         i, j = divmod(index, distance.shape[1])
         if best < 0 or distance[i, j] < best:
-            best, pair = int(distance[i, j]), (i, start + j)
+            best, pair = float(distance[i, j]), (i, start + j)
     return pair
 
 

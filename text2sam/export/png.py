@@ -73,11 +73,11 @@ class PngExporter(Exporter):
         """``.png`` for the image's suffix, or after it; in the folder of each map."""
         return (f"{stem_of(path)}.png", f"{path}.png")
 
-    def _check(self, image: AnnotatedImage) -> None:
+    def _prepare(self, image: AnnotatedImage) -> Any:
         if "instances" in self.kinds and len(image.objects) > _MOST_OBJECTS:
             raise InputError(f"{image.path!r} has {len(image.objects)} objects, 16 bits hold {_MOST_OBJECTS}")
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         size = (image.height, image.width)
         entry: dict[str, Any] = {"path": image.path, "height": image.height, "width": image.width}
         if "masks" in self.kinds:

@@ -1,0 +1,428 @@
+"""Options that commands share, each written once.
+
+A command takes the options of a group as one value::
+
+    @app.command()
+    @with_options
+    def segment(image: ImageFile, models: ModelOptions, how: SegmentOptions) -> None:
+        model = models.build()
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from text2sam.cli.common import one_of, split_list
+from text2sam.clip.attention import METHODS
+from text2sam.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from text2sam.clip.generator import ClipSurgery
+    from text2sam.options import Options
+    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.presence import Calibration
+    from text2sam.targets import Target
+
+_TEMPLATES = ("full", "short")
+
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps (default: the best).")]
+Against = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="TEXT", help="What else may be in the image; repeat it or give a comma list."),
+]
+Tiles = Annotated[
+    str | None,
+    typer.Option(
+        "--tiles", metavar="auto|PIXELS", help="For large images: CLIP encodes overlapping tiles with sides of this length."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images that CLIP encodes at once.")]
+
+
+class OptionGroup:
+    """A frozen dataclass whose fields are options, annotated for Typer."""
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """The options as parameters of a function."""
+        group: Any = cls
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(group)
+        ]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces each parameter annotated with an :class:`OptionGroup` by the options of the group.
+
+    Typer sees the options; the command is given the groups.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, OptionGroup)
+    }
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        parameters += groups[name].parameters() if name in groups else own
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@dataclass(frozen=True)
+class ModelOptions(OptionGroup):
+    """The models of a command."""
+
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="The pair of models; text2sam models list shows them.")
+    ] = "mobile"
+    clip_checkpoint: Annotated[
+        str | None, typer.Option("--clip-checkpoint", metavar="FILE|NAME", help="Other CLIP weights: a file, or a listed name.")
+    ] = None
+    clip_model: Annotated[
+        str | None,
+        typer.Option("--clip-model", metavar="NAME", help="open_clip's name of the architecture of --clip-checkpoint."),
+    ] = None
+    sam_checkpoint: Annotated[
+        str | None, typer.Option("--sam-checkpoint", metavar="FILE|NAME", help="Other SAM weights: a file, or a listed name.")
+    ] = None
+    device: Device = None
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="NAME", help="float32; on a GPU also float16 or bfloat16.")
+    ] = None
+    templates: Annotated[
+        str,
+        typer.Option(
+            "--templates",
+            metavar="full|short",
+            callback=one_of("--templates", _TEMPLATES),
+            help="Prompt templates: the papers' 85, or a few for speed.",
+        ),
+    ] = "full"
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of CLIP's input (default: the preset's)."),
+    ] = None
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            "--scales",
+            metavar="SHARE,...",
+            help="Shares of --image-size at which CLIP encodes the image, such as 0.75,1; maps are averaged "
+            "(default: the preset's).",
+        ),
+    ] = None
+    depth: Annotated[
+        int | None, typer.Option("--depth", metavar="N", min=1, help="Number of CLIP's last blocks that have the surgery path.")
+    ] = None
+
+    def check(self) -> None:
+        """Checks the preset and the scales without loading a model.
+
+        Raises:
+            InputError: there is no such preset, or the scales are not usable.
+        """
+        from text2sam.zoo.presets import get_preset
+
+        get_preset(self.preset)
+        self._scales()
+
+    def build(self) -> TextPromptedSAM:
+        """The pair of models."""
+        from text2sam.pipeline import TextPromptedSAM
+
+        return TextPromptedSAM.from_pretrained(self.preset, sam_checkpoint=self.sam_checkpoint, **self._clip())
+
+    def build_clip(self) -> ClipSurgery:
+        """CLIP alone."""
+        from text2sam.zoo.presets import build_clip
+
+        return build_clip(self.preset, **self._clip())
+
+    def _clip(self) -> dict[str, Any]:
+        from text2sam.clip.prompts import SHORT_TEMPLATES
+
+        return {
+            "clip_checkpoint": self.clip_checkpoint,
+            "clip_model": self.clip_model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "templates": SHORT_TEMPLATES if self.templates == "short" else None,
+            "image_size": self.image_size,
+            "scales": self._scales(),
+            "depth": self.depth,
+            "progress": sys.stderr.isatty(),
+        }
+
+    def _scales(self) -> tuple[float, ...] | None:
+        if self.scales is None:
+            return None
+        from text2sam.clip.scales import check_scales
+
+        return check_scales(_numbers("--scales", self.scales, "0.75,1"))
+
+
+@dataclass(frozen=True)
+class FolderOptions(OptionGroup):
+    """The images of a folder job."""
+
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders in it.")] = False
+    glob: Annotated[
+        str | None, typer.Option("--glob", metavar="PATTERN", help="Only these, such as '*.png' or 'day-*/**/*.jpg'.")
+    ] = None
+    list_file: Annotated[
+        Path | None, typer.Option("--list", metavar="FILE", help="Only the images that this file names, a path per line.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ImageOptions(OptionGroup):
+    """How image files are read."""
+
+    max_pixels: Annotated[
+        int | None,
+        typer.Option("--max-pixels", metavar="N", min=1, help="Accept images of up to N pixels (default: Pillow's limit)."),
+    ] = None
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="BLACK,WHITE",
+            help="The values that are black and white, for images of more than 8 bits or of floats.",
+        ),
+    ] = None
+    page: Annotated[
+        int | None, typer.Option("--page", metavar="N", min=1, help="The page of a file that has several (default: the first).")
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """The options that are given, as keyword arguments of :func:`text2sam.image.read_image`.
+
+        Raises:
+            InputError: the range is not two numbers.
+        """
+        given: dict[str, Any] = {}
+        if self.max_pixels is not None:
+            given["max_pixels"] = self.max_pixels
+        if self.value_range is not None:
+            black_white = _numbers("--range", self.value_range, "0,4095")
+            if len(black_white) != 2:
+                raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
+            given["value_range"] = tuple(black_white)
+        if self.page is not None:
+            given["page"] = self.page
+        return given
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB."""
+        from text2sam.image import read_image
+
+        return read_image(path, **self.keywords())
+
+
+@dataclass(frozen=True)
+class HowOptions(OptionGroup):
+    """How texts are segmented."""
+
+    against: Against = None
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            metavar="[TEXT=]NUMBER",
+            help="Presence score from which a text counts as present: for all texts, or for one; repeat it or give a comma "
+            "list (default: the model's).",
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="FILE", help="The presence threshold that calibrate has written.")
+    ] = None
+    strategy: Annotated[
+        str,
+        typer.Option("--strategy", metavar="NAME", help="Recipe for points and masks: objects, or paper, the papers' own."),
+    ] = "objects"
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            callback=one_of("--method", tuple(METHODS)),
+            help=f"How similarity maps are made: {', '.join(METHODS)}.",
+        ),
+    ] = "surgery"
+    tiles: Tiles = None
+    max_objects: Annotated[
+        int, typer.Option("--max-objects", metavar="N", min=1, help="Number of objects of a text to look for at most.")
+    ] = 100
+
+    def options(self, labels: Sequence[str]) -> Options:
+        """The options as ``TextPromptedSAM.segment`` has them.
+
+        Args:
+            labels: the names of the texts.
+
+        Raises:
+            InputError: an option is not usable.
+        """
+        from text2sam.options import Options
+
+        return Options(
+            against=split_list(self.against) or None,
+            threshold=parse_thresholds(self.threshold, labels),
+            strategy=self.strategy,
+            method=self.method,
+            tiles=parse_tiles(self.tiles),
+            max_objects=self.max_objects,
+        )
+
+    def load_calibration(self) -> Calibration | None:
+        """The calibration, if one is given."""
+        from text2sam.presence import Calibration
+
+        return None if self.calibration is None else Calibration.load(self.calibration)
+
+
+@dataclass(frozen=True)
+class SegmentOptions(HowOptions):
+    """How texts are segmented, and what else is said of them."""
+
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="TEXT", help="What masks leave out; repeat it or give a comma list."),
+    ] = None
+    synonym: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--synonym", metavar="TEXT=WORD", help="Another word for a TEXT: car=automobile, or car=automobile,auto; repeat it."
+        ),
+    ] = None
+
+    def targets(self, texts: Sequence[str]) -> list[Target]:
+        """The texts with their synonyms.
+
+        Raises:
+            PromptError: a text is empty.
+            InputError: a synonym is of another form, belongs to no text, or to one that joins several.
+        """
+        from text2sam.targets import parse_targets
+
+        words: dict[str, list[str]] = {}
+        for value in self.synonym or ():
+            name, _, rest = (part.strip() for part in value.partition("="))
+            more = split_list([rest])
+            if not name or not more:
+                raise InputError(f"--synonym must be TEXT=WORD, such as car=automobile, not {value!r}")
+            words.setdefault(name, [name]).extend(more)
+        queries = parse_targets(texts)
+        labels = [query.label for query in queries]
+        for name in words:
+            if name not in labels:
+                raise InputError(f"--synonym is given for {name!r}, which is not looked for; the texts are {labels}")
+            if len(queries[labels.index(name)].texts) > 1:
+                raise InputError(f"--synonym is given for {name!r}, which joins several texts; give it for one text")
+        return [{label: list(dict.fromkeys(words[label]))} if label in words else label for label in labels]
+
+    def request(self, texts: Sequence[str]) -> tuple[list[Target], dict[str, Any]]:
+        """The arguments of ``TextPromptedSAM.segment_many``, checked before a model is built: targets and keywords.
+
+        Raises:
+            PromptError, InputError: an option is not usable, or contradicts another.
+        """
+        from dataclasses import replace
+
+        from text2sam.targets import check_exclude, parse_targets, thresholds_of
+
+        targets = self.targets(texts)
+        queries = parse_targets(targets)
+        options = self.options([query.label for query in queries])
+        thresholds_of(options.threshold, queries, 0.0)
+        exclude = split_list(self.exclude)
+        check_exclude(exclude, queries)
+        return targets, vars(replace(options, exclude=exclude or None))
+
+
+def parse_thresholds(values: Sequence[str] | None, labels: Sequence[str]) -> float | dict[str, float] | None:
+    """The values of ``--threshold``: numbers for all texts, ``TEXT=NUMBER`` for one.
+
+    Args:
+        values: as given.
+        labels: the names of the texts.
+
+    Returns:
+        What :class:`text2sam.options.Options` takes as ``threshold``.
+
+    Raises:
+        InputError: a value is of another form or out of range, or there are two for the same texts.
+    """
+    every: float | None = None
+    own: dict[str, float] = {}
+    for value in split_list(values):
+        name, sign, number = (part.strip() for part in value.rpartition("="))
+        try:
+            limit = float(number)
+        except ValueError:
+            limit = float("nan")
+        if not 0 <= limit <= 1:
+            raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
+        if name in own or (not sign and every is not None):
+            raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
+        if sign:
+            own[name] = limit
+        else:
+            every = limit
+    if every is None or not own:
+        return own or every
+    return {**dict.fromkeys(labels, every), **own}
+
+
+def parse_tiles(value: str | None) -> Any:
+    """The value of ``--tiles`` as :class:`text2sam.options.Options` takes it.
+
+    Raises:
+        InputError: it is neither ``auto`` nor a usable number of pixels.
+    """
+    from text2sam.clip.tiles import check_tiles
+
+    side: Any = value or False
+    if value is not None and value != "auto":
+        try:
+            side = int(value)
+        except ValueError:
+            raise InputError(f"--tiles must be auto or the side of a tile in pixels, not {value!r}") from None
+    return check_tiles(side)
+
+
+def _numbers(option: str, value: str, example: str) -> list[float]:
+    """A comma list of numbers."""
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError(f"{option} must be a comma list of numbers, such as {example}, not {value!r}") from None
