@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    EXIT_FAILED,
-    Json,
-    app,
-    check_folder,
-    echo,
-    one_of,
-    print_json,
-    split_list,
-)
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, one_of, split_list
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, with_options
+from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, app, check_folder, echo, print_json, split_list, table
+from text2sam.cli.common import CODES_HELP, Json, app, check_folder, split_list
 from text2sam.cli.options import Against, ImageOptions, ModelOptions, with_options
+from text2sam.cli.output import echo, print_json, table
 from text2sam.errors import InputError, OutputError, PromptError
 
 _PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, echo, print_json, progress_bar, table
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
 from text2sam.cli.options import BatchSize, FolderOptions, ModelOptions, Tiles, parse_tiles, with_options
-from text2sam.tables import one_line
+from text2sam.cli.output import echo, print_json, progress_bar, table
+from text2sam.errors import one_line
 
 
 @app.command(epilog=CODES_HELP)
