@@ -79,13 +79,13 @@ def annotate(
     from text2sam.export.formats import FORMATS
 
     models.check()
-    wanted = label_set(labels)
+    general, own = how.thresholds()
+    wanted = label_set(labels, split_list(how.against), general).with_options(threshold=own)
     kinds = split_list(formats) or ["coco"]
     unknown = [name for name in kinds if name not in FORMATS]
     if unknown:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0]!r}")
-    options = how.options(wanted.names)
-    wanted = wanted.with_options(options.against, options.threshold)
+    options = how.options()
     calibration = how.load_calibration()
     check_folder(out)
     if review is not None:

@@ -47,6 +47,15 @@ Against = Annotated[
 Tiles = Annotated[
     str | None, option("--tiles", "auto|PIXELS", "For large images: CLIP encodes overlapping tiles with sides of this length.")
 ]
+Method = Annotated[
+    str,
+    option(
+        "--method",
+        "NAME",
+        f"How similarity maps are made: {', '.join(METHODS)}.",
+        callback=one_of("--method", tuple(METHODS)),
+    ),
+]
 BatchSize = Annotated[int, option("--batch-size", "N", "Images that CLIP encodes at once.", min=1)]
 
 
@@ -126,9 +135,7 @@ class ModelOptions(OptionGroup):
     ] = None
     scales: Annotated[
         str | None,
-        option(
-            "--scales", "SHARE,...", "Shares of --image-size whose maps are averaged, such as 0.75,1 (default: the preset's)."
-        ),
+        option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1 (default: the preset's)."),
     ] = None
     depth: Annotated[int | None, option("--depth", "N", "Number of CLIP's last blocks that have the surgery path.", min=1)] = (
         None
@@ -199,7 +206,7 @@ class ImageOptions(OptionGroup):
     ] = None
     value_range: Annotated[
         str | None,
-        option("--range", "BLACK,WHITE", "The values of black and white, in images of more than 8 bits or of floats."),
+        option("--range", "BLACK,WHITE", "Values of black and white, in images of more than 8 bits or of floats."),
     ] = None
     page: Annotated[int, option("--page", "N", "Page of a file that has several, counted from 0.", min=0)] = 0
 
@@ -245,23 +252,12 @@ class HowOptions(OptionGroup):
     strategy: Annotated[
         str, option("--strategy", "NAME", "Recipe for points and masks: objects, or paper, the papers' own.")
     ] = "objects"
-    method: Annotated[
-        str,
-        option(
-            "--method",
-            "NAME",
-            f"How similarity maps are made: {', '.join(METHODS)}.",
-            callback=one_of("--method", tuple(METHODS)),
-        ),
-    ] = "surgery"
+    method: Method = "surgery"
     tiles: Tiles = None
     max_objects: Annotated[int, option("--max-objects", "N", "Number of objects of a text to look for at most.", min=1)] = 100
 
-    def options(self, labels: Sequence[str]) -> Options:
-        """The options as ``TextPromptedSAM.segment`` has them.
-
-        Args:
-            labels: the names of the texts.
+    def options(self) -> Options:
+        """The options as ``TextPromptedSAM.segment`` has them, without thresholds.
 
         Raises:
             InputError: an option is not usable.
@@ -270,12 +266,35 @@ class HowOptions(OptionGroup):
 
         return Options(
             against=split_list(self.against) or None,
-            threshold=parse_thresholds(self.threshold, labels),
             strategy=self.strategy,
             method=self.method,
             tiles=parse_tiles(self.tiles),
             max_objects=self.max_objects,
         )
+
+    def thresholds(self) -> tuple[float | None, dict[str, float]]:
+        """The threshold for all texts, if there is one, and those of single texts.
+
+        Raises:
+            InputError: a value is of another form or out of range, or there are two for the same texts.
+        """
+        general: float | None = None
+        own: dict[str, float] = {}
+        for value in split_list(self.threshold):
+            name, sign, number = (part.strip() for part in value.rpartition("="))
+            try:
+                limit = float(number)
+            except ValueError:
+                limit = float("nan")
+            if not 0 <= limit <= 1:
+                raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
+            if name in own or (not sign and general is not None):
+                raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
+            if sign:
+                own[name] = limit
+            else:
+                general = limit
+        return general, own
 
     def load_calibration(self) -> Calibration | None:
         """The calibration, if one is given."""
@@ -333,45 +352,13 @@ class SegmentOptions(HowOptions):
 
         targets = self.targets(texts)
         queries = parse_targets(targets)
-        options = self.options([query.label for query in queries])
-        thresholds_of(options.threshold, queries, 0.0)
+        general, own = self.thresholds()
+        every = {} if general is None or not own else dict.fromkeys([query.label for query in queries], general)
+        threshold = {**every, **own} or general
+        thresholds_of(threshold, queries, 0.0)
         exclude = split_list(self.exclude)
         check_exclude(exclude, queries)
-        return targets, vars(replace(options, exclude=exclude or None))
-
-
-def parse_thresholds(values: Sequence[str] | None, labels: Sequence[str]) -> float | dict[str, float] | None:
-    """The values of ``--threshold``: numbers for all texts, ``TEXT=NUMBER`` for one.
-
-    Args:
-        values: as given.
-        labels: the names of the texts.
-
-    Returns:
-        What :class:`text2sam.options.Options` takes as ``threshold``.
-
-    Raises:
-        InputError: a value is of another form or out of range, or there are two for the same texts.
-    """
-    every: float | None = None
-    own: dict[str, float] = {}
-    for value in split_list(values):
-        name, sign, number = (part.strip() for part in value.rpartition("="))
-        try:
-            limit = float(number)
-        except ValueError:
-            limit = float("nan")
-        if not 0 <= limit <= 1:
-            raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
-        if name in own or (not sign and every is not None):
-            raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
-        if sign:
-            own[name] = limit
-        else:
-            every = limit
-    if every is None or not own:
-        return own or every
-    return {**dict.fromkeys(labels, every), **own}
+        return targets, vars(replace(self.options(), threshold=threshold, exclude=exclude or None))
 
 
 def parse_tiles(value: str | None) -> Any:
