@@ -304,7 +304,7 @@ def run_threads(plan: Plan) -> Iterator[Done]:
         return
     workers = _workers(plan)
     threads = torch.get_num_threads()
-    on_cpu = _device(plan.model).type == "cpu"
+    on_cpu = device_of(plan.model).type == "cpu"
     stop = threading.Event()
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
@@ -360,7 +360,7 @@ def _batches(plan: Plan, stop: threading.Event) -> Iterator[tuple[int, list[Load
 
 
 def _workers(plan: Plan) -> list[Worker]:
-    wanted = default_workers(_device(plan.model)) if plan.workers is None else plan.workers
+    wanted = default_workers(device_of(plan.model)) if plan.workers is None else plan.workers
     wanted = min(wanted, len(plan.todo))
     workers = [Worker(plan.model, plan.labels, plan.options, plan.embeddings)]
     while len(workers) < wanted:
@@ -379,7 +379,8 @@ def _workers(plan: Plan) -> list[Worker]:
     return workers
 
 
-def _device(model: TextPromptedSAM) -> torch.device:
+def device_of(model: TextPromptedSAM) -> torch.device:
+    """Where a model's maps are computed."""
     return torch.device(getattr(model.generator, "device", "cpu"))
 
 
