@@ -88,18 +88,18 @@ def test_box_of_nothing(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("coords", "labels", "told"),
     [
-        (COORDS.astype(np.float64), LABELS, "coords must be a float32 array"),
-        (COORDS.tolist(), LABELS, "coords must be a float32 array"),
+        ([["a", "b"]], [1], "arrays of numbers"),
+        ([[1, 2], [3]], [1, 0], "arrays of numbers"),
+        (None, None, "arrays of numbers"),
+        (COORDS.astype(np.float64) * 1e300, LABELS, "finite"),
         (COORDS.T.copy(), LABELS, r"\(N, 2\)"),
         (COORDS[0], LABELS, r"\(N, 2\)"),
         (COORDS * np.float32("nan"), LABELS, "finite"),
         (COORDS * np.float32("inf"), LABELS, "finite"),
-        (COORDS, LABELS.astype(np.int64), "labels must be a uint8 array"),
-        (COORDS, LABELS.astype(np.bool_), "labels must be a uint8 array"),
+        (COORDS, LABELS + 0.5, r"\[0.5, 1.5\]"),
         (COORDS, LABELS[:2], r"shape \(3,\)"),
         (COORDS, LABELS[:, None], r"shape \(3,\)"),
-        (COORDS, LABELS.tolist(), "labels must be"),
-        (COORDS, LABELS + np.uint8(1), r"\[1, 2\]"),
+        (COORDS, LABELS + np.uint8(1), r"not \[2\]"),
     ],
 )
 def test_points_that_are_none(coords: Any, labels: Any, told: str) -> None:
@@ -219,6 +219,37 @@ def test_values_are_frozen(value: Any, field: str) -> None:
         setattr(value, field, None)
 
 
+@pytest.mark.parametrize("kind", [list, np.float64, np.int64])
+def test_points_are_converted(kind: Any) -> None:
+    coords, labels = (COORDS.tolist(), LABELS.tolist()) if kind is list else (COORDS.astype(kind), LABELS.astype(np.int64))
+    points = PointPrompts(coords, labels)
+    assert (points.coords.dtype, points.labels.dtype) == (np.float32, np.uint8)
+    assert (points.coords.tolist(), points.labels.tolist()) == (COORDS.tolist(), LABELS.tolist())
+    assert len(PointPrompts([], [])) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("base", [1.0, -3.0, 1e-3, 1e4])
+def test_rounding_noise_is_flat(base: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 1e-7, (5, 6)).astype(np.float32)
+    assert SimilarityMap((base * (1 + noise)).astype(np.float32)).flat
+    assert not SimilarityMap((base * (1 + 1e4 * noise)).astype(np.float32)).flat
+    assert not SimilarityMap(noise).flat  # small numbers are a map as well
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (120, 90)])
+def test_masks_come_back_from_run_lengths(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(1)
+    masks = np.stack([random.random(shape) < share for share in (0, 0.1, 0.5, 1)])
+    offered = candidates(
+        masks=masks, scores=np.zeros(4, np.float32), low_res_logits=np.zeros((4, 1, 1), np.float32), figures={}
+    )
+    assert not any(isinstance(v, np.ndarray) and v.dtype == np.bool_ for v in vars(offered).values())
+    assert offered.shape == shape
+    assert np.array_equal(offered.masks, masks)
+    held = offered.masks
+    assert offered.masks is held  # not made twice while somebody holds it
+
+
 def test_positive_and_negative() -> None:
     points = PointPrompts(COORDS, LABELS)
     assert len(points) == 3
@@ -297,31 +328,31 @@ def test_peak_is_x_then_y() -> None:
     assert SimilarityMap(values).peak((1, 1)) == (0.625, 0.75)
 
 
-# explain
+# to_json
 
 
-def test_explain_of_nothing() -> None:
-    told = segmentation(**NOTHING, box=None, present=False, score=0.0, points=PointPrompts.empty()).explain()
+def test_json_of_nothing() -> None:
+    told = segmentation(**NOTHING, box=None, present=False, score=0.0, points=PointPrompts.empty()).to_json()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["candidates"] == told["objects"] == told["looked_for"] == told["excluded"] == []
     assert told["points"] == {"coords": [], "labels": [], "heat": []}
-    assert told["box"] is told["zoomed"] is told["reason"] is None
+    assert told["box"] is told["reason"] is None
     assert told["present"] is False
     assert told["area"] == 0
 
 
-def test_explain_refuses_a_mask_without_pixels() -> None:
+def test_json_refuses_a_mask_without_pixels() -> None:
     with pytest.raises(InputError, match="shape"):
-        segmentation(mask=np.zeros((0, 5), np.bool_), candidates=None, box=None, present=False).explain()
+        segmentation(mask=np.zeros((0, 5), np.bool_), candidates=None, box=None, present=False).to_json()
 
 
-def test_explain_of_a_flat_map_is_cold_everywhere() -> None:
-    told = segmentation(similarity=SimilarityMap(np.full((2, 3), 0.25, np.float32))).explain()
+def test_json_of_a_flat_map_is_cold_everywhere() -> None:
+    told = segmentation(similarity=SimilarityMap(np.full((2, 3), 0.25, np.float32))).to_json()
     assert told["points"]["heat"] == [0, 0, 0]
     assert told["map"]["lowest"] == told["map"]["highest"] == told["map"]["mean"] == 0.25
 
 
-def test_explain_tells_everything() -> None:
+def test_json_tells_everything() -> None:
     values = np.array([[-1, 0.5, 0], [0.25, 3, 0.25]], np.float32)
     mine = candidates(
         chosen=np.int64(1), figures={"overlap": np.array([0.5, 0.75], np.float32), "score": np.ones(2, np.float32)}
@@ -334,10 +365,9 @@ def test_explain_tells_everything() -> None:
         present=np.bool_(True),
         threshold=0.25,
         strategy="mine",
-        zoomed=np.array([0, 1, 4, 3], np.float32),
         looked_for=("cat", "kitten"),
         excluded=("dog",),
-    ).explain()
+    ).to_json()
     assert json.loads(json.dumps(told, allow_nan=False)) == told  # the same types, too: 1 and 1.0 differ in JSON's text
     heat = told["points"].pop("heat")
     assert told == {
@@ -351,7 +381,6 @@ def test_explain_tells_everything() -> None:
         "score": 0.5,
         "area": 6,
         "box": [2, 1, 5, 3],
-        "zoomed": [0, 1, 4, 3],
         "shape": [4, 6],
         "points": {"coords": [[1, 2], [3, 4], [5, 6]], "labels": [1, 0, 1]},
         "map": {
@@ -385,27 +414,24 @@ def test_explain_tells_everything() -> None:
     assert len(heat) == 3
 
 
-def test_explain_of_objects_is_theirs() -> None:
+def test_json_of_objects_is_theirs() -> None:
     other = np.zeros_like(MASK)
     other[0, 0] = True
     objects = (segmentation(score=0.75), segmentation(mask=other, box=box_of(other), candidates=None, score=0.25))
     union = segmentation(mask=MASK | other, box=box_of(MASK | other), candidates=None, objects=objects)
-    told = union.explain()
-    assert told["objects"] == [one.explain() for one in objects]
+    told = union.to_json()
+    assert told["objects"] == [one.to_json() for one in objects]
     assert [one["area"] for one in told["objects"]] == [6, 1]
     json.dumps(told, allow_nan=False)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_explain_of_figures_that_are_not_finite(value: float) -> None:
+def test_json_of_figures_that_are_not_finite(value: float) -> None:
     odd = np.array([value, 1], np.float32)
-    told = segmentation(
-        candidates=candidates(scores=odd, figures={"heat": odd}), zoomed=np.full(4, value, np.float32)
-    ).explain()
+    told = segmentation(candidates=candidates(scores=odd, figures={"heat": odd})).to_json()
     json.dumps(told, allow_nan=False)
     assert [one["score"] for one in told["candidates"]] == [None, 1]
     assert [one["figures"]["heat"] for one in told["candidates"]] == [None, 1]
-    assert told["zoomed"] == [None] * 4
 
 
 @fast
@@ -420,7 +446,7 @@ def test_heat_under_points_is_the_maps(values: np.ndarray, height: int, width: i
     coords = np.stack([xs.ravel(), ys.ravel()], 1).astype(np.float32)
     points = PointPrompts(coords, np.ones(len(coords), np.uint8))
     mask = np.zeros((height, width), np.bool_)
-    found = segmentation(mask=mask, box=None, present=False, candidates=None, points=points, similarity=similarity).explain()
+    found = segmentation(mask=mask, box=None, present=False, candidates=None, points=points, similarity=similarity).to_json()
     np.testing.assert_allclose(found["points"]["heat"], similarity.to_image((height, width)).ravel(), rtol=0, atol=2e-6)
 
 
@@ -430,7 +456,7 @@ def test_heat_between_and_beyond_pixels() -> None:
     values = np.array([[0, 1], [0, 1]], np.float32)
     mask = np.zeros((2, 4), np.bool_)
     told = segmentation(mask=mask, box=None, present=False, candidates=None, points=points, similarity=SimilarityMap(values))
-    assert told.explain()["points"]["heat"] == [0.5, 0, 1, 0.5]
+    assert told.to_json()["points"]["heat"] == [0.5, 0, 1, 0.5]
 
 
 def test_instances_are_the_objects_or_the_result_itself() -> None:

@@ -18,7 +18,7 @@ Target = str | Sequence[str] | Mapping[str, Sequence[str]]
 Texts = Sequence[Target] | Mapping[str, Sequence[str]]
 """Several targets; a mapping holds one target per key, each with its synonyms."""
 
-_LIST = re.compile(r"[^\W\d_]\s*(,|;|\.\s|\band\b|\bor\b)\s*[^\W\d_]")
+_LIST = re.compile(r"\w\s*[,;]\s*\w|\w\s+(\.|and|or)\s+\w")
 
 
 def check_text(text: str) -> str:

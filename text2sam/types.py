@@ -469,9 +469,7 @@ class Segmentation:
                 "mean": float(values.mean(dtype=np.float64)),
                 "peak": list(self.similarity.peak(shape)),
             },
-            "candidates": []
-            if offered is None
-            else [_candidate(offered, index, mask) for index, mask in enumerate(offered.masks)],
+            "candidates": [_candidate(offered, index, mask) for index, mask in masks] if offered else [],
             "reason": None if offered is None else offered.reason,
             "objects": [part.to_json() for part in self.objects],
         }

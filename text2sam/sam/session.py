@@ -63,7 +63,7 @@ class Session:
         self._predictor: Any = check_predictor(predictor)
         self._lock = threading.RLock()
         self._current: SamImage | None = None
-        self._left: dict[str, tuple[Any, ...]] | None = None
+        self._left: dict[str, tuple[Any, ...]] | None = None  # the predictor's attributes, as this session left them
 
     @classmethod
     def of(cls, predictor: MaskPredictor) -> Session:
@@ -122,7 +122,8 @@ class Session:
                     self._predictor, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w)
                 )
             finally:
-                self._left = _held(self._predictor)
+                if self._left is not None:  # what predict left behind is no other image
+                    self._left = _held(self._predictor)
 
     def reset(self) -> None:
         """Makes the predictor forget its image. States that images keep stay with them."""
