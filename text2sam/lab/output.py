@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from text2sam.cli.common import echo, print_json
+from text2sam.cli.output import echo, print_json
 from text2sam.files import atomic_path
 
 T = TypeVar("T")

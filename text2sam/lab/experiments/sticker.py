@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
-from text2sam.cli.common import table as aligned
+from text2sam.cli.output import table as aligned
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
 from text2sam.lab.metrics import (

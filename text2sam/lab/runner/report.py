@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from text2sam.cli.common import table as aligned
+from text2sam.cli.output import table as aligned
 from text2sam.errors import one_line
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
