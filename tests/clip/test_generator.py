@@ -414,7 +414,7 @@ def test_methods_are_compared_in_one_encoding() -> None:
     calls.clear()
     every = surgery.compare(picture(), ["cat"], methods=tuple(METHODS))
     assert len(calls) == 1
-    assert list(every) == list(tuple(METHODS))
+    assert list(every) == list(METHODS)
     assert len({values(maps).tobytes() for maps in every.values()}) == len(every)
     assert np.array_equal(values(every["gem"]), values(surgery.similarity(picture(), ["cat"], method="gem")))
     assert np.abs(values(found["itsm"]) - values(found["architecture"])).max() > 1e-3
@@ -486,7 +486,7 @@ def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None
 
 @pytest.mark.parametrize("rivals", [-0.1, 1.1, float("nan")])
 def test_rivals_out_of_range(rivals: float) -> None:
-    with pytest.raises(InputError, match="presence_rivals must be in"):
+    with pytest.raises(InputError, match="presence_rivals must be a number in"):
         tiny_surgery(presence_rivals=rivals)
 
 

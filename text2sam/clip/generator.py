@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number
-from text2sam.clip.attention import KINDS, METHODS, Method, check_method
+from text2sam.clip.attention import KINDS, METHODS, check_method
+from text2sam.clip.attention import Method as Method
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
 from text2sam.clip.scales import average_scales, check_scales

@@ -181,7 +181,8 @@ class PromptEnsemble:
             return [template.replace("{}", text) for text in some for template in self.templates]
 
         try:
-            return self._tower.tokenize(inside(texts)).unflatten(0, (len(texts), -1))
+            tokens = self._tower.tokenize(inside(texts))
+            return tokens.reshape(len(texts), len(self.templates), -1)
         except PromptError:
             for text in texts:
                 try:
@@ -200,10 +201,10 @@ class PromptEnsemble:
         order = prompts.argmax(dim=-1).argsort()  # prompts of like length together: each batch runs on its own longest
         with torch.autocast(device.type, enabled=False), evaluating(self._model):
             parts = [self._tower.features(part.to(device)).float() for part in prompts[order].split(self._batch)]
-            encoded = torch.cat(parts)[order.argsort().to(device)]
+            encoded: torch.Tensor = torch.cat(parts)[order.argsort().to(device)]
             features = torch.nn.functional.normalize(encoded, dim=-1).unflatten(0, (len(tokens), -1))  # (T, P, C)
-            means: torch.Tensor = torch.nn.functional.normalize(features.mean(dim=1), dim=-1)  # (T, C)
-            return means.cpu().clone()
+            means: torch.Tensor = torch.nn.functional.normalize(features.mean(dim=1), dim=-1)
+            return means.cpu().clone()  # (T, C)
 
     def _check_tokens(self, texts: list[str], digests: list[bytes]) -> None:
         seen = dict(self._texts)
