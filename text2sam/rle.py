@@ -1,4 +1,4 @@
-"""COCO's run lengths, from files that nobody vouches for: pycocotools hands them to C code that trusts them.
+"""COCO's run lengths. They are checked here, as pycocotools hands them to C code that trusts them.
 
 Runs alternate between background and object, background first, down one column after the other.
 """
@@ -6,6 +6,8 @@ Runs alternate between background and object, background first, down one column 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +51,17 @@ def parse_counts(counts: str, size: tuple[int, int]) -> NDArray[np.int64]:
     return _checked(runs, size)
 
 
+def pack_counts(runs: NDArray[np.integer[Any]]) -> str:
+    """COCO's compressed form of run lengths; :func:`parse_counts` reads it."""
+    values = np.asarray(runs, np.int64)
+    values = np.concatenate([values[:3], values[3:] - values[1:-2]])
+    magnitude = np.where(values < 0, ~values, values)
+    length = np.searchsorted(1 << (5 * np.arange(1, _LONGEST_RUN + 1) - 1), magnitude, side="right") + 1  # characters
+    place = np.arange(int(length.max()))
+    codes = (values[:, None] >> 5 * place & 0x1F) + np.where(place < length[:, None] - 1, 0x20, 0) + 48
+    return bytes(codes[place < length[:, None]].astype(np.uint8)).decode("ascii")
+
+
 def check_runs(runs: object, size: tuple[int, int]) -> NDArray[np.int64]:
     """Run lengths from COCO's uncompressed form, a list of numbers; returns and errors are those of :func:`parse_counts`."""
     pixels = size[0] * size[1]
@@ -57,18 +70,40 @@ def check_runs(runs: object, size: tuple[int, int]) -> NDArray[np.int64]:
     return _checked(np.array(runs, np.int64), size)
 
 
-def roll(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The run lengths (R,) int64 of a mask (H, W) bool; :func:`unroll` gives it back."""
-    flat = np.ascontiguousarray(mask.T).reshape(-1)
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    ends = [0, *([0] if len(flat) and flat[0] else [])]
-    return np.diff(np.concatenate([ends, changes, [len(flat)]])).astype(np.int64)
+def roll(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The run lengths of a mask.
+
+    Args:
+        mask: (H, W) bool, fewer than 2**31 pixels.
+
+    Returns:
+        (R,) int32, R at least 1; only the first run may be 0.
+    """
+    height, width = mask.shape
+    if not mask.size:
+        return np.zeros(1, np.int32)
+    row, column = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
+    across = np.flatnonzero(mask[-1, :-1] != mask[0, 1:]) + 1  # from the bottom of a column to the top of the next
+    edges = np.sort(np.concatenate([column * height + row + 1, across * height]))
+    first = [0] if mask[0, 0] else []
+    return np.diff(np.concatenate([[0], first, edges, [mask.size]])).astype(np.int32)
 
 
-def unroll(runs: NDArray[np.int64] | Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
+def unroll(runs: NDArray[np.integer[Any]] | Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask (H, W) bool of run lengths that fill ``size``."""
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return np.ascontiguousarray(flat.reshape(size[1], size[0]).T)
+    height, width = size
+    edges = np.cumsum(runs, dtype=np.int64)[:-1]
+    column, row = np.divmod(edges, max(1, height))
+    mask = np.zeros((height, width), np.bool_)
+    if not mask.size:
+        return mask
+    # the first row from the number of edges up to it, each further row from the one above and the edges between them
+    mask[0] = np.searchsorted(edges, np.arange(width) * height, side="right") % 2 == 1
+    below = row > 0
+    np.logical_xor.at(mask, (row[below], column[below]), True)
+    for upper, lower in pairwise(mask):
+        np.logical_xor(upper, lower, out=lower)
+    return mask
 
 
 def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:

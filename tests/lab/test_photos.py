@@ -35,7 +35,7 @@ from text2sam.lab.experiments.photos import (
 )
 from text2sam.recipes import MaskRule, get_strategy
 from text2sam.recipes.choose import Choice
-from text2sam.sam.predictor import build_predictor
+from text2sam.sam.build import build_predictor
 from text2sam.types import SimilarityMap
 
 CAR, SKY, TREE, ROAD, SIGN = (CLASSES.index(name) for name in ("car", "sky", "tree", "road", "sign"))

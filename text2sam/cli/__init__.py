@@ -1,19 +1,19 @@
 """The command ``text2sam``.
 
-Answers go to standard output, everything said to a person to standard error; with ``--json`` standard
-output holds one JSON document. Errors that text2sam raises on purpose are one line,
-``text2sam: error: ...``, and one of the exit codes below; a traceback means a bug.
+Results go to standard output, messages to standard error; with ``--json`` standard output holds one JSON document. An error
+that text2sam raises on purpose is one line, ``text2sam: error: ...``, with one of the exit codes of
+:data:`~text2sam.cli.common.EXIT_CODES`; a traceback means a bug.
 
-Heavy packages are imported by the commands that need them, so that ``--help`` is quick.
+Each command is a module. Other packages add commands through entry points, see
+:data:`~text2sam.cli.common.COMMANDS`. Heavy packages are imported by the commands that need them, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
-from text2sam.cli import annotate, models, segment
+from text2sam.cli import annotate, calibrate, demo, explain, models, segment, warm
 from text2sam.cli.common import EXIT_CODES, app
-from text2sam.lab import cli as measure
 
-__all__ = ["EXIT_CODES", "annotate", "app", "main", "measure", "models", "segment"]
+__all__ = ["EXIT_CODES", "annotate", "app", "calibrate", "demo", "explain", "main", "models", "segment", "warm"]
 
 
 def main() -> None:

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    EXIT_CORRUPT,
-    Json,
-    app,
-    echo,
-    print_json,
-    table,
-)
+from text2sam.cli.common import CODES_HELP, EXIT_CORRUPT, Json, app, new_app
+from text2sam.cli.output import echo, print_json, table
 from text2sam.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
-    from text2sam.zoo.weights import VerifyResult
+    from text2sam.zoo.download import VerifyResult
 
 _STICKER_LICENCE = "CC-BY-SA-4.0"
 
-models = typer.Typer(
-    help="List, download and check model weights.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+models = new_app(help="List, download and check model weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 
@@ -59,8 +50,9 @@ class ModelFile:
 
 def model_files() -> dict[str, ModelFile]:
     """Every file a preset can need, by name: the shipped pair, then the table of checkpoints."""
+    from text2sam.zoo.download import cache_path, local_path
     from text2sam.zoo.sticker import models as sticker
-    from text2sam.zoo.weights import CHECKPOINTS, cache_path, local_path
+    from text2sam.zoo.table import CHECKPOINTS
 
     files = []
     for kind in ("clip", "sam"):
@@ -117,33 +109,15 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
     """List the presets and the files they are made of."""
+    from text2sam.zoo.download import cache_folder
     from text2sam.zoo.presets import PRESETS
-    from text2sam.zoo.weights import cache_folder
 
     files = model_files()
     presets = {name: preset_files(name) for name in PRESETS}
     if as_json:
-        print_json(
-            {
-                "cache": str(cache_folder()),
-                "files": [
-                    {
-                        "name": f.name,
-                        "kind": f.kind,
-                        "size": f.size,
-                        "licence": f.licence,
-                        "cached": f.cached,
-                        "shipped": f.shipped,
-                        "path": str(f.path),
-                        "description": f.description,
-                    }
-                    for f in files.values()
-                ],
-                "presets": [
-                    {"name": name, "files": parts, "description": PRESETS[name].description} for name, parts in presets.items()
-                ],
-            }
-        )
+        described = [{"name": n, "files": parts, "description": PRESETS[n].description} for n, parts in presets.items()]
+        listed = [{**asdict(file), "path": str(file.path)} for file in files.values()]
+        print_json({"cache": str(cache_folder()), "files": listed, "presets": described})
         return
     rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
     echo(table(["name", "kind", "size", "licence", "cached", "what it is"], rows))
@@ -178,7 +152,7 @@ def pull_models(
     force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
 ) -> None:
     """Download weights into the cache; prints where each file lies. A preset's name stands for both its files."""
-    from text2sam.zoo.weights import pull
+    from text2sam.zoo.download import pull
 
     for file in named_files(names):
         if file.shipped:
@@ -203,7 +177,7 @@ def verify_models(
 
 
 def _verify(file: ModelFile) -> VerifyResult:
-    from text2sam.zoo.weights import VerifyResult, file_sha256, verify
+    from text2sam.zoo.download import VerifyResult, file_sha256, verify
 
     if not file.shipped:
         return verify(file.name)

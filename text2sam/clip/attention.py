@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from types import MappingProxyType
-from typing import Literal, TypeAlias
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from text2sam.errors import InputError
+
+if TYPE_CHECKING:  # the command line lists METHODS in its help, without torch
+    import torch
 
 Product = Literal["qq", "kk", "vv"]
 
@@ -148,11 +148,13 @@ def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:
     """
     if min(grid) < 1 or not sigma > 0:
         raise InputError(f"gaussian_window needs a grid of at least 1 x 1 and sigma above 0, not {grid} and {sigma!r}")
+    import torch
+
     rows, columns = (
         torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
         for places in (torch.arange(side, dtype=torch.float32) for side in grid)
     )
-    return F.pad(torch.kron(rows, columns), (1, 0, 1, 0))
+    return torch.nn.functional.pad(torch.kron(rows, columns), (1, 0, 1, 0))
 
 
 def attend(
@@ -178,6 +180,8 @@ def attend(
     Raises:
         InputError: the kind needs ``length`` and there is none.
     """
+    from torch.nn import functional as F
+
     if not kind.products:
         return v
     sides = {"qq": q, "kk": k, "vv": v}
@@ -195,6 +199,8 @@ def attend(
 def _iterated(
     x: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor, iterations: int, bias: torch.Tensor | None
 ) -> torch.Tensor:
+    from torch.nn import functional as F
+
     for last in (False,) * iterations + (True,):
         x = F.normalize(x, dim=-1)
         x = F.scaled_dot_product_attention(x * sharpness, x, v if last else x, attn_mask=bias, scale=1.0)

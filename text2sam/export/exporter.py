@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
 
@@ -74,7 +74,7 @@ class Exporter(ABC):
         """Where an image's annotations may go, relative to the output folder, the best name first."""
 
     @abstractmethod
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         """Write an image's objects, all with pixels, under one of ``names_of``; count what is lost in ``_counts``."""
 
     @abstractmethod
@@ -94,20 +94,20 @@ class Exporter(ABC):
         self._check_open()
         if not isinstance(image, AnnotatedImage):
             raise InputError(f"image must be an AnnotatedImage, not {type(image).__name__}")
-        for one in image.objects:
-            if one.label not in self._ids:
-                raise InputError(f"the label {one.label!r} of an object in {image.path!r} is not among the labels")
-        self._check(image)
+        for item in image.objects:
+            if item.label not in self._ids:
+                raise InputError(f"the label {item.label!r} of an object in {image.path!r} is not among the labels")
+        prepared = self._prepare(image)
         names = tuple(name for name in self.names_of(image.path) if _fits(name))
         if not names:
             raise InputError(
                 f"the name of {image.path!r:.80} is too long: what is written for it has over {LONGEST_NAME} bytes"
             )
         name, first = self._names.claim(image.path, names)
-        objects = tuple(one for one in image.objects if one.area)
+        objects = tuple(item for item in image.objects if item.area)
         try:
             with written(self.out):
-                self._write(image, objects, name)
+                self._write(image, objects, name, prepared)
         except BaseException:
             self.abort()
             raise
@@ -116,9 +116,10 @@ class Exporter(ABC):
         self._counts["empty"] += len(image.objects) - len(objects)
         self._counts["renamed"] += not first
 
-    def _check(self, image: AnnotatedImage) -> None:
-        """Refuse an image the format cannot hold, with InputError, before anything is written."""
-        return
+    def _prepare(self, image: AnnotatedImage) -> Any:
+        """What ``_write`` needs from outside; refuses an image the format cannot hold with InputError, before anything is
+        written."""
+        return None
 
     def close(self) -> Losses:
         """Finish the data set.
@@ -166,7 +167,7 @@ class Exporter(ABC):
 
 
 class Names:
-    """Which image goes where: no image twice, no file twice. Kept in a temporary database, not in memory."""
+    """Which image goes where: no image twice, no file twice, no file where a folder is. Kept on disk, not in memory."""
 
     def __init__(self) -> None:
         with _database():
@@ -174,7 +175,7 @@ class Names:
             self._rows = self._database.cursor()  # one for all: the connection keeps note of each
             self._rows.execute("PRAGMA journal_mode = OFF")
             self._rows.execute("CREATE TABLE images (path BLOB PRIMARY KEY) WITHOUT ROWID")
-            self._rows.execute("CREATE TABLE names (name BLOB PRIMARY KEY, path BLOB) WITHOUT ROWID")
+            self._rows.execute("CREATE TABLE names (name BLOB PRIMARY KEY, path BLOB, folder INTEGER) WITHOUT ROWID")
             self._rows.execute("BEGIN")
 
     def claim(self, path: str, names: Sequence[str]) -> tuple[str, bool]:
@@ -187,16 +188,27 @@ class Names:
         with _database():
             if self._rows.execute("SELECT 1 FROM images WHERE path = ?", (key,)).fetchone():
                 raise InputError(f"the image {path!r} comes twice")
+            other = b""
             for index, name in enumerate(names):
-                taken = self._rows.execute("SELECT path FROM names WHERE name = ?", (_bytes(name),)).fetchone()
-                if taken is None:
+                folders = [_bytes(str(parent)) for parent in PurePosixPath(name).parents[:-1]]
+                other = self._taken(_bytes(name), folders)
+                if not other:
                     self._rows.execute("INSERT INTO images VALUES (?)", (key,))
-                    self._rows.execute("INSERT INTO names VALUES (?, ?)", (_bytes(name), key))
+                    self._rows.execute("INSERT INTO names VALUES (?, ?, 0)", (_bytes(name), key))
+                    self._rows.executemany("INSERT OR IGNORE INTO names VALUES (?, ?, 1)", [(f, key) for f in folders])
                     return name, index == 0
-        other = taken[0].decode("utf-8", "surrogatepass")
+        earlier = other.decode("utf-8", "surrogatepass")
         raise InputError(
-            f"the images {other!r} and {path!r} would both be written to {name!r}; rename one of them, or export them apart"
+            f"the images {earlier!r} and {path!r} would both be written to {name!r}; rename one of them, or export them apart"
         )
+
+    def _taken(self, name: bytes, folders: Sequence[bytes]) -> bytes:
+        """The image that has the name or needs it as a folder, or that has one of the folders as its file; empty for none."""
+        query = "SELECT path FROM names WHERE name = ?"
+        row = self._rows.execute(query, (name,)).fetchone()
+        for folder in folders:
+            row = row or self._rows.execute(f"{query} AND folder = 0", (folder,)).fetchone()
+        return b"" if row is None else bytes(row[0])
 
     def close(self) -> None:
         """Drop the database."""
@@ -243,7 +255,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
         if any("\ud800" <= char <= "\udfff" for char in label):
             raise InputError(f"the label {label!r} is not valid Unicode")
     if len(set(labels)) != len(labels):
-        raise InputError(f"a label is there twice: {sorted({one for one in labels if list(labels).count(one) > 1})}")
+        raise InputError(f"a label is there twice: {sorted({label for label in labels if list(labels).count(label) > 1})}")
     return tuple(labels)
 
 

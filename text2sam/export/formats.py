@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +25,15 @@ FORMATS: Mapping[str, type[Exporter]] = MappingProxyType({kind.format: kind for 
 """The exporter of each format."""
 
 
+def folders(out: str | os.PathLike[str], formats: Sequence[str]) -> dict[str, Path]:
+    """Where each of several formats is written so that no file of one can be a file of another.
+
+    Returns:
+        ``out`` itself for a single format, else a folder in it with the format's name.
+    """
+    return {name: Path(out, name) if len(formats) > 1 else Path(out) for name in formats}
+
+
 def make_exporter(
     out: str | os.PathLike[str],
     *,
@@ -39,7 +49,7 @@ def make_exporter(
         OutputError: the folder cannot be made.
     """
     kind = _kind(format)
-    known = [name for name, one in inspect.signature(kind.__init__).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    known = [name for name, item in inspect.signature(kind.__init__).parameters.items() if item.kind is item.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"{format} has no option {unknown[0]!r}; it has {', '.join(known)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -63,12 +64,12 @@ class LabelStudioExporter(Exporter):
         """The image's own path: one file holds all."""
         return (path,)
 
-    def _check(self, image: AnnotatedImage) -> None:
+    def _prepare(self, image: AnnotatedImage) -> Any:
         if image.height * image.width * _CHANNELS >= 2**32:
             raise InputError(f"{image.path!r} has {image.height} x {image.width} pixels; a brush holds fewer than {2**30}")
         _quoted(image.path)
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         number = self._spools[0].count + 1
         regions = [
             {
@@ -79,12 +80,12 @@ class LabelStudioExporter(Exporter):
                 "original_width": image.width,
                 "original_height": image.height,
                 "image_rotation": 0,
-                "score": float(one.score),
-                "value": {"format": "rle", "rle": brush_rle(one.mask), "brushlabels": [one.label]},
+                "score": float(item.score),
+                "value": {"format": "rle", "rle": brush_rle(item.mask), "brushlabels": [item.label]},
             }
-            for index, one in enumerate(objects, 1)
+            for index, item in enumerate(objects, 1)
         ]
-        score = sum(float(one.score) for one in objects) / max(1, len(objects))
+        score = sum(float(item.score) for item in objects) / max(1, len(objects))
         prediction = {"model_version": self.model_version, "score": score, "result": regions}
         self._spools[0].write({"data": {self.to_name: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
 

@@ -57,7 +57,6 @@ class LabelmeExporter(Exporter):
         if embed and images_root is None:
             raise InputError("embed needs images_root, the folder the images are in")
         self.shapes, self.embed = shapes, embed
-        self._embedded: str | None = None
         super().__init__(out, labels, images_root)
 
     @staticmethod
@@ -65,28 +64,28 @@ class LabelmeExporter(Exporter):
         """``.json`` for the image's suffix, or after it."""
         return (f"{stem_of(path)}.json", f"{path}.json")
 
-    def _check(self, image: AnnotatedImage) -> None:
-        self._embedded = self._data(image) if self.embed else None
+    def _prepare(self, image: AnnotatedImage) -> Any:
+        return self._data(image) if self.embed else None
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)
         shapes: list[dict[str, Any]] = []
         groups = 0
-        for one in objects:
+        for item in objects:
             if self.shapes == "mask":
-                shapes.append(_mask(one))
+                shapes.append(_mask(item))
                 continue
-            parts = outlines(one.mask)
+            parts = outlines(item.mask)
             self._counts["holes"] += sum(len(part.holes) for part in parts)
             groups += len(parts) > 1
             group = groups if len(parts) > 1 else None
-            shapes += [_shape(one, "polygon", part.joined.tolist(), group=group) for part in parts]
+            shapes += [_shape(item, "polygon", part.joined.tolist(), group=group) for part in parts]
         content: dict[str, Any] = {
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,
             "imagePath": self._image_path(image.path, target),
-            "imageData": self._embedded,
+            "imageData": prepared,
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
@@ -98,7 +97,7 @@ class LabelmeExporter(Exporter):
         return Path(os.path.relpath(os.path.join(os.path.realpath(self.images_root), path), target.parent)).as_posix()
 
     def _data(self, image: AnnotatedImage) -> str:
-        pixels = read_image(Path(self.images_root or ".") / image.path)
+        pixels = read_image(Path(self.images_root or ".") / image.path, max_pixels=image.height * image.width)
         if pixels.shape[:2] != (image.height, image.width):
             raise InputError(
                 f"the picture {image.path!r} has (H, W) {pixels.shape[:2]}, its annotation {(image.height, image.width)}"
@@ -109,24 +108,24 @@ class LabelmeExporter(Exporter):
         pass
 
 
-def _mask(one: AnnotatedObject) -> dict[str, Any]:
-    x, y, w, h = one.bbox
-    crop = one.mask[y : y + h, x : x + w]
-    return _shape(one, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=_png(crop.astype(np.uint8)))
+def _mask(item: AnnotatedObject) -> dict[str, Any]:
+    x, y, w, h = item.bbox
+    crop = item.mask[y : y + h, x : x + w]
+    return _shape(item, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=_png(crop.astype(np.uint8)))
 
 
 def _shape(
-    one: AnnotatedObject, kind: str, points: list[list[int]], *, group: int | None = None, mask: str | None = None
+    item: AnnotatedObject, kind: str, points: list[list[int]], *, group: int | None = None, mask: str | None = None
 ) -> dict[str, Any]:
     return {
-        "label": one.label,
+        "label": item.label,
         "points": [[float(x), float(y)] for x, y in points],
         "group_id": group,
         "description": "",
         "shape_type": kind,
         "flags": {},
         "mask": mask,
-        "score": float(one.score),
+        "score": float(item.score),
     }
 
 

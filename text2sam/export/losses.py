@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, fields
 
-from text2sam.errors import InputError
+from text2sam.checks import check_number
 
 
 class LossWarning(UserWarning):
@@ -26,6 +26,7 @@ class Losses:
         overlaps: objects that left pixels to another one that lies over them, but not all.
         hidden: objects of which other ones left no pixel.
         merged: objects that cannot be told from another one of their label any more.
+        converted: images written as PNG, as readers of the format do not open their own.
         renamed: images that share all but the suffix with an earlier one, written under a longer name.
 
     Raises:
@@ -41,23 +42,23 @@ class Losses:
     overlaps: int = 0
     hidden: int = 0
     merged: int = 0
+    converted: int = 0
     renamed: int = 0
 
     def __post_init__(self) -> None:
-        for one in fields(self)[1:]:
-            if not isinstance(getattr(self, one.name), int) or getattr(self, one.name) < 0:
-                raise InputError(f"{one.name} must be a count, not {getattr(self, one.name)!r}")
+        for field in fields(self)[1:]:
+            check_number(field.name, getattr(self, field.name), 0, whole=True)
 
     @property
     def total(self) -> int:
         """All losses together."""
-        return sum(getattr(self, kind) for kind in _TOLD)
+        return sum(getattr(self, kind) for kind in _LOST)
 
     def __str__(self) -> str:
         """One sentence that counts the losses."""
         head = f"{self.format}: {_counted(self.objects, 'object')} in {_counted(self.images, 'image')} written"
-        told = [f"{_counted(getattr(self, kind), noun)} {what}" for kind, (noun, what) in _TOLD.items() if getattr(self, kind)]
-        return f"{head}; {', '.join(told) if told else 'nothing was lost'}"
+        lost = [f"{_counted(getattr(self, kind), noun)} {what}" for kind, (noun, what) in _LOST.items() if getattr(self, kind)]
+        return f"{head}; {', '.join(lost) if lost else 'nothing was lost'}"
 
     def warn(self, stacklevel: int = 2) -> None:
         """One :class:`LossWarning` that counts the losses; none where nothing was lost."""
@@ -65,17 +66,18 @@ class Losses:
             warnings.warn(str(self), LossWarning, stacklevel=stacklevel + 1)
 
 
-_TOLD = {
+_LOST = {
     "empty": ("object", "without pixels left out"),
     "holes": ("hole", "joined to the outline by a slit"),
     "parts": ("part", "joined to the rest of the object by a bridge"),
     "overlaps": ("object", "partly hidden by another"),
     "hidden": ("object", "wholly hidden by others"),
     "merged": ("object", "merged with another of the same label"),
+    "converted": ("image", "converted to PNG, which readers of the format open"),
     "renamed": ("image", "written under a longer name, another has the short one"),
 }
 
-COUNTS = tuple(_TOLD)
+COUNTS = tuple(_LOST)
 """The kinds of loss, as the fields of :class:`Losses` are named."""
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.errors import InputError
+from text2sam.decode import open_picture, pillow_errors
+from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import Exporter, stem_of
-from text2sam.export.outlines import one_polygon, outlines
-from text2sam.files import atomic_path, write_text
+from text2sam.export.outlines import inset, one_polygon, outlines
+from text2sam.files import atomic_path, write_png, write_text
+from text2sam.image import read_image
 
 _DIGITS = 6
+_FORMATS = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+"""What every version of ultralytics opens, of suffixes and of Pillow's names of formats."""
 
 
 class YoloExporter(Exporter):
@@ -26,16 +32,18 @@ class YoloExporter(Exporter):
     the data set can be moved. ``train`` and ``val`` are both ``images``: split them as you like. An image without objects
     has an empty file.
 
-    A line is one closed polygon. The parts of an object are strung together by bridges of no width between their nearest
-    corners, and holes are cut in by slits of no width; pycocotools makes the same mask of it, readers that paint outlines too
-    (ultralytics, by OpenCV) also paint the bridges. Both are counted. The score has no place in the format.
+    A line is one closed polygon, whose corners lie a tenth of a pixel inside the object's edge. ultralytics, which rounds
+    them down and paints the outline too, makes the same mask of it, and so does pycocotools. Holes are cut in by slits of no
+    width. The parts of an object are strung together by bridges of no width between their nearest corners, which readers
+    that paint outlines paint too. Both are counted. The score has no place in the format.
 
     Labels are found by the image's path without its suffix, so two images that differ in nothing else are refused.
 
     Args:
         out, labels, images_root: see :class:`Exporter`.
         pictures: ``"copy"`` puts the images into ``out/images``, where ultralytics looks for them, ``"link"`` symbolic links
-            to them, ``"none"`` nothing; by default they are copied where ``images_root`` is given.
+            to them, ``"none"`` nothing; by default they are copied where ``images_root`` is given. Pictures in formats that
+            ultralytics does not open are put there as PNG instead, and counted.
 
     Raises:
         InputError: labels or options are not usable.
@@ -63,26 +71,34 @@ class YoloExporter(Exporter):
         """Where ultralytics looks: the last ``/images/`` of the path is ``/labels/``, the suffix ``.txt``."""
         return ("/labels/".join(f"/images/{stem_of(path)}".rsplit("/images/", 1))[1:] + ".txt",)
 
-    def _check(self, image: AnnotatedImage) -> None:
-        if self.images_root is not None and self.pictures != "none" and not (self.images_root / image.path).is_file():
+    def _prepare(self, image: AnnotatedImage) -> Any:
+        """A PNG of the picture where ultralytics would not open it."""
+        if self.images_root is None or self.pictures == "none":
+            return None
+        source = self.images_root / image.path
+        if not source.is_file():
             raise InputError(f"there is no image {image.path!r} in {os.fspath(self.images_root)!r}")
+        pixels = image.height * image.width
+        return None if _opened(source, pixels) else read_image(source, max_pixels=pixels)
 
-    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str) -> None:
+    def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)
-        lines = [f"{self._ids[one.label]} {_normalised(self._polygon(one), image)}\n" for one in objects]
-        self._place(image.path)
+        lines = [f"{self._ids[item.label]} {_normalised(self._polygon(item), image)}\n" for item in objects]
+        if prepared is not None:
+            write_png(self._path(f"images/{stem_of(image.path)}.png"), prepared)
+            self._counts["converted"] += 1
+        elif self.images_root is not None and self.pictures != "none":
+            self._place(self.images_root / image.path, f"images/{image.path}")
         write_text(target, "".join(lines))
 
-    def _polygon(self, one: AnnotatedObject) -> NDArray[np.int64]:
-        parts = outlines(one.mask)
+    def _polygon(self, item: AnnotatedObject) -> NDArray[np.float64]:
+        mask = item.mask
+        parts = outlines(mask)
         self._counts["holes"] += sum(len(part.holes) for part in parts)
         self._counts["parts"] += len(parts) - 1
-        return one_polygon([part.joined for part in parts])
+        return one_polygon([inset(part.joined, mask) for part in parts])
 
-    def _place(self, path: str) -> None:
-        if self.images_root is None or self.pictures == "none":
-            return
-        source, name = self.images_root / path, f"images/{path}"
+    def _place(self, source: Path, name: str) -> None:
         if self.pictures == "copy":
             target = self._path(name)
             if target != source.resolve():  # the images may lie there already
@@ -105,6 +121,14 @@ class YoloExporter(Exporter):
         write_text(self._path("data.yaml"), yaml.safe_dump(data, sort_keys=False))
 
 
-def _normalised(points: NDArray[np.int64], image: AnnotatedImage) -> str:
+def _opened(path: Path, max_pixels: int) -> bool:
+    """Whether ultralytics opens a picture: it looks at the suffix, and then at what Pillow calls the content."""
+    if path.suffix[1:].lower() in _FORMATS:
+        with contextlib.suppress(ImageError), pillow_errors(""), open_picture(path, max_pixels) as picture:
+            return str(picture.format).lower() in _FORMATS
+    return False
+
+
+def _normalised(points: NDArray[np.float64], image: AnnotatedImage) -> str:
     digits = max(_DIGITS, len(str(max(image.width, image.height))) + 2)
     return " ".join(f"{value:.{digits}f}" for value in (points / (image.width, image.height)).ravel().tolist())

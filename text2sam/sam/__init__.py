@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from text2sam.sam.predictor import (
-    MODEL_TYPES,
-    MaskPredictor,
-    build_predictor,
-    build_sam,
-    check_predictor,
-    guess_model_type,
-    predict_points,
-)
+from text2sam.sam.build import MODEL_TYPES, build_predictor, build_sam, guess_model_type
+from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
 
 if TYPE_CHECKING:
     from text2sam.sam.mobile import MobileImageEncoder

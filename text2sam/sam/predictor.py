@@ -1,4 +1,4 @@
-"""Mask predictors: the protocol, builders from checkpoints, and what a pipeline needs around them.
+"""Mask predictors: the protocol, and masks for points in one form whatever the predictor.
 
 The protocol is ``SamPredictor``'s (Kirillov et al. 2023, "Segment Anything", arXiv 2304.02643).
 """
@@ -6,30 +6,16 @@ The protocol is ``SamPredictor``'s (Kirillov et al. 2023, "Segment Anything", ar
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.devices import check_dtype, pick_device
-from text2sam.errors import InputError, StateError, UnsupportedModelError, WeightsError
+from text2sam.errors import InputError, StateError, UnsupportedModelError
 from text2sam.types import PointPrompts
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-MODEL_TYPES = ("vit_b", "vit_l", "vit_h", "vit_t")
-"""The architectures :func:`build_sam` knows: SAM's three, and MobileSAM's ``vit_t``."""
-
-# (width, blocks) of the image encoder by model type.
-_VIT_SHAPES = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h"}
-_PIXEL_MEAN = (123.675, 116.28, 103.53)
-_PIXEL_STD = (58.395, 57.12, 57.375)
 _KEYWORDS = ("point_coords", "point_labels", "box", "mask_input", "multimask_output", "return_logits")
-_LISTED = 4
 
 
 @runtime_checkable
@@ -106,168 +92,6 @@ def _accepts(function: Any, positional: int, keywords: Sequence[str]) -> bool:
     }
     enough = by_position >= positional or inspect.Parameter.VAR_POSITIONAL in kinds
     return enough and (by_name.issuperset(keywords) or inspect.Parameter.VAR_KEYWORD in kinds)
-
-
-def build_sam(
-    model_type: str | None,
-    checkpoint: str | Path | None = None,
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> Any:
-    """A ``segment_anything.modeling.Sam``, ready for inference.
-
-    In half precision the image encoder alone is converted (it holds nearly all weights and work) and
-    computes under autocast inside its own call; it answers in float32, and the prompt encoder and the
-    mask decoder stay float32, so the model works with ``SamPredictor`` as it is. Its keys in the state
-    dict then begin with ``image_encoder.encoder.``.
-
-    Args:
-        model_type: one of :data:`MODEL_TYPES`; None reads it off the checkpoint.
-        checkpoint: a file with the weights, read as tensors only; None leaves them random.
-        device: as :func:`text2sam.devices.pick_device`.
-        dtype: as :func:`text2sam.devices.check_dtype`.
-
-    Returns:
-        The model in eval mode, no parameter requiring gradients.
-
-    Raises:
-        InputError: the model type, device or dtype is not known or not available.
-        WeightsError: the file cannot be read or does not fit; the message names what does not and, when
-            the weights are another model's, which ``model_type`` they look like.
-    """
-    if model_type not in MODEL_TYPES and (model_type is not None or checkpoint is None):
-        raise InputError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {model_type!r}")
-    device = pick_device(device)
-    dtype = check_dtype(dtype, device)
-    import torch
-
-    if checkpoint is None:
-        sam = _bare_sam(str(model_type))
-    else:
-        from text2sam.zoo.weights import load_state_dict
-
-        state_dict = load_state_dict(checkpoint)
-        found = guess_model_type(state_dict) if model_type is None else model_type
-        if found is None:
-            raise WeightsError(f"{checkpoint} holds no SAM text2sam can build: it builds {', '.join(MODEL_TYPES)} (MobileSAM)")
-        sam = _sam_from(state_dict, found, str(checkpoint))
-    sam = sam.float().eval().requires_grad_(False)
-    if dtype != torch.float32:
-        from text2sam.sam._half import HalfPrecisionEncoder
-
-        sam.image_encoder = HalfPrecisionEncoder(sam.image_encoder, dtype).eval()
-    return sam.to(device)
-
-
-def build_predictor(
-    model_type: str | None,
-    checkpoint: str | Path | None = None,
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> Any:
-    """A ``segment_anything.SamPredictor`` on :func:`build_sam`'s model; arguments and errors are the same."""
-    from segment_anything import SamPredictor
-
-    return SamPredictor(build_sam(model_type, checkpoint, device=device, dtype=dtype))
-
-
-def guess_model_type(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Which of :data:`MODEL_TYPES` a state dict's image encoder belongs to; None when none of them.
-
-    MobileSAM is known by its own names and by timm's.
-    """
-    prefix = "image_encoder."
-    for first in (f"{prefix}patch_embed.seq.0.c.weight", f"{prefix}patch_embed.conv1.conv.weight"):
-        if first in state_dict:
-            return "vit_t"
-    patches = state_dict.get(f"{prefix}patch_embed.proj.weight")
-    if patches is None or patches.ndim != 4:
-        return None
-    blocks = {key.split(".")[2] for key in state_dict if key.startswith(f"{prefix}blocks.")}
-    return _VIT_SHAPES.get((len(patches), len(blocks)))
-
-
-def _bare_sam(model_type: str) -> Any:
-    import segment_anything
-
-    if model_type != "vit_t":
-        return segment_anything.sam_model_registry[model_type](checkpoint=None)
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    from text2sam.sam.mobile import MobileImageEncoder
-
-    encoder, width = MobileImageEncoder(), 256
-    side = encoder.img_size // 16
-    return Sam(
-        image_encoder=encoder,
-        prompt_encoder=PromptEncoder(
-            embed_dim=width,
-            image_embedding_size=(side, side),
-            input_image_size=(encoder.img_size, encoder.img_size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=2048, num_heads=8),
-            transformer_dim=width,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
-        pixel_mean=list(_PIXEL_MEAN),
-        pixel_std=list(_PIXEL_STD),
-    )
-
-
-def _sam_from(state_dict: Mapping[str, Tensor], model_type: str, source: str) -> Any:
-    """A Sam on the CPU whose parameters are the state dict's tensors."""
-    import torch
-
-    guess = guess_model_type(state_dict)
-    if guess not in (None, model_type):
-        raise WeightsError(
-            f"{source} does not fit model_type {model_type!r}: its weights look like {guess!r}; give model_type={guess!r}"
-        )
-    if model_type == "vit_t":
-        from text2sam.sam.mobile import rename_keys
-
-        state_dict = rename_keys(state_dict)
-        # timm computes its index buffers while it builds, which the meta device cannot.
-        sam = _bare_sam(model_type)
-    else:
-        # Nothing is drawn at random only to be overwritten: 2.5 GB for vit_h.
-        with torch.device("meta"):
-            sam = _bare_sam(model_type)
-        for name, values in (("pixel_mean", _PIXEL_MEAN), ("pixel_std", _PIXEL_STD)):
-            sam.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-    misfit = _misfit(sam.state_dict(), state_dict)
-    if misfit:
-        raise WeightsError(f"{source} does not fit model_type {model_type!r}: {misfit}; {_advice(guess)}")
-    sam.load_state_dict(state_dict, assign=True)
-    return sam
-
-
-def _misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    missing = [k for k in expected if k not in given]
-    unexpected = [k for k in given if k not in expected]
-    reshaped = [
-        f"{k} is {tuple(given[k].shape)}, not {tuple(v.shape)}"
-        for k, v in expected.items()
-        if k in given and given[k].shape != v.shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    return ", ".join(f"{len(found)} {what} ({_shorten(found)})" for what, found in kinds.items() if found)
-
-
-def _shorten(items: Sequence[str]) -> str:
-    return ", ".join(items[:_LISTED]) + (", ..." if len(items) > _LISTED else "")
-
-
-def _advice(guess: str | None) -> str:
-    if guess is None:
-        return f"it holds the weights of none of {', '.join(MODEL_TYPES)}"
-    return "the image encoder is of this type, but the file is incomplete or another model's (HQ-SAM, a fine-tuned head)"
 
 
 def predict_points(

@@ -1,14 +1,12 @@
-"""What the tasks have in common: the model given, the classes given, and the features of classes."""
+"""Shared by the tasks: checks of models and labels, and the text features of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from text2sam.clip.attention import METHODS
-from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method, tokens_for
+from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.prompts import check_text
-from text2sam.clip.similarity import feature_surgery
 from text2sam.errors import InputError, PromptError
 
 if TYPE_CHECKING:
@@ -21,12 +19,12 @@ Labels = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 def surgery_of(model: ClipSurgery | TextPromptedSAM) -> ClipSurgery:
-    """The ClipSurgery given, or that of a pair.
+    """The ClipSurgery, or that of a pair.
 
     Raises:
-        InputError: it is neither.
+        InputError: ``model`` is neither.
     """
-    surgery = model if isinstance(model, ClipSurgery) else getattr(model, "surgery", None)
+    surgery = model if isinstance(model, ClipSurgery) else getattr(model, "generator", None)
     if not isinstance(surgery, ClipSurgery):
         raise InputError(f"model must be a ClipSurgery or a TextPromptedSAM, not {type(model).__name__}")
     return surgery
@@ -36,9 +34,9 @@ def parse_labels(labels: Labels) -> dict[str, tuple[str, ...]]:
     """Class name -> the words for it, in order.
 
     Raises:
-        PromptError: there is no label, one is empty or given twice (case does not count, CLIP's tokenizer knows none), or a
-            word stands for two classes.
-        InputError: it is not a sequence of texts or a mapping from names to texts.
+        PromptError: there is no label, a label is empty or given twice (case does not count: CLIP's tokenizer knows none), or
+            a word stands for two classes.
+        InputError: ``labels`` is not a sequence of texts or a mapping from names to texts.
     """
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise InputError(f"labels must be a sequence of texts, such as ['cat', 'dog'], not {labels!r}")
@@ -54,11 +52,11 @@ def parse_labels(labels: Labels) -> dict[str, tuple[str, ...]]:
 
 
 def check_words(words: Sequence[str], what: str) -> tuple[str, ...]:
-    """Texts, stripped, at least one of them, none twice.
+    """Stripped texts.
 
     Raises:
-        PromptError: they are not.
-        InputError: it is not a sequence of texts.
+        PromptError: there is no text, or a text is empty or given twice.
+        InputError: ``words`` is not a sequence of texts.
     """
     if isinstance(words, str) or not isinstance(words, Sequence):
         raise InputError(f"{what} must be a sequence of texts, such as ['sky', 'wall'], not {words!r}")
@@ -94,43 +92,5 @@ def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templ
 
 
 def logit_scale_of(surgery: ClipSurgery) -> float:
-    """The factor CLIP was trained to multiply its cosines with, 100 for OpenAI's."""
+    """The factor that CLIP learned for its cosines, 100 for OpenAI's."""
     return float(surgery.model.logit_scale.detach().float().exp().mean())
-
-
-def check_batch_size(batch_size: int) -> int:
-    """Raises :class:`InputError` unless it is an int of at least 1."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise InputError(f"batch_size must be an int of at least 1, not {batch_size!r}")
-    return batch_size
-
-
-def check_method(method: Any) -> Method:
-    """A name in :data:`text2sam.clip.attention.METHODS`.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not isinstance(method, str) or method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    return cast("Method", method)
-
-
-def similarities(
-    surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, method: Method, redundant: torch.Tensor | None = None
-) -> torch.Tensor:
-    """(1 + gh*gw, T) similarities of an image's tokens and text features, as ``ClipSurgery.maps`` makes them.
-
-    Args:
-        surgery: whose ``tau`` and weighting feature surgery takes.
-        features: of the image.
-        texts: (T, C) L2-normalised; for methods with feature surgery they are the label set.
-        method: checked.
-        redundant: (1, C), what feature surgery subtracts in place of what the label set has in common.
-    """
-    tokens, recipe = tokens_for(features, method), METHODS[method]
-    if recipe.removes:
-        found = feature_surgery(tokens[None], texts, redundant, tau=surgery.tau, weighting=surgery.weighting)[0]
-    else:
-        found = tokens @ texts.T
-    return -found if recipe.reverses else found

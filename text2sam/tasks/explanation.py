@@ -3,7 +3,6 @@ visualisation)."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap, check_shape
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from text2sam.pipeline import TextPromptedSAM
 
 NEAREST = 3
-"""How many words are given for each place, as in the papers' reference."""
+"""Number of words given for each place, as in the paper's reference."""
 
 _APART = 2  # patches between places
 
@@ -33,10 +33,10 @@ class Word:
 
     Attributes:
         text: the word as the tokenizer has it, in lower case.
-        tokens: the pieces it was made of, such as ``("sail", "boat")``.
+        tokens: its pieces, such as ``("sail", "boat")``.
         similarity: its map.
-        carries: how much of the match it carries: the cosine of image and text less that of image and the text without this
-            word. Below 0 the text would fit better without it.
+        carries: its part of the match: the cosine of image and text minus the cosine of image and the text without this
+            word. Below 0 the text fits the image better without the word.
     """
 
     text: str
@@ -53,7 +53,7 @@ class Place:
         patch: (row, column).
         point: (x, y) of its centre in pixels of the image.
         value: of the whole text's map there.
-        words: the nearest words, as indices into the text's, and their similarities there, most similar first.
+        words: the nearest words as (index into the words of the text, similarity), most similar first.
     """
 
     patch: tuple[int, int]
@@ -64,17 +64,17 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class TextExplanation:
-    """Which words and which places carry the match of an image and a text; :func:`text2sam.plot.explain_text` draws it.
+    """Which words and which places carry the match of an image and a text; :func:`text2sam.plot.words` draws it.
 
     Attributes:
         text: the text.
         words: its words in order; a word that occurs twice is there twice.
         similarity: the map of the whole text.
-        places: the places that carry the match most, the strongest first.
-        nearest: (gh, gw, k) intp, the k words nearest to each patch, indices into ``words``, the nearest first; k is 3, or the
-            number of words where there are fewer.
+        places: the places with the highest values of that map, the highest first.
+        nearest: (gh, gw, k) intp, the k words nearest to each patch as indices into ``words``, the nearest first; k is 3, or
+            the number of words where there are fewer.
         score: cosine in [-1, 1] of the image and the text: plain CLIP's, without a prompt template.
-        method: how the maps were made.
+        method: of the maps.
         shape: (H, W) of the image in pixels.
 
     Raises:
@@ -103,13 +103,13 @@ class TextExplanation:
 
     @property
     def shares(self) -> NDArray[np.float32]:
-        """(W,) float32 in [0, 1]: what each word carries, as a share of what all words that carry something do together."""
+        """(W,) float32 in [0, 1]: each word's part of the sum of all positive ``carries``."""
         carried = np.maximum([word.carries for word in self.words], 0.0)
         total = carried.sum()
         return (carried / total if total > 0 else carried).astype(np.float32)
 
     def ranked(self) -> list[tuple[str, float]]:
-        """(word, how much it carries), the one that carries most first."""
+        """(word, its ``carries``), the highest first."""
         order = np.argsort([-word.carries for word in self.words], kind="stable")
         return [(self.words[i].text, self.words[i].carries) for i in order]
 
@@ -164,48 +164,47 @@ def explain_text(
     """Which words of a text an image bears out, and where.
 
     Every token of the text has a feature of its own before the end token is pooled
-    (:func:`text2sam.clip.prompts.encode_token_features`), L2-normalised. Tokens are put together to the words the tokenizer
-    took apart: a word's feature is the normalised mean of its tokens'. Words are the tokenizer's, so every digit, a run of
-    punctuation and endings such as ``'s`` are words of their own. The text is taken as it is, without templates.
+    (:func:`text2sam.clip.prompts.encode_token_features`). The feature of a word is the normalised mean of its tokens'
+    normalised features. Words are the tokenizer's: every digit, a run of punctuation and endings such as ``'s`` are words. The
+    text is taken as it is, without templates.
 
-    The start token stands for no word: the text tower is causal, so it has seen nothing and its feature is the same for every
-    text. The end token stands for the whole text: its feature is the one CLIP compares with images. Each word in between knows
-    those before it, so that a map of "and" may well show what was named before it.
+    The text tower is causal. The start token has seen no word and its feature is the same for every text; the feature of the
+    end token is the one that CLIP compares with images. A word knows the words before it, so the map of "and" may show what
+    was named before it.
 
-    A word's map is the similarity of its feature and the patches' tokens. With feature surgery (``method="surgery"``) the
-    redundant feature is that of the start token for a word, and the empty text's for the whole text: what the model sees
-    before any word is said. (The papers leave open what is redundant for a single token; this is our reading. It removes the
-    same from the maps of all words, and so leaves their order at a place alone.)
+    The map of a word is the similarity of its feature and the patches' tokens. With feature surgery (``method="surgery"``) the
+    redundant feature is that of the start token for a word, and that of the empty text for the whole text. (The paper leaves
+    open what is redundant for a single token; this is our reading. It subtracts the same from the maps of all words, so their
+    order at a place stays.)
 
     Args:
-        model: a ClipSurgery, or a pair, whose surgery is taken.
+        model: a ClipSurgery, or a pair, whose generator is taken.
         image: anything :func:`text2sam.image.read_image` accepts, or features from ``ClipSurgery.encode_image``, encoded for
             ``method``.
-        text: a sentence or a word.
+        text: any text, also one that ``segment`` would take apart (``"cats + dogs"``).
         method: any of :data:`text2sam.clip.attention.METHODS`.
-        places: how many places to name, at least two patches apart from each other.
-
-    Returns:
-        Maps, the words' part in the match, the strongest places and the words nearest to them.
+        places: number of places to name, at least two patches apart from each other.
 
     Raises:
-        PromptError: the text is empty or longer than the text tower's context.
-        UnsupportedModelError: the tokenizer does not tell how it made its tokens (open_clip's ``SimpleTokenizer`` does), or
-            the text tower is not pooled at an end token.
-        InputError: ``method`` or ``places`` is none of the above, or the features lack the method's tokens.
+        PromptError: the text has no words or is longer than the text tower's context.
+        UnsupportedModelError: the tokenizer does not show where words end (open_clip's ``SimpleTokenizer`` does), or the
+            text tower is not pooled at an end token.
+        InputError: ``method`` or ``places`` is out of range, or the features lack the method's tokens.
         ImageError: the image cannot be read.
     """
     import torch
 
+    from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
-    from text2sam.clip.prompts import check_text, encode_token_features
-    from text2sam.clip.towers import evaluating
-    from text2sam.tasks._inputs import check_method, surgery_of
+    from text2sam.clip.prompts import encode_token_features
+    from text2sam.clip.towers import evaluating, exact
+    from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
     method = check_method(method)
-    text = check_text(text)
-    count = _count(places)
+    if not isinstance(text, str):
+        raise PromptError(f"text must be a string, not {type(text).__name__}: {text!r}")
+    places = int(check_number("places", places, 0, whole=True))
     ids, spans = tokenize_words(surgery.prompts.tokenizer, text)
     words = [tuple(ids[i] for i in range(*span)) for span in spans]
     rows = [ids, [ids[0], ids[-1]], *([i for k, i in enumerate(ids) if not a <= k < b] for a, b in spans)]
@@ -213,7 +212,7 @@ def explain_text(
     for row, values in zip(tokens, rows, strict=True):
         row[: len(values)] = torch.tensor(values)
     ends = torch.tensor([len(values) - 1 for values in rows])
-    with torch.inference_mode(), evaluating(surgery.model):
+    with exact(surgery.device), evaluating(surgery.model):
         encoded = encode_token_features(surgery.model, _padded(tokens, surgery.model).to(surgery.device)).float()
         encoded = torch.nn.functional.normalize(encoded, dim=-1)  # (2 + W, l, C)
         pooled = encoded[torch.arange(len(rows)), ends]  # (2 + W, C): the text, the empty one, the text less each word
@@ -236,7 +235,7 @@ def explain_text(
             for name, parts, values, without in zip(named, pieces, maps, cosines[2:], strict=True)
         ),
         similarity=similarity,
-        places=tuple(_place(at, whole, maps, nearest, seen.shape) for at in _strongest(whole, count)),
+        places=tuple(_place(at, whole, maps, nearest, seen.shape) for at in _strongest(whole, places)),
         nearest=nearest,
         score=float(cosines[0]),
         method=method,
@@ -245,24 +244,24 @@ def explain_text(
 
 
 def tokenize_words(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """A text's tokens, and which of them make up each word.
+    """The tokens of a text, and which tokens make up each word.
 
     Args:
-        tokenizer: open_clip's ``SimpleTokenizer``, or one that has its ``decoder`` (token id -> piece, with ``</w>`` at the
-            end of a word), ``byte_decoder`` and ``all_special_ids``.
-        text: checked.
+        tokenizer: open_clip's ``SimpleTokenizer``, or a tokenizer with its ``decoder`` (token id -> piece, with ``</w>`` at
+            the end of a word), ``byte_decoder`` and ``all_special_ids``.
+        text: any text.
 
     Returns:
         The ids from start to end token, and for each word the range [first, end) of its tokens in them.
 
     Raises:
-        UnsupportedModelError: the tokenizer is another one.
-        PromptError: the text has no words for it, or more tokens than it takes.
+        UnsupportedModelError: the tokenizer is of another kind.
+        PromptError: the text has no words, or more tokens than the text tower takes.
     """
     if not all(hasattr(tokenizer, name) for name in ("decoder", "byte_decoder", "all_special_ids")):
         raise UnsupportedModelError(
-            "words are put together from tokens by open_clip's SimpleTokenizer, which marks where a word ends; this is a "
-            f"{type(tokenizer).__name__}, which does not. Take a model with CLIP's own tokenizer, such as ViT-B-16"
+            "explaining words needs a tokenizer that marks where a word ends, as open_clip's SimpleTokenizer does, not a "
+            f"{type(tokenizer).__name__}; take a model with CLIP's own tokenizer, such as ViT-B-16"
         )
     row: list[int] = tokenizer([text])[0].tolist()
     end = row.index(max(row))
@@ -276,18 +275,18 @@ def tokenize_words(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int
     if first < end:
         spans.append((first, end))
     if not spans:
-        raise PromptError(f"the tokenizer makes no tokens of {text!r}")
+        raise PromptError(f"the text {text!r} has no words")
     return ids, spans
 
 
 def _spell(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Tokens as people write them; a piece of a character that takes several tokens is a replacement character."""
+    """Tokens as text; a piece of a character that takes several tokens is a replacement character."""
     letters = "".join(tokenizer.decoder[i] for i in ids).removesuffix("</w>")
     return bytes(tokenizer.byte_decoder[c] for c in letters).decode("utf-8", errors="replace")
 
 
 def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
-    """A tower that is not causal wants all its positions; zeros stand behind the end token, as the tokenizer puts them."""
+    """Tokens with zeros behind the end token, as the tokenizer pads them, for a tower that is not causal."""
     import torch
 
     if getattr(model, "attn_mask", None) is not None:
@@ -298,31 +297,19 @@ def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
 def _maps(
     surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, redundant: torch.Tensor, method: Method
 ) -> NDArray[np.float32]:
-    from text2sam.tasks._inputs import similarities
-
-    found = similarities(surgery, features, texts, method, redundant)[1:]  # (gh*gw, T)
-    return np.ascontiguousarray(found.T.unflatten(1, features.grid).float().cpu().numpy())
-
-
-def _count(places: int) -> int:
-    try:
-        count = -1 if isinstance(places, bool) else operator.index(places)
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise InputError(f"places must be a whole number, at least 0, not {places!r}")
-    return count
+    values = surgery.similarities(features, texts, method, redundant)[1:]  # (gh*gw, T)
+    return np.ascontiguousarray(values.T.unflatten(1, features.grid).float().cpu().numpy())
 
 
 def _strongest(values: NDArray[np.float32], count: int) -> list[tuple[int, int]]:
     """(row, column) of up to ``count`` patches, the highest first, each at least two patches from the others."""
     left = values.astype(np.float64)
-    found: list[tuple[int, int]] = []
-    while len(found) < count and np.isfinite(left.max()):
+    patches: list[tuple[int, int]] = []
+    while len(patches) < count and np.isfinite(left.max()):
         row, column = divmod(int(left.argmax()), left.shape[1])
-        found.append((row, column))
+        patches.append((row, column))
         left[max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART] = -np.inf
-    return found
+    return patches
 
 
 def _place(

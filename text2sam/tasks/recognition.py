@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    import torch
-
     from text2sam.clip.generator import ClipSurgery, ImageFeatures
     from text2sam.image import ImageLike
     from text2sam.pipeline import TextPromptedSAM
     from text2sam.tasks._inputs import Labels
 
 SCORES = ("surgery", "cosine", "softmax", "sigmoid")
-"""The scores :func:`recognize` gives; the first one is the papers'."""
+"""The scores of :func:`recognize`; the first is the paper's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Recognition:
         scores: kind of score (:data:`SCORES`) -> (T,) float32, higher is more; see :func:`recognize`.
 
     Raises:
-        InputError: there is no label, no score, or one that is not a finite float32 array (T,).
+        InputError: there is no label or no score, or scores are not finite float32 arrays (T,).
     """
 
     labels: tuple[str, ...]
@@ -49,11 +49,11 @@ class Recognition:
                 raise InputError(f"the scores {kind!r} must be a finite float32 array of shape ({len(self.labels)},)")
 
     def ranked(self, kind: str = "surgery", *, top: int | None = None) -> list[tuple[str, float]]:
-        """(label, score) from the highest score on, the first of equals first.
+        """(label, score) pairs, the highest score first.
 
         Args:
-            kind: which score.
-            top: how many; None is all.
+            kind: of score.
+            top: number of pairs; None is all.
 
         Raises:
             InputError: there is no such score, or ``top`` is negative.
@@ -80,35 +80,29 @@ def recognize(
 ) -> Recognition:
     """Scores of an image for a label set.
 
-    With s the cosines in [-1, 1] of the image's class token (the original path's, so plain CLIP's) and the labels:
+    With s the cosines of the labels and the image's class token, which is plain CLIP's:
 
-    - ``"surgery"``: feature surgery over the label set with the model's ``tau`` and weighting
-      (:func:`text2sam.clip.similarity.feature_surgery`): in the papers' code ``w*s - mean(w*s)`` with
-      ``w = p / mean(p)``, ``p = softmax(tau * s)``. The redundant feature is the mean over the label set: an image that is
-      like every label no longer scores high for all of them, which is what average precision over images looks at. Within
-      one image the order is that of s where s is positive.
-    - ``"cosine"``: s itself.
-    - ``"softmax"``: plain CLIP, ``softmax(logit_scale * s)`` over the label set, with the model's own scale (100 for
-      OpenAI's). It shares 1 among the labels, so several present ones take from each other.
-    - ``"sigmoid"``: each label by itself, ``sigmoid(logit_scale * s + logit_bias)`` for a model trained with a bias
-      (SigLIP's). CLIP has none, and without one every score would be 1 in float32; there the empty text's cosine is
-      subtracted from s first, which is the softmax of the label against the empty text.
+    - ``"surgery"``: feature surgery over the label set (:func:`text2sam.clip.similarity.feature_surgery`), by the papers' code
+      ``w*s - mean(w*s)`` with ``w = p / mean(p)`` and ``p = softmax(tau * s)``. The mean over the label set is redundant: an
+      image that is like every label no longer scores high for all labels, which matters for average precision over images.
+    - ``"cosine"``: s.
+    - ``"softmax"``: ``softmax(logit_scale * s)`` over the label set, with the model's own scale (100 for OpenAI's). Labels that
+      are present share the sum of 1.
+    - ``"sigmoid"``: each label by itself, ``sigmoid(logit_scale * s + logit_bias)`` for a model with a bias (SigLIP's). For a
+      model without a bias the cosine of the empty text is subtracted from s, because every score would be 1 in float32
+      otherwise.
 
-    One label alone has no label set (feature surgery would be 0, its softmax 1): as everywhere in this package the empty text
-    takes the place of one, ``s - s_empty`` and the softmax against it.
+    A single label has no label set; the empty text takes its place: ``s - s_empty``, and the softmax of the two.
 
     Args:
-        model: a ClipSurgery, or a pair, whose surgery is taken.
+        model: a ClipSurgery, or a pair, whose generator is taken.
         image: anything :func:`text2sam.image.read_image` accepts, or its features from ``ClipSurgery.encode_image``.
-        labels: T names; or a mapping from names to the words for each, ``{"car": ["car", "automobile"]}``. A class's feature
-            is the normalised mean of its words' features.
+        labels: T names; or a mapping from names to the words for each, ``{"car": ["car", "automobile"]}``. The feature of a
+            class is the normalised mean of its words' features.
         templates: the prompt ensemble; None is the model's own.
 
-    Returns:
-        Scores of the four kinds, (T,) float32 each.
-
     Raises:
-        PromptError: there is no label, one is empty, too long or given twice, or a template is none.
+        PromptError: there is no label, a label is empty, too long or given twice, or a template has no place for the text.
         InputError: ``model`` or ``labels`` is of another kind.
         ImageError: the image cannot be read.
     """
@@ -116,9 +110,10 @@ def recognize(
     from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
-    if isinstance(image, ImageFeatures):
-        return _recognize_tokens(surgery, [image.raw[0]], labels, templates)[0]
-    return recognize_many(surgery, [image], labels, templates=templates)[0]
+    features = image if isinstance(image, ImageFeatures) else None
+    if features is None:
+        return recognize_many(surgery, [image], labels, templates=templates)[0]  # type: ignore[list-item]
+    return _recognize(surgery, [features], labels, templates)[0]
 
 
 def recognize_many(
@@ -129,11 +124,11 @@ def recognize_many(
     templates: Sequence[str] | None = None,
     batch_size: int = 8,
 ) -> list[Recognition]:
-    """:func:`recognize` for several images, ``batch_size`` of them encoded at once; each scores as it does alone.
+    """:func:`recognize` for several images, encoded in batches; each image scores as it does alone.
 
     Args:
         model, labels, templates: as for :func:`recognize`.
-        images: may be a generator; no more than ``batch_size`` of its images are held at a time.
+        images: may be a generator; no more than ``batch_size`` images are held at a time.
         batch_size: at least 1.
 
     Returns:
@@ -141,36 +136,30 @@ def recognize_many(
         position.
     """
     from text2sam.image import is_single, read_image
-    from text2sam.tasks._inputs import check_batch_size, parse_labels, surgery_of
+    from text2sam.tasks._inputs import parse_labels, surgery_of
 
     surgery = surgery_of(model)
-    check_batch_size(batch_size)
+    check_number("batch_size", batch_size, 1, whole=True)
     if is_single(images):
         raise InputError("images must be a sequence of images; for one image call recognize")
-    parse_labels(labels)  # a bad label costs no encoding
+    parse_labels(labels)  # a wrong label is found before anything is encoded
     results: list[Recognition] = []
-    batch: list[NDArray[np.uint8]] = []
-
-    def flush() -> None:
-        tokens = [features.raw[0] for features in surgery.encode_images(batch)]
-        results.extend(_recognize_tokens(surgery, tokens, labels, templates) if tokens else [])
-        batch.clear()
-
-    for position, image in enumerate(images):
-        try:
-            batch.append(read_image(image))
-        except ImageError as error:
-            raise ImageError(f"image {position}: {error}") from error
-        if len(batch) == batch_size:
-            flush()
-    flush()
+    pending, position = iter(images), 0
+    while batch := list(itertools.islice(pending, batch_size)):
+        pixels = []
+        for image in batch:
+            try:
+                pixels.append(read_image(image))
+            except ImageError as error:
+                raise ImageError(f"image {position}: {error}") from error
+            position += 1
+        results += _recognize(surgery, surgery.encode(pixels), labels, templates)
     return results
 
 
-def _recognize_tokens(
-    surgery: ClipSurgery, tokens: Sequence[torch.Tensor], labels: Labels, templates: Sequence[str] | None
+def _recognize(
+    surgery: ClipSurgery, images: Sequence[ImageFeatures], labels: Labels, templates: Sequence[str] | None
 ) -> list[Recognition]:
-    """Results for class tokens, each (C,) L2-normalised."""
     import torch
 
     from text2sam.clip.similarity import feature_surgery
@@ -180,19 +169,16 @@ def _recognize_tokens(
     with torch.inference_mode():
         texts = class_features(surgery, classes.values(), templates)  # (T, C)
         empty = surgery.prompts.using(templates)([""])  # (1, C)
-        image = torch.stack(list(tokens))[:, None]  # (B, 1, C)
-        alone = empty if len(classes) == 1 else None
-        operated = feature_surgery(image, texts, alone, tau=surgery.tau, weighting=surgery.weighting)[:, 0]  # (B, T)
-        cosines, neutral = image[:, 0] @ texts.T, image[:, 0] @ empty.T  # (B, T), (B, 1)
+        tokens = torch.stack([features.raw[0] for features in images])  # (B, C)
+        cosines, neutral = tokens @ texts.T, tokens @ empty.T  # (B, T), (B, 1)
+        single = len(classes) == 1
+        reduced = feature_surgery(
+            tokens[:, None], texts, empty if single else None, tau=surgery.tau, weighting=surgery.weighting
+        )[:, 0]  # (B, T)
         scale, bias = logit_scale_of(surgery), getattr(surgery.model, "logit_bias", None)
-        if len(classes) == 1:
-            softmax = (scale * torch.cat([cosines, neutral], dim=1)).softmax(dim=1)[:, :1]
-        else:
-            softmax = (scale * cosines).softmax(dim=1)
+        compared = torch.cat([cosines, neutral], dim=1) if single else cosines
+        softmax = (scale * compared).softmax(dim=1)[:, : len(classes)]
         logits = scale * (cosines - neutral) if bias is None else scale * cosines + bias.detach().float().mean()
-        values = [t.float().cpu().numpy() for t in (operated, cosines, softmax, logits.sigmoid())]
+        scores = torch.stack([reduced, cosines, softmax, logits.sigmoid()]).float().cpu().numpy()  # (4, B, T)
     names = tuple(classes)
-    return [
-        Recognition(names, {kind: np.ascontiguousarray(v[i], np.float32) for kind, v in zip(SCORES, values, strict=True)})
-        for i in range(len(tokens))
-    ]
+    return [Recognition(names, dict(zip(SCORES, scores[:, i], strict=True))) for i in range(len(images))]

@@ -1,14 +1,13 @@
 """Open-vocabulary semantic segmentation: one class for every pixel (CLIP Surgery, arXiv 2304.05653, semantic segmentation).
 
-Nothing of the size classes x height x width is held: similarities are kept on patches, and go through upsampling and argmax
-in stripes of rows.
+Nothing of the size classes x height x width is held: similarities are kept on patches, and a few classes at a time are enlarged
+to pixels.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError, PromptError
 from text2sam.paint import voc_palette
 from text2sam.recipes.points import patch_shares
@@ -38,7 +38,7 @@ LOGIT_SCALE = 40.0
 REGIONS = 64
 """``refine="sam"`` prompts SAM for at most this many regions, those with most probability first."""
 
-_BUDGET = 64 * 2**20  # bytes of logits upsampled at once
+_BUDGET = 64 * 2**20  # bytes of logits enlarged at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,35 +192,29 @@ def segment_semantic(
     """
     import torch
 
+    from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
     from text2sam.image import read_image
-    from text2sam.tasks._inputs import check_batch_size, check_method, class_features, surgery_of
+    from text2sam.tasks._inputs import class_features, surgery_of
 
     surgery = surgery_of(model)
     check_method(method)
     plan = _plan(labels, background, threshold)
     windows = _check_windows(window, stride, short_side)
-    check_batch_size(batch_size)
-    if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)) or not 0 < logit_scale < math.inf:
-        raise InputError(f"logit_scale must be a number above 0, not {logit_scale!r}")
+    check_number("batch_size", batch_size, 1, whole=True)
+    logit_scale = check_number("logit_scale", logit_scale, 0, sys.float_info.max, above=True)
     if refine not in (None, "sam"):
         raise InputError(f"refine must be 'sam' or None, not {refine!r}")
-    if refine and not hasattr(model, "predictor"):
+    if refine and not hasattr(model, "session"):
         raise InputError("refine='sam' needs a TextPromptedSAM: a ClipSurgery has no SAM")
     if isinstance(image, ImageFeatures) and (windows or refine):
         raise InputError("windows and refine='sam' need the image itself, not its features")
     texts = class_features(surgery, [words or ("",) for words in plan.words], None)
     seen = image if isinstance(image, ImageFeatures) else read_image(image)
     with torch.inference_mode():
-        field, grid, shape = _field(surgery, seen, texts, method, windows, batch_size)
-        classes: NDArray[np.uint16] = np.empty(shape, np.uint16)
-        for start, stop, logits in _stripes(field, shape):
-            classes[start:stop] = _decide(logits * logit_scale, plan)
-        probabilities = np.zeros((len(plan.labels), *grid), np.float32)
-        for start, stop, logits in _stripes(field, grid):
-            shares = (logits * logit_scale).softmax(dim=0).clamp(0, 1).cpu().numpy()  # (columns, n, gw)
-            for owner, share in zip(plan.owners, shares, strict=True):
-                np.maximum(probabilities[owner, start:stop], share, out=probabilities[owner, start:stop])
+        field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size)
+        classes = _classify(field, shape, logit_scale, plan)
+        probabilities = _shares(field, grid, logit_scale, plan)
     if refine and isinstance(seen, np.ndarray):
         classes = _vote(model, seen, classes, probabilities, plan)
     return SemanticMap(plan.labels, classes, probabilities, plan.background, method, plan.threshold, refined=refine is not None)
@@ -242,9 +236,7 @@ def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | N
 
     classes = parse_labels(labels)
     if threshold is not None:
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.floating)) or not 0 <= threshold <= 1:
-            raise InputError(f"threshold must be a number in [0, 1], not {threshold!r}")
-        threshold = float(threshold)
+        threshold = check_number("threshold", threshold, 0, 1)
     named = [i for i, name in enumerate(classes) if name.casefold() == BACKGROUND]
     names, words, owners = list(classes), list(classes.values()), list(range(len(classes)))
     place = named[0] if named else None
@@ -281,68 +273,45 @@ def _check_windows(window: int | None, stride: int | None, short_side: int | Non
         if stride is not None or short_side is not None:
             raise InputError("stride and short_side are for sliding windows; give window, their side in pixels")
         return None
-    side, short = _pixels(window, "window"), None if short_side is None else _pixels(short_side, "short_side")
-    step = max(1, side // 2) if stride is None else _pixels(stride, "stride")
-    if step > side:
-        raise InputError(f"stride {step} is larger than the window {side}, which would leave gaps")
-    return side, step, short
+    side = int(check_number("window", window, 1, whole=True))
+    step = max(1, side // 2) if stride is None else int(check_number("stride", stride, 1, side, whole=True))
+    return side, step, None if short_side is None else int(check_number("short_side", short_side, 1, whole=True))
 
 
-def _pixels(value: int, name: str) -> int:
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} must be a whole number of pixels, at least 1, not {value!r}")
-    return number
+Field = Callable[[int, int], "torch.Tensor"]
+"""Similarities made on demand: ``field(start, stop)`` is (stop - start, h, w), columns of the plan on a grid."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Field:
-    """Similarities over an image, made on demand: ``rows(start, stop)`` are (columns, stop - start, w) of (h, w)."""
-
-    shape: tuple[int, int]
-    columns: int
-    rows: Callable[[int, int], torch.Tensor]
-
-
-def _grid_field(values: torch.Tensor) -> _Field:
-    """(columns, h, w) as they are."""
-    return _Field((values.shape[1], values.shape[2]), len(values), lambda start, stop: values[:, start:stop])
-
-
-def _field(
+def _encode(
     surgery: ClipSurgery,
     image: NDArray[np.uint8] | ImageFeatures,
     texts: torch.Tensor,
     method: Method,
     windows: tuple[int, int, int | None] | None,
     batch_size: int,
-) -> tuple[_Field, tuple[int, int], tuple[int, int]]:
+) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
-    from text2sam.tasks._inputs import similarities
-
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
-        found = similarities(surgery, features, texts, method, empty)[1:]  # (gh*gw, columns)
-        grid: torch.Tensor = found.T.unflatten(1, features.grid)
-        return grid.float().contiguous()
+        values = surgery.similarities(features, texts, method, empty)[1:]  # (gh*gw, columns)
+        return values.T.reshape(-1, *features.grid)
 
     if not isinstance(image, np.ndarray):
-        return _grid_field(columns(image)), image.grid, image.shape
-    shape = (image.shape[0], image.shape[1])
-    if windows is not None:
-        side, step, short = windows
-        scale = 1.0 if short is None else short / min(shape)
-        resized = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
-        if max(resized) > side:
-            picture = Image.fromarray(image).resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
-            field, grid = _window_field(surgery, np.asarray(picture), columns, side, step, method, batch_size)
-            return field, grid, shape
-    features = surgery.encode_image(image, methods=[method])
-    return _grid_field(columns(features)), features.grid, shape
+        features = image
+    else:
+        shape = check_shape(image.shape[:2])
+        if windows is not None:
+            side, step, short = windows
+            scale = 1.0 if short is None else short / min(shape)
+            resized = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+            if max(resized) > side:
+                picture = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR)
+                field, grid = _slide(surgery, np.asarray(picture), columns, side, step, method, batch_size)
+                return field, grid, shape
+        features = surgery.encode_image(image, methods=[method])
+    values = columns(features)
+    return lambda start, stop: values[start:stop], features.grid, features.shape
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -357,7 +326,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [min(i * stride, last) for i in range(-(-last // stride) + 1)]
 
 
-def _window_field(
+def _slide(
     surgery: ClipSurgery,
     image: NDArray[np.uint8],
     columns: Callable[[ImageFeatures], torch.Tensor],
@@ -365,74 +334,67 @@ def _window_field(
     step: int,
     method: Method,
     batch_size: int,
-) -> tuple[_Field, tuple[int, int]]:
+) -> tuple[Field, tuple[int, int]]:
+    """Similarities of windows, averaged where they overlap, and the grid of the whole image."""
     import torch
 
     height, width = image.shape[:2]
     crop = (min(side, height), min(side, width))
-    tops, lefts = window_starts(height, side, step), window_starts(width, side, step)
-    corners = [(y, x) for y in tops for x in lefts]
+    corners = [(y, x) for y in window_starts(height, side, step) for x in window_starts(width, side, step)]
     grids: list[torch.Tensor] = []  # (columns, gh, gw) each
     for start in range(0, len(corners), batch_size):
         cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in corners[start : start + batch_size]]
-        grids += [columns(features) for features in surgery.encode_images(cut, methods=[method])]
-    count, (gh, gw) = len(grids[0]), (grids[0].shape[1], grids[0].shape[2])
-    over = torch.zeros(width)  # how many windows lie over each column of pixels
-    for x in lefts:
-        over[x : x + crop[1]] += 1
+        grids += [columns(features) for features in surgery.encode(cut, methods=[method])]
+    times = torch.zeros(height, width, device=grids[0].device)
+    for y, x in corners:
+        times[y : y + crop[0], x : x + crop[1]] += 1
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        total = torch.zeros(count, stop - start, width, device=grids[0].device)
-        times = torch.zeros(stop - start)
-        for y in tops:
-            if max(start, y) < min(stop, y + crop[0]):
-                times[max(start, y) - start : min(stop, y + crop[0]) - start] += 1
+    def field(start: int, stop: int) -> torch.Tensor:
+        total = torch.zeros(stop - start, height, width, device=times.device)
         for (y, x), grid in zip(corners, grids, strict=True):
-            first, last = max(start, y), min(stop, y + crop[0])
-            if first < last:
-                part = _upsampled(_grid_field(grid), crop, first - y, last - y)
-                total[:, first - start : last - start, x : x + crop[1]] += part
-        return total / (times[:, None] * over).to(total.device)
+            total[:, y : y + crop[0], x : x + crop[1]] += _enlarge(grid[start:stop], crop)
+        return total / times
 
-    return _Field((height, width), count, rows), (max(1, round(height * gh / crop[0])), max(1, round(width * gw / crop[1])))
+    gh, gw = grids[0].shape[1:]
+    return field, (max(1, round(height * gh / crop[0])), max(1, round(width * gw / crop[1])))
 
 
-def _upsampled(field: _Field, shape: tuple[int, int], start: int, stop: int) -> torch.Tensor:
-    """(columns, stop - start, W): those rows of a field resized to (H, W), bilinear with half-pixel centres."""
+def _enlarge(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """(columns, h, w) -> (columns, H, W), bilinear with half-pixel centres."""
     import torch
 
-    h, _ = field.shape
-    at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * (h / shape[0]) - 0.5).clamp(0, h - 1)
-    above = at.floor().long()
-    below = (above + 1).clamp(max=h - 1)
-    first = int(above[0])
-    source = field.rows(first, int(below[-1]) + 1)
-    part = (at - above).float().to(source.device)[:, None]
-    above, below = (index.to(source.device) - first for index in (above, below))
-    mixed = source[:, above] * (1 - part) + source[:, below] * part  # (columns, n, w)
-    return torch.nn.functional.interpolate(mixed[None], (stop - start, shape[1]), mode="bilinear", align_corners=False)[0]
+    return torch.nn.functional.interpolate(values[None], shape, mode="bilinear", align_corners=False)[0]
 
 
-def _stripes(field: _Field, shape: tuple[int, int]) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """The field resized to (H, W), a stripe at a time: first row, end, and (columns, rows, W)."""
-    below = max(1, -(-field.shape[0] // shape[0]))
-    each = 4 * field.columns * (shape[1] + below * field.shape[1])
-    count = max(1, _BUDGET // each)
-    for start in range(0, shape[0], count):
-        stop = min(shape[0], start + count)
-        yield start, stop, _upsampled(field, shape, start, stop)
-
-
-def _decide(logits: torch.Tensor, plan: _Plan) -> NDArray[np.uint16]:
-    """(n, W) classes of (columns, n, W) logits."""
+def _classify(field: Field, shape: tuple[int, int], scale: float, plan: _Plan) -> NDArray[np.uint16]:
+    """(H, W) classes; a few columns at a time are enlarged to (H, W)."""
     import torch
 
-    best, column = logits.max(dim=0)
+    count = len(plan.words)
+    step = max(1, _BUDGET // (4 * shape[0] * shape[1]))
+    best = column = total = None
+    for start in range(0, count, step):
+        logits = _enlarge(field(start, min(count, start + step)), shape) * scale
+        value, index = logits.max(dim=0)
+        partial = logits.logsumexp(dim=0) if plan.threshold is not None else value
+        if best is None or column is None or total is None:
+            best, column, total = value, index, partial
+            continue
+        column = torch.where(value > best, index + start, column)
+        best, total = torch.maximum(best, value), torch.logaddexp(total, partial)
+    assert best is not None and column is not None and total is not None
     classes: NDArray[np.uint16] = plan.owners[column.cpu().numpy()].astype(np.uint16)
     if plan.threshold is not None and plan.background is not None:
-        unsure = torch.exp(best - logits.logsumexp(dim=0)) < plan.threshold
-        classes[unsure.cpu().numpy()] = plan.background
+        classes[((best - total).exp() < plan.threshold).cpu().numpy()] = plan.background
     return classes
+
+
+def _shares(field: Field, grid: tuple[int, int], scale: float, plan: _Plan) -> NDArray[np.float32]:
+    """(T, gh, gw) probabilities; of the words that stay apart in the softmax the best one counts."""
+    columns = (_enlarge(field(0, len(plan.words)), grid) * scale).softmax(dim=0).clamp(0, 1).cpu().numpy()
+    probabilities = np.zeros((len(plan.labels), *grid), np.float32)
+    np.maximum.at(probabilities, plan.owners, columns)
+    return probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -447,21 +409,19 @@ class _Region:
 
 def _regions(probabilities: NDArray[np.float32], plan: _Plan) -> list[_Region]:
     """The regions that SAM is asked for, largest sum of probabilities first."""
-    from scipy.ndimage import label
+    from skimage.measure import label
 
-    best, found = probabilities.argmax(axis=0), []
+    best, regions = probabilities.argmax(axis=0), []
     if plan.threshold is not None and plan.background is not None:
         best = np.where(probabilities.max(axis=0) < plan.threshold, plan.background, best)
-    for index in np.unique(best):
-        if index == plan.background:
-            continue
-        parts, count = label(best == index, np.ones((3, 3)))
-        for part in range(1, count + 1):
-            patches = parts == part
-            inside = np.where(patches, probabilities[index], -1)
-            row, column = divmod(int(inside.argmax()), inside.shape[1])
-            found.append(_Region(int(index), patches, (row, column), float(probabilities[index][patches].sum())))
-    return sorted(found, key=lambda region: -region.weight)[:REGIONS]
+    parts = label(best, background=-1 if plan.background is None else plan.background, connectivity=2)
+    for part in range(1, int(parts.max()) + 1):
+        patches = parts == part
+        index = int(best[patches][0])
+        inside = np.where(patches, probabilities[index], -1)
+        row, column = divmod(int(inside.argmax()), inside.shape[1])
+        regions.append(_Region(index, patches, (row, column), float(probabilities[index][patches].sum())))
+    return sorted(regions, key=lambda region: -region.weight)[:REGIONS]
 
 
 def _vote(
@@ -469,20 +429,18 @@ def _vote(
 ) -> NDArray[np.uint16]:
     """The classes after SAM's masks have voted, as :func:`segment_semantic` says."""
     from text2sam.recipes.choose import choose_by_agreement
-    from text2sam.sam.predictor import predict_points
 
     shape, grid = check_shape(image.shape[:2]), check_shape(probabilities.shape[1:])
     regions = _regions(probabilities, plan)
     if not regions:
         return classes
-    model.predictor.set_image(image)
-    model._in_predictor = None  # the pair must not take this image for the one it has set itself
+    asked = model.session.image(image)
     voted, strongest, left = classes.copy(), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     rows, columns = (np.minimum((np.arange(n) + 0.5) * g / n, g - 1).astype(np.intp) for n, g in zip(shape, grid, strict=True))
     for region in regions:
         centre = [[(i + 0.5) * n / g for i, n, g in zip(region.peak[::-1], shape[::-1], grid[::-1], strict=True)]]
         points = PointPrompts(np.floor(np.array(centre)).astype(np.float32), np.ones(1, np.uint8))
-        masks, scores, logits = predict_points(model.predictor, points, shape=shape)
+        masks, scores, logits = model.session.ask(asked, points)
         heat = SimilarityMap(np.ascontiguousarray(probabilities[region.label]))
         mask = masks[choose_by_agreement(masks, scores, heat, points, logits).index]
         share = patch_shares(mask[None], grid)[0]

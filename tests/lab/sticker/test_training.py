@@ -21,7 +21,7 @@ import open_clip
 import pytest
 import torch
 
-from text2sam.clip.loss import contrastive_loss
+from text2sam.lab.loss import contrastive_loss
 from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import InputError
 from text2sam.lab.sticker import train as train_module

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from text2sam.decode import open_picture, pillow_errors
 from text2sam.errors import ImageError, InputError
-from text2sam.image import pillow_errors, read_image
+from text2sam.image import read_image
 from text2sam.lab.datasets.sample import IGNORE
 
 Frame = Literal["seen", "stored"]
@@ -235,7 +235,7 @@ def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
     """
     if frame == "seen" or not path.is_file():
         return read_image(path)
-    with pillow_errors(str(path)), Image.open(path) as picture:
+    with pillow_errors(str(path)), open_picture(path) as picture:
         picture.load()
         picture.getexif()[_ORIENTATION] = 1
     try:
@@ -252,7 +252,7 @@ def picture_shape(path: Path, frame: str = "seen") -> tuple[int, int]:
     """
     if not path.is_file():
         read_image(path)  # which says what it is instead
-    with pillow_errors(str(path)), Image.open(path) as picture:
+    with pillow_errors(str(path)), open_picture(path) as picture:
         w, h = picture.size
         turned = False
         if frame == "seen":
@@ -309,7 +309,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 def _decode(path: Path) -> tuple[str, NDArray[Any]]:
     if not path.is_file():
         raise ImageError(f"there is no label file {path}")
-    with pillow_errors(str(path)), Image.open(path) as picture:
+    with pillow_errors(str(path)), open_picture(path) as picture:
         mode, kind = picture.mode, picture.format
         values = np.array(picture)
     if kind in ("JPEG", "WEBP", "MPO"):

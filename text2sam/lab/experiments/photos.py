@@ -45,7 +45,8 @@ from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
 from text2sam.recipes import MaskRule, get_strategy
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import points_from_similarity
-from text2sam.sam.predictor import MaskPredictor, build_predictor, predict_points
+from text2sam.sam.build import build_predictor
+from text2sam.sam.predictor import MaskPredictor, predict_points
 from text2sam.tables import aligned, telling
 from text2sam.types import PointPrompts, SimilarityMap
 
@@ -542,7 +543,7 @@ def evaluate_photos(
 
     Args:
         folder: with ``images/`` and ``labels/``, see the module.
-        sam_checkpoint: a file, or a name in :data:`text2sam.zoo.weights.CHECKPOINTS`.
+        sam_checkpoint: a file, or a name in :data:`text2sam.zoo.table.CHECKPOINTS`.
         settings: see :class:`Settings`.
         out: file for the whole result as JSON; tried before anything is measured.
         json_output: print that JSON instead of the table.
@@ -557,7 +558,8 @@ def evaluate_photos(
         WeightsError: the checkpoint cannot be used.
         OutputError: ``out`` cannot be written.
     """
-    from text2sam.zoo.weights import CHECKPOINTS, file_sha256, resolve
+    from text2sam.zoo.download import file_sha256, resolve
+    from text2sam.zoo.table import CHECKPOINTS
 
     chosen = settings or Settings()
     names = split_photos(folder, chosen.split, chosen.photos)

@@ -474,8 +474,8 @@ def measure(
 
 def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
     """The JSON document: what was measured, with which weights, and :func:`summarize`."""
+    from text2sam.zoo.download import file_sha256, resolve
     from text2sam.zoo.sticker.models import recorded_sha256
-    from text2sam.zoo.weights import file_sha256, resolve
 
     seeds = settings.seeds
     sha256 = {"clip.safetensors": recorded_sha256("clip.safetensors")}

@@ -218,7 +218,7 @@ def _memory(surgery: ClipSurgery) -> dict[str, int | None]:
 
 def _sha256(path: Path) -> str:
     from text2sam.errors import WeightsError
-    from text2sam.zoo.weights import file_sha256
+    from text2sam.zoo.download import file_sha256
 
     try:
         return file_sha256(path)

@@ -130,8 +130,9 @@ def untrained_clip(name: str, seed: int = 0) -> Any:
 
 
 def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
+    from text2sam.zoo.download import file_sha256, resolve
     from text2sam.zoo.sticker.models import recorded_sha256
-    from text2sam.zoo.weights import CHECKPOINTS, file_sha256, resolve
+    from text2sam.zoo.table import CHECKPOINTS
 
     spec = choice.clip_checkpoint or preset.clip_checkpoint
     if spec is None:

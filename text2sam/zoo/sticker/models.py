@@ -110,7 +110,7 @@ def ship(model: Any, name: str, folder: Path = WEIGHTS) -> Path:
     from safetensors.torch import save
 
     from text2sam.files import write_bytes
-    from text2sam.zoo.weights import file_sha256
+    from text2sam.zoo.download import file_sha256
 
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     path = folder / f"{name}.safetensors"
@@ -134,7 +134,8 @@ def recorded_sha256(filename: str) -> str:
 
 
 def _with_weights(model: Any, name: str) -> Any:
-    from text2sam.zoo.weights import file_sha256, load_state_dict
+    from text2sam.zoo.download import file_sha256
+    from text2sam.zoo.state_dicts import load_state_dict
 
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():

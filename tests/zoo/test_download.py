@@ -1,4 +1,4 @@
-"""Weights: the table, the cache, downloads from a server of our own, reading checkpoint files."""
+"""The cache, and downloads from a server of our own."""
 
 from __future__ import annotations
 
@@ -8,27 +8,22 @@ import errno
 import hashlib
 import json
 import os
-import pickle
-import re
-import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from text2sam.errors import ChecksumError, DownloadError, InputError, OfflineError, OutputError, WeightsError
-from text2sam.zoo import weights
-from text2sam.zoo.weights import Checkpoint, VerifyResult
+from text2sam.zoo import download
+from text2sam.zoo.download import VerifyResult, cache_path, file_sha256, local_path, resolve, verify
+from text2sam.zoo.table import CHECKPOINTS, Checkpoint, checkpoint
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes, no period that hides a wrong offset at chunk borders
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -113,7 +108,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "TEXT2SAM_MIRROR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(weights, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
     made = Server()
     yield made
     made.close()
@@ -130,19 +125,19 @@ def register(server: Server, monkeypatch: pytest.MonkeyPatch) -> Register:
         urls = tuple(path if "://" in path else server.url(path) for path in paths)
         fields: dict[str, Any] = {"name": "tiny", "filename": "tiny.pt", "licence": "MIT", "kind": "sam", "model": "vit_t"}
         item = Checkpoint(**{**fields, **other}, urls=urls, sha256=sha256, size=size, description="a fake")
-        monkeypatch.setitem(weights.CHECKPOINTS, item.name, item)
+        monkeypatch.setitem(CHECKPOINTS, item.name, item)
         return item
 
     return make
 
 
 def pull(**options: Any) -> Path:
-    return weights.pull("tiny", progress=False, **options)
+    return download.pull("tiny", progress=False, **options)
 
 
 def part() -> Path:
-    path = weights.cache_path("tiny")
-    return path.with_name(f"{path.name}.{weights.checkpoint('tiny').sha256[:12]}.part")
+    path = cache_path("tiny")
+    return path.with_name(f"{path.name}.{checkpoint('tiny').sha256[:12]}.part")
 
 
 def leave_part(content: bytes) -> None:
@@ -150,73 +145,32 @@ def leave_part(content: bytes) -> None:
     part().write_bytes(content)
 
 
-# the table and the cache
-
-
-def test_the_table_is_well_formed() -> None:
-    assert {item.model for item in weights.CHECKPOINTS.values() if item.kind == "sam"} == {"vit_t", "vit_b", "vit_l", "vit_h"}
-    for name, item in weights.CHECKPOINTS.items():
-        assert name == item.name == name.lower()
-        assert re.fullmatch("[0-9a-f]{64}", item.sha256)
-        assert item.urls
-        assert all(url.startswith("https://") and url.endswith(f"/{item.filename}") for url in item.urls)
-        assert (item.pretrained == "openai") == (item.kind == "clip")
-        if item.kind == "clip":
-            assert item.sha256 in item.urls[0]
-    assert len({item.filename for item in weights.CHECKPOINTS.values()}) == len(weights.CHECKPOINTS)
-
-
-def test_the_table_holds_every_openai_model_of_open_clip() -> None:
-    from open_clip.pretrained import get_pretrained_url, list_pretrained
-
-    urls = {get_pretrained_url(model, tag) for model, tag in list_pretrained() if tag == "openai"}
-    ours = {item.urls[0] for item in weights.CHECKPOINTS.values() if item.kind == "clip"}
-    assert ours == urls
-    for item in weights.CHECKPOINTS.values():
-        if item.pretrained:
-            assert get_pretrained_url(item.model, item.pretrained) == item.urls[0]
-
-
-def test_mobile_sam_of_the_table_is_the_real_file(shared_data: Path) -> None:
-    real = shared_data / "weights" / "mobile_sam.pt"
-    item = weights.checkpoint("mobile-sam")
-    assert (real.stat().st_size, weights.file_sha256(real)) == (item.size, item.sha256)
-    state = weights.load_state_dict(real)
-    assert state["image_encoder.patch_embed.seq.0.c.weight"].shape == (32, 3, 3, 3)
-    assert "mask_decoder.iou_token.weight" in state
-
-
-@pytest.mark.parametrize(
-    ("wrong", "meant"), [("mobile_sam", "mobile-sam"), ("sam-vitb", "sam-vit-b"), ("ViT-B-16", "clip-vit-b-16-openai")]
-)
-def test_an_unknown_name_suggests_close_ones(wrong: str, meant: str) -> None:
-    with pytest.raises(WeightsError, match=f"did you mean .*{meant}"):
-        weights.checkpoint(wrong)
+# the cache
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXT2SAM_HOME", str(tmp_path))
-    assert weights.cache_path("mobile-sam") == tmp_path / "checkpoints" / "mobile_sam.pt"
+    assert cache_path("mobile-sam") == tmp_path / "checkpoints" / "mobile_sam.pt"
     monkeypatch.setenv("TEXT2SAM_HOME", "~/there")
-    assert weights.cache_folder() == Path.home() / "there"
+    assert download.cache_folder() == Path.home() / "there"
     monkeypatch.delenv("TEXT2SAM_HOME")
-    assert "text2sam" in weights.cache_folder().name.lower()
+    assert "text2sam" in download.cache_folder().name.lower()
 
 
 def test_shared_file_names_get_folders_of_their_own(register: Register) -> None:
     register("/a", name="tiny")
     other = register("/b", name="tiny-2", sha256="ab" * 32)
-    assert weights.cache_path("tiny").parent.name == SHA[:12]
-    assert weights.cache_path(other.name).parent.name == "ab" * 6
-    assert weights.cache_path("mobile-sam").parent.name == "checkpoints"
+    assert cache_path("tiny").parent.name == SHA[:12]
+    assert cache_path(other.name).parent.name == "ab" * 6
+    assert cache_path("mobile-sam").parent.name == "checkpoints"
 
 
 def test_file_sha256(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(BODY * 5)
-    assert weights.file_sha256(file) == hashlib.sha256(BODY * 5).hexdigest()
+    assert file_sha256(file) == hashlib.sha256(BODY * 5).hexdigest()
     with pytest.raises(WeightsError, match="cannot be read"):
-        weights.file_sha256(tmp_path / "absent")
+        file_sha256(tmp_path / "absent")
 
 
 # pull
@@ -226,9 +180,9 @@ def test_file_sha256(tmp_path: Path) -> None:
 def test_fresh_then_cached(server: Server, register: Register, size: int | None) -> None:
     register("/tiny.pt", size=size)
     server.routes["/tiny.pt"] = Route()
-    assert weights.local_path("tiny") is None
+    assert local_path("tiny") is None
     path = pull()
-    assert path == weights.cache_path("tiny") == weights.local_path("tiny")
+    assert path == cache_path("tiny") == local_path("tiny")
     assert path.read_bytes() == BODY
     assert not list(path.parent.glob("*.part"))
     assert pull() == path
@@ -240,8 +194,8 @@ def test_a_cached_file_is_not_hashed_twice(server: Server, register: Register, m
     server.routes["/tiny.pt"] = Route()
     path = pull()
     hashed: list[Path] = []
-    real = weights._digest
-    monkeypatch.setattr(weights, "_digest", lambda file: (hashed.append(file), real(file))[1])  # type: ignore[func-returns-value]
+    real = download._digest
+    monkeypatch.setattr(download, "_digest", lambda file: (hashed.append(file), real(file))[1])  # type: ignore[func-returns-value]
     pull()
     assert hashed == []
     os.utime(path, ns=(0, 0))
@@ -254,7 +208,7 @@ def test_a_cached_file_is_not_hashed_twice(server: Server, register: Register, m
 def test_a_file_put_there_by_hand_is_hashed_and_taken(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     register("/tiny.pt")
     monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
-    path = weights.cache_path("tiny")
+    path = cache_path("tiny")
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     assert pull() == path
@@ -281,15 +235,15 @@ def test_a_corrupt_cached_file_is_reported_and_replaced(
 def test_verify_always_hashes(server: Server, register: Register) -> None:
     register("/tiny.pt")
     server.routes["/tiny.pt"] = Route()
-    missing = weights.verify("tiny")
+    missing = verify("tiny")
     assert isinstance(missing, VerifyResult)
     assert (missing.status, missing.actual, missing.ok) == ("missing", None, False)
     path = pull()
-    assert weights.verify("tiny").ok
+    assert verify("tiny").ok
     kept = path.stat()
     path.write_bytes(b"\x01" + BODY[1:])
     os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
-    found = weights.verify("tiny")
+    found = verify("tiny")
     assert found.status == "corrupt"
     assert found.actual == hashlib.sha256(b"\x01" + BODY[1:]).hexdigest()
     assert SHA in found.detail
@@ -329,7 +283,7 @@ def test_a_later_call_resumes(server: Server, register: Register) -> None:
     with pytest.raises(DownloadError, match="RemoteProtocolError"):
         pull()
     assert part().stat().st_size == 300_000
-    assert not weights.cache_path("tiny").exists()
+    assert not cache_path("tiny").exists()
     server.routes["/tiny.pt"] = Route()
     assert pull().read_bytes() == BODY
     assert server.requests[-1] == ("/tiny.pt", "bytes=300000-")
@@ -384,7 +338,7 @@ def test_when_no_address_serves_it_the_error_says_all(server: Server, register: 
         f"{server.url('/b/tiny.pt')}: HTTP 403",
         "nonsense://x/tiny.pt: UnsupportedProtocol",
         "tiny.pt with SHA-256 " + SHA,
-        str(weights.cache_path("tiny")),
+        str(cache_path("tiny")),
         f"{option}=",
         f"--{option.replace('_', '-')}",
         "--preset sticker",
@@ -407,7 +361,7 @@ def test_a_wrong_hash_tries_the_next_address_and_then_says_so(server: Server, re
     assert hashlib.sha256(wrong).hexdigest() in str(caught.value)
     assert SHA in str(caught.value)
     assert not part().exists()
-    assert weights.cache_path("tiny").read_bytes() == BODY  # the good file is still there
+    assert cache_path("tiny").read_bytes() == BODY  # the good file is still there
 
 
 @pytest.mark.parametrize("body", [b"<html>log in first</html>", BODY + b"x"], ids=["shorter", "longer"])
@@ -417,7 +371,7 @@ def test_another_size_is_refused(server: Server, register: Register, body: bytes
     server.routes["/tiny.pt"] = Route(body=body, length=length)
     with pytest.raises(DownloadError, match=r"another file|the connection ended after"):
         pull()
-    assert not weights.cache_path("tiny").exists()
+    assert not cache_path("tiny").exists()
     if length:
         assert len(server.requests) == 1
 
@@ -441,7 +395,7 @@ def test_5xx_is_asked_again_but_not_for_ever(server: Server, register: Register)
     server.routes["/tiny.pt"] = Route(statuses=[503] * 10)
     with pytest.raises(DownloadError, match="HTTP 503"):
         pull(force=True)
-    assert len(server.requests) == 3 + 1 + weights.RETRIES
+    assert len(server.requests) == 3 + 1 + download.RETRIES
 
 
 def test_nobody_listens(register: Register) -> None:
@@ -491,7 +445,7 @@ def test_offline_opens_no_socket(register: Register, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(OfflineError) as caught:
         pull()
-    for wanted in ("TEXT2SAM_OFFLINE", SHA, str(weights.cache_path("tiny")), "--sam-checkpoint", "--preset sticker"):
+    for wanted in ("TEXT2SAM_OFFLINE", SHA, str(cache_path("tiny")), "--sam-checkpoint", "--preset sticker"):
         assert wanted in str(caught.value)
 
 
@@ -514,7 +468,7 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, register: Register, monkeyp
 def test_a_read_only_cache(tmp_path: Path, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     register("/tiny.pt")
     monkeypatch.setenv("TEXT2SAM_HOME", str(tmp_path))
-    folder = weights.cache_path("tiny").parent
+    folder = cache_path("tiny").parent
     folder.mkdir()
     folder.chmod(0o500)
     with pytest.raises(OutputError, match="Permission denied"):
@@ -545,19 +499,19 @@ def test_a_full_disk(server: Server, register: Register) -> None:
     part().symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left on device"):
         pull()
-    assert not weights.cache_path("tiny").exists()
+    assert not cache_path("tiny").exists()
     assert len(server.requests) == 1
 
 
 def test_progress_goes_to_stderr(server: Server, register: Register, capsys: pytest.CaptureFixture[str]) -> None:
     register("/tiny.pt")
     server.routes["/tiny.pt"] = Route()
-    weights.pull("tiny")
+    download.pull("tiny")
     out, err = capsys.readouterr()
     assert out == ""
     assert "tiny.pt" in err
-    assert "500k/500k" in err
-    weights.pull("tiny", force=True, progress=False)
+    assert "500.0/500.0 KiB" in err
+    download.pull("tiny", force=True, progress=False)
     assert capsys.readouterr() == ("", "")
 
 
@@ -578,19 +532,15 @@ def test_two_processes_share_one_download(server: Server, register: Register) ->
     item = register("/tiny.pt")
     server.routes["/tiny.pt"] = Route(delay=0.5)
     program = (
-        "import json, sys; from text2sam.zoo import weights; "
-        "weights.CHECKPOINTS['tiny'] = weights.Checkpoint(**json.loads(sys.argv[1])); "
-        "print(weights.file_sha256(weights.pull('tiny', progress=False)))"
+        "import json, sys; from text2sam.zoo.download import file_sha256, pull; "
+        "from text2sam.zoo.table import CHECKPOINTS, Checkpoint; "
+        "CHECKPOINTS['tiny'] = Checkpoint(**json.loads(sys.argv[1])); "
+        "print(file_sha256(pull('tiny', progress=False)))"
     )
     command = [sys.executable, "-c", program, json.dumps(dataclasses.asdict(item))]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=60)[0].strip() for process in running] == [SHA, SHA]
     assert len(server.requests) == 1
-
-
-def test_the_module_is_light() -> None:
-    program = "import sys, text2sam.zoo.weights; print([m for m in ('torch', 'httpx', 'tqdm', 'filelock') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 # resolve
@@ -599,16 +549,16 @@ def test_the_module_is_light() -> None:
 def test_resolve_names_and_files(server: Server, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register("/tiny.pt")
     server.routes["/tiny.pt"] = Route()
-    assert weights.resolve("tiny", "sam", progress=False) == weights.cache_path("tiny")
+    assert resolve("tiny", "sam", progress=False) == cache_path("tiny")
     local = tmp_path / "own.bin"
     local.write_bytes(b"x")
-    assert weights.resolve(local, "clip") == weights.resolve(str(local), "sam") == local
+    assert resolve(local, "clip") == resolve(str(local), "sam") == local
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights.resolve("~/own.bin", "sam") == local
+    assert resolve("~/own.bin", "sam") == local
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").touch()
-    assert weights.resolve("tiny", "sam") == weights.cache_path("tiny")
-    assert weights.resolve("./tiny", "sam") == Path("tiny") == weights.resolve(Path("tiny"), "sam")
+    assert resolve("tiny", "sam") == cache_path("tiny")
+    assert resolve("./tiny", "sam") == Path("tiny") == resolve(Path("tiny"), "sam")
 
 
 @pytest.mark.parametrize(
@@ -619,183 +569,17 @@ def test_resolve_names_and_files(server: Server, register: Register, tmp_path: P
         ("vit_b", "sam", "did you mean sam-vit-b"),
         ("weights/mobile_sam.pt", "sam", "did you mean mobile-sam"),
         ("qqqq", "clip", r"name: known are (clip-\S+, )+clip-\S+$"),
-        ("mobile-sam", "clip", "is a sam checkpoint where a clip one is wanted"),
+        ("mobile-sam", "clip", "is a sam checkpoint, not a clip checkpoint"),
         (Path("mobile-sam"), "sam", "neither an existing file"),
         (Path.home(), "sam", "is a folder"),
     ],
 )
 def test_resolve_refuses_with_advice(spec: Any, kind: Any, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
-        weights.resolve(spec, kind)
+        resolve(spec, kind)
 
 
 @pytest.mark.parametrize(("spec", "kind"), [("mobile-sam", "sm"), (None, "sam"), (3, "clip")])
 def test_resolve_refuses_other_types(spec: Any, kind: Any) -> None:
     with pytest.raises(InputError):
-        weights.resolve(spec, kind)
-
-
-# load_state_dict
-
-
-STATE = {"visual.proj": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1.5], dtype=torch.float16)}
-
-
-def check(path: Path, expected: dict[str, torch.Tensor] = STATE) -> None:
-    loaded = weights.load_state_dict(path)
-    assert list(loaded) == list(expected) or set(loaded) == set(expected)
-    for key, value in expected.items():
-        assert loaded[key].dtype == value.dtype
-        assert torch.equal(loaded[key], value)
-        assert not loaded[key].requires_grad
-
-
-@pytest.mark.parametrize(
-    "saved",
-    [
-        STATE,
-        {"state_dict": STATE, "epoch": 3},
-        {"model": STATE},
-        {"state_dict": {"model": STATE}},
-        {f"module.{key}": value for key, value in STATE.items()},
-        {"state_dict": {f"module.{key}": value for key, value in STATE.items()}},
-        {**STATE, "input_resolution": torch.tensor(224), "context_length": 77, "vocab_size": 49408},
-        {key: torch.nn.Parameter(value) for key, value in STATE.items()},
-    ],
-    ids=["plain", "state_dict", "model", "both", "module", "wrapped module", "openai", "parameters"],
-)
-@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
-def test_torch_files(tmp_path: Path, saved: Any, new: bool) -> None:
-    path = tmp_path / "weights.safetensors.not"
-    torch.save(saved, path, _use_new_zipfile_serialization=new)
-    check(path)
-
-
-def test_a_prefix_that_not_all_keys_share_stays(tmp_path: Path) -> None:
-    state = {"module.a": torch.ones(1), "b": torch.ones(2)}
-    torch.save(state, tmp_path / "x.pt")
-    check(tmp_path / "x.pt", state)
-
-
-@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-def test_safetensors_whatever_the_name(tmp_path: Path, name: str) -> None:
-    from safetensors.torch import save_file
-
-    save_file(STATE, tmp_path / name)
-    check(tmp_path / name)
-
-
-class Archive(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.arange(4.0).half())
-        self.register_buffer("input_resolution", torch.tensor(224))
-        self.register_buffer("context_length", torch.tensor(77))
-        self.register_buffer("vocab_size", torch.tensor(49408))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.weight
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("jit") / "ViT.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit.trace and save are deprecated; reading is what is tested
-        torch.jit.trace(Archive(), torch.zeros(4).half()).save(str(path))  # type: ignore[no-untyped-call]
-    return path
-
-
-def test_torchscript_archives(archive: Path, tmp_path: Path) -> None:
-    expected = {"weight": torch.arange(4.0).half()}
-    check(archive, expected)
-    shutil.copy(archive, tmp_path / "ViT.bin")
-    check(tmp_path / "ViT.bin", expected)
-
-
-def test_only_the_one_warning_is_silenced(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: Any, **options: Any) -> None:
-        warnings.warn("something else is deprecated", FutureWarning, stacklevel=1)
-
-    monkeypatch.setattr(torch.jit, "load", load)
-    with pytest.raises(FutureWarning, match="something else"):
-        weights.load_state_dict(archive)
-
-
-class Malicious:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.trace,))
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_pickled_code_does_not_run(tmp_path: Path, form: str) -> None:
-    trace, path = tmp_path / "it-ran", tmp_path / "evil.pt"
-    saved = {"state_dict": STATE, "extra": Malicious(trace)}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(saved))
-    else:
-        torch.save(saved, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(WeightsError, match=re.escape(str(path))) as caught:
-        weights.load_state_dict(path)
-    assert not trace.exists()
-    assert "weights_only=False" not in str(caught.value)
-    if form != "pickle":
-        assert "can run code" in str(caught.value)
-    pickle.loads(pickle.dumps(Malicious(trace)))
-    assert trace.exists()  # it would have run
-
-
-def broken_files(folder: Path, archive: Path) -> Iterator[Path]:
-    from safetensors.torch import save_file
-
-    torch.save(STATE, folder / "whole.pt")
-    save_file(STATE, folder / "whole.safetensors")
-    with zipfile.ZipFile(folder / "other.zip", "w") as other:
-        other.writestr("folder/readme.txt", "hello")
-    with zipfile.ZipFile(folder / "half.jit", "w") as other:
-        other.writestr("half/constants.pkl", "hello")
-    yield folder / "other.zip"
-    yield folder / "half.jit"
-    contents = {
-        "empty.pt": b"",
-        "html.pt": b"<html>log in first</html>",
-        "text.safetensors": b"version https://git-lfs.github.com/spec/v1",
-        "zeros.pt": bytes(1000),
-        "png.pt": b"\x89PNG\r\n\x1a\n" + bytes(100),
-        "number.pt": pickle.dumps(3),
-        "one.safetensors": b"\x01",
-    }
-    for source in (folder / "whole.pt", folder / "whole.safetensors", archive):
-        whole = source.read_bytes()
-        for keep in (10, len(whole) // 2, len(whole) - 1):
-            contents[f"{source.name}.{keep}"] = whole[:keep]
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-        yield folder / name
-    for name, value in {
-        "list.pt": [torch.ones(1)],
-        "tensor.pt": torch.ones(1),
-        "nothing.pt": {},
-        "numbers.pt": {"a": 1, "b": torch.ones(1)},
-        "keys.pt": {1: torch.ones(1)},
-        "extras.pt": {"vocab_size": 3},
-    }.items():
-        torch.save(value, folder / name)
-        yield folder / name
-    yield folder / "absent.pt"
-    yield folder
-
-
-def test_every_broken_file_is_named(tmp_path: Path, archive: Path) -> None:
-    for path in broken_files(tmp_path, archive):
-        try:
-            weights.load_state_dict(path)
-        except WeightsError as error:
-            assert repr(str(path)) in str(error)  # noqa: PT017
-            assert "accepted are" in str(error) or "cut short" in str(error)  # noqa: PT017
-            assert "weights_only" not in str(error)  # noqa: PT017
-        else:
-            pytest.fail(f"{path.name} was loaded")
+        resolve(spec, kind)

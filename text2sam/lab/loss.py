@@ -1,4 +1,4 @@
-"""The contrastive loss that CLIP, and what is put on top of it, is trained with."""
+"""The contrastive loss of CLIP, for any number of texts that fit an image."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _NEVER = -1e4  # far below any logit: a cosine times at most CLIP's highest scal
 
 
 def contrastive_loss(logits: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss with any number of texts that fit an image.
+    """CLIP's loss with any number of fitting texts per image.
 
-    Every fitting pair stands alone against those that do not fit, ``-log(e^p / (e^p + sum e^n))``; mean over an image's
-    (a text's) fitting pairs, then over images (texts) that have any, then over both directions.
+    Each fitting pair stands against the pairs that do not fit: ``-log(e^p / (e^p + sum e^n))``. The mean is taken over the
+    fitting pairs of an image (of a text), then over the images (texts) that have any, then over both directions.
 
     Args:
         logits: (B, M), cosines times the scale.

@@ -1,0 +1,131 @@
+"""``text2sam explain``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
+from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
+from text2sam.cli.output import corners, echo, print_json, table
+from text2sam.errors import InputError
+
+_NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles")
+
+
+@app.command(epilog=CODES_HELP)
+@with_options
+def explain(
+    image: ImageFile,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.", show_default=False)],
+    models: ModelOptions,
+    how: SegmentOptions,
+    reading: ImageOptions,
+    words: Annotated[
+        bool,
+        typer.Option("--words", help="Instead: how much of the match each word of TEXT carries, and where. SAM is not used."),
+    ] = False,
+    width: Annotated[int, typer.Option("--width", metavar="PIXELS", min=320, max=8192, help="Width of the figure.")] = 1200,
+    out: Out = Path("text2sam-out"),
+    as_json: Json = False,
+) -> None:
+    """Explain in figures and a drawing why TEXT has the mask it has in IMAGE, or none."""
+    check_matplotlib()
+    models.check()
+    if words:
+        given = [f"--{name}" for name in _NOT_FOR_WORDS if getattr(how, name)]
+        given += ["--sam-checkpoint"] * bool(models.sam_checkpoint)
+        if given:
+            raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")
+    calibration = how.load_calibration()
+    request = None if words else how.request([text])
+    pixels = reading.read(image)
+    check_folder(out)
+    from text2sam import plot
+    from text2sam.files import write_png
+
+    document: dict[str, Any]
+    if request is None:
+        from text2sam.tasks import explain_text
+
+        explanation = explain_text(models.build_clip(), pixels, text, method=how.method)
+        stem = f"{file_stems(image, [text])[0]}_words"
+        figure = plot.words(pixels, explanation)
+        document = explanation.to_json()
+        lines = table(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in explanation.ranked()])
+    else:
+        model = models.build()
+        if calibration is not None:
+            model.use(calibration)
+        targets, options = request
+        [result] = model.segment_many(pixels, targets, **options)
+        stem = f"{file_stems(image, [result.text])[0]}_explain"
+        figure = plot.explain(pixels, result)
+        document = result.to_json()
+        lines = describe(document)
+    picture = write_png(out / f"{stem}.png", plot.to_png(figure, width))
+    if as_json:
+        print_json({**document, "image": str(image), "picture": str(picture)})
+    else:
+        echo(lines)
+        echo(f"picture in {picture}", to_stderr=True)
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The document of :meth:`text2sam.Segmentation.to_json` as tables for a terminal.
+
+    The first holds the texts and the figures of the result, the next its objects, if there are several, the last the masks
+    that SAM offered, of several objects for the first.
+    """
+    points, similarity = result["points"], result["map"]
+    on, off = ([heat for heat, label in zip(points["heat"], points["labels"], strict=True) if label == side] for side in (1, 0))
+    height, width = result["shape"]
+    gh, gw = similarity["grid"]
+    facts = [
+        ("text", result["text"]),
+        ("looked for", ", ".join(result["looked_for"])),
+        ("excluded", ", ".join(result["excluded"])),
+        ("present", "yes" if result["present"] else "no"),
+        ("presence", f"{result['presence']:.6g}, threshold {result['threshold']:.6g}"),
+        ("score", f"{result['score']:.3f}"),
+        ("area", f"{result['area']} pixels, {100 * result['area'] / (height * width):.1f} % of {width} x {height}"),
+        ("box", corners(result["box"])),
+        ("points", f"{_heats(on)} on it, {_heats(off)} off it"),
+        ("map", f"{similarity['method']}, {gw} x {gh} patches, {similarity['lowest']:.4g} to {similarity['highest']:.4g}"),
+        ("peak", corners(similarity["peak"])),
+        ("strategy", result["strategy"]),
+        ("why", result["reason"] or "SAM was not asked"),
+    ]
+    parts = [table(None, [[name, value] for name, value in facts if value])]
+    objects, masks = result["objects"], result["candidates"]
+    if objects:
+        rows = [[str(n), f"{o['score']:.3f}", corners(o["box"]), str(o["area"])] for n, o in enumerate(objects, 1)]
+        parts.append(table(["object", "score", "box", "area"], rows))
+    if masks:
+        names = list(masks[0]["figures"])
+        rows = [
+            [
+                str(number),
+                "yes" if mask["chosen"] else "",
+                *(_figure(value) for value in (mask["score"], *(mask["figures"][name] for name in names))),
+                str(mask["area"]),
+            ]
+            for number, mask in enumerate(masks, 1)
+        ]
+        parts.append(table(["mask", "chosen", "score", *names, "area"], rows))
+    return "\n\n".join(parts)
+
+
+def _heats(values: Sequence[float]) -> str:
+    """The number of points, and the map's values under them."""
+    if not values:
+        return "0"
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return f"{len(values)} (heat {low if low == high else f'{low} to {high}'})"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,386 @@
+"""Options that commands share, each written once.
+
+A command takes the options of a group as one value::
+
+    @app.command()
+    @with_options
+    def segment(image: ImageFile, models: ModelOptions, how: SegmentOptions) -> None:
+        model = models.build()
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from text2sam.cli.common import one_of, split_list
+from text2sam.clip.attention import METHODS
+from text2sam.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from text2sam.clip.generator import ClipSurgery
+    from text2sam.options import Options
+    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.presence import Calibration
+    from text2sam.targets import Target
+
+
+def option(name: str, metavar: str, text: str, **more: Any) -> Any:
+    """An option for Typer with its help text."""
+    return typer.Option(name, metavar=metavar, help=text, **more)
+
+
+Device = Annotated[str | None, option("--device", "NAME", "cpu, cuda, cuda:N or mps (default: the best).")]
+Against = Annotated[
+    list[str] | None, option("--against", "TEXT", "What else may be in the image; repeat it or give a comma list.")
+]
+Tiles = Annotated[
+    str | None, option("--tiles", "auto|PIXELS", "For large images: CLIP encodes overlapping tiles with sides of this length.")
+]
+Method = Annotated[
+    str,
+    option(
+        "--method",
+        "NAME",
+        f"How similarity maps are made: {', '.join(METHODS)}.",
+        callback=one_of("--method", tuple(METHODS)),
+    ),
+]
+BatchSize = Annotated[int, option("--batch-size", "N", "Images that CLIP encodes at once.", min=1)]
+
+
+class OptionGroup:
+    """A frozen dataclass whose fields are options, annotated for Typer."""
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """The options as parameters of a function."""
+        group: Any = cls
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(group)
+        ]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces each parameter annotated with an :class:`OptionGroup` by the options of the group.
+
+    Typer sees the options; the command is given the groups.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, OptionGroup)
+    }
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        parameters += groups[name].parameters() if name in groups else own
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@dataclass(frozen=True)
+class ModelOptions(OptionGroup):
+    """The models of a command."""
+
+    preset: Annotated[str, option("--preset", "NAME", "The pair of models; text2sam models list shows them.")] = "mobile"
+    clip_checkpoint: Annotated[
+        str | None, option("--clip-checkpoint", "FILE|NAME", "Other CLIP weights: a file, or a listed name.")
+    ] = None
+    clip_model: Annotated[
+        str | None, option("--clip-model", "NAME", "open_clip's name of the architecture of --clip-checkpoint.")
+    ] = None
+    sam_checkpoint: Annotated[
+        str | None, option("--sam-checkpoint", "FILE|NAME", "Other SAM weights: a file, or a listed name.")
+    ] = None
+    device: Device = None
+    dtype: Annotated[str | None, option("--dtype", "NAME", "float32; on a GPU also float16 or bfloat16.")] = None
+    templates: Annotated[
+        str,
+        option(
+            "--templates",
+            "full|short",
+            "Prompt templates: the papers' 85, or a few for speed.",
+            callback=one_of("--templates", ("full", "short")),
+        ),
+    ] = "full"
+    image_size: Annotated[
+        int | None, option("--image-size", "PIXELS", "Side of CLIP's input (default: the preset's).", min=1)
+    ] = None
+    scales: Annotated[
+        str | None,
+        option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1 (default: the preset's)."),
+    ] = None
+    depth: Annotated[int | None, option("--depth", "N", "Number of CLIP's last blocks that have the surgery path.", min=1)] = (
+        None
+    )
+
+    def check(self) -> None:
+        """Checks the preset and the scales without loading a model.
+
+        Raises:
+            InputError: there is no such preset, or the scales are not usable.
+        """
+        from text2sam.zoo.presets import get_preset
+
+        get_preset(self.preset)
+        self._scales()
+
+    def build(self) -> TextPromptedSAM:
+        """The pair of models."""
+        from text2sam.pipeline import TextPromptedSAM
+
+        return TextPromptedSAM.from_pretrained(self.preset, sam_checkpoint=self.sam_checkpoint, **self._clip())
+
+    def build_clip(self) -> ClipSurgery:
+        """CLIP alone."""
+        from text2sam.zoo.presets import build_clip
+
+        return build_clip(self.preset, **self._clip())
+
+    def _clip(self) -> dict[str, Any]:
+        from text2sam.clip.prompts import SHORT_TEMPLATES
+
+        return {
+            "clip_checkpoint": self.clip_checkpoint,
+            "clip_model": self.clip_model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "templates": SHORT_TEMPLATES if self.templates == "short" else None,
+            "image_size": self.image_size,
+            "scales": self._scales(),
+            "depth": self.depth,
+            "progress": sys.stderr.isatty(),
+        }
+
+    def _scales(self) -> tuple[float, ...] | None:
+        if self.scales is None:
+            return None
+        from text2sam.clip.scales import check_scales
+
+        return check_scales(_numbers("--scales", self.scales, "0.75,1"))
+
+
+@dataclass(frozen=True)
+class FolderOptions(OptionGroup):
+    """The images of a folder job."""
+
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders in it.")] = False
+    glob: Annotated[str | None, option("--glob", "PATTERN", "Only these, such as '*.png' or 'day-*/**/*.jpg'.")] = None
+    list_file: Annotated[Path | None, option("--list", "FILE", "Only the images that this file names, a path per line.")] = None
+
+
+@dataclass(frozen=True)
+class ImageOptions(OptionGroup):
+    """How image files are read."""
+
+    max_pixels: Annotated[
+        int | None, option("--max-pixels", "N", "Accept images of up to N pixels (default: Pillow's limit).", min=1)
+    ] = None
+    value_range: Annotated[
+        str | None,
+        option("--range", "BLACK,WHITE", "Values of black and white, in images of more than 8 bits or of floats."),
+    ] = None
+    page: Annotated[int, option("--page", "N", "Page of a file that has several, counted from 0.", min=0)] = 0
+
+    def keywords(self) -> dict[str, Any]:
+        """The options that are given, as keyword arguments of :func:`text2sam.image.read_image`.
+
+        Raises:
+            InputError: the range is not two numbers.
+        """
+        given: dict[str, Any] = {}
+        if self.max_pixels is not None:
+            given["max_pixels"] = self.max_pixels
+        if self.value_range is not None:
+            black_white = _numbers("--range", self.value_range, "0,4095")
+            if len(black_white) != 2:
+                raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
+            given["value_range"] = tuple(black_white)
+        if self.page:
+            given["page"] = self.page
+        return given
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB."""
+        from text2sam.image import read_image
+
+        return read_image(path, **self.keywords())
+
+
+@dataclass(frozen=True)
+class HowOptions(OptionGroup):
+    """How texts are segmented."""
+
+    against: Against = None
+    threshold: Annotated[
+        list[str] | None,
+        option(
+            "--threshold",
+            "[TEXT=]NUMBER",
+            "Presence score from which a text counts as present: for all texts, or for one; repeat it or give a comma list.",
+        ),
+    ] = None
+    calibration: Annotated[Path | None, option("--calibration", "FILE", "The presence threshold that calibrate wrote.")] = None
+    strategy: Annotated[
+        str, option("--strategy", "NAME", "Recipe for points and masks: objects, or paper, the papers' own.")
+    ] = "objects"
+    method: Method = "surgery"
+    tiles: Tiles = None
+    max_objects: Annotated[int, option("--max-objects", "N", "Number of objects of a text to look for at most.", min=1)] = 100
+
+    def options(self) -> Options:
+        """The options as ``TextPromptedSAM.segment`` has them, without thresholds.
+
+        Raises:
+            InputError: an option is not usable.
+        """
+        from text2sam.options import Options
+
+        return Options(
+            against=split_list(self.against) or None,
+            strategy=self.strategy,
+            method=self.method,
+            tiles=parse_tiles(self.tiles),
+            max_objects=self.max_objects,
+        )
+
+    def thresholds(self) -> tuple[float | None, dict[str, float]]:
+        """The threshold for all texts, if there is one, and those of single texts.
+
+        Raises:
+            InputError: a value is of another form or out of range, or there are two for the same texts.
+        """
+        general: float | None = None
+        own: dict[str, float] = {}
+        for value in split_list(self.threshold):
+            name, sign, number = (part.strip() for part in value.rpartition("="))
+            try:
+                limit = float(number)
+            except ValueError:
+                limit = float("nan")
+            if not 0 <= limit <= 1:
+                raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
+            if name in own or (not sign and general is not None):
+                raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
+            if sign:
+                own[name] = limit
+            else:
+                general = limit
+        return general, own
+
+    def load_calibration(self) -> Calibration | None:
+        """The calibration, if one is given."""
+        from text2sam.presence import Calibration
+
+        return None if self.calibration is None else Calibration.load(self.calibration)
+
+
+@dataclass(frozen=True)
+class SegmentOptions(HowOptions):
+    """How texts are segmented, and what else is said of them."""
+
+    exclude: Annotated[
+        list[str] | None, option("--exclude", "TEXT", "What masks leave out; repeat it or give a comma list.")
+    ] = None
+    synonym: Annotated[
+        list[str] | None,
+        option("--synonym", "TEXT=WORD", "Another word for a TEXT: car=automobile, or car=automobile,auto; repeat it."),
+    ] = None
+
+    def targets(self, texts: Sequence[str]) -> list[Target]:
+        """The texts with their synonyms.
+
+        Raises:
+            PromptError: a text is empty.
+            InputError: a synonym is of another form, belongs to no text, or to one that joins several.
+        """
+        from text2sam.targets import parse_targets
+
+        words: dict[str, list[str]] = {}
+        for value in self.synonym or ():
+            name, _, rest = (part.strip() for part in value.partition("="))
+            more = split_list([rest])
+            if not name or not more:
+                raise InputError(f"--synonym must be TEXT=WORD, such as car=automobile, not {value!r}")
+            words.setdefault(name, [name]).extend(more)
+        queries = parse_targets(texts)
+        labels = [query.label for query in queries]
+        for name in words:
+            if name not in labels:
+                raise InputError(f"--synonym is given for {name!r}, which is not looked for; the texts are {labels}")
+            if len(queries[labels.index(name)].texts) > 1:
+                raise InputError(f"--synonym is given for {name!r}, which joins several texts; give it for one text")
+        return [{label: list(dict.fromkeys(words[label]))} if label in words else label for label in labels]
+
+    def request(self, texts: Sequence[str]) -> tuple[list[Target], dict[str, Any]]:
+        """The arguments of ``TextPromptedSAM.segment_many``, checked before a model is built: targets and keywords.
+
+        Raises:
+            PromptError, InputError: an option is not usable, or contradicts another.
+        """
+        from dataclasses import replace
+
+        from text2sam.targets import check_exclude, parse_targets, thresholds_of
+
+        targets = self.targets(texts)
+        queries = parse_targets(targets)
+        general, own = self.thresholds()
+        every = {} if general is None or not own else dict.fromkeys([query.label for query in queries], general)
+        threshold = {**every, **own} or general
+        thresholds_of(threshold, queries, 0.0)
+        exclude = split_list(self.exclude)
+        check_exclude(exclude, queries)
+        return targets, vars(replace(self.options(), threshold=threshold, exclude=exclude or None))
+
+
+def parse_tiles(value: str | None) -> Any:
+    """The value of ``--tiles`` as :class:`text2sam.options.Options` takes it.
+
+    Raises:
+        InputError: it is neither ``auto`` nor a usable number of pixels.
+    """
+    from text2sam.clip.tiles import check_tiles
+
+    side: Any = value or False
+    if value is not None and value != "auto":
+        try:
+            side = int(value)
+        except ValueError:
+            raise InputError(f"--tiles must be auto or the side of a tile in pixels, not {value!r}") from None
+    return check_tiles(side)
+
+
+def _numbers(option: str, value: str, example: str) -> list[float]:
+    """A comma list of numbers."""
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError(f"{option} must be a comma list of numbers, such as {example}, not {value!r}") from None

@@ -1,0 +1,344 @@
+"""Image files and PIL images to arrays that hold the file's own values."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from text2sam.errors import ImageError, Text2SamWarning
+
+_URL = re.compile(r"(?:[a-z][a-z0-9+.\-]+://|data:)", re.IGNORECASE)
+_HEIC_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF")  # the further pictures of MPO, ICO or PSD files are no pages
+_SUBFILE_TYPE, _ORIENTATION = 254, 0x0112
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_NOT_DECODED = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")  # formats that Pillow opens but cannot decode by itself
+_OPTIONAL = {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}  # formats that some builds of Pillow lack
+
+_Turn: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
+_UPRIGHT: dict[int, _Turn] = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+# warnings.catch_warnings and Pillow's limit are process-wide; held while a file's head is read, never while pixels are decoded
+_head_lock = threading.Lock()
+
+
+class Pixels(NamedTuple):
+    """A decoded picture, upright.
+
+    Attributes:
+        colour: (H, W, 1) or (H, W, 3) of any number type.
+        alpha: (H, W) of any number type, over that type's full range; None for an opaque picture.
+    """
+
+    colour: NDArray[Any]
+    alpha: NDArray[Any] | None = None
+
+
+def readable_suffixes() -> frozenset[str]:
+    """The suffixes of files that can be decoded here, in lower case, with the dot."""
+    from PIL import features
+
+    Image.init()
+    left_out = {*_NOT_DECODED, *(kind for kind, feature in _OPTIONAL.items() if not features.check(feature))}
+    suffixes = {s.lower() for s, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in left_out}
+    if importlib.util.find_spec("pillow_heif") is not None:
+        suffixes.update(_HEIC_SUFFIXES)
+    return frozenset(suffixes)
+
+
+@contextlib.contextmanager
+def pillow_errors(name: str) -> Iterator[None]:
+    """Inside, whatever Pillow raises leaves as an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large to decode safely: {error} {_ADVICE}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image in any format Pillow can read; convert it to PNG or JPEG") from error
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ImageError(f"{name} is broken, truncated or unsupported: {type(error).__name__}: {error}") from error
+
+
+_ADVICE = "If you trust it, say max_pixels (--max-pixels on the command line), or make it smaller first"
+
+
+@contextlib.contextmanager
+def _head(max_pixels: int | None = None) -> Iterator[None]:
+    """Inside, Pillow warns of nothing and its limit is ``max_pixels`` where that is higher."""
+    with _head_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit = Image.MAX_IMAGE_PIXELS
+        if max_pixels is not None and limit is not None:
+            Image.MAX_IMAGE_PIXELS = max(limit, max_pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_picture(file: str | os.PathLike[str] | IO[bytes], max_pixels: int | None = None) -> ImageFile.ImageFile:
+    """``PIL.Image.open`` without its warnings.
+
+    Raises:
+        ImageError: the picture has more than ``max_pixels``, by default Pillow's limit.
+        Exception: whatever Pillow raises; see :func:`pillow_errors`.
+    """
+    with _head(max_pixels):
+        image = Image.open(file)
+    try:
+        _check_pixels(image.width * image.height, max_pixels)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _check_pixels(count: int, max_pixels: int | None) -> None:
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    if limit is not None and count > limit:
+        raise Image.DecompressionBombError(f"it has {count} pixels, more than {limit}.")
+
+
+def decode_file(path: str | os.PathLike[str], page: int, max_pixels: int | None) -> Pixels:
+    """The pixels of a file; arguments and errors are those of :func:`text2sam.image.read_image`."""
+    path = os.fsdecode(path)
+    name = short(path)
+    if not path:
+        raise ImageError("an empty path names no image; pass the path of a file")
+    if _URL.match(path):
+        raise ImageError(f"{name} is a URL; download it first and pass the path of the file")
+    if os.path.isdir(path):
+        raise ImageError(f"{name} is a folder; pass the path of one image")
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait forever
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no file {name}; check the path") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    with file, pillow_errors(name):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name} is a pipe or device; save the image to a file and pass its path")
+        if not status.st_size:
+            raise ImageError(f"{name} is an empty file of 0 bytes; it was probably not written or copied to the end")
+        head = file.read(16)
+        file.seek(0)
+        reason = ""
+        if head[:4] in _TIFF_HEADS:
+            try:
+                return _decode_tiff(file, name, page, max_pixels)
+            except _ForPillow as error:
+                reason = str(error)
+            file.seek(0)
+        try:
+            image: Image.Image = open_picture(file, max_pixels)
+        except UnidentifiedImageError:
+            if reason:
+                raise ImageError(f"{name} is a TIFF that cannot be decoded: {reason}; convert it to PNG or JPEG") from None
+            if head[4:8] != b"ftyp" or head[8:12] not in _HEIC_BRANDS:
+                raise
+            file.seek(0)
+            image = _open_heic(file, name, max_pixels)
+        with image:
+            if image.format == "EPS":  # Pillow would run it with Ghostscript
+                raise ImageError(f"{name} is PostScript, a program that would have to be run; convert it to PNG or JPEG")
+            _turn_to_page(image, name, page)
+            _check_pixels(image.width * image.height, max_pixels)
+            return decode_picture(image, name)
+
+
+def _turn_to_page(image: Image.Image, name: str, page: int) -> None:
+    pages = getattr(image, "n_frames", 1)
+    _check_page(name, page, pages)
+    if page:
+        image.seek(page)
+    elif pages > 1 and image.format == "TIFF":
+        with _head():
+            kinds = []
+            for index in range(pages):
+                image.seek(index)
+                kinds.append(int(image.tag_v2.get(_SUBFILE_TYPE, 0)))  # type: ignore[attr-defined]
+            image.seek(0)
+        _tell_of_pages(name, kinds)
+    elif pages > 1 and image.format in _PAGED:
+        _tell_of_pages(name, [0] * pages)
+
+
+def _check_page(name: str, page: int, pages: int) -> None:
+    if page >= pages:
+        raise ImageError(f"there is no page {page} in {name}: it has {pages}, counted from 0")
+
+
+def _tell_of_pages(name: str, kinds: list[int]) -> None:
+    """``kinds`` are the pages' TIFF subfile types, which mark smaller copies (bit 0) and masks (bit 2) of other pages."""
+    pages = sum(not kind & 5 for kind in kinds)
+    if pages > 1:
+        warnings.warn(
+            f"{name} has {pages} pages or frames; the first is read, {pages - 1} left out (page=1 reads the second)",
+            Text2SamWarning,
+            stacklevel=2,
+        )
+
+
+class _ForPillow(Exception):
+    """A TIFF that Pillow reads as well or better."""
+
+
+def _decode_tiff(file: IO[bytes], name: str, page: int, max_pixels: int | None) -> Pixels:
+    """A TIFF of other values than unsigned bytes, of which Pillow reads some in part and some not at all.
+
+    Raises:
+        _ForPillow: it is left to Pillow.
+    """
+    import tifffile  # with scikit-image
+
+    try:
+        tiff: Any = tifffile.TiffFile(file)
+        kinds = [int(one.subfiletype) for one in tiff.pages]
+        if page >= len(kinds):
+            raise _ForPillow("it has no such page")
+        chosen = tiff.pages[page]
+        dtype, photometric = np.dtype(chosen.dtype or np.uint8), int(chosen.photometric)
+        extra, bands = tuple(int(v) for v in chosen.extrasamples), int(chosen.samplesperpixel)
+        size = (int(chosen.imagelength), int(chosen.imagewidth))
+        orientation = chosen.tags.get(_ORIENTATION)
+    except _ForPillow:
+        raise
+    except Exception as error:
+        raise _ForPillow(f"{type(error).__name__}: {error}") from error
+    if dtype in (np.uint8, np.bool_) or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or extra[-1:] == (1,):
+        raise _ForPillow("it is of a kind that Pillow should read")
+    if 0 in size:
+        raise ImageError(f"{name} has no pixels: {size[1]} x {size[0]}")
+    if bands > 4 or (bands == 2 and not extra) or (bands == 4 and photometric != _RGB):
+        raise ImageError(f"{name} has {bands} bands of {dtype}; write the one or three to be seen into a file or array")
+    _check_pixels(size[0] * size[1], max_pixels)
+    try:
+        values = np.asarray(chosen.asarray())
+    except Exception as error:  # most compressions need the package imagecodecs; Pillow knows some
+        raise _ForPillow(str(error)) from error
+    if chosen.axes.startswith("S") and values.ndim == 3:
+        values = np.moveaxis(values, 0, -1)
+    if values.size != size[0] * size[1] * bands:
+        raise _ForPillow(f"its pixels have the shape {values.shape}")
+    values = values.reshape(*size, bands)
+    if photometric == _WHITE_IS_ZERO and dtype.kind == "u":
+        values = np.iinfo(dtype).max - values
+    turn = _UPRIGHT.get(1 if orientation is None else int(orientation.value), _UPRIGHT[1])
+    if page == 0:
+        _tell_of_pages(name, kinds)
+    colour = values[..., :3] if bands >= 3 else values[..., :1]
+    return Pixels(turn(colour), turn(values[..., -1]) if bands in (2, 4) and extra[-1:] == (2,) else None)
+
+
+def _open_heic(file: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is a HEIC picture, which needs the package 'pillow-heif'; install it with: pip install pillow-heif"
+        ) from error
+    heif = pillow_heif.open_heif(file)
+    _check_pixels(heif.size[0] * heif.size[1], max_pixels)
+    image: Image.Image = heif.to_pillow()
+    return image
+
+
+def decode_picture(image: Image.Image, name: str) -> Pixels:
+    """The pixels of a PIL image's current frame."""
+    if 0 in image.size:
+        raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
+    # of 16-bit colours Pillow keeps the upper bytes
+    wide = image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    try:
+        image.load()
+    except Exception as error:
+        file = getattr(image, "fp", None)
+        closed = isinstance(image, ImageFile.ImageFile) and (file is None or getattr(file, "closed", False))
+        if closed or "closed image" in str(error):
+            raise ImageError(
+                f"{name} is closed, and its pixels were not loaded before; read it inside its with block, or pass the path"
+            ) from error
+        raise
+    turn = _UPRIGHT[1]
+    if image.format != "TIFF":  # these Pillow turns itself, and 10.0 leaves the tag in place
+        with contextlib.suppress(Exception), _head():  # viewers ignore a broken EXIF block
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1), turn)
+    pixels = _values(image, wide)
+    return Pixels(turn(pixels.colour), None if pixels.alpha is None else turn(pixels.alpha))
+
+
+def _values(image: Image.Image, wide: bool) -> Pixels:
+    mode, key = image.mode, image.info.get("transparency")
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        values = np.asarray(image)
+        if mode == "I" and values.min() >= 0 and values.max() <= 65535:  # so Pillow opens some 16-bit files
+            values = values.astype(np.uint16)
+        alpha = np.where(values == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
+        return Pixels(values[..., None], alpha)
+    if mode == "CMYK":
+        return Pixels(np.asarray(_cmyk_to_rgb(image)))
+    if mode == "P":  # converting changes the palette's alpha in place
+        image = image.copy()
+    if mode == "La":  # Pillow converts it to LA only
+        image = image.convert("LA")
+    if mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(v >> 8 for v in key)
+    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or (mode in ("1", "L", "RGB") and key is not None):
+        rgba = np.asarray(image.convert("RGBA"))
+        colour, alpha = rgba[..., :3], rgba[..., 3]
+    else:
+        colour, alpha = np.asarray(image.convert("RGB") if mode not in ("L", "RGB") else image), None
+        colour = colour if colour.ndim == 3 else colour[..., None]
+    return Pixels(colour.astype(np.uint16) * np.uint16(257) if wide else colour, alpha)
+
+
+def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        # littlecms may be missing, the profile broken or for another colour space
+        with contextlib.suppress(Exception):
+            from PIL import ImageCms
+
+            converted = ImageCms.profileToProfile(
+                image,
+                ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+                ImageCms.createProfile("sRGB"),
+                outputMode="RGB",
+            )
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def short(value: object) -> str:
+    """``repr``, at most 200 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"

@@ -1,0 +1,223 @@
+"""State dicts: the tensors of a checkpoint file, whatever layout it was saved in."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from text2sam.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+_OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+_ACCEPTED = "accepted are state dicts saved by torch.save, safetensors files and OpenAI's TorchScript archives of CLIP"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "model.", "sam.", "clip.")
+_LISTED = 4
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The content of a checkpoint file.
+
+    Attributes:
+        tensors: by key, shapes and dtypes as stored, without gradient.
+        openai: whether the file has OpenAI's own form of CLIP; those weights were trained with QuickGELU.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    openai: bool
+
+
+def load_state_dict(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint; arguments and errors are those of :func:`load_checkpoint`."""
+    return load_checkpoint(path, map_location=map_location).tensors
+
+
+def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> Loaded:
+    """Reads a checkpoint of any supported form without running Python code from it.
+
+    The form is recognised by the content, not by the file name: safetensors, a TorchScript archive (as OpenAI publishes
+    CLIP; it may hold float16), or the output of ``torch.save``, read with ``weights_only=True``.
+
+    Layouts of training scripts are undone: ``{"state_dict": ...}``, ``{"model_state_dict": ...}`` and ``{"model": ...}`` are
+    unwrapped; the prefixes ``module.``, ``model.``, ``sam.`` and ``clip.`` are removed where all keys have them, and the
+    ``_orig_mod.`` of ``torch.compile`` everywhere. The three integers that OpenAI stores among the weights
+    (``input_resolution``, ``context_length``, ``vocab_size``) are left out.
+
+    Args:
+        path: a local file. It is not hashed here; :func:`~text2sam.zoo.download.pull` does that.
+        map_location: device of the tensors.
+
+    Raises:
+        WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors.
+    """
+    file = Path(path).expanduser()
+    if not os.path.isfile(file):
+        raise WeightsError(f"checkpoint {str(file)!r} is {'a folder' if file.is_dir() else 'missing'}; {_ACCEPTED}")
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(9)
+        size = file.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"checkpoint {str(file)!r} cannot be read: {error.strerror or error}") from error
+    if not size:
+        raise WeightsError(f"checkpoint {str(file)!r} is empty; {_ACCEPTED}")
+    archive = False
+    if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
+        content = _load_safetensors(file, map_location)
+    elif _is_torchscript(file):
+        content, archive = _load_torchscript(file, map_location), True
+    elif head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(file):
+        raise WeightsError(f"checkpoint {str(file)!r} is cut short ({size:,} bytes): its directory is missing; copy it again")
+    else:
+        content = _load_pickled(file, map_location)
+    tensors, extras = _only_tensors(content, file)
+    return Loaded(tensors, archive or extras)
+
+
+def misfit(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
+    """How a state dict differs from the one a model expects, for an error message; empty when it fits.
+
+    Counts of training steps (``num_batches_tracked``) may be missing: inference does not use them and old files lack them.
+    """
+    differences = {
+        "missing": [key for key in expected if key not in given and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in given if key not in expected],
+        "of another shape": [
+            f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in given and given[key].shape != value.shape
+        ],
+    }
+    return ", ".join(f"{len(keys)} {kind} ({_shorten(keys)})" for kind, keys in differences.items() if keys)
+
+
+def _shorten(keys: list[str]) -> str:
+    return ", ".join(keys[:_LISTED]) + (", ..." if len(keys) > _LISTED else "")
+
+
+_TRANSFORMERS = "with the key names of Hugging Face transformers, which text2sam does not read"
+# Patterns that each match a key, and what weights with such keys are.
+_LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((r"\.lora_",), "LoRA adapters; merge them into the model before saving (PEFT: merge_and_unload)"),
+    (
+        (r"^vision_model\.", r"^text_model\."),
+        f"a CLIP {_TRANSFORMERS}; take the same model with open_clip's names: a name from text2sam models list "
+        "(openai/clip-vit-base-patch16 is clip-vit-b-16-openai), or the file open_clip_model.safetensors of its repository",
+    ),
+    (
+        (r"^(shared_image_embedding|vision_encoder)\.", r"^mask_decoder\."),
+        f"a SAM {_TRANSFORMERS}; take the publisher's own file, or a name from text2sam models list",
+    ),
+    (
+        (r"^image_encoder\.trunk\.",),
+        "a SAM 2, which text2sam does not build; build it with the package sam2 and give its SAM2ImagePredictor to "
+        "TextPromptedSAM",
+    ),
+    ((r"^image_encoder\.", r"^mask_decoder\."), "a SAM"),
+    ((r"^visual\.", r"^(text\.)?token_embedding\."), "a CLIP"),
+)
+
+
+def layout_of(tensors: Mapping[str, Any]) -> str:
+    """The kind of model a state dict belongs to, for an error message, with advice where it cannot be loaded; may be empty."""
+    for patterns, description in _LAYOUTS:
+        if all(any(re.search(pattern, key) for key in tensors) for pattern in patterns):
+            return description
+    return ""
+
+
+def _looks_like_safetensors(head: bytes, size: int) -> bool:
+    """A little-endian header length that fits into the file, then JSON."""
+    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= size - 8
+
+
+def _is_torchscript(file: Path) -> bool:
+    """A zip with ``constants.pkl`` and ``code/`` beside its data, which torch.save does not write."""
+    if not zipfile.is_zipfile(file):
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = [name.split("/")[1:] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise _unreadable(file, error) from error
+    return ["constants.pkl"] in inside or any(parts[:1] == ["code"] for parts in inside)
+
+
+def _unreadable(file: Path, error: Exception) -> WeightsError:
+    reason = next(iter(str(error).strip().splitlines()), "")
+    # torch's own text advises to load such a file unsafely; text2sam does not.
+    detail = f"{type(error).__name__}: {reason}" if reason and "weights_only" not in str(error) else type(error).__name__
+    return WeightsError(
+        f"checkpoint {str(file)!r} cannot be read ({detail}): it is cut short, damaged or no checkpoint; {_ACCEPTED}"
+    )
+
+
+def _load_safetensors(file: Path, map_location: str | torch.device) -> Any:
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file, device=str(map_location))
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _load_torchscript(file: Path, map_location: str | torch.device) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.* is deprecated")
+            archive = torch.jit.load(str(file), map_location=map_location)  # type: ignore[no-untyped-call, unused-ignore]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    return archive.state_dict()
+
+
+def _load_pickled(file: Path, map_location: str | torch.device) -> Any:
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise _unreadable(file, error) from None
+        raise WeightsError(
+            f"checkpoint {str(file)!r} holds a pickled {named[1]}, and unpickling such objects can run code, so it was not "
+            f"loaded; save its weights alone, torch.save(model.state_dict(), path); {_ACCEPTED}"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise _unreadable(file, error) from error
+
+
+def _only_tensors(content: Any, file: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors with their layout undone, and whether OpenAI's three integers stood among them."""
+    import torch
+
+    for _ in _WRAPPERS:  # {"state_dict": {"model": ...}} at most; a pickle may nest without end
+        inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+        content = inner[0] if inner else content
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"checkpoint {str(file)!r} holds a {type(content).__name__}, not tensors by name; {_ACCEPTED}")
+    tensors = {key: value for key, value in content.items() if key not in _OPENAI_EXTRAS}
+    others = [key for key, value in tensors.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    if others or not tensors:
+        what = f"entries that are no tensors ({', '.join(map(repr, others[:5]))})" if others else "no tensors"
+        raise WeightsError(f"checkpoint {str(file)!r} holds {what}; {_ACCEPTED}")
+    named = {key.replace("_orig_mod.", ""): value.detach() for key, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in named)), ""):
+        named = {key.removeprefix(prefix): value for key, value in named.items()}
+    return named, len(tensors) < len(content)
