@@ -153,7 +153,7 @@ def recognize_many(
             except ImageError as error:
                 raise ImageError(f"image {position}: {error}") from error
             position += 1
-        results += _recognize(surgery, surgery.encode_images(pixels), labels, templates)
+        results += _recognize(surgery, surgery.encode(pixels), labels, templates)
     return results
 
 
