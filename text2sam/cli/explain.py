@@ -8,21 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    ImageFile,
-    Json,
-    Out,
-    app,
-    check_folder,
-    check_matplotlib,
-    corners,
-    echo,
-    file_stems,
-    print_json,
-    table,
-)
+from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
+from text2sam.cli.output import corners, echo, print_json, table
 from text2sam.errors import InputError
 
 _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles")
