@@ -137,7 +137,7 @@ def read_examples(path: Path) -> list[Example]:
                         with _in_line(path, rows.line_num):
                             examples.append(_example(path.parent, rows.line_num, row))
             except csv.Error as error:
-                raise InputError(f"{path} line {rows.line_num}: {error}") from error
+                raise InputError(f"{path} line {rows.reader.line_num}: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except InputError:
