@@ -260,7 +260,7 @@ def test_one_word_that_carries_nothing() -> None:
         (lambda: plot.words(IMAGE[:5], explanation(0.1)), r"\(5, 36\)"),
         (lambda: plot.compare(IMAGE, [MAP], ["a", "b"]), "one for each of 1 results, not 2"),
         (lambda: plot.compare(IMAGE, ["cat"], ["a"]), "not str"),  # type: ignore[list-item]
-        (lambda: plot.to_png(Figure(), 0), "width must be at least 1"),
+        (lambda: plot.to_png(Figure(), 0), "width must be a whole number"),
     ],
 )
 def test_refused(call: Any, says: str) -> None:

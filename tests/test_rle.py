@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from text2sam.errors import InputError
-from text2sam.rle import check_runs, parse_counts, roll, unroll
+from text2sam.rle import check_runs, pack_counts, parse_counts, roll, unroll
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (5, 7), (300, 400)]
 
@@ -24,7 +24,7 @@ def test_what_pycocotools_packs(shape: tuple[int, int], share: float) -> None:
     assert unroll(runs, shape).tolist() == mask.tolist()
     assert check_runs(runs.tolist(), shape).tolist() == runs.tolist()
     assert roll(mask).tolist() == runs.tolist()
-    assert roll(mask).dtype == np.int32
+    assert pack_counts(roll(mask)) == coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
@@ -35,6 +35,7 @@ def test_any_runs_go_through_pycocotools_and_back(runs: list[int]) -> None:
     runs[0] += size[0] - sum(runs)
     packed = coco.frPyObjects({"size": size, "counts": runs}, *size)
     assert parse_counts(packed["counts"].decode(), size).tolist() == runs
+    assert pack_counts(np.array(runs)) == packed["counts"].decode()
     assert (unroll(runs, size) == coco.decode(packed).astype(bool)).all()
 
 

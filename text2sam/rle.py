@@ -1,4 +1,4 @@
-"""COCO's run lengths, from files that nobody vouches for: pycocotools hands them to C code that trusts them.
+"""COCO's run lengths. They are checked here, as pycocotools hands them to C code that trusts them.
 
 Runs alternate between background and object, background first, down one column after the other.
 """
@@ -49,6 +49,17 @@ def parse_counts(counts: str, size: tuple[int, int]) -> NDArray[np.int64]:
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return _checked(runs, size)
+
+
+def pack_counts(runs: NDArray[np.integer[Any]]) -> str:
+    """COCO's compressed form of run lengths; :func:`parse_counts` reads it."""
+    values = np.asarray(runs, np.int64)
+    values = np.concatenate([values[:3], values[3:] - values[1:-2]])
+    magnitude = np.where(values < 0, ~values, values)
+    length = np.searchsorted(1 << (5 * np.arange(1, _LONGEST_RUN + 1) - 1), magnitude, side="right") + 1  # characters
+    place = np.arange(int(length.max()))
+    codes = (values[:, None] >> 5 * place & 0x1F) + np.where(place < length[:, None] - 1, 0x20, 0) + 48
+    return bytes(codes[place < length[:, None]].astype(np.uint8)).decode("ascii")
 
 
 def check_runs(runs: object, size: tuple[int, int]) -> NDArray[np.int64]:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.rle import parse_counts, unroll
+from text2sam.rle import pack_counts, parse_counts, roll, unroll
 from text2sam.types import Segmentation
 
 MOST_PIXELS = 2**29 - 1
@@ -54,10 +55,7 @@ class AnnotatedObject:
         """An object from its mask, (H, W) bool."""
         if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
             raise InputError(f"mask must be a non-empty bool array of shape (H, W), not {type(mask).__name__}")
-        from pycocotools import mask as coco
-
-        rle = coco.encode(np.asfortranarray(mask, np.uint8))
-        return cls(label, (mask.shape[0], mask.shape[1]), rle["counts"].decode("ascii"), float(score))
+        return cls(label, (mask.shape[0], mask.shape[1]), pack_counts(roll(mask)), float(score))
 
     @property
     def rle(self) -> dict[str, Any]:
@@ -115,9 +113,9 @@ class AnnotatedImage:
         _check_size((self.height, self.width))
         if not isinstance(self.objects, tuple) or not all(isinstance(o, AnnotatedObject) for o in self.objects):
             raise InputError("objects must be a tuple of AnnotatedObject")
-        for one in self.objects:
-            if one.size != (self.height, self.width):
-                raise InputError(f"the mask of {one.label!r} has the size {one.size}, the image {(self.height, self.width)}")
+        for item in self.objects:
+            if item.size != (self.height, self.width):
+                raise InputError(f"the mask of {item.label!r} has the size {item.size}, the image {(self.height, self.width)}")
 
     @classmethod
     def from_results(cls, path: str, results: Sequence[Segmentation], *, size: tuple[int, int] | None = None) -> AnnotatedImage:
@@ -133,10 +131,10 @@ class AnnotatedImage:
                 raise InputError("without results the size of the image must be given")
             size = results[0].mask.shape[0], results[0].mask.shape[1]
         objects = [
-            AnnotatedObject.from_mask(result.text, one.mask, one.score)
+            AnnotatedObject.from_mask(result.text, instance.mask, instance.score)
             for result in results
             if result.present
-            for one in result.instances
+            for instance in result.instances
         ]
         return cls(path, size[0], size[1], tuple(objects))
 
@@ -158,8 +156,8 @@ class AnnotatedImage:
             raise InputError("the objects of an image must be a list")
         objects = []
         for item in entry["objects"]:
-            one = _fields(item, "an object", ("label", "score", "counts"))
-            objects.append(AnnotatedObject(one["label"], size, one["counts"], one["score"]))
+            fields = _fields(item, "an object", ("label", "score", "counts"))
+            objects.append(AnnotatedObject(fields["label"], size, fields["counts"], fields["score"]))
         return cls(entry["path"], *size, tuple(objects))
 
 
@@ -192,8 +190,9 @@ def _check_size(size: Any) -> None:
 
 
 def _check_score(score: Any) -> None:
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0.0 <= score <= 1.0:
-        raise InputError(f"score must be a number in [0, 1], not {score!r}")
+    if not isinstance(score, (int, float)):  # JSON's numbers
+        raise InputError(f"score must be a number, not {score!r}")
+    check_number("score", score, 0, 1)
 
 
 def _runs(counts: Any, size: tuple[int, int]) -> NDArray[np.int64]:

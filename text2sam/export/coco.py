@@ -60,22 +60,22 @@ class CocoExporter(Exporter):
         images, annotations = self._spools
         number = images.count + 1
         images.write({"id": number, "width": image.width, "height": image.height, "file_name": image.path})
-        for one in objects:
+        for item in objects:
             annotations.write(
                 {
                     "id": annotations.count + 1,
                     "image_id": number,
-                    "category_id": self._ids[one.label] + 1,
+                    "category_id": self._ids[item.label] + 1,
                     "iscrowd": 0,
-                    "area": one.area,
-                    "bbox": list(one.bbox),
-                    "score": float(one.score),
-                    "segmentation": one.rle if self.segmentation == "rle" else self._polygons(one),
+                    "area": item.area,
+                    "bbox": list(item.bbox),
+                    "score": float(item.score),
+                    "segmentation": item.rle if self.segmentation == "rle" else self._polygons(item),
                 }
             )
 
-    def _polygons(self, one: AnnotatedObject) -> list[list[int]]:
-        parts = outlines(one.mask)
+    def _polygons(self, item: AnnotatedObject) -> list[list[int]]:
+        parts = outlines(item.mask)
         self._counts["holes"] += sum(len(part.holes) for part in parts)
         return [part.joined.ravel().tolist() for part in parts]
 

@@ -197,8 +197,9 @@ class Names:
                     self._rows.execute("INSERT INTO names VALUES (?, ?, 0)", (_bytes(name), key))
                     self._rows.executemany("INSERT OR IGNORE INTO names VALUES (?, ?, 1)", [(f, key) for f in folders])
                     return name, index == 0
+        earlier = other.decode("utf-8", "surrogatepass")
         raise InputError(
-            f"the images {other.decode('utf-8', 'surrogatepass')!r} and {path!r} would both be written to {name!r}; rename one of them, or export them apart"
+            f"the images {earlier!r} and {path!r} would both be written to {name!r}; rename one of them, or export them apart"
         )
 
     def _taken(self, name: bytes, folders: Sequence[bytes]) -> bytes:

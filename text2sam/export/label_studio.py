@@ -80,12 +80,12 @@ class LabelStudioExporter(Exporter):
                 "original_width": image.width,
                 "original_height": image.height,
                 "image_rotation": 0,
-                "score": float(one.score),
-                "value": {"format": "rle", "rle": brush_rle(one.mask), "brushlabels": [one.label]},
+                "score": float(item.score),
+                "value": {"format": "rle", "rle": brush_rle(item.mask), "brushlabels": [item.label]},
             }
-            for index, one in enumerate(objects, 1)
+            for index, item in enumerate(objects, 1)
         ]
-        score = sum(float(one.score) for one in objects) / max(1, len(objects))
+        score = sum(float(item.score) for item in objects) / max(1, len(objects))
         prediction = {"model_version": self.model_version, "score": score, "result": regions}
         self._spools[0].write({"data": {self.to_name: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
 

@@ -71,15 +71,15 @@ class LabelmeExporter(Exporter):
         target = self._path(name)
         shapes: list[dict[str, Any]] = []
         groups = 0
-        for one in objects:
+        for item in objects:
             if self.shapes == "mask":
-                shapes.append(_mask(one))
+                shapes.append(_mask(item))
                 continue
-            parts = outlines(one.mask)
+            parts = outlines(item.mask)
             self._counts["holes"] += sum(len(part.holes) for part in parts)
             groups += len(parts) > 1
             group = groups if len(parts) > 1 else None
-            shapes += [_shape(one, "polygon", part.joined.tolist(), group=group) for part in parts]
+            shapes += [_shape(item, "polygon", part.joined.tolist(), group=group) for part in parts]
         content: dict[str, Any] = {
             "version": _VERSION,
             "flags": {},
@@ -108,24 +108,24 @@ class LabelmeExporter(Exporter):
         pass
 
 
-def _mask(one: AnnotatedObject) -> dict[str, Any]:
-    x, y, w, h = one.bbox
-    crop = one.mask[y : y + h, x : x + w]
-    return _shape(one, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=_png(crop.astype(np.uint8)))
+def _mask(item: AnnotatedObject) -> dict[str, Any]:
+    x, y, w, h = item.bbox
+    crop = item.mask[y : y + h, x : x + w]
+    return _shape(item, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=_png(crop.astype(np.uint8)))
 
 
 def _shape(
-    one: AnnotatedObject, kind: str, points: list[list[int]], *, group: int | None = None, mask: str | None = None
+    item: AnnotatedObject, kind: str, points: list[list[int]], *, group: int | None = None, mask: str | None = None
 ) -> dict[str, Any]:
     return {
-        "label": one.label,
+        "label": item.label,
         "points": [[float(x), float(y)] for x, y in points],
         "group_id": group,
         "description": "",
         "shape_type": kind,
         "flags": {},
         "mask": mask,
-        "score": float(one.score),
+        "score": float(item.score),
     }
 
 

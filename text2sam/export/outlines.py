@@ -84,7 +84,6 @@ def inset(line: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float6
         (K, 2) float64 (x, y).
     """
     before, after = np.sign(line - np.roll(line, 1, axis=0)), np.sign(np.roll(line, -1, axis=0) - line)
-    line, before, after = (v[(before != after).any(1)] for v in (line, before, after))
     ahead, along = before[:, ::-1] * (-1, 1), after[:, ::-1] * (-1, 1)  # to the right of either edge
     inward = ahead + along
     x, y = (line + (inward - 1) // 2).clip(0, np.array(mask.shape[::-1]) - 1).T
@@ -142,104 +141,66 @@ def _nearest(a: NDArray[_Number], b: NDArray[_Number]) -> tuple[int, int]:
 def _trace(mask: NDArray[np.bool_], offset: NDArray[np.int64]) -> tuple[Part, ...]:
     """The parts of a mask that is not empty.
 
-    Every corner of an outline is a node with one horizontal and one vertical edge. Along a row of the grid the nodes pair
-    off into horizontal edges, along a column into vertical ones; a ring takes these in turn. Where two pixels touch at a
-    corner only, two nodes share the place, each around one of the two background pixels.
+    scikit-image finds the rings of pixel edges between mask and background. A hole hangs on the edge that is met first on
+    the way up from its topmost, leftmost corner.
     """
-    h, w = mask.shape
-    padded = np.pad(mask, 1)
-    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]  # (h + 1, w + 1), around a vertex
-    left, right = nw != sw, ne != se
-    crossed = left & right & (nw != ne)
-    places, rightward, downward = [], [], []
-    for where, to_right, down in (
-        (left ^ right, right, sw != se),
-        (crossed & se, True, False),
-        (crossed & se, False, True),
-        (crossed & ~se, False, False),
-        (crossed & ~se, True, True),
-    ):
-        found = np.flatnonzero(where)
-        places.append(found)
-        rightward.append(np.broadcast_to(to_right, where.shape).ravel()[found])
-        downward.append(np.broadcast_to(down, where.shape).ravel()[found])
-    place, to_right, down = np.concatenate(places), np.concatenate(rightward), np.concatenate(downward)
-    by_row = np.argsort(place * 2 + to_right, kind="stable")
-    place, to_right, down = place[by_row], to_right[by_row], down[by_row]
-    keys = place * 2 + to_right
-    y, x = np.divmod(place, w + 1)
-    by_column = np.argsort((x * (h + 1) + y) * 2 + down, kind="stable")
-    across = np.arange(len(place)) ^ 1
-    along = np.empty_like(across)
-    along[by_column] = by_column[across]
+    from skimage.measure import find_contours
 
-    rings, ring_of, at = _rings(across.tolist(), along.tolist(), se.ravel()[place].tolist())
-    xy = np.stack([x, y], 1).astype(np.int64)
-    border = np.maximum.accumulate(np.where(left | right, np.arange(h + 1)[:, None], -1), axis=0)  # (h + 1, w + 1)
+    padded = np.pad(mask, 1)
+    rings = [_ring(line) for line in find_contours(padded, 0.5, fully_connected="high", positive_orientation="low")]
+    rings.sort(key=lambda ring: (ring[0, 1], ring[0, 0]))
+    tops: dict[tuple[int, int], tuple[int, int]] = {}  # an edge with the mask below it: its ring and place there
+    for index, ring in enumerate(rings):
+        places = np.flatnonzero(np.roll(ring, -1, axis=0)[:, 0] > ring[:, 0])
+        tops.update(zip(map(tuple, ring[places].tolist()), ((index, place) for place in places.tolist()), strict=True))
 
     part_of: list[int] = []
     members: list[list[int]] = []
-    hung: list[list[tuple[int, int, int]]] = [[] for _ in rings]  # (place in the ring, steps from there, hole)
-    for index, nodes in enumerate(rings):
-        first = nodes[0]
-        if se.flat[place[first]]:
+    hung: list[list[tuple[int, int]]] = [[] for _ in rings]  # (place in the ring, hole)
+    for index, ring in enumerate(rings):
+        x, y = ring[0].tolist()
+        if ring[1, 0] > x:  # clockwise: no hole
             part_of.append(len(members))
             members.append([index])
             continue
-        hx, hy = int(x[first]), int(y[first])
-        # the edge above has the mask below it, so it runs rightward, from this node
-        top = hy if crossed[hy, hx] else int(border[hy - 1, hx])
-        key = (top * (w + 1) + hx) * 2
-        node = int(np.searchsorted(keys, key + (top != hy), side="right")) - 1
-        host = ring_of[node]
-        hung[host].append((at[node], abs(hx - int(x[node])), index))
+        if padded[y, x]:
+            y = int(np.flatnonzero(~padded[: y + 1, x : x + 2].all(axis=1))[-1])
+        right = padded[y + 1, x + 1] and not padded[y, x + 1]  # the edge lies over the pixel to the right of the slit
+        host, place = tops[(x, y) if right else (x - 1, y)]
+        hung[host].append((place + (not right), index))
         part_of.append(part_of[host])
         members[part_of[host]].append(index)
 
-    lines: list[list[tuple[int, int]]] = [[] for _ in rings]
-    corners = [tuple(point) for point in (xy + offset).tolist()]
+    lines = list(rings)
     for index in reversed(range(len(rings))):  # a hole hangs on a ring that starts above it
-        lines[index] = _joined([corners[node] for node in rings[index]], sorted(hung[index]), lines)
-    array = [xy[nodes] + offset for nodes in rings]
-    return tuple(Part(array[own[0]], tuple(array[i] for i in own[1:]), np.array(lines[own[0]], np.int64)) for own in members)
+        pieces, done = [], 0
+        for place, hole in sorted(hung[index]):
+            anchor, line = rings[index][place][None], lines[hole]
+            slit = (anchor != line[:1]).any()
+            pieces += [rings[index][done:place], anchor, *([line, line[:1]] if slit else [line[1:]]), anchor]
+            done = place + 1
+        lines[index] = np.concatenate([*pieces, rings[index][done:]])
+    return tuple(
+        Part(
+            _corners(rings[own[0]]) + offset,
+            tuple(_corners(rings[hole]) + offset for hole in own[1:]),
+            _corners(lines[own[0]]) + offset,
+        )
+        for own in members
+    )
 
 
-def _rings(across: list[int], along: list[int], inside: list[bool]) -> tuple[list[list[int]], list[int], list[int]]:
-    """Nodes of each ring from its topmost, leftmost one on, with the mask on the right hand; each node's ring and place."""
-    rings: list[list[int]] = []
-    ring_of, at = [-1] * len(across), [0] * len(across)
-    for start in range(len(across)):
-        if ring_of[start] >= 0:
-            continue
-        ring: list[int] = []
-        node = start
-        moves = (across, along) if inside[start] else (along, across)
-        while True:
-            for move in moves:
-                ring_of[node], at[node] = len(rings), len(ring)
-                ring.append(node)
-                node = move[node]
-            if node == start:
-                break
-        rings.append(ring)
-    return rings, ring_of, at
+def _ring(contour: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N, 2) int64 (x, y): the grid points of a closed contour, from the topmost, leftmost one on.
+
+    A contour goes from the middle of one pixel edge to the middle of the next; between them lies a point of the grid.
+    """
+    points = np.floor((contour[1:] + contour[:-1]) / 2).astype(np.int64)[:, ::-1]
+    return np.roll(points, -np.lexsort(points.T)[0], axis=0)
 
 
-def _joined(
-    ring: list[tuple[int, int]], hung: list[tuple[int, int, int]], lines: list[list[tuple[int, int]]]
-) -> list[tuple[int, int]]:
-    """A ring with the holes that hang on it, which are finished already."""
-    out: list[tuple[int, int]] = []
-    done = 0
-    for place, steps, index in hung:
-        out += ring[done : place + 1]
-        done = max(done, place + 1)
-        hole = lines[index]
-        anchor = (hole[0][0], ring[place][1])
-        if steps:
-            out.append(anchor)
-        if anchor == hole[0]:
-            out += [*hole[1:], anchor]
-        else:
-            out += [*hole, hole[0], anchor]
-    return out + ring[done:]
+def _corners(line: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A closed line without the points where it goes straight on."""
+    before, after = np.sign(line - np.roll(line, 1, axis=0)), np.sign(np.roll(line, -1, axis=0) - line)
+    corners: NDArray[np.int64] = line[(before != after).any(axis=1)]
+    return corners

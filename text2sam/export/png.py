@@ -81,18 +81,18 @@ class PngExporter(Exporter):
         size = (image.height, image.width)
         entry: dict[str, Any] = {"path": image.path, "height": image.height, "width": image.width}
         if "masks" in self.kinds:
-            entry["masks"] = {label: self._union(image, objects, label) for label in sorted({one.label for one in objects})}
+            entry["masks"] = {label: self._union(image, objects, label) for label in sorted({item.label for item in objects})}
         numbers = np.zeros(size, np.uint16)
         classes = np.zeros(size, np.uint8 if len(self.labels) <= _MOST_LABELS else np.uint16)
         shown: dict[int, int] = {}
-        for number, one in reversed(_above(objects)):
-            mask = one.mask
-            numbers[mask], classes[mask] = number, self._ids[one.label] + 1
-        for number, one in enumerate(objects, 1):
-            mask = one.mask
+        for number, item in reversed(_above(objects)):
+            mask = item.mask
+            numbers[mask], classes[mask] = number, self._ids[item.label] + 1
+        for number, item in enumerate(objects, 1):
+            mask = item.mask
             own = [numbers == number] if "instances" in self.kinds else []
-            own += [classes == self._ids[one.label] + 1] if "labels" in self.kinds else []
-            shown[number] = min((int((mask & there).sum()) for there in own), default=one.area)
+            own += [classes == self._ids[item.label] + 1] if "labels" in self.kinds else []
+            shown[number] = min((int((mask & there).sum()) for there in own), default=item.area)
         if "labels" in self.kinds:
             entry["labels"] = f"labels/{name}"
             write_bytes(self._path(entry["labels"]), _indexed(classes.astype(np.uint8), voc_palette(len(self.labels) + 1)))
@@ -100,17 +100,17 @@ class PngExporter(Exporter):
             entry["instances"] = f"instances/{name}"
             write_png(self._path(entry["instances"]), numbers)
         else:
-            self._counts["merged"] += len(objects) - len({one.label for one in objects})
+            self._counts["merged"] += len(objects) - len({item.label for item in objects})
         self._counts["hidden"] += sum(not count for count in shown.values())
-        self._counts["overlaps"] += sum(0 < shown[i] < one.area for i, one in enumerate(objects, 1))
-        entry["objects"] = [{"id": i, "label": one.label, "score": float(one.score)} for i, one in enumerate(objects, 1)]
+        self._counts["overlaps"] += sum(0 < shown[i] < item.area for i, item in enumerate(objects, 1))
+        entry["objects"] = [{"id": i, "label": item.label, "score": float(item.score)} for i, item in enumerate(objects, 1)]
         self._spools[0].write(entry)
 
     def _union(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], label: str) -> str:
         mask = np.zeros((image.height, image.width), np.bool_)
-        for one in objects:
-            if one.label == label:
-                mask |= one.mask
+        for item in objects:
+            if item.label == label:
+                mask |= item.mask
         name = f"masks/{image.path}/{self._ids[label] + 1:03d}-{safe(label)}.png"
         write_png(self._path(name), mask)
         return name

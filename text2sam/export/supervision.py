@@ -36,21 +36,21 @@ def to_supervision(image: AnnotatedImage, labels: Sequence[str] | None = None) -
         from supervision import Detections
     except ImportError as error:
         raise MissingDependencyError("supervision", "to_supervision", "supervision") from error
-    objects = [one for one in image.objects if one.area]
-    names = tuple(dict.fromkeys(one.label for one in objects)) if labels is None else check_labels(labels)
+    objects = [item for item in image.objects if item.area]
+    names = tuple(dict.fromkeys(item.label for item in objects)) if labels is None else check_labels(labels)
     ids = {name: index for index, name in enumerate(names)}
-    for one in objects:
-        if one.label not in ids:
-            raise InputError(f"the label {one.label!r} of an object in {image.path!r} is not among the labels")
+    for item in objects:
+        if item.label not in ids:
+            raise InputError(f"the label {item.label!r} of an object in {image.path!r} is not among the labels")
     mask = np.zeros((len(objects), image.height, image.width), np.bool_)
     xyxy = np.zeros((len(objects), 4), np.float32)
-    for index, one in enumerate(objects):
-        x, y, w, h = one.bbox
-        mask[index], xyxy[index] = one.mask, (x, y, x + w, y + h)
+    for index, item in enumerate(objects):
+        x, y, w, h = item.bbox
+        mask[index], xyxy[index] = item.mask, (x, y, x + w, y + h)
     return Detections(
         xyxy=xyxy,
         mask=mask,
-        confidence=np.array([one.score for one in objects], np.float32),
-        class_id=np.array([ids[one.label] for one in objects], np.int64),
-        data={"class_name": np.array([one.label for one in objects], np.str_)},
+        confidence=np.array([item.score for item in objects], np.float32),
+        class_id=np.array([ids[item.label] for item in objects], np.int64),
+        data={"class_name": np.array([item.label for item in objects], np.str_)},
     )

@@ -98,13 +98,6 @@ def logit_scale_of(surgery: ClipSurgery) -> float:
     return float(surgery.model.logit_scale.detach().float().exp().mean())
 
 
-def check_batch_size(batch_size: int) -> int:
-    """Raises :class:`InputError` unless it is an int of at least 1."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise InputError(f"batch_size must be an int of at least 1, not {batch_size!r}")
-    return batch_size
-
-
 def check_method(method: Any) -> Method:
     """A name in :data:`text2sam.clip.attention.METHODS`.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap, check_shape
 
@@ -202,8 +203,7 @@ def explain_text(
     method = check_method(method)
     if not isinstance(text, str):
         raise PromptError(f"text must be a string, not {type(text).__name__}: {text!r}")
-    if not isinstance(places, int) or isinstance(places, bool) or places < 0:
-        raise InputError(f"places must be an int of at least 0, not {places!r}")
+    places = int(check_number("places", places, 0, whole=True))
     ids, spans = tokenize_words(surgery.prompts.tokenizer, text)
     words = [tuple(ids[i] for i in range(*span)) for span in spans]
     rows = [ids, [ids[0], ids[-1]], *([i for k, i in enumerate(ids) if not a <= k < b] for a, b in spans)]
