@@ -65,7 +65,7 @@ def calibrate(
     check_folder(out.parent)
     model = models.build()
     prepare = getattr(model.generator, "prepare", None)
-    for example in examples if prepare else ():  # only the model knows which texts are too long
+    for example in examples if callable(prepare) else ():  # only the model knows which texts are too long
         with _in_line(source, example.line):
             prepare(parse_target(example.text).texts)
     calibration = model.calibrate(
