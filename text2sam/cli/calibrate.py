@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,7 +64,7 @@ def calibrate(
         raise OutputError(f"cannot write the file {str(out)!r}: it is a folder")
     check_folder(out.parent)
     model = models.build()
-    prepare = getattr(model.generator, "prepare", None)
+    prepare: Any = getattr(model.generator, "prepare", None)
     for example in examples if callable(prepare) else ():  # only the model knows which texts are too long
         with _in_line(source, example.line):
             prepare(parse_target(example.text).texts)
