@@ -400,8 +400,8 @@ class TextPromptedSAM:
     def _prepare(self, wanted: Wanted) -> None:
         """Encodes texts ahead of an image, so that a bad text is told before anything is computed."""
         hint, prepare = (getattr(self.generator, name, None) for name in ("hint", "prepare"))
-        for text in wanted.texts if callable(hint) else ():
-            if (advice := hint(text)) is not None:
+        if callable(hint):
+            for advice in filter(None, map(hint, wanted.texts)):
                 warnings.warn(advice, Text2SamWarning, stacklevel=4)
         if not callable(prepare):
             return
