@@ -314,11 +314,15 @@ def to_png(figure: Figure, width: int | None = None) -> NDArray[np.uint8]:
     """
     if width is not None:
         check_number("width", width, 1, whole=True)
-    buffer = io.BytesIO()
     # half a pixel more, because the size in pixels is rounded down
-    dpi = figure.dpi if width is None else (width + 0.5) / figure.get_figwidth()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return np.array(Image.open(buffer).convert("RGB"))
+    encoded = _png(figure, None if width is None else (width + 0.5) / figure.get_figwidth())
+    return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def _png(figure: Figure, dpi: float | None = None) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, facecolor="white")
+    return buffer.getvalue()
 
 
 def _figure(**options: Any) -> Figure:
@@ -326,7 +330,9 @@ def _figure(**options: Any) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "text2sam.plot", "plot") from error
-    return Figure(**options)
+    figure = Figure(**options)
+    figure._repr_png_ = functools.partial(_png, figure)  # notebooks show it, with and without %matplotlib inline
+    return figure
 
 
 def _canvas(shape: Sequence[int]) -> Axes:
