@@ -43,9 +43,9 @@ HOUSE = [
     ["pipeline"],
     ["plot", "tasks", "export"],
     ["annotate"],
-    ["demo", "lab"],
+    ["demo"],
     ["cli"],
-    ["__main__"],
+    ["__main__", "lab"],
 ]
 PRINTS = ("cli", "demo", "lab")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import subprocess
 import sys
 from typing import Any
@@ -139,6 +140,12 @@ def test_heat_is_the_map_over_grey() -> None:
     assert (np.diff(luma) > 0).all()
 
 
+def test_notebooks_show_figures_without_pyplot() -> None:
+    figure = plot.compare(IMAGE, [MAP])
+    shown: Any = figure
+    assert Image.open(io.BytesIO(shown._repr_png_())).width == 1200
+
+
 def test_maps_with_limits_share_a_scale() -> None:
     drawn = plot.heat(IMAGE, MAP, limits=(-1.0, 3.0)).images[1]
     assert drawn.get_clim() == (-1, 3)
@@ -260,7 +267,7 @@ def test_one_word_that_carries_nothing() -> None:
         (lambda: plot.words(IMAGE[:5], explanation(0.1)), r"\(5, 36\)"),
         (lambda: plot.compare(IMAGE, [MAP], ["a", "b"]), "one for each of 1 results, not 2"),
         (lambda: plot.compare(IMAGE, ["cat"], ["a"]), "not str"),  # type: ignore[list-item]
-        (lambda: plot.to_png(Figure(), 0), "width must be at least 1"),
+        (lambda: plot.to_png(Figure(), 0), "width must be a whole number"),
     ],
 )
 def test_refused(call: Any, says: str) -> None:

@@ -62,3 +62,9 @@ class MissingDependencyError(Text2SamError, ImportError):
         target = f'"text2sam[{extra}]"' if extra else package
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install {target}")
         self.package = package
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line, with characters that a terminal would act on as escapes."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)

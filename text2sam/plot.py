@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError, MissingDependencyError
 from text2sam.image import ImageLike, read_image
 from text2sam.paint import OBJECT_COLOURS, Colour
@@ -215,18 +216,21 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
     shown = [] if offered is None else list(range(min(len(offered), _MOST)))
     if offered is not None and offered.chosen not in shown:
         shown[-1] = int(offered.chosen)
-    lines = 0 if offered is None else 1 + len(offered.figures)
-    figure, (first, *rest, last) = _grid(len(shown) + 2, pixels.shape[:2], 5, room=0.4 + 0.14 * lines, below=0.9)
+    room = 0.4 if offered is None else 0.54 + 0.14 * len(offered.figures)
+    figure, (first, *rest, last) = _grid(len(shown) + 2, pixels.shape[:2], 5, room, below=0.9)
 
     points(None, result.points, heat(pixels, result.similarity, first))
     _caption(first, f"map of {result.similarity.text or result.text}, {len(result.points)} points")
-    for index, ax in zip(shown, rest, strict=True):
-        _show(pixels, ax, result)
-        _draw_masks(ax, [offered.masks[index]], [OBJECT_COLOURS[0]], 0.5)
-        chosen = index == offered.chosen
-        _caption(ax, f"mask {index + 1} of {len(offered)}{', chosen' if chosen else ''}")
-        figures = {"score": offered.scores, **offered.figures}
-        _below(ax, "\n".join(f"{name} {float(values[index]):.3g}" for name, values in figures.items()), framed=chosen)
+    if offered is not None:
+        masks, figures = offered.masks, {"score": offered.scores, **offered.figures}
+        for index, ax in zip(shown, rest, strict=True):
+            _draw_masks(_show(pixels, ax, result), [masks[index]], [OBJECT_COLOURS[0]], 0.5)
+            chosen = index == offered.chosen
+            _caption(ax, f"mask {index + 1} of {len(offered)}{', chosen' if chosen else ''}")
+            lines = [f"{name} {float(values[index]):.3g}" for name, values in figures.items()]
+            ax.set_xlabel("\n".join(lines), fontsize=8)
+            if chosen:
+                ax.spines[:].set(color=_rgb(POSITIVE), linewidth=3)
     objects(pixels, result, last)
     _caption(last, "result" if result.present else "result: not in the image")
     figure.supxlabel(_facts(result, offered), x=0.01, horizontalalignment="left", fontsize=9, parse_math=False)
@@ -276,7 +280,7 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
         (x, y), disc = place.point, {"boxstyle": "circle", "facecolor": "white"}
         whole.text(x - 0.5, y - 0.5, str(number), fontsize=8, ha="center", va="center", bbox=disc, clip_on=True)
     _caption(whole, explanation.text)
-    _below(whole, f"cosine {explanation.score:.3f}, maps by {explanation.method}")
+    whole.set_xlabel(f"cosine {explanation.score:.3f}, maps by {explanation.method}", fontsize=8)
 
     carried = [every[i].carries for i in bars]
     colours = [_rgb(POSITIVE if value > 0 else NEGATIVE) for value in carried]
@@ -308,13 +312,17 @@ def to_png(figure: Figure, width: int | None = None) -> NDArray[np.uint8]:
     Raises:
         InputError: ``width`` is below 1.
     """
-    if width is not None and width < 1:
-        raise InputError(f"width must be at least 1 pixel, not {width!r}")
-    buffer = io.BytesIO()
+    if width is not None:
+        check_number("width", width, 1, whole=True)
     # half a pixel more, because the size in pixels is rounded down
-    dpi = figure.dpi if width is None else (width + 0.5) / figure.get_figwidth()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return np.array(Image.open(buffer).convert("RGB"))
+    encoded = _png(figure, None if width is None else (width + 0.5) / figure.get_figwidth())
+    return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def _png(figure: Figure, dpi: float | None = None) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, facecolor="white")
+    return buffer.getvalue()
 
 
 def _figure(**options: Any) -> Figure:
@@ -322,7 +330,9 @@ def _figure(**options: Any) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "text2sam.plot", "plot") from error
-    return Figure(**options)
+    figure = Figure(**options)
+    figure._repr_png_ = functools.partial(_png, figure)  # notebooks show it, with and without %matplotlib inline
+    return figure
 
 
 def _canvas(shape: Sequence[int]) -> Axes:
@@ -389,12 +399,6 @@ def _draw_masks(ax: Axes, masks: Sequence[NDArray[np.bool_]], colours: Sequence[
 
 def _caption(ax: Axes, text: str) -> None:
     ax.set_title(_drawable(text, 100, width=50), fontsize=9, parse_math=False)
-
-
-def _below(ax: Axes, text: str, framed: bool = False) -> None:
-    ax.set_xlabel(text, fontsize=8, parse_math=False)
-    if framed:
-        ax.spines[:].set(color=_rgb(POSITIVE), linewidth=3)
 
 
 def _drawable(text: str, longest: int, width: int | None = None) -> str:

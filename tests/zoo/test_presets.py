@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,17 +15,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers import TEMPLATES, picture, tiny_clip, tokenizer, weights_hash
+from helpers import TEMPLATES, TEXT, VIT, picture, tiny_clip, tokenizer, weights_hash
 from safetensors.torch import save_file
 from torch import nn
 
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import ChecksumError, InputError, UnsupportedModelError, WeightsError
+from text2sam.errors import ChecksumError, InputError, Text2SamWarning, UnsupportedModelError, WeightsError
 from text2sam.lab.sticker.world import THINGS
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.zoo import presets
-from text2sam.zoo.presets import PRESETS, PresenceTerms, build, get_preset, load_clip, load_predictor
+from text2sam.zoo.presets import PRESETS, ModelOptions, PresenceTerms, build, build_clip, get_preset, load_clip, load_predictor
 from text2sam.zoo.sticker import models
+from text2sam.zoo.sticker.names import NAMES
 from text2sam.zoo.table import CHECKPOINTS
 
 ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg": {"vision": {"pool_type": "avg"}}}
@@ -43,8 +47,15 @@ def test_unknown_presets(name: Any) -> None:
 
 
 def test_unknown_options() -> None:
-    with pytest.raises(InputError, match=r"no option 'colour'.*device, dtype.*text_cache"):
-        TextPromptedSAM.from_pretrained("sticker", colour="red")
+    for call in (build, build_clip):
+        with pytest.raises(InputError, match=r"no option 'colour'.*device, dtype.*text_cache"):
+            call("sticker", colour="red")
+
+
+def test_from_pretrained_takes_every_option() -> None:
+    taken = inspect.signature(TextPromptedSAM.from_pretrained).parameters.values()
+    expected = [(f.name, f.default) for f in dataclasses.fields(ModelOptions)]
+    assert [(p.name, p.default) for p in taken if p.kind is p.KEYWORD_ONLY] == expected
 
 
 @pytest.mark.parametrize("options", [{"device": "abacus"}, {"dtype": "float16", "device": "cpu"}])
@@ -105,6 +116,10 @@ def nested(state: dict[str, torch.Tensor]) -> nn.Module:
     return root
 
 
+def load(path: Path, architecture: str | None = None) -> tuple[Any, Any]:
+    return load_clip(get_preset("mobile"), ModelOptions(clip_checkpoint=path, clip_model=architecture))
+
+
 def write(kind: str, model: nn.Module, folder: Path) -> Path:
     state, path = model.state_dict(), folder / f"clip.{kind}"
     if kind == "safetensors":
@@ -124,7 +139,7 @@ def write(kind: str, model: nn.Module, folder: Path) -> Path:
 @pytest.mark.parametrize("kind", ["pt", "wrapped", "safetensors", "jit"])
 def test_local_clip_files(kind: str, tmp_path: Path) -> None:
     trained = tiny_clip(seed=1)
-    model, words = load_clip(get_preset("mobile"), write(kind, trained, tmp_path), "tiny-vit")
+    model, words = load(write(kind, trained, tmp_path), "tiny-vit")
     if kind == "jit":
         trained.half().float()
     assert weights_hash(model) == weights_hash(trained)
@@ -138,7 +153,7 @@ def test_batch_norm_counters_are_not_missed(tmp_path: Path) -> None:
     state = {k: v for k, v in trained.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert len(state) < len(trained.state_dict())
     torch.save(state, tmp_path / "rn.pt")
-    model, _ = load_clip(get_preset("mobile"), tmp_path / "rn.pt", "tiny-resnet")
+    model, _ = load(tmp_path / "rn.pt", "tiny-resnet")
     pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32))
     with torch.no_grad():
         assert torch.equal(model.encode_image(pixels), trained.encode_image(pixels))
@@ -148,23 +163,89 @@ def test_batch_norm_counters_are_not_missed(tmp_path: Path) -> None:
 def test_misfits_name_the_architecture(tmp_path: Path) -> None:
     path = write("pt", tiny_clip(seed=1), tmp_path)
     with pytest.raises(
-        WeightsError, match=r"clip\.pt.*'tiny-resnet'.*missing, such as visual.*; 1 of another shape.*; .* unknown.*clip_model="
+        WeightsError, match=r"clip\.pt.*'tiny-resnet'.*missing \(visual.*unexpected.*1 of another shape.*clip_model="
     ):
-        load_clip(get_preset("mobile"), path, "tiny-resnet")
+        load(path, "tiny-resnet")
     wider = write("safetensors", tiny_clip(embed_dim=8), tmp_path)
-    with pytest.raises(WeightsError, match=r"'tiny-vit': 2 of another shape, such as .*proj"):
-        load_clip(get_preset("mobile"), wider, "tiny-vit")
-    with pytest.raises(WeightsError, match=r"'sticker'.*Name the architecture"):
-        load_clip(get_preset("sticker"), path)
+    with pytest.raises(WeightsError, match=r"'tiny-vit': 2 of another shape \(.*proj"):
+        load(wider, "tiny-vit")
+    with pytest.raises(WeightsError, match=r"'sticker'.*Name its architecture"):
+        load_clip(get_preset("sticker"), ModelOptions(clip_checkpoint=path))
 
 
 @pytest.mark.usefixtures("tiny_architectures")
 def test_unknown_architectures(tmp_path: Path) -> None:
     path = write("pt", tiny_clip(), tmp_path)
     with pytest.raises(InputError, match=r"clip_model must be one of open_clip\.list_models"):
-        load_clip(get_preset("mobile"), path, "ViT-Z-1")
+        load(path, "ViT-Z-1")
     with pytest.raises(UnsupportedModelError, match="pool_type 'avg'"):
         build("sticker", clip_checkpoint=path, clip_model="tiny-avg", device="cpu", depth=1)
+
+
+@pytest.fixture
+def two_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip knows one tiny architecture with both activations; the preset is the one with QuickGELU."""
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-B-16", "ViT-B-16-quickgelu"])
+    monkeypatch.setattr(
+        open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, quick_gelu=name.endswith("-quickgelu"))
+    )
+    real = tokenizer()
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: real)
+
+
+@pytest.mark.usefixtures("two_activations")
+@pytest.mark.parametrize(
+    ("kind", "architecture", "message"),
+    [
+        ("safetensors", None, "nothing in the file tells.*clip_model='ViT-B-16'; clip_model='ViT-B-16-quickgelu' confirms"),
+        ("pt", None, "nothing in the file tells"),
+        ("wrapped", "ViT-B-16-quickgelu", None),
+        ("safetensors", "ViT-B-16", None),
+        ("jit", None, None),
+        ("jit", "ViT-B-16-quickgelu", None),
+        ("jit", "ViT-B-16", "OpenAI's weights.*Give clip_model='ViT-B-16-quickgelu'"),
+    ],
+)
+def test_activations_that_may_be_wrong_are_warned_of(
+    kind: str, architecture: str | None, message: str | None, tmp_path: Path
+) -> None:
+    path = write(kind, tiny_clip(seed=1), tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(path, architecture)
+    messages = [str(w.message) for w in caught if issubclass(w.category, Text2SamWarning)]
+    assert len(messages) == (message is not None)
+    if message is not None:
+        assert re.search(message, messages[0])
+        assert str(path) in messages[0]
+
+
+def test_models_in_a_folder(tmp_path: Path) -> None:
+    trained = tiny_clip(seed=3)
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT}, "preprocess_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file(trained.state_dict(), path)
+    model, _ = load(path, f"local-dir:{tmp_path}")
+    assert weights_hash(model) == weights_hash(trained)
+    assert tuple(model.visual.image_mean) == (0.5, 0.5, 0.5)
+    for name, message in ((f"local-dir:{tmp_path}/no", "local-dir"), ("hf-hub:timm/no", "Hugging Face.*local-dir:FOLDER")):
+        with pytest.raises(InputError, match=message):
+            load(path, name)
+
+
+def test_foreign_layouts_say_whose_they_are(tmp_path: Path) -> None:
+    keys = ("text_model.embeddings.token_embedding.weight", "vision_model.embeddings.class_embedding", "logit_scale")
+    path = tmp_path / "model.safetensors"
+    save_file({key: torch.zeros(1) for key in keys}, path)
+    with pytest.raises(WeightsError, match=r"Hugging Face.*clip-vit-b-16-openai"):
+        load(path)
+    with pytest.raises(WeightsError, match=r"no SAM.*holds a CLIP.*Hugging Face"):
+        load_predictor(get_preset("base"), ModelOptions(device="cpu", sam_checkpoint=path))
+
+
+def test_names_of_the_stickers() -> None:
+    assert tuple(THINGS) == NAMES
 
 
 def test_missing_files() -> None:
@@ -176,12 +257,13 @@ def test_missing_files() -> None:
 @pytest.mark.usefixtures("tiny_architectures")
 def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("pt", tiny_clip(seed=1), tmp_path)
-    monkeypatch.setattr(presets, "load_predictor", lambda *arguments, **options: (arguments, options))
+    monkeypatch.setattr(presets, "load_predictor", lambda preset, options: (preset, options))
     options: dict[str, Any] = {"clip_checkpoint": path, "clip_model": "tiny-vit", "device": "cpu"}
     predictor, surgery = build(
         "mobile", **options, depth=2, image_size=(24, 16), templates=TEMPLATES, sam_checkpoint="sam.pt", progress=False
     )
-    assert predictor == ((PRESETS["mobile"], "sam.pt", torch.device("cpu"), None), {"progress": False})
+    assert predictor[0] == PRESETS["mobile"]
+    assert (predictor[1].sam_checkpoint, predictor[1].device, predictor[1].progress) == ("sam.pt", torch.device("cpu"), False)
     assert (surgery.depth, surgery.image_size, surgery.prompts.templates) == (2, (24, 16), TEMPLATES)
     assert terms(surgery) == PresenceTerms(0.0, 0.0, 1.0)  # a plain softmax
     assert surgery.vocabulary == ()
@@ -208,35 +290,20 @@ def test_vocabulary_goes_with_the_clip_that_ships(tmp_path: Path, monkeypatch: p
 # SAM checkpoints from files
 
 
-def sam_state(kind: str) -> dict[str, torch.Tensor]:
-    if kind == "vit_t":
-        return {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1)}
-    width, blocks = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}[kind]
+@pytest.mark.parametrize(("width", "blocks", "kind"), [(768, 12, "vit_b"), (1024, 24, "vit_l"), (1280, 32, "vit_h")])
+def test_sam_type_is_read_off_the_file(width: int, blocks: int, kind: str, tmp_path: Path) -> None:
     state = {f"image_encoder.blocks.{i}.norm1.weight": torch.zeros(1) for i in range(blocks)}
-    return state | {"image_encoder.patch_embed.proj.weight": torch.zeros(width, 3, 1, 1)}
-
-
-@pytest.mark.parametrize("kind", ["vit_t", "vit_b", "vit_l", "vit_h"])
-def test_sam_type_is_read_off_the_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = []
-
-    def from_state(state: dict[str, torch.Tensor], model_type: str, source: str) -> nn.Module:
-        built.append((model_type, source))
-        return nn.Identity()
-
-    monkeypatch.setattr("text2sam.sam.predictor._sam_from", from_state)
-    monkeypatch.setattr("segment_anything.SamPredictor", lambda sam: sam)
     path = tmp_path / "weights.pt"
-    torch.save(sam_state(kind), path)
-    load_predictor(get_preset("base"), path, torch.device("cpu"), None)
-    assert built == [(kind, str(path))]
+    torch.save(state | {"image_encoder.patch_embed.proj.weight": torch.zeros(width, 3, 1, 1)}, path)
+    with pytest.raises(WeightsError, match=rf"weights\.pt does not fit model_type '{kind}'.*of another shape"):
+        load_predictor(get_preset("base"), ModelOptions(device="cpu", sam_checkpoint=path))
 
 
 def test_files_that_hold_no_sam(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match=r"weights\.pt holds no SAM.*vit_b, vit_l, vit_h"):
-        load_predictor(get_preset("sticker"), path, torch.device("cpu"), None)
+        load_predictor(get_preset("sticker"), ModelOptions(device="cpu", sam_checkpoint=path))
 
 
 # the pair that ships

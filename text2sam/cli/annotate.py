@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    EXIT_FAILED,
-    Json,
-    app,
-    check_folder,
-    echo,
-    one_of,
-    print_json,
-    split_list,
-)
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, one_of, split_list
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, with_options
+from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,13 +79,13 @@ def annotate(
     from text2sam.export.formats import FORMATS
 
     models.check()
-    wanted = label_set(labels)
+    general, own = how.thresholds()
+    wanted = label_set(labels, split_list(how.against), general).with_options(threshold=own)
     kinds = split_list(formats) or ["coco"]
     unknown = [name for name in kinds if name not in FORMATS]
     if unknown:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0]!r}")
-    options = how.options(wanted.names)
-    wanted = wanted.with_options(options.against, options.threshold)
+    options = how.options()
     calibration = how.load_calibration()
     check_folder(out)
     if review is not None:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, app, check_folder, echo, print_json, split_list, table
+from text2sam.cli.common import CODES_HELP, Json, app, check_folder, split_list
 from text2sam.cli.options import Against, ImageOptions, ModelOptions, with_options
-from text2sam.errors import InputError, OutputError, PromptError
+from text2sam.cli.output import echo, print_json, table
+from text2sam.errors import InputError, OutputError
 
 _PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _COLUMNS = ("image", "text", "present")
@@ -63,19 +64,17 @@ def calibrate(
         raise OutputError(f"cannot write the file {str(out)!r}: it is a folder")
     check_folder(out.parent)
     model = models.build()
-    try:
-        calibration = model.calibrate(
-            [pictures[example.image] for example in examples],
-            [example.text for example in examples],
-            [example.present for example in examples],
-            against=split_list(against) or None,
-            false_cost=false_cost,
-        )
-    except PromptError:
-        for example in examples:  # only the model knows which texts are too long
-            with _in_line(source, example.line):
-                model.generator.encode_texts(parse_target(example.text).texts)
-        raise
+    prepare: Any = getattr(model.generator, "prepare", None)
+    for example in examples if callable(prepare) else ():  # only the model knows which texts are too long
+        with _in_line(source, example.line):
+            prepare(parse_target(example.text).texts)
+    calibration = model.calibrate(
+        [pictures[example.image] for example in examples],
+        [example.text for example in examples],
+        [example.present for example in examples],
+        against=split_list(against) or None,
+        false_cost=false_cost,
+    )
     calibration.save(out)
     if as_json:
         print_json({**asdict(calibration), "file": str(out)})
@@ -138,7 +137,7 @@ def read_examples(path: Path) -> list[Example]:
                         with _in_line(path, rows.line_num):
                             examples.append(_example(path.parent, rows.line_num, row))
             except csv.Error as error:
-                raise InputError(f"{path} line {rows.line_num}: {error}") from error
+                raise InputError(f"{path} line {rows.reader.line_num}: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except InputError:

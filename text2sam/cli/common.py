@@ -1,36 +1,28 @@
-"""The top of the command line, and what commands share: exit codes, messages, tables, JSON, names of files."""
+"""The top of the command line, and what commands share: exit codes, plug-ins, arguments, names of files."""
 
 from __future__ import annotations
 
 import functools
-import json
-import logging
 import os
-import sys
 import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from text2sam import __version__
+from text2sam.cli.output import echo, hints, quiet, warn
 from text2sam.errors import (
     InputError,
     MissingDependencyError,
     OutputError,
     Text2SamError,
-    Text2SamWarning,
     UnsupportedModelError,
     WeightsError,
+    one_line,
 )
-from text2sam.tables import one_line
-
-if TYPE_CHECKING:
-    from text2sam.types import Segmentation
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -112,11 +104,11 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Runs a command."""
-        with _quiet():
+        with quiet():
             try:
                 return super().invoke(ctx)
             except Text2SamError as error:
-                _hints.flush()
+                hints.release()
                 echo(f"text2sam: error: {one_line(str(error))}", to_stderr=True)
                 raise typer.Exit(exit_code(error)) from error
             except KeyboardInterrupt:
@@ -130,128 +122,6 @@ app = new_app(
     epilog=CODES_HELP,
     no_args_is_help=True,
 )
-
-
-class _Hints:
-    """The :class:`Text2SamWarning` of a command, each once: lines on standard error, or ``"warnings"`` of a JSON document."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.held = False
-
-    def show(self, text: str) -> None:
-        """Prints a hint, or keeps it for :func:`print_json`."""
-        if text not in self.texts:
-            self.texts.append(text)
-            if not self.held:
-                warn(text)
-
-    def clear(self) -> None:
-        """Forgets the hints of an earlier command of this process."""
-        self.texts.clear()
-        self.held = False
-
-    def flush(self) -> None:
-        """Prints what was kept for a document that was not printed."""
-        if self.held:
-            self.held = False
-            for text in self.texts:
-                warn(text)
-
-
-_hints = _Hints()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps warnings and log lines of other packages off the terminal; those of text2sam are lines on standard error."""
-    root, own = logging.getLogger(), logging.getLogger("text2sam")
-    silent, notes = logging.NullHandler(), logging.StreamHandler(sys.stderr)
-    notes.setFormatter(logging.Formatter("text2sam: %(message)s"))
-    _hints.clear()
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_hint(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, Text2SamWarning):
-                _hints.show(one_line(str(message)))
-            else:
-                show(message, category, filename, lineno, file, line)
-
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", Text2SamWarning)
-            warnings.showwarning = show_hint
-        # with a handler on the root, logging.warning() does not set one up that prints
-        root.addHandler(silent)
-        own.addHandler(notes)
-        try:
-            yield
-        finally:
-            _hints.flush()
-            root.removeHandler(silent)
-            own.removeHandler(notes)
-
-
-def echo(text: str, *, to_stderr: bool = False) -> None:
-    """Prints a line. Characters that the terminal's encoding lacks are printed as escapes."""
-    stream = sys.stderr if to_stderr else sys.stdout
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=to_stderr)
-
-
-def warn(text: str) -> None:
-    """Prints a line ``text2sam: warning: ...`` to standard error."""
-    echo(f"text2sam: warning: {one_line(text)}", to_stderr=True)
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """Prints a document with the warnings so far as ``"warnings"``; in ASCII, so that any terminal and pipe takes it."""
-    typer.echo(json.dumps({**document, "warnings": list(_hints.texts)}, indent=2, allow_nan=False))
-    _hints.held = False
-
-
-def table(headers: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns. On a terminal long cells are wrapped; in pipes and files each row is one line of plain text.
-
-    Args:
-        headers: of the columns; None for a table without them.
-        rows: of cells.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=headers is not None)
-    for header in headers or rows[0]:
-        grid.add_column(Text(one_line(header)) if headers else "", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(one_line(cell)) for cell in row))
-    terminal = sys.stdout.isatty()
-    width = None if terminal else 1_000_000
-    console = Console(width=width, force_terminal=terminal, color_system="auto" if terminal else None)
-    with console.capture() as captured:
-        console.print(grid)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while the block runs, if that is a terminal: call what it gives with the number done so far."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _print_version(value: bool) -> None:
@@ -270,7 +140,7 @@ def _top(
 
 
 def _hold_hints(value: bool) -> bool:
-    _hints.held = value
+    hints.held = value
     return value
 
 
@@ -353,19 +223,3 @@ def check_matplotlib() -> None:
 
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("matplotlib", "drawing figures", "plot")
-
-
-def figures(result: Segmentation) -> list[str]:
-    """Presence and score of a result as cells of a table."""
-    return [f"{result.presence:.2f}", "-" if result.box is None else f"{result.score:.2f}"]
-
-
-def corners(values: Iterable[float] | None) -> str:
-    """Coordinates of a box or a point as a cell of a table."""
-    return "-" if values is None else ",".join(f"{value:.0f}" for value in values)
-
-
-def shorten(text: str, longest: int = 40) -> str:
-    """``text`` on one line, cut to a length."""
-    line = one_line(text)
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, Out, app, check_folder, corners, echo, figures, print_json, split_list, table
+from text2sam.cli.common import CODES_HELP, Json, Out, app, check_folder, split_list
 from text2sam.cli.options import Device
+from text2sam.cli.output import corners, echo, figures, print_json, table
 
 
 @app.command(epilog=CODES_HELP)

@@ -8,21 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    ImageFile,
-    Json,
-    Out,
-    app,
-    check_folder,
-    check_matplotlib,
-    corners,
-    echo,
-    file_stems,
-    print_json,
-    table,
-)
+from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
+from text2sam.cli.output import corners, echo, print_json, table
 from text2sam.errors import InputError
 
 _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles")
@@ -52,10 +40,10 @@ def explain(
         given += ["--sam-checkpoint"] * bool(models.sam_checkpoint)
         if given:
             raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")
-    calibration = how.load_calibration()
-    request = None if words else how.request([text])
     pixels = reading.read(image)
     check_folder(out)
+    calibration = how.load_calibration()
+    request = None if words else how.request([text])
     from text2sam import plot
     from text2sam.files import write_png
 

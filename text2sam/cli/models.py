@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    EXIT_CORRUPT,
-    Json,
-    app,
-    echo,
-    new_app,
-    print_json,
-    table,
-)
+from text2sam.cli.common import CODES_HELP, EXIT_CORRUPT, Json, app, new_app
+from text2sam.cli.output import echo, print_json, table
 from text2sam.errors import InputError, WeightsError
 
 if TYPE_CHECKING:

@@ -34,20 +34,29 @@ if TYPE_CHECKING:
     from text2sam.presence import Calibration
     from text2sam.targets import Target
 
-_TEMPLATES = ("full", "short")
 
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps (default: the best).")]
+def option(name: str, metavar: str, text: str, **more: Any) -> Any:
+    """An option for Typer with its help text."""
+    return typer.Option(name, metavar=metavar, help=text, **more)
+
+
+Device = Annotated[str | None, option("--device", "NAME", "cpu, cuda, cuda:N or mps (default: the best).")]
 Against = Annotated[
-    list[str] | None,
-    typer.Option("--against", metavar="TEXT", help="What else may be in the image; repeat it or give a comma list."),
+    list[str] | None, option("--against", "TEXT", "What else may be in the image; repeat it or give a comma list.")
 ]
 Tiles = Annotated[
-    str | None,
-    typer.Option(
-        "--tiles", metavar="auto|PIXELS", help="For large images: CLIP encodes overlapping tiles with sides of this length."
+    str | None, option("--tiles", "auto|PIXELS", "For large images: CLIP encodes overlapping tiles with sides of this length.")
+]
+Method = Annotated[
+    str,
+    option(
+        "--method",
+        "NAME",
+        f"How similarity maps are made: {', '.join(METHODS)}.",
+        callback=one_of("--method", tuple(METHODS)),
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images that CLIP encodes at once.")]
+BatchSize = Annotated[int, option("--batch-size", "N", "Images that CLIP encodes at once.", min=1)]
 
 
 class OptionGroup:
@@ -100,48 +109,37 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 class ModelOptions(OptionGroup):
     """The models of a command."""
 
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="The pair of models; text2sam models list shows them.")
-    ] = "mobile"
+    preset: Annotated[str, option("--preset", "NAME", "The pair of models; text2sam models list shows them.")] = "mobile"
     clip_checkpoint: Annotated[
-        str | None, typer.Option("--clip-checkpoint", metavar="FILE|NAME", help="Other CLIP weights: a file, or a listed name.")
+        str | None, option("--clip-checkpoint", "FILE|NAME", "Other CLIP weights: a file, or a listed name.")
     ] = None
     clip_model: Annotated[
-        str | None,
-        typer.Option("--clip-model", metavar="NAME", help="open_clip's name of the architecture of --clip-checkpoint."),
+        str | None, option("--clip-model", "NAME", "open_clip's name of the architecture of --clip-checkpoint.")
     ] = None
     sam_checkpoint: Annotated[
-        str | None, typer.Option("--sam-checkpoint", metavar="FILE|NAME", help="Other SAM weights: a file, or a listed name.")
+        str | None, option("--sam-checkpoint", "FILE|NAME", "Other SAM weights: a file, or a listed name.")
     ] = None
     device: Device = None
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="NAME", help="float32; on a GPU also float16 or bfloat16.")
-    ] = None
+    dtype: Annotated[str | None, option("--dtype", "NAME", "float32; on a GPU also float16 or bfloat16.")] = None
     templates: Annotated[
         str,
-        typer.Option(
+        option(
             "--templates",
-            metavar="full|short",
-            callback=one_of("--templates", _TEMPLATES),
-            help="Prompt templates: the papers' 85, or a few for speed.",
+            "full|short",
+            "Prompt templates: the papers' 85, or a few for speed.",
+            callback=one_of("--templates", ("full", "short")),
         ),
     ] = "full"
     image_size: Annotated[
-        int | None,
-        typer.Option("--image-size", metavar="PIXELS", min=1, help="Side of CLIP's input (default: the preset's)."),
+        int | None, option("--image-size", "PIXELS", "Side of CLIP's input (default: the preset's).", min=1)
     ] = None
     scales: Annotated[
         str | None,
-        typer.Option(
-            "--scales",
-            metavar="SHARE,...",
-            help="Shares of --image-size at which CLIP encodes the image, such as 0.75,1; maps are averaged "
-            "(default: the preset's).",
-        ),
+        option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1 (default: the preset's)."),
     ] = None
-    depth: Annotated[
-        int | None, typer.Option("--depth", metavar="N", min=1, help="Number of CLIP's last blocks that have the surgery path.")
-    ] = None
+    depth: Annotated[int | None, option("--depth", "N", "Number of CLIP's last blocks that have the surgery path.", min=1)] = (
+        None
+    )
 
     def check(self) -> None:
         """Checks the preset and the scales without loading a model.
@@ -195,12 +193,8 @@ class FolderOptions(OptionGroup):
 
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders in it.")] = False
-    glob: Annotated[
-        str | None, typer.Option("--glob", metavar="PATTERN", help="Only these, such as '*.png' or 'day-*/**/*.jpg'.")
-    ] = None
-    list_file: Annotated[
-        Path | None, typer.Option("--list", metavar="FILE", help="Only the images that this file names, a path per line.")
-    ] = None
+    glob: Annotated[str | None, option("--glob", "PATTERN", "Only these, such as '*.png' or 'day-*/**/*.jpg'.")] = None
+    list_file: Annotated[Path | None, option("--list", "FILE", "Only the images that this file names, a path per line.")] = None
 
 
 @dataclass(frozen=True)
@@ -208,20 +202,13 @@ class ImageOptions(OptionGroup):
     """How image files are read."""
 
     max_pixels: Annotated[
-        int | None,
-        typer.Option("--max-pixels", metavar="N", min=1, help="Accept images of up to N pixels (default: Pillow's limit)."),
+        int | None, option("--max-pixels", "N", "Accept images of up to N pixels (default: Pillow's limit).", min=1)
     ] = None
     value_range: Annotated[
         str | None,
-        typer.Option(
-            "--range",
-            metavar="BLACK,WHITE",
-            help="The values that are black and white, for images of more than 8 bits or of floats.",
-        ),
+        option("--range", "BLACK,WHITE", "Values of black and white, in images of more than 8 bits or of floats."),
     ] = None
-    page: Annotated[
-        int | None, typer.Option("--page", metavar="N", min=1, help="The page of a file that has several (default: the first).")
-    ] = None
+    page: Annotated[int, option("--page", "N", "Page of a file that has several, counted from 0.", min=0)] = 0
 
     def keywords(self) -> dict[str, Any]:
         """The options that are given, as keyword arguments of :func:`text2sam.image.read_image`.
@@ -237,7 +224,7 @@ class ImageOptions(OptionGroup):
             if len(black_white) != 2:
                 raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
             given["value_range"] = tuple(black_white)
-        if self.page is not None:
+        if self.page:
             given["page"] = self.page
         return given
 
@@ -255,39 +242,22 @@ class HowOptions(OptionGroup):
     against: Against = None
     threshold: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--threshold",
-            metavar="[TEXT=]NUMBER",
-            help="Presence score from which a text counts as present: for all texts, or for one; repeat it or give a comma "
-            "list (default: the model's).",
+            "[TEXT=]NUMBER",
+            "Presence score from which a text counts as present: for all texts, or for one; repeat it or give a comma list.",
         ),
     ] = None
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="FILE", help="The presence threshold that calibrate has written.")
-    ] = None
+    calibration: Annotated[Path | None, option("--calibration", "FILE", "The presence threshold that calibrate wrote.")] = None
     strategy: Annotated[
-        str,
-        typer.Option("--strategy", metavar="NAME", help="Recipe for points and masks: objects, or paper, the papers' own."),
+        str, option("--strategy", "NAME", "Recipe for points and masks: objects, or paper, the papers' own.")
     ] = "objects"
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            callback=one_of("--method", tuple(METHODS)),
-            help=f"How similarity maps are made: {', '.join(METHODS)}.",
-        ),
-    ] = "surgery"
+    method: Method = "surgery"
     tiles: Tiles = None
-    max_objects: Annotated[
-        int, typer.Option("--max-objects", metavar="N", min=1, help="Number of objects of a text to look for at most.")
-    ] = 100
+    max_objects: Annotated[int, option("--max-objects", "N", "Number of objects of a text to look for at most.", min=1)] = 100
 
-    def options(self, labels: Sequence[str]) -> Options:
-        """The options as ``TextPromptedSAM.segment`` has them.
-
-        Args:
-            labels: the names of the texts.
+    def options(self) -> Options:
+        """The options as ``TextPromptedSAM.segment`` has them, without thresholds.
 
         Raises:
             InputError: an option is not usable.
@@ -296,12 +266,35 @@ class HowOptions(OptionGroup):
 
         return Options(
             against=split_list(self.against) or None,
-            threshold=parse_thresholds(self.threshold, labels),
             strategy=self.strategy,
             method=self.method,
             tiles=parse_tiles(self.tiles),
             max_objects=self.max_objects,
         )
+
+    def thresholds(self) -> tuple[float | None, dict[str, float]]:
+        """The threshold for all texts, if there is one, and those of single texts.
+
+        Raises:
+            InputError: a value is of another form or out of range, or there are two for the same texts.
+        """
+        general: float | None = None
+        own: dict[str, float] = {}
+        for value in split_list(self.threshold):
+            name, sign, number = (part.strip() for part in value.rpartition("="))
+            try:
+                limit = float(number)
+            except ValueError:
+                limit = float("nan")
+            if not 0 <= limit <= 1:
+                raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
+            if name in own or (not sign and general is not None):
+                raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
+            if sign:
+                own[name] = limit
+            else:
+                general = limit
+        return general, own
 
     def load_calibration(self) -> Calibration | None:
         """The calibration, if one is given."""
@@ -315,14 +308,11 @@ class SegmentOptions(HowOptions):
     """How texts are segmented, and what else is said of them."""
 
     exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="TEXT", help="What masks leave out; repeat it or give a comma list."),
+        list[str] | None, option("--exclude", "TEXT", "What masks leave out; repeat it or give a comma list.")
     ] = None
     synonym: Annotated[
         list[str] | None,
-        typer.Option(
-            "--synonym", metavar="TEXT=WORD", help="Another word for a TEXT: car=automobile, or car=automobile,auto; repeat it."
-        ),
+        option("--synonym", "TEXT=WORD", "Another word for a TEXT: car=automobile, or car=automobile,auto; repeat it."),
     ] = None
 
     def targets(self, texts: Sequence[str]) -> list[Target]:
@@ -362,45 +352,13 @@ class SegmentOptions(HowOptions):
 
         targets = self.targets(texts)
         queries = parse_targets(targets)
-        options = self.options([query.label for query in queries])
-        thresholds_of(options.threshold, queries, 0.0)
+        general, own = self.thresholds()
+        every = {} if general is None or not own else dict.fromkeys([query.label for query in queries], general)
+        threshold = {**every, **own} or general
+        thresholds_of(threshold, queries, 0.0)
         exclude = split_list(self.exclude)
         check_exclude(exclude, queries)
-        return targets, vars(replace(options, exclude=exclude or None))
-
-
-def parse_thresholds(values: Sequence[str] | None, labels: Sequence[str]) -> float | dict[str, float] | None:
-    """The values of ``--threshold``: numbers for all texts, ``TEXT=NUMBER`` for one.
-
-    Args:
-        values: as given.
-        labels: the names of the texts.
-
-    Returns:
-        What :class:`text2sam.options.Options` takes as ``threshold``.
-
-    Raises:
-        InputError: a value is of another form or out of range, or there are two for the same texts.
-    """
-    every: float | None = None
-    own: dict[str, float] = {}
-    for value in split_list(values):
-        name, sign, number = (part.strip() for part in value.rpartition("="))
-        try:
-            limit = float(number)
-        except ValueError:
-            limit = float("nan")
-        if not 0 <= limit <= 1:
-            raise InputError(f"--threshold must be a number in [0, 1], or TEXT=NUMBER, not {value!r}")
-        if name in own or (not sign and every is not None):
-            raise InputError(f"--threshold is given twice for {repr(name) if sign else 'all texts'}; give it once")
-        if sign:
-            own[name] = limit
-        else:
-            every = limit
-    if every is None or not own:
-        return own or every
-    return {**dict.fromkeys(labels, every), **own}
+        return targets, vars(replace(self.options(), threshold=threshold, exclude=exclude or None))
 
 
 def parse_tiles(value: str | None) -> Any:

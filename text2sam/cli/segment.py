@@ -19,17 +19,12 @@ from text2sam.cli.common import (
     app,
     check_folder,
     check_matplotlib,
-    corners,
-    echo,
-    figures,
     file_stems,
-    print_json,
-    shorten,
     split_list,
-    table,
 )
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
-from text2sam.errors import InputError
+from text2sam.cli.output import corners, echo, figures, print_json, table
+from text2sam.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,10 +77,10 @@ def segment(
     if set(wanted) & set(_FIGURES):
         check_matplotlib()
     models.check()
-    calibration = how.load_calibration()
-    targets, options = how.request(texts)
     pixels = reading.read(image)
     check_folder(out)
+    calibration = how.load_calibration()
+    targets, options = how.request(texts)
     model = models.build()
     if calibration is not None:
         model.use(calibration)
@@ -111,7 +106,7 @@ def segment(
     else:
         rows = [
             [
-                shorten(result.text),
+                _short(result.text),
                 "yes" if result.present else "no",
                 *figures(result),
                 str(len(result.objects) or "-"),
@@ -124,6 +119,11 @@ def segment(
         echo(f"files in {out}", to_stderr=True)
     if require_present and not all(result.present for result in results):
         raise typer.Exit(EXIT_ABSENT)
+
+
+def _short(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= 40 else f"{line[:37]}..."
 
 
 def _paths(paths: Path | list[Path]) -> str | list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, echo, print_json, progress_bar, table
-from text2sam.cli.options import BatchSize, FolderOptions, ModelOptions, Tiles, parse_tiles, with_options
-from text2sam.tables import one_line
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
+from text2sam.cli.options import BatchSize, FolderOptions, ImageOptions, Method, ModelOptions, Tiles, parse_tiles, with_options
+from text2sam.cli.output import echo, print_json, table
+from text2sam.errors import one_line
 
 
 @app.command(epilog=CODES_HELP)
@@ -20,28 +22,29 @@ def warm(
         Path, typer.Option("--embeddings", metavar="FOLDER", help="Folder for the image embeddings.", show_default=False)
     ],
     models: ModelOptions,
+    reading: ImageOptions,
+    method: Method = "surgery",
     tiles: Tiles = None,
     batch_size: BatchSize = 8,
     as_json: Json = False,
 ) -> None:
     """Encode a folder of images ahead of annotate --embeddings, which then skips both encoders."""
-    from text2sam.annotate.embeddings import warm as run
+    from text2sam.annotate.job import warm as run
     from text2sam.annotate.sources import find_images
 
     models.check()
-    side = parse_tiles(tiles)
-    listed = find_images(
+    side, keywords = parse_tiles(tiles), reading.keywords()
+    found = find_images(
         images.folder, recursive=images.recursive, glob=images.glob, list_file=images.list_file, skip=embeddings
     )
     check_folder(embeddings)
-    model = models.build()
-    with progress_bar(len(listed.items)) as advance:
-        report = run(
-            model, (item.file for item in listed.items), embeddings, batch_size=batch_size, tiles=side, progress=advance
-        )
-    failed = [*(dict(listed.refused).items()), *report.failed]
+    shown = sys.stderr.isatty()
+    report = run(
+        models.build, found.items, embeddings, method=method, tiles=side, batch_size=batch_size, progress=shown, **keywords
+    )
+    failed = [*found.refused, *report.failed]
     if as_json:
-        print_json({**report.to_json(), "failed": [{"path": str(path), "reason": reason} for path, reason in failed]})
+        print_json({**report.to_json(), "failed": [{"path": path, "reason": reason} for path, reason in failed]})
     else:
         rows = [["made", str(report.made)], ["found", str(report.found)], ["failed", str(len(failed))]]
         echo(table(["embeddings", "images"], rows))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap, check_shape
 
@@ -193,17 +194,17 @@ def explain_text(
     """
     import torch
 
+    from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
     from text2sam.clip.prompts import encode_token_features
-    from text2sam.clip.towers import evaluating
-    from text2sam.tasks._inputs import check_method, surgery_of
+    from text2sam.clip.towers import evaluating, exact
+    from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
     method = check_method(method)
     if not isinstance(text, str):
         raise PromptError(f"text must be a string, not {type(text).__name__}: {text!r}")
-    if not isinstance(places, int) or isinstance(places, bool) or places < 0:
-        raise InputError(f"places must be an int of at least 0, not {places!r}")
+    places = int(check_number("places", places, 0, whole=True))
     ids, spans = tokenize_words(surgery.prompts.tokenizer, text)
     words = [tuple(ids[i] for i in range(*span)) for span in spans]
     rows = [ids, [ids[0], ids[-1]], *([i for k, i in enumerate(ids) if not a <= k < b] for a, b in spans)]
@@ -211,7 +212,7 @@ def explain_text(
     for row, values in zip(tokens, rows, strict=True):
         row[: len(values)] = torch.tensor(values)
     ends = torch.tensor([len(values) - 1 for values in rows])
-    with torch.inference_mode(), evaluating(surgery.model):
+    with exact(surgery.device), evaluating(surgery.model):
         encoded = encode_token_features(surgery.model, _padded(tokens, surgery.model).to(surgery.device)).float()
         encoded = torch.nn.functional.normalize(encoded, dim=-1)  # (2 + W, l, C)
         pooled = encoded[torch.arange(len(rows)), ends]  # (2 + W, C): the text, the empty one, the text less each word
@@ -296,9 +297,7 @@ def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
 def _maps(
     surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, redundant: torch.Tensor, method: Method
 ) -> NDArray[np.float32]:
-    from text2sam.tasks._inputs import similarities
-
-    values = similarities(surgery, features, texts, method, redundant)[1:]  # (gh*gw, T)
+    values = surgery.similarities(features, texts, method, redundant)[1:]  # (gh*gw, T)
     return np.ascontiguousarray(values.T.unflatten(1, features.grid).float().cpu().numpy())
 
 

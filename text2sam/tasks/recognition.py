@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import ImageError, InputError
 
 if TYPE_CHECKING:
@@ -135,10 +136,10 @@ def recognize_many(
         position.
     """
     from text2sam.image import is_single, read_image
-    from text2sam.tasks._inputs import check_batch_size, parse_labels, surgery_of
+    from text2sam.tasks._inputs import parse_labels, surgery_of
 
     surgery = surgery_of(model)
-    check_batch_size(batch_size)
+    check_number("batch_size", batch_size, 1, whole=True)
     if is_single(images):
         raise InputError("images must be a sequence of images; for one image call recognize")
     parse_labels(labels)  # a wrong label is found before anything is encoded
@@ -152,7 +153,7 @@ def recognize_many(
             except ImageError as error:
                 raise ImageError(f"image {position}: {error}") from error
             position += 1
-        results += _recognize(surgery, surgery.encode_images(pixels), labels, templates)
+        results += _recognize(surgery, surgery.encode(pixels), labels, templates)
     return results
 
 

@@ -6,8 +6,7 @@ to pixels.
 
 from __future__ import annotations
 
-import math
-import operator
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError, PromptError
 from text2sam.paint import voc_palette
 from text2sam.recipes.points import patch_shares
@@ -192,20 +192,20 @@ def segment_semantic(
     """
     import torch
 
+    from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
     from text2sam.image import read_image
-    from text2sam.tasks._inputs import check_batch_size, check_method, class_features, surgery_of
+    from text2sam.tasks._inputs import class_features, surgery_of
 
     surgery = surgery_of(model)
     check_method(method)
     plan = _plan(labels, background, threshold)
     windows = _check_windows(window, stride, short_side)
-    check_batch_size(batch_size)
-    if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)) or not 0 < logit_scale < math.inf:
-        raise InputError(f"logit_scale must be a number above 0, not {logit_scale!r}")
+    check_number("batch_size", batch_size, 1, whole=True)
+    logit_scale = check_number("logit_scale", logit_scale, 0, sys.float_info.max, above=True)
     if refine not in (None, "sam"):
         raise InputError(f"refine must be 'sam' or None, not {refine!r}")
-    if refine and not hasattr(model, "predictor"):
+    if refine and not hasattr(model, "session"):
         raise InputError("refine='sam' needs a TextPromptedSAM: a ClipSurgery has no SAM")
     if isinstance(image, ImageFeatures) and (windows or refine):
         raise InputError("windows and refine='sam' need the image itself, not its features")
@@ -236,9 +236,7 @@ def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | N
 
     classes = parse_labels(labels)
     if threshold is not None:
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.floating)) or not 0 <= threshold <= 1:
-            raise InputError(f"threshold must be a number in [0, 1], not {threshold!r}")
-        threshold = float(threshold)
+        threshold = check_number("threshold", threshold, 0, 1)
     named = [i for i, name in enumerate(classes) if name.casefold() == BACKGROUND]
     names, words, owners = list(classes), list(classes.values()), list(range(len(classes)))
     place = named[0] if named else None
@@ -275,21 +273,9 @@ def _check_windows(window: int | None, stride: int | None, short_side: int | Non
         if stride is not None or short_side is not None:
             raise InputError("stride and short_side are for sliding windows; give window, their side in pixels")
         return None
-    side, short = _pixels(window, "window"), None if short_side is None else _pixels(short_side, "short_side")
-    step = max(1, side // 2) if stride is None else _pixels(stride, "stride")
-    if step > side:
-        raise InputError(f"stride {step} is larger than the window {side}, which would leave gaps")
-    return side, step, short
-
-
-def _pixels(value: int, name: str) -> int:
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} must be a whole number of pixels, at least 1, not {value!r}")
-    return number
+    side = int(check_number("window", window, 1, whole=True))
+    step = max(1, side // 2) if stride is None else int(check_number("stride", stride, 1, side, whole=True))
+    return side, step, None if short_side is None else int(check_number("short_side", short_side, 1, whole=True))
 
 
 Field = Callable[[int, int], "torch.Tensor"]
@@ -305,13 +291,11 @@ def _encode(
     batch_size: int,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
-    from text2sam.tasks._inputs import similarities
-
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
-        values = similarities(surgery, features, texts, method, empty)[1:]  # (gh*gw, columns)
-        return values.T.unflatten(1, features.grid).float()
+        values = surgery.similarities(features, texts, method, empty)[1:]  # (gh*gw, columns)
+        return values.T.reshape(-1, *features.grid)
 
     if not isinstance(image, np.ndarray):
         features = image
@@ -360,7 +344,7 @@ def _slide(
     grids: list[torch.Tensor] = []  # (columns, gh, gw) each
     for start in range(0, len(corners), batch_size):
         cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in corners[start : start + batch_size]]
-        grids += [columns(features) for features in surgery.encode_images(cut, methods=[method])]
+        grids += [columns(features) for features in surgery.encode(cut, methods=[method])]
     times = torch.zeros(height, width, device=grids[0].device)
     for y, x in corners:
         times[y : y + crop[0], x : x + crop[1]] += 1
@@ -445,20 +429,18 @@ def _vote(
 ) -> NDArray[np.uint16]:
     """The classes after SAM's masks have voted, as :func:`segment_semantic` says."""
     from text2sam.recipes.choose import choose_by_agreement
-    from text2sam.sam.predictor import predict_points
 
     shape, grid = check_shape(image.shape[:2]), check_shape(probabilities.shape[1:])
     regions = _regions(probabilities, plan)
     if not regions:
         return classes
-    model.predictor.set_image(image)
-    model._in_predictor = None  # the pair must not take this image for the one it has set itself
+    asked = model.session.image(image)
     voted, strongest, left = classes.copy(), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     rows, columns = (np.minimum((np.arange(n) + 0.5) * g / n, g - 1).astype(np.intp) for n, g in zip(shape, grid, strict=True))
     for region in regions:
         centre = [[(i + 0.5) * n / g for i, n, g in zip(region.peak[::-1], shape[::-1], grid[::-1], strict=True)]]
         points = PointPrompts(np.floor(np.array(centre)).astype(np.float32), np.ones(1, np.uint8))
-        masks, scores, logits = predict_points(model.predictor, points, shape=shape)
+        masks, scores, logits = model.session.ask(asked, points)
         heat = SimilarityMap(np.ascontiguousarray(probabilities[region.label]))
         mask = masks[choose_by_agreement(masks, scores, heat, points, logits).index]
         share = patch_shares(mask[None], grid)[0]

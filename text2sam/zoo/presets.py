@@ -1,16 +1,18 @@
-"""Named pairs of models: what each is made of, and how it is built."""
+"""Presets: named pairs of a CLIP and a SAM, the options they are built with, and how."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from text2sam.errors import InputError, WeightsError
+from text2sam.errors import InputError, Text2SamWarning, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +21,16 @@ if TYPE_CHECKING:
 
 Spec = str | os.PathLike[str]
 
+LOCAL, HUB = "local-dir:", "hf-hub:"
+"""Prefixes of open_clip's names for a model in a folder and for one on the Hugging Face hub."""
+
 
 @dataclass(frozen=True)
 class PresenceTerms:
-    """What the presence score is made of, see :meth:`~text2sam.clip.generator.ClipSurgery.presence`; by default a softmax.
+    """The terms of :meth:`~text2sam.clip.generator.ClipSurgery.presence`; the default is a softmax.
 
     Attributes:
-        offset, peak, rivals: ``presence_offset``, ``presence_peak`` and ``presence_rivals`` there.
+        offset, peak, rivals: ``presence_offset``, ``presence_peak`` and ``presence_rivals`` of ``ClipSurgery``.
     """
 
     offset: float = 0.0
@@ -38,15 +43,15 @@ class Preset:
     """A pair of a CLIP and a SAM.
 
     Attributes:
-        name: what ``from_pretrained`` takes.
-        clip_model: open_clip's name of the architecture; ``"sticker"`` for the one that ships.
-        clip_checkpoint: name in :data:`text2sam.zoo.table.CHECKPOINTS`; None for the one that ships.
+        name: the name that ``from_pretrained`` takes.
+        clip_model: open_clip's name of the architecture; ``"sticker"`` for the CLIP that ships with the package.
+        clip_checkpoint: name in :data:`text2sam.zoo.table.CHECKPOINTS`; None for the weights that ship with the package.
         sam_checkpoint: likewise.
-        image_size: side in pixels of what CLIP sees.
-        depth: how many of CLIP's last blocks get the second path.
-        description: in a few words.
-        presence: of the presence score, so that one half is the threshold; measured for the sticker pair, the plain softmax
-            for the others. Only goes with the preset's own CLIP.
+        image_size: side in pixels of CLIP's input.
+        depth: number of CLIP's last blocks that get the second path.
+        description: a few words for people.
+        presence: terms of the presence score, fitted so that 0.5 is a good threshold; used with the preset's own CLIP only.
+            Measured for the sticker pair; the plain softmax for the others.
         scales: shares of ``image_size`` at which CLIP sees an image.
     """
 
@@ -107,38 +112,59 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def build(
-    preset: str = "mobile",
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    clip_checkpoint: Spec | None = None,
-    clip_model: str | None = None,
-    sam_checkpoint: Spec | None = None,
-    templates: Sequence[str] | None = None,
-    depth: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    scales: Sequence[float] | None = None,
-    text_cache: bool = True,
-    progress: bool = True,
-) -> tuple[Any, ClipSurgery]:
+@dataclass(frozen=True)
+class ModelOptions:
+    """Options with which the models of a preset are built.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; None takes the first available of cuda, mps, cpu.
+        dtype: float32 on the CPU; also float16 or bfloat16 on a GPU.
+        clip_checkpoint: a local file, or a name from ``text2sam models list``; None takes the preset's.
+        clip_model: open_clip's name of the architecture of ``clip_checkpoint``, or ``"local-dir:FOLDER"`` for a folder with
+            an ``open_clip_config.json``. None takes the table's for a name and the preset's for a file; with the preset
+            ``sticker`` any other file needs it.
+        sam_checkpoint: a local file or a name; its architecture is read off the weights.
+        templates: prompt templates; None takes the papers' 85.
+        depth: number of CLIP's last blocks that get the second path; None takes the preset's.
+        image_size: side in pixels, or (height, width), of CLIP's input; None takes the preset's.
+        scales: shares of ``image_size`` at which CLIP sees an image; None takes the preset's, ``(1.0,)`` is the papers' way.
+        text_cache: keep text features in the cache folder.
+        progress: show download bars.
+    """
+
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    clip_checkpoint: Spec | None = None
+    clip_model: str | None = None
+    sam_checkpoint: Spec | None = None
+    templates: Sequence[str] | None = None
+    depth: int | None = None
+    image_size: int | tuple[int, int] | None = None
+    scales: Sequence[float] | None = None
+    text_cache: bool = True
+    progress: bool = True
+
+    @classmethod
+    def of(cls, options: ModelOptions | None, keywords: dict[str, Any]) -> ModelOptions:
+        """``options`` with the fields in ``keywords`` replaced.
+
+        Raises:
+            InputError: a keyword is not a field.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in keywords if name not in names]
+        if unknown:
+            raise InputError(f"no option {unknown[0]!r}; the options are {', '.join(names)}")
+        return dataclasses.replace(options or cls(), **keywords)
+
+
+def build(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> tuple[Any, ClipSurgery]:
     """Builds the models of a preset.
 
     Args:
         preset: name in :data:`PRESETS`.
-        device: None takes cuda, then mps, then cpu.
-        dtype: float32 on the CPU; float16 or bfloat16 on a GPU if wanted.
-        clip_checkpoint: a local file or a name from ``text2sam models list`` in place of the preset's own.
-        clip_model: open_clip's name of the architecture ``clip_checkpoint`` belongs to; by default the table's for a
-            name, the preset's for a file (``sticker`` needs it for any file but its own).
-        sam_checkpoint: a local file or a name from the table; the architecture is read off the file.
-        templates: prompt templates in place of the papers' 85.
-        depth: how many of CLIP's last blocks get the second path, in place of the preset's own number.
-        image_size: side in pixels, or (height, width), of what CLIP sees.
-        scales: shares of ``image_size`` at which CLIP sees an image, in place of the preset's own; ``(1.0,)`` is the papers'
-            way, :class:`~text2sam.clip.generator.ClipSurgery` tells what more do.
-        text_cache: keep text features in the cache folder.
-        progress: show download bars.
+        options: how to build them.
+        **keywords: fields of :class:`ModelOptions`, which replace those of ``options``.
 
     Returns:
         The predictor and the map generator.
@@ -147,62 +173,34 @@ def build(
         InputError: the preset, the device or the number format is unknown or not available.
         WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
     """
-    from text2sam.devices import check_dtype
-
-    chosen = get_preset(preset)
-    surgery = build_clip(
-        preset,
-        device=device,
-        dtype=dtype,
-        clip_checkpoint=clip_checkpoint,
-        clip_model=clip_model,
-        templates=templates,
-        depth=depth,
-        image_size=image_size,
-        scales=scales,
-        text_cache=text_cache,
-        progress=progress,
-    )
-    number = None if dtype is None else check_dtype(dtype, surgery.device)
-    predictor = load_predictor(chosen, sam_checkpoint, surgery.device, number, progress=progress)
-    return predictor, surgery
+    options = ModelOptions.of(options, keywords)
+    surgery = build_clip(preset, options)
+    return load_predictor(get_preset(preset), dataclasses.replace(options, device=surgery.device)), surgery
 
 
-def build_clip(
-    preset: str = "mobile",
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    clip_checkpoint: Spec | None = None,
-    clip_model: str | None = None,
-    templates: Sequence[str] | None = None,
-    depth: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    scales: Sequence[float] | None = None,
-    text_cache: bool = True,
-    progress: bool = True,
-) -> ClipSurgery:
+def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> ClipSurgery:
     """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
-    chosen = get_preset(preset)
+    chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
     from text2sam.clip.generator import ClipSurgery
     from text2sam.devices import check_dtype, pick_device
     from text2sam.zoo.download import cache_folder
 
-    where = pick_device(device)
-    number = None if dtype is None else check_dtype(dtype, where)
-    model, tokenizer = load_clip(chosen, clip_checkpoint, clip_model, progress=progress)
-    terms = chosen.presence if clip_checkpoint is None else PresenceTerms()
+    device = pick_device(options.device)
+    dtype = None if options.dtype is None else check_dtype(options.dtype, device)
+    model, tokenizer = load_clip(chosen, options)
+    own = options.clip_checkpoint is None
+    terms = chosen.presence if own else PresenceTerms()
     return ClipSurgery(
         model,
         tokenizer,
-        image_size=chosen.image_size if image_size is None else image_size,
-        depth=chosen.depth if depth is None else depth,
-        scales=chosen.scales if scales is None else scales,
-        device=where,
-        dtype=number,
-        templates=templates,
-        text_cache=cache_folder() / "text" if text_cache else None,
-        vocabulary=_vocabulary(chosen) if clip_checkpoint is None else None,
+        image_size=chosen.image_size if options.image_size is None else options.image_size,
+        depth=chosen.depth if options.depth is None else options.depth,
+        scales=chosen.scales if options.scales is None else options.scales,
+        device=device,
+        dtype=dtype,
+        templates=options.templates,
+        text_cache=cache_folder() / "text" if options.text_cache else None,
+        vocabulary=_vocabulary(chosen) if own else None,
         presence_offset=terms.offset,
         presence_peak=terms.peak,
         presence_rivals=terms.rivals,
@@ -212,52 +210,112 @@ def build_clip(
 def _vocabulary(preset: Preset) -> tuple[str, ...] | None:
     if preset.clip_checkpoint is not None:
         return None
-    from text2sam.lab.sticker.world import THINGS
+    from text2sam.zoo.sticker.names import NAMES
 
-    return tuple(THINGS)
+    return NAMES
 
 
-def load_clip(
-    preset: Preset, checkpoint: Spec | None = None, architecture: str | None = None, *, progress: bool = True
-) -> tuple[Any, Any]:
-    """The CLIP of a preset with its weights, on the CPU, and its tokenizer."""
+def clip_architecture(preset: Preset, options: ModelOptions) -> str:
+    """The name of the CLIP architecture that the options stand for."""
+    from text2sam.zoo.table import CHECKPOINTS
+
+    known = CHECKPOINTS.get(str(options.clip_checkpoint))
+    if options.clip_model is not None:
+        return options.clip_model
+    return f"{known.model}-quickgelu" if known else preset.clip_model
+
+
+def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
+    """The CLIP of a preset with its weights, on the CPU, and its tokenizer.
+
+    Warns:
+        Text2SamWarning: the activation of a checkpoint's architecture is a guess, or not the one it was trained with.
+    """
     import open_clip
 
-    if checkpoint is None and preset.clip_checkpoint is None:
+    architecture = clip_architecture(preset, options)
+    spec = preset.clip_checkpoint if options.clip_checkpoint is None else options.clip_checkpoint
+    if spec is None and architecture == "sticker":
         from text2sam.zoo.sticker.models import load_clip as load_sticker_clip
 
         return load_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
-    from text2sam.zoo.download import resolve
-    from text2sam.zoo.state_dicts import load_state_dict
-    from text2sam.zoo.table import CHECKPOINTS
-
-    spec = preset.clip_checkpoint if checkpoint is None else checkpoint
     if spec is None:
-        raise InputError(f"preset {preset.name!r} has no CLIP checkpoint of its own")
-    known = CHECKPOINTS.get(str(spec))
-    if architecture is None:
-        architecture = _open_clip_name(known.model) if known else preset.clip_model
+        raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
+    from text2sam.zoo.download import resolve
+    from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
+
+    model, tokenizer = _bare_clip(architecture)
+    path = resolve(spec, "clip", progress=options.progress)
+    loaded = load_checkpoint(path)
+    difference = misfit(model.state_dict(), loaded.tensors)
+    if difference:
+        layout = layout_of(loaded.tensors)
+        if layout not in ("", "a CLIP"):
+            raise WeightsError(f"{path} holds {layout}")
+        raise WeightsError(
+            f"{path} does not fit the CLIP architecture {architecture!r}: {difference}. Name its architecture with clip_model= "
+            "(--clip-model); open_clip.list_models() lists them"
+        )
+    _check_activation(architecture, path, openai=loaded.openai, named=options.clip_model is not None)
+    model.load_state_dict(loaded.tensors, strict=False)
+    return model.eval(), tokenizer
+
+
+def _bare_clip(architecture: str) -> tuple[Any, Any]:
+    """A CLIP with random weights, and its tokenizer."""
+    import open_clip
+
     if architecture == "sticker":
-        from text2sam.zoo.sticker.models import build_clip
+        from text2sam.zoo.sticker.models import build_clip as build_sticker_clip
 
-        model = build_clip()
-    else:
-        if architecture not in open_clip.list_models():
-            raise InputError(f"clip_model must be one of open_clip.list_models(), not {architecture!r}")
+        return build_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
+    if architecture.startswith(HUB):
+        raise InputError(
+            f"clip_model {architecture!r} is on the Hugging Face hub, from which text2sam does not download; download the "
+            f"repository and give clip_model='{LOCAL}FOLDER' and its weights as clip_checkpoint="
+        )
+    try:
         with _without_random_warning():
-            model = open_clip.create_model(architecture, pretrained=None)
-    path = resolve(spec, "clip", progress=progress)
-    state = load_state_dict(path)
-    _fit(model, state, path, architecture)
-    model.load_state_dict(state, strict=False)
-    return model.eval(), open_clip.get_tokenizer("ViT-B-32" if architecture == "sticker" else architecture)
+            if architecture.startswith(LOCAL):
+                return open_clip.create_model(architecture, load_weights=False), open_clip.get_tokenizer(architecture)
+            if architecture in open_clip.list_models():
+                return open_clip.create_model(architecture, pretrained=None), open_clip.get_tokenizer(architecture)
+    except (RuntimeError, ValueError, TypeError, OSError, KeyError) as error:
+        hint = f" ({LOCAL} needs open_clip_torch 3)" if architecture.startswith(LOCAL) else ""
+        raise InputError(f"open_clip cannot build clip_model {architecture!r}{hint}: {error}") from error
+    raise InputError(f"clip_model must be one of open_clip.list_models(), or {LOCAL}FOLDER, not {architecture!r}")
 
 
-def load_predictor(
-    preset: Preset, checkpoint: Spec | None, device: torch.device, dtype: torch.dtype | None, *, progress: bool = True
-) -> Any:
-    """The SAM of a preset as a ``SamPredictor``; which architecture a file holds is read off its weights."""
-    if checkpoint is None and preset.sam_checkpoint is None:
+def _check_activation(architecture: str, path: Path, *, openai: bool, named: bool) -> None:
+    """Warns of weights whose activation (GELU or its approximation QuickGELU) may not be the architecture's."""
+    import open_clip
+
+    plain = architecture.removesuffix("-quickgelu")
+    quick = f"{plain}-quickgelu"
+    if openai and architecture == plain and quick in open_clip.list_models():
+        message = (
+            f"{path} holds OpenAI's weights, which were trained with QuickGELU; {plain!r} computes GELU and makes wrong maps. "
+            f"Give clip_model={quick!r}"
+        )
+    elif architecture == quick and not openai and not named:
+        message = (
+            f"{path} was loaded as {quick!r}, with QuickGELU as in OpenAI's weights, and nothing in the file tells its "
+            f"activation. If it was trained with GELU, as most of open_clip's weights, give clip_model={plain!r}; "
+            f"clip_model={quick!r} confirms QuickGELU"
+        )
+    else:
+        return
+    warnings.warn(message, Text2SamWarning, stacklevel=2)
+
+
+def load_predictor(preset: Preset, options: ModelOptions) -> Any:
+    """The SAM of a preset as a ``SamPredictor``; the architecture of a checkpoint is read off its weights."""
+    from text2sam.devices import check_dtype, pick_device
+
+    device = pick_device(options.device)
+    dtype = check_dtype(options.dtype, device)
+    spec = preset.sam_checkpoint if options.sam_checkpoint is None else options.sam_checkpoint
+    if spec is None:
         from segment_anything import SamPredictor
 
         from text2sam.zoo.sticker.models import load_sam
@@ -267,10 +325,7 @@ def load_predictor(
     from text2sam.zoo.download import resolve
     from text2sam.zoo.table import CHECKPOINTS
 
-    spec = preset.sam_checkpoint if checkpoint is None else checkpoint
-    if spec is None:
-        raise InputError(f"preset {preset.name!r} has no SAM checkpoint of its own")
-    path = resolve(spec, "sam", progress=progress)
+    path = resolve(spec, "sam", progress=options.progress)
     known = CHECKPOINTS.get(str(spec))
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
 
@@ -290,25 +345,3 @@ def _without_random_warning() -> Iterator[None]:
     finally:
         root.removeFilter(wanted)
         root.removeHandler(handler)
-
-
-def _open_clip_name(model: str) -> str:
-    return model if model.endswith("-quickgelu") else f"{model}-quickgelu"
-
-
-def _fit(model: Any, state: dict[str, Any], path: Path, architecture: str) -> None:
-    expected = model.state_dict()
-    # a count of training steps, which inference does not read and old files lack
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k, v in expected.items() if k in state and state[k].shape != v.shape]
-    extra = [k for k in state if k not in expected]
-    if missing or wrong or extra:
-        found = "; ".join(
-            f"{len(keys)} {what}, such as {keys[0]}"
-            for what, keys in (("weights missing", missing), ("of another shape", wrong), ("unknown", extra))
-            if keys
-        )
-        raise WeightsError(
-            f"{path} does not fit the CLIP architecture {architecture!r}: {found}. Name the architecture it belongs to with "
-            "clip_model= (--clip-model); open_clip.list_models() lists them"
-        )
