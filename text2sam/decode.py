@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -15,7 +14,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from text2sam.errors import ImageError, Text2SamWarning
 from text2sam.tiff import ForPillow, count_pages, is_tiff, read_tiff
@@ -57,17 +56,15 @@ class Pixels(NamedTuple):
 
 
 def readable_suffixes() -> frozenset[str]:
-    """The suffixes of files that can be decoded here, in lower case, with the dot."""
-    from PIL import features
+    """The suffixes of image files, in lower case, with the dot: of all formats that Pillow can decode here, and HEIC's.
 
+    HEIC is always among them, as reading it without pillow-heif fails with an error that names the package.
+    """
     Image.init()
     supported = features.get_supported()
     left_out = {*_NOT_DECODED, *(kind for kind, feature in _OPTIONAL.items() if feature not in supported)}
     kinds = {*Image.OPEN, "MPO"} - left_out  # the JPEG plugin opens MPO
-    suffixes = {suffix.lower() for suffix, kind in Image.registered_extensions().items() if kind in kinds}
-    if importlib.util.find_spec("pillow_heif") is not None:
-        suffixes.update(_HEIC_SUFFIXES)
-    return frozenset(suffixes)
+    return frozenset(s.lower() for s, kind in Image.registered_extensions().items() if kind in kinds).union(_HEIC_SUFFIXES)
 
 
 @contextlib.contextmanager
