@@ -32,7 +32,7 @@ from text2sam.lab.metrics import (
 from text2sam.lab.runner.journal import pack, unpack
 from text2sam.lab.runner.onepass import Clock, OnePass
 from text2sam.lab.runner.settings import ENCODED, Settings
-from text2sam.tasks._inputs import class_features, parse_labels, similarities
+from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
 from text2sam.tasks.semantic import segment_semantic
 from text2sam.types import SimilarityMap
@@ -371,7 +371,7 @@ class Explainability:
         def maps(sample: Sample, there: list[int]) -> list[SimilarityMap]:
             features = self.surgery.encode_image(sample.image)
             with torch.inference_mode():
-                found = similarities(self.surgery, features, self._texts, method, self._redundant)[1:, there]
+                found = self.surgery.similarities(features, self._texts, method, self._redundant)[1:, there]
                 grids = found.T.unflatten(1, features.grid).float().cpu().numpy()
             return [
                 SimilarityMap(np.ascontiguousarray(grid), self._names[i], method) for i, grid in zip(there, grids, strict=True)
