@@ -203,6 +203,18 @@ def test_other_packages_are_kept_quiet(photo: Path, model: Model, monkeypatch: p
     assert not logging.getLogger("text2sam").handlers
 
 
+def test_many_hints_are_counted(photo: Path, model: Model) -> None:
+    def chatter() -> None:
+        for number in range(50):
+            warnings.warn(f"hint {number}", errors.Text2SamWarning, stacklevel=1)
+
+    model.before = chatter
+    arguments = ["segment", photo, "cat", "--out", photo.parent / "out"]
+    lines = [line for line in run(*arguments).stderr.splitlines() if "warning" in line]
+    assert lines[19:] == ["text2sam: warning: hint 19", "text2sam: warning: 30 further warnings; --json lists all"]
+    assert len(json.loads(run(*arguments, "--json").stdout)["warnings"]) == 50
+
+
 # plug-ins
 
 

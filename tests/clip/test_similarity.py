@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from text2sam.clip.similarity import feature_surgery, min_max, similarity_map
 from text2sam.errors import InputError
@@ -139,7 +139,7 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_flatten(out)[0] if isinstance(leaf, torch.Tensor))])
         return out
 
 

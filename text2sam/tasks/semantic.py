@@ -295,8 +295,7 @@ def _encode(
 
     def columns(features: ImageFeatures) -> torch.Tensor:
         values = surgery.similarities(features, texts, method, empty)[1:]  # (gh*gw, columns)
-        grid: torch.Tensor = values.T.unflatten(1, features.grid)
-        return grid
+        return values.T.reshape(-1, *features.grid)
 
     if not isinstance(image, np.ndarray):
         features = image

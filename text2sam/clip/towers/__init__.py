@@ -44,7 +44,6 @@ from text2sam.clip.towers.base import (
     resize_positions,
     resize_tokens,
 )
-from text2sam.clip.towers.resnet import is_resnet, pool_tokens, resnet_features
 from text2sam.clip.towers.text import OpenClipText, Tokenizer, encode_token_features, encode_tokens
 from text2sam.clip.towers.vit import project, queries_keys_values, step, vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
@@ -64,14 +63,11 @@ __all__ = [
     "evaluating",
     "exact",
     "image_tower",
-    "is_resnet",
     "patch_size",
-    "pool_tokens",
     "project",
     "queries_keys_values",
     "resize_positions",
     "resize_tokens",
-    "resnet_features",
     "run_tower",
     "step",
     "surgery_tokens",

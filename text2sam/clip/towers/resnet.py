@@ -48,11 +48,6 @@ def adapt(visual: nn.Module) -> ResNet | None:
     return ResNet(visual) if isinstance(visual, ModifiedResNet) else None
 
 
-def is_resnet(visual: nn.Module) -> bool:
-    """Whether a tower has the attention pool of a ``ModifiedResNet``."""
-    return hasattr(visual, "attnpool")
-
-
 def resnet_features(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
     """What enters the attention pool of a ``ModifiedResNet``: (B, D, gh, gw)."""
     x: torch.Tensor = visual.stem(pixels)

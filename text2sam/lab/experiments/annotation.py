@@ -55,7 +55,7 @@ from text2sam.files import write_bytes, write_text
 from text2sam.image import read_image
 from text2sam.lab.experiments.sticker import FIGURES, OBJECTS, REPEAT, Answer, Tally
 from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
-from text2sam.lab.sticker.evaluate import SIZES
+from text2sam.lab.sticker.world import SIZES
 from text2sam.lab.sticker.world import THINGS, Scene, World, background
 from text2sam.recipes.choose import mask_iou
 from text2sam.tables import aligned, one_line, telling
