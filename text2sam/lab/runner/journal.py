@@ -165,7 +165,9 @@ class Journal:
         if names:
             changes = [f"{name} was {_shown(old, name)}, now is {_shown(new, name)}" for name in names[:_SHOWN]]
             more = "; ..." if len(names) > _SHOWN else ""
-            raise InputError(f"{self._name} holds a run with other settings: {'; '.join(changes)}{more}. Use those, or {advice}")
+            raise InputError(
+                f"{self._name} holds a run with other settings: {'; '.join(changes)}{more}. Use those, or {advice}"
+            )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -178,7 +180,9 @@ class Journal:
                 ) from error
             raise OutputError(f"cannot write {self._name}: {error}") from error
         except (sqlite3.Error, json.JSONDecodeError) as error:
-            raise InputError(f"{self._name} is no journal ({error}); give another --out, or overwrite it (--overwrite)") from error
+            raise InputError(
+                f"{self._name} is no journal ({error}); give another --out, or overwrite it (--overwrite)"
+            ) from error
         except OSError as error:
             raise OutputError(f"cannot write {self._name}: {error.strerror or error}") from error
 
