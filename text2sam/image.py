@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,16 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | to
 """What :func:`read_image` accepts."""
 
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
+
+
+class ReadOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`read_image`."""
+
+    channel_order: ChannelOrder
+    value_range: tuple[float, float] | None
+    page: int
+    max_pixels: int | None
+
 
 _ACCEPTED = (
     "accepted are: a path; a PIL image; a NumPy array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) "
@@ -86,12 +96,7 @@ def read_image(
         Text2SamWarning: a file has further pages, or without ``value_range`` the values of 16 bits or floats
             span less than a quarter of their range.
     """
-    if channel_order not in ("RGB", "BGR"):
-        raise InputError(f'channel_order must be "RGB" or "BGR", not {short(channel_order)}')
-    limits = None if value_range is None else _check_range(value_range)
-    page = int(check_number("page", page, 0, whole=True))
-    if max_pixels is not None:
-        max_pixels = int(check_number("max_pixels", max_pixels, 1, whole=True))
+    limits = check_reading(channel_order=channel_order, value_range=value_range, page=page, max_pixels=max_pixels)
     file, pil = isinstance(image, (str, os.PathLike)), isinstance(image, Image.Image)
     bgr = channel_order == "BGR"
     if bgr and (file or pil):
@@ -120,6 +125,22 @@ def read_image(
     colour = _to_uint8(pixels.colour, given, limits)
     alpha = None if pixels.alpha is None else _to_uint8(pixels.alpha, f"the alpha channel of {given}", None, alpha=True)
     return _over_white(colour[..., ::-1] if bgr else colour, alpha)
+
+
+def check_reading(
+    *, channel_order: str, value_range: tuple[float, float] | None, page: int, max_pixels: int | None
+) -> tuple[float, float] | None:
+    """Checks the keyword arguments of :func:`read_image`; returns the range as floats.
+
+    Raises:
+        InputError: an argument is not usable.
+    """
+    if channel_order not in ("RGB", "BGR"):
+        raise InputError(f'channel_order must be "RGB" or "BGR", not {short(channel_order)}')
+    check_number("page", page, 0, whole=True)
+    if max_pixels is not None:
+        check_number("max_pixels", max_pixels, 1, whole=True)
+    return None if value_range is None else _check_range(value_range)
 
 
 def is_single(images: Any) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias, TypedDict, get_args
+from typing import Any, TypeAlias
 
 from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
-from text2sam.image import ChannelOrder
+from text2sam.image import ChannelOrder, ReadOptions, check_reading
 from text2sam.recipes import Recipe, get_recipe
 
 Thresholds: TypeAlias = float | Mapping[str, float] | None
 
 
-class SegmentOptions(TypedDict, total=False):
+class SegmentOptions(ReadOptions, total=False):
     """The keyword arguments of ``segment``; :class:`Options` describes them."""
 
     against: Sequence[str] | None
@@ -25,7 +25,6 @@ class SegmentOptions(TypedDict, total=False):
     method: str
     max_objects: int
     tiles: Tiles
-    channel_order: ChannelOrder
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Options:
         method: how the map is made, see :data:`text2sam.clip.attention.METHODS`.
         max_objects: how many objects of a text are looked for at most. A warning says when the search ended there.
         tiles: for pictures far larger than CLIP's input, see :mod:`text2sam.clip.tiles`.
-        channel_order: ``"BGR"`` for arrays in OpenCV's order.
+        channel_order, value_range, page, max_pixels: how an image is read, see :func:`text2sam.image.read_image`.
 
     Raises:
         InputError: a value is not of the kind above.
@@ -59,6 +58,9 @@ class Options:
     max_objects: int = 100
     tiles: Tiles = False
     channel_order: ChannelOrder = "RGB"
+    value_range: tuple[float, float] | None = None
+    page: int = 0
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         get_recipe(self.strategy)
@@ -66,8 +68,7 @@ class Options:
         check_number("max_objects", self.max_objects, 1, whole=True)
         if not isinstance(self.method, str):
             raise InputError(f"method must be the name of a method, not {self.method!r}")
-        if self.channel_order not in get_args(ChannelOrder):
-            raise InputError(f'channel_order must be "RGB" or "BGR", not {self.channel_order!r}')
+        check_reading(**self.reading)
         if self.threshold is not None:
             values = self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
             for value in values:
@@ -85,6 +86,16 @@ class Options:
         if unknown:
             raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
         return cls(**options)
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How an image is read: keyword arguments of :func:`text2sam.image.read_image`."""
+        return {
+            "channel_order": self.channel_order,
+            "value_range": self.value_range,
+            "page": self.page,
+            "max_pixels": self.max_pixels,
+        }
 
     @property
     def recipe(self) -> Recipe:

@@ -23,7 +23,7 @@ from text2sam.checks import check_number
 from text2sam.clip.protocol import MapGenerator, check_generator
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
-from text2sam.image import ChannelOrder, ImageLike, is_single, read_image
+from text2sam.image import ImageLike, ReadOptions, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes.points import joint_map
@@ -172,7 +172,7 @@ class TextPromptedSAM:
         *,
         methods: Sequence[str] | None = None,
         tiles: Tiles = False,
-        channel_order: ChannelOrder = "RGB",
+        **reading: Unpack[ReadOptions],
     ) -> None:
         """Encodes an image and keeps it, so that ``segment(text=...)`` costs no encoding.
 
@@ -180,13 +180,14 @@ class TextPromptedSAM:
             image: path, PIL image, (H, W[, C]) array or (C, H, W) tensor; see :func:`text2sam.image.read_image`.
             methods: what ``method`` will be, see :meth:`ClipSurgery.encode`.
             tiles: for pictures far larger than CLIP's input, see :meth:`ClipSurgery.encode`.
-            channel_order: ``"BGR"`` for arrays in OpenCV's order.
+            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
+                :func:`text2sam.image.read_image`.
 
         Raises:
             ImageError: the image cannot be read; the image set before stays.
             InputError: ``methods`` or ``tiles`` is not usable.
         """
-        [encoded] = self.encode([image], sam=True, methods=methods, tiles=tiles, channel_order=channel_order)
+        [encoded] = self.encode([image], sam=True, methods=methods, tiles=tiles, **reading)
         self._set = encoded
 
     def encode(
@@ -196,7 +197,7 @@ class TextPromptedSAM:
         sam: bool = False,
         methods: Sequence[str] | None = None,
         tiles: Tiles = False,
-        channel_order: ChannelOrder = "RGB",
+        **reading: Unpack[ReadOptions],
     ) -> list[EncodedImage]:
         """Encodes images, which :meth:`segment` and :meth:`segment_many` then take in their place, any number of times.
 
@@ -204,7 +205,8 @@ class TextPromptedSAM:
             images: as for :meth:`set_image`; CLIP encodes them as one batch.
             sam: also run SAM's image encoder now, not when the first text needs it.
             methods, tiles: as for :meth:`set_image`.
-            channel_order: ``"BGR"`` for arrays in OpenCV's order.
+            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
+                :func:`text2sam.image.read_image`.
 
         Raises:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
@@ -213,7 +215,7 @@ class TextPromptedSAM:
         if is_single(images):
             raise InputError("images must be a sequence of images; for one image pass [image]")
         images = list(images)
-        pixels = [_read(image, channel_order, position, len(images)) for position, image in enumerate(images)]
+        pixels = [_read(image, reading, position, len(images)) for position, image in enumerate(images)]
         return self._encode(pixels, methods, tiles, sam=sam)
 
     def reset_image(self) -> None:
@@ -237,8 +239,8 @@ class TextPromptedSAM:
                 given here does not replace the one set.
             text: what to look for; ``"person+bench"`` or ``["person", "bench"]`` is one target, any of two things;
                 ``{"car": ["car", "automobile"]}`` one thing with two words for it, called by its key.
-            **options: ``against``, ``exclude``, ``threshold``, ``strategy``, ``method``, ``max_objects``, ``tiles`` and
-                ``channel_order``; see :class:`text2sam.options.Options`.
+            **options: ``against``, ``exclude``, ``threshold``, ``strategy``, ``method``, ``max_objects``, ``tiles``,
+                and how an image is read; see :class:`text2sam.options.Options`.
 
         Returns:
             The union of all objects, with a result for each in ``objects``.
@@ -284,7 +286,7 @@ class TextPromptedSAM:
                 self._prepare(wanted)
                 encoded = held
             else:
-                pixels = read_image(held, channel_order=wanted.options.channel_order)
+                pixels = read_image(held, **wanted.options.reading)
                 self._prepare(wanted)  # a bad text costs no encoding
                 [encoded] = self._encode([pixels], [wanted.options.method], wanted.options.tiles)
             return self._segment_all(encoded, wanted)
@@ -306,7 +308,7 @@ class TextPromptedSAM:
         results: list[list[Segmentation]] = []
         for start in range(0, len(images), batch_size):
             batch = enumerate(images[start : start + batch_size], start)
-            pixels = [_read(image, wanted.options.channel_order, position, len(images)) for position, image in batch]
+            pixels = [_read(image, wanted.options.reading, position, len(images)) for position, image in batch]
             with self._lock:
                 self._prepare(wanted)
                 encoded = self._encode(pixels, [wanted.options.method], wanted.options.tiles)
@@ -321,7 +323,7 @@ class TextPromptedSAM:
         *,
         against: Sequence[str] | None = None,
         false_cost: float = 1.0,
-        channel_order: ChannelOrder = "RGB",
+        **reading: Unpack[ReadOptions],
     ) -> Calibration:
         """Fits the presence threshold to examples, and takes it over as ``presence_threshold``.
 
@@ -331,7 +333,8 @@ class TextPromptedSAM:
             present: whether the text is in the image; there must be examples of both.
             against: as later for :meth:`segment`.
             false_cost: what an absent text called present costs, in units of a present text missed.
-            channel_order: ``"BGR"`` for arrays in OpenCV's order.
+            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
+                :func:`text2sam.image.read_image`.
 
         Returns:
             The threshold and its errors on the examples; ``save`` it, and :meth:`use` it later.
@@ -352,7 +355,7 @@ class TextPromptedSAM:
             try:
                 query = parse_target(text)
                 if features is None or image is not images[position - 1]:
-                    [features] = self.generator.encode([read_image(image, channel_order=channel_order)])
+                    [features] = self.generator.encode([read_image(image, **reading)])
                 scores.append(max(presence_scores(self.generator, features, query.texts, against)))
             except Text2SamError as error:
                 raise type(error)(f"example {position} of {len(images)}: {error}") from error
@@ -490,9 +493,9 @@ class Wanted:
         return None if against is None else [*against, *self.texts]
 
 
-def _read(image: ImageLike, channel_order: ChannelOrder, position: int, count: int) -> NDArray[np.uint8]:
+def _read(image: ImageLike, reading: ReadOptions, position: int, count: int) -> NDArray[np.uint8]:
     try:
-        return read_image(image, channel_order=channel_order)
+        return read_image(image, **reading)
     except ImageError as error:
         raise ImageError(f"image {position} of {count}: {error}") from error
 
