@@ -634,7 +634,8 @@ def summarize(
 
     Returns:
         JSON-ready: ``figures``, each of :data:`MEASURED` with ``value``, ``low``, ``high`` and ``count``; ``colour``, which is
-        ``iou``, ``missed`` and ``false`` in pictures that are not grey; ``encodings``, the same three of each kind. None stands where there is no case.
+        ``iou``, ``missed`` and ``false`` in pictures that are not grey; ``encodings``, the same three of each kind. None
+        stands where there is no case.
 
     Raises:
         InputError: there is no image.
