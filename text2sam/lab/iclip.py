@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from text2sam import __version__
+from text2sam.cli.output import table as aligned
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.towers import evaluating, vit_stream
 from text2sam.errors import InputError, StateError
@@ -30,10 +31,10 @@ from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.metrics import mean_average_precision
+from text2sam.lab.output import reporting
 from text2sam.lab.sticker.evaluate import VARIANTS, MapTally, evaluation_scenes
 from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import THINGS, Scene, World
-from text2sam.tables import aligned, telling
 from text2sam.targets import check_text
 from text2sam.tasks._inputs import logit_scale_of
 from text2sam.tasks.iclip import ICLIP, TokenPath
@@ -381,7 +382,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"{chosen['scenes']} held-out scenes; trained on {chosen['train_scenes']} scenes and their names, {chosen['steps']} "
         f"steps of {chosen['batch']}, seed {chosen['seed']}; mAP is of the class token; {result['seconds']:.0f} s."
     )
-    return "\n".join([*aligned(lines, words=1), "", note])
+    return "\n".join([aligned(lines[0], lines[1:]), "", note])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -402,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     device, json_output, out = given.pop("device"), given.pop("json"), given.pop("out")
     chosen = Settings(**given | {"paths": tuple(given["paths"])})
-    with telling(table, out, json_output) as tell:
+    with reporting(table, out, json_output) as tell:
         surgery = TextPromptedSAM.from_pretrained("sticker", device=device, scales=(1.0,), progress=False).generator
         tell(measure(surgery, chosen))
 
