@@ -284,6 +284,7 @@ def settings_of(labels: LabelSet, options: Options) -> dict[str, Any]:
         "method": options.method,
         "max_objects": options.max_objects,
         "tiles": options.tiles,
+        **{name: value for name, value in options.reading.items() if value != getattr(Options(), name)},
     }
 
 
