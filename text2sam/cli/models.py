@@ -166,7 +166,7 @@ def pull_models(
 def verify_models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Files or presets (default: all that is there).", show_default=False),
+        typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False),
     ] = None,
 ) -> None:
     """Compare the SHA-256 of files with the recorded one."""
