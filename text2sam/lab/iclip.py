@@ -143,9 +143,7 @@ def masked_max_pooling(patches: torch.Tensor, mask: torch.Tensor, texts: torch.T
     return values.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
 
 
-def extract(
-    iclip: ICLIP, images: Iterable[ImageLike], *, keep: float = 0.5, guide: Guide | None = class_attention
-) -> Tokens:
+def extract(iclip: ICLIP, images: Iterable[ImageLike], *, keep: float = 0.5, guide: Guide | None = class_attention) -> Tokens:
     """Tokens and masks of images, on the CPU.
 
     Args:
@@ -241,7 +239,9 @@ def fit(
             parts = [contrastive_loss(scale * cosines, fits) for cosines in (recognized, interpreted)]
             loss = parts[0] + parts[1]
             if not bool(loss.isfinite()):
-                raise StateError(f"the loss of step {len(losses) + 1} is {float(loss.detach())}; train with a lower lr than {lr}")
+                raise StateError(
+                    f"the loss of step {len(losses) + 1} is {float(loss.detach())}; train with a lower lr than {lr}"
+                )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             optimizer.step()
