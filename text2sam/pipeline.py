@@ -306,12 +306,13 @@ class TextPromptedSAM:
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
         images = list(images)
+        with self._lock:
+            self._prepare(wanted)
         results: list[list[Segmentation]] = []
         for start in range(0, len(images), batch_size):
             batch = enumerate(images[start : start + batch_size], start)
             pixels = [_read(image, wanted.options.reading, position, len(images)) for position, image in batch]
             with self._lock:
-                self._prepare(wanted)
                 encoded = self._encode(pixels, [wanted.options.method], wanted.options.tiles)
                 results += [self._segment_all(each, wanted) for each in encoded]
         return results
