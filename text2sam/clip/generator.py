@@ -317,6 +317,10 @@ class ClipSurgery:
             if self.vocabulary:
                 self._names([*wanted, *(labels or ()), *self.vocabulary])
 
+    def hint(self, text: str) -> str | None:
+        """Advice about a text, such as one in a script that the tokenizer was not made for; None when there is none."""
+        return self.prompts.hint(text)
+
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""
         with exact(features.raw.device):

@@ -150,6 +150,10 @@ class PromptEnsemble:
         device = next(self._model.parameters()).device
         return torch.stack([self._memory[t] for t in texts]).to(device)
 
+    def hint(self, text: str) -> str | None:
+        """Advice about a text that can be encoded, but that the text tower is unlikely to know; None when there is none."""
+        return self._tower.hint(text)
+
     def forget(self) -> None:
         """Drops what was computed from the weights, also by ensembles made with :meth:`using`; needed after they changed."""
         self._weights.clear()
