@@ -138,7 +138,7 @@ class Side:
     short: bool = False
 
 
-def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
+def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
     """Times several sides in turns; every second round runs in reverse order.
 
     Returns:
@@ -608,7 +608,9 @@ def table(result: dict[str, Any]) -> str:
     ]
     shares = result["benchmarks"].get("annotate", {}).get("shares")
     if shares:
-        notes.append(f"Shares of the loop's time: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}.")
+        notes.append(
+            f"Shares of the loop's time: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}."
+        )
     return "\n".join([aligned(("what", "ours", "baseline", "ratio", "rounds", "aim", "met"), lines), "", *notes])
 
 

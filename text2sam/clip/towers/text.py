@@ -14,6 +14,7 @@ from text2sam.errors import PromptError, UnsupportedModelError
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
 _CLIPS_A = (49406, 320, 49407)  # what "a" is to CLIP's own tokenizer, whoever's code it is in
+_LATIN = ("LATIN", "FEMININE", "MASCULINE")  # how Unicode names begin; the latter two of Spanish ordinals
 _WORD = " x"  # a word put behind a prompt, to see whether the tokenizer still sees what stands there
 
 
@@ -53,12 +54,12 @@ class OpenClipText:
     def hint(self, text: str) -> str | None:
         """Advice about a text in letters of another script than the tokenizer was made for; None when there is none."""
         letters = [c for c in text if c.isalpha()]
-        foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith("LATIN")]
+        foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith(_LATIN)]
         if 2 * len(foreign) <= len(letters) or tuple(self._short()[:3].tolist()) != _CLIPS_A:
             return None
         return (
-            f"{text!r} is not in Latin letters, and this model's tokenizer is CLIP's own, made for English: it is unlikely to "
-            "be found; ask in English"
+            f"{text!r} is not written in Latin letters, and this CLIP was trained on English texts: what it finds, or misses, "
+            "says little; translate the text, or use a multilingual CLIP"
         )
 
     def _short(self) -> torch.Tensor:
