@@ -223,7 +223,7 @@ def resumed(images: Path, out: Path, undisturbed: dict[str, bytes], **options: A
 
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
-    [(RunFolder, "append", (0, 2)), (RunFolder, "records", (3,)), (os, "fsync", (0, 2)), (os, "replace", (0, 2))],
+    [(RunFolder, "append", (0, 2)), (RunFolder, "records", (3,)), (os, "fsync", (0,)), (os, "replace", (0, 1))],
 )
 def test_killed_at_every_stage(
     tmp_path: Path, images: Path, undisturbed: dict[str, bytes], module: Any, name: str, calls: tuple[int, ...]
@@ -293,7 +293,7 @@ def test_another_model_is_refused(tmp_path: Path, images: Path) -> None:
 
 
 def test_images_that_come_change_and_go(tmp_path: Path) -> None:
-    images, out, counting = draw(tmp_path / "images", 24), tmp_path / "out", Counting()
+    images, out, counting = draw(tmp_path / "images", 14), tmp_path / "out", Counting()
     options: dict[str, Any] = {"model": counting.model, "format": "yolo", "pictures": "none"}
 
     def same(most: int) -> None:
@@ -303,11 +303,11 @@ def test_images_that_come_change_and_go(tmp_path: Path) -> None:
         counting()
         assert dataset(out) == dataset(tmp_path / f"new{most}")
 
-    same(24)
+    same(14)
     PIL.Image.fromarray(picture(77)).save(images / "010.png")
     same(4)
     PIL.Image.fromarray(picture(78)).save(images / "0105.png")
-    same(16)
+    same(14)
     (images / "003.png").unlink()
     same(15)
 
@@ -392,14 +392,14 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
     report = run(images, tmp_path / "all", model=counting.model, format=kinds)
     assert counting() == 6
     for kind in kinds:
-        alone = run(images, tmp_path / kind, format=kind)
-        assert dataset(tmp_path / "all" / kind) == dataset(tmp_path / kind)
+        alone = run(images, tmp_path / "alone" / kind, format=kind)  # as deep, for the paths to the images
+        assert dataset(tmp_path / "all" / kind) == dataset(tmp_path / "alone" / kind)
         assert (report.done, report.objects, report.failed) == (alone.done, alone.objects, ())
     # a single format goes to the folder itself, and takes the place of its own
     run(images, tmp_path / "all", format="coco")
     assert (tmp_path / "all" / "annotations.json").exists()
     assert not (tmp_path / "all" / "coco" / "annotations.json").exists()
-    assert dataset(tmp_path / "all" / "yolo") == dataset(tmp_path / "yolo")
+    assert dataset(tmp_path / "all" / "yolo") == dataset(tmp_path / "alone" / "yolo")
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    images = draw(tmp_path / "images", 60)
+    images = draw(tmp_path / "images", 30)
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = 0
     real = worker_module.load
@@ -581,13 +581,13 @@ def test_the_sticker_pair_killed_and_undisturbed(tmp_path: Path) -> None:
 
     folder = tmp_path / "images"
     folder.mkdir()
-    scenes = list(World(size=(128, 128), objects=(1, 2)).scenes(range(500, 508)))
+    scenes = list(World(size=(96, 96), objects=(1, 2)).scenes(range(500, 504)))
     for scene in scenes:
         PIL.Image.fromarray(scene.image).save(folder / f"{scene.seed}.png")
-    pair = TextPromptedSAM.from_pretrained("sticker", device="cpu", text_cache=False)
-    names = [scenes[0].names[0], scenes[5].names[0]]
+    pair = TextPromptedSAM.from_pretrained("sticker", device="cpu", scales=(1,), text_cache=False)
+    names = [scenes[0].names[0], scenes[3].names[0]]
     labels = LabelSet(tuple(LabelSpec(name) for name in dict.fromkeys(names)))
-    options: dict[str, Any] = {"batch_size": 3, "workers": 2}
+    options: dict[str, Any] = {"batch_size": 1, "workers": 2}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code = killed_at(1, RunFolder, "append", lambda: annotate(pair, folder, labels, tmp_path / "killed", **options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -150,7 +151,8 @@ def test_killed_in_the_middle_of_a_commit(tmp_path: Path, instruction: int) -> N
         assert journal.read("b") == "z"
 
 
-def test_commits_wait_for_the_disk(tmp_path: Path) -> None:
+def test_commits_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of conftest.py
     with Journal(tmp_path / "journal", SETTINGS) as journal:
         assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
@@ -160,7 +162,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     with Journal(path, SETTINGS) as journal:
         journal.append("a", 1)
         journal._database.execute("PRAGMA max_page_count = 8")
-        with pytest.raises(OutputError, match="full.*kept"):
+        with pytest.raises(OutputError, match=r"full.*kept"):
             journal.append("b", "x" * 1_000_000)
         assert "b" not in journal
         journal._database.execute("PRAGMA max_page_count = 1000")
@@ -254,11 +256,8 @@ def test_forged_tables(tmp_path: Path, statement: str) -> None:
     database.execute(statement)
     database.commit()
     database.close()
-    try:
-        with RunFolder(tmp_path, SETTINGS) as folder:
-            assert "a" not in folder
-    except InputError as error:
-        assert "--overwrite" in str(error)
+    with contextlib.suppress(InputError), RunFolder(tmp_path, SETTINGS) as folder:
+        assert "a" not in folder
     with RunFolder(tmp_path, SETTINGS, overwrite=True) as folder:
         assert len(folder) == 0
 

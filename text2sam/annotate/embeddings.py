@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2sam.clip.attention import KINDS, METHODS
+from text2sam.clip.attention import METHODS
 from text2sam.clip.generator import ClipSurgery, ImageFeatures
 from text2sam.errors import InputError, OutputError, Text2SamWarning
 from text2sam.files import write_bytes
@@ -71,7 +71,7 @@ class EmbeddingStore:
             raise InputError(f"embeddings are kept in a folder, and {os.fspath(folder)!r} is a file")
         options = options or Options()
         self._model = model
-        self._kinds = {METHODS[options.method].tokens} & set(KINDS)
+        self._kinds = {METHODS[options.method].tokens} - {"architecture", "raw"}  # which every image has
         self._prefix = repr((_FORMAT, sorted(self._kinds), options.tiles, *_parts(model))).encode()
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -186,7 +186,8 @@ class EmbeddingStore:
             state = None if packed is None else dict(_unpack(packed, tensors, _device(self._model)))
         except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-        if any(tokens.shape != surgery.shape or len(tokens) != 1 + rows * columns for tokens in (surgery, raw, *others)):
+        fits = surgery.ndim == 2 and len(surgery) == 1 + rows * columns
+        if not fits or any(t.shape != surgery.shape or t.dtype != torch.float32 for t in (surgery, raw, *others)):
             return None
         shape = pixels.shape[0], pixels.shape[1]
         features = ImageFeatures(surgery, raw, (rows, columns), shape, others=dict(zip(self._kinds, others, strict=True)))

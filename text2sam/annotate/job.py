@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,11 +69,10 @@ class Plan:
         model: ready to use.
         make_model: makes another model like it; None when only the model itself was given.
         labels: what to look for; None only encodes the images, for ``embeddings``.
-        options: how images are segmented.
+        options: how images are read and segmented.
         todo: the chunks that are not finished, in order.
         workers: how many batches to work on at a time; None leaves it to the engine.
         embeddings: keeps embeddings, or None.
-        reading: keyword arguments of :func:`text2sam.image.read_image`.
     """
 
     model: TextPromptedSAM
@@ -83,7 +82,6 @@ class Plan:
     todo: tuple[Chunk, ...]
     workers: int | None = None
     embeddings: EmbeddingStore | None = None
-    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 Done: TypeAlias = tuple[Chunk, list[Record]]
@@ -110,7 +108,7 @@ def annotate(
     tiles: Tiles = False,
     max_objects: int = 100,
     value_range: tuple[float, float] | None = None,
-    page: int | None = None,
+    page: int = 0,
     max_pixels: int | None = None,
     batch_size: int = 8,
     workers: int | None = None,
@@ -168,9 +166,15 @@ def annotate(
     if limit is not None:
         limit = int(check_number("limit", limit, 1, whole=True))
     wanted = label_set(labels)
-    options = Options(strategy=strategy, method=method, tiles=tiles, max_objects=max_objects)
-    given = {"value_range": value_range, "page": page, "max_pixels": max_pixels}
-    reading = {name: value for name, value in given.items() if value is not None}
+    options = Options(
+        strategy=strategy,
+        method=method,
+        tiles=tiles,
+        max_objects=max_objects,
+        value_range=value_range,
+        page=page,
+        max_pixels=max_pixels,
+    )
     if os.path.realpath(out) == os.path.realpath(root):
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
@@ -186,7 +190,6 @@ def annotate(
     checked = Worker(built, wanted, options)
     settings = {
         **settings_of(wanted, options),
-        **reading,
         "batch_size": batch_size,
         "model": model_settings(built),
     }
@@ -195,7 +198,7 @@ def annotate(
         _check_root(folder, notes["root"], chunks)
         todo = tuple(c for c in chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
         store = None if embeddings is None else EmbeddingStore(embeddings, built, options)
-        plan = Plan(built, make_model, wanted, options, todo, workers, store, reading)
+        plan = Plan(built, make_model, wanted, options, todo, workers, store)
         worked, seconds = _work(plan, engine or run_threads, folder, sum(map(len, chunks)), progress)
         result = _Result(wanted, chunks, {c.key for c in todo}, folder)
         lines = result.export(Path(root), exports)
@@ -270,10 +273,10 @@ def warm(
         OutputError: the folder cannot be written; what was written before stays.
     """
     built, make_model = _built(model)
-    options = Options(method=method, tiles=tiles)
+    options = Options.of({"method": method, "tiles": tiles, **reading})
     store = EmbeddingStore(embeddings, built, options)
     chunks = chunks_of(items, batch_size)
-    plan = Plan(built, make_model, None, options, tuple(chunks), workers, store, reading)
+    plan = Plan(built, make_model, None, options, tuple(chunks), workers, store)
     failed: dict[str, str] = {}
     with _progress(progress, 0, sum(map(len, chunks))) as tell:
         for chunk, records in run_threads(plan):
@@ -353,7 +356,7 @@ def run_threads(plan: Plan) -> Iterator[Done]:
 
 def _batches(plan: Plan, stop: threading.Event) -> Iterator[tuple[int, list[Loaded]]]:
     for number, chunk in enumerate(plan.todo):
-        for batch in load_batches(chunk.items, plan.reading):
+        for batch in load_batches(chunk.items, plan.options.reading):
             if stop.is_set():
                 return
             yield number, batch

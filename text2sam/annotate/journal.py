@@ -35,6 +35,9 @@ JOURNAL = "journal.sqlite"
 VERSION = 2
 """Raised whenever an older journal can no longer be continued."""
 
+SYNCHRONOUS = "FULL"
+"""SQLite's setting: a result is on the disk when it is committed. Tests that have no use for it switch it off."""
+
 _MOST_SHOWN, _LONGEST_SHOWN = 6, 80
 _ADVICE = "give another place for the output, or overwrite=True (--overwrite) to discard it"
 
@@ -238,7 +241,7 @@ class Journal:
         with self._errors():
             self._database = sqlite3.connect("" if self.path is None else self.path, isolation_level=None)
         try:
-            self._execute("PRAGMA synchronous = FULL")
+            self._execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             self._execute("BEGIN IMMEDIATE")
             self._execute("CREATE TABLE IF NOT EXISTS run (version, settings, notes)")
             self._execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)")

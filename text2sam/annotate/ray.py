@@ -119,7 +119,6 @@ def ray_engine(
             None if plan.embeddings is None else plan.embeddings.folder.absolute(),
             _digest(plan.model),
             torch.get_num_threads(),
-            plan.reading,
         )
         tasks = [json.dumps([[item.path, os.fspath(item.file)] for item in chunk.items]) for chunk in plan.todo]
         held: list[Done] = []
@@ -140,8 +139,8 @@ def ray_engine(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What every worker needs to know: ``model``, the hash of the model it must have; ``threads`` that encode the texts; and for
-    tables the ``columns`` of paths and of images, what paths are relative to, and the ``finished`` images."""
+    """What every worker needs to know: ``model``, the hash of the model it must have; ``threads`` that encode the texts; and
+    for tables the ``columns`` of paths and of images, what paths are relative to, and the ``finished`` images."""
 
     source: ModelSource
     labels: LabelSet | None
@@ -149,7 +148,6 @@ class _Job:
     embeddings: Path | None
     model: str
     threads: int
-    reading: Mapping[str, Any] = field(default_factory=dict)
     columns: Sequence[str] = ("path",)
     root: str = ""
     finished: frozenset[str] = frozenset()
@@ -220,8 +218,8 @@ class _Hand:
         number, entries = rows.column("number")[0].as_py(), json.loads(rows.column("task")[0].as_py())
         if not any(Path(file).parent.is_dir() for _, file in entries):
             raise InputError(
-                f"it does not see the folder {os.fspath(Path(entries[0][1]).parent)!r}; all machines of a cluster need it under "
-                "this path (a shared file system), or see text2sam.annotate.ray.annotate_table"
+                f"it does not see the folder {os.fspath(Path(entries[0][1]).parent)!r}; all machines of a cluster need it "
+                "under this path (a shared file system), or see text2sam.annotate.ray.annotate_table"
             )
         records = json.dumps([record.to_json() for record in self._work(str(number), entries)])
         return pa.table({"number": [number], "records": [records]})
@@ -248,7 +246,7 @@ class _Hand:
                     items.append(ImageItem(name, _fetch(place, Path(folder, str(number)))))
                 except Exception as error:
                     records[name] = Record(name, reason=f"it cannot be fetched: {_first_line(error)}")
-            for batch in load_batches(items, self._job.reading):
+            for batch in load_batches(items, self._job.options.reading):
                 records.update((record.path, record) for record in self._worker.run(batch))
         return [records[name] for name, _ in entries]
 

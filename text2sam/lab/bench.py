@@ -138,7 +138,7 @@ class Side:
     short: bool = False
 
 
-def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
+def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
     """Times several sides in turns; every second round runs in reverse order.
 
     Returns:

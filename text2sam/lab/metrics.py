@@ -172,6 +172,11 @@ def class_average_precisions(scores: ArrayLike, truth: ArrayLike, weights: Array
     return np.array([ranked_average_precision(*column, weights) for column in zip(s.T, t.T, strict=True)], np.float64)
 
 
+def mean_average_precision(scores: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Mean of :func:`class_average_precisions`, with its arguments, over the classes that any image shows; else NaN."""
+    return float(row_means(class_average_precisions(scores, truth, weights)[None])[0])
+
+
 def bootstrap_weights(units: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
     """How often each unit is drawn in each resample of a bootstrap: ``units`` draws with replacement.
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from text2sam.clip.generator import ClipSurgery
-from text2sam.clip.prompts import check_text
 from text2sam.errors import InputError, PromptError
+from text2sam.targets import check_text
 
 if TYPE_CHECKING:
     import torch

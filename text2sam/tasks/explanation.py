@@ -196,8 +196,7 @@ def explain_text(
 
     from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
-    from text2sam.clip.prompts import encode_token_features
-    from text2sam.clip.towers import evaluating, exact
+    from text2sam.clip.towers import encode_token_features, evaluating, exact
     from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
@@ -298,7 +297,7 @@ def _maps(
     surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, redundant: torch.Tensor, method: Method
 ) -> NDArray[np.float32]:
     values = surgery.similarities(features, texts, method, redundant)[1:]  # (gh*gw, T)
-    return np.ascontiguousarray(values.T.unflatten(1, features.grid).float().cpu().numpy())
+    return np.ascontiguousarray(values.T.unflatten(1, features.grid).cpu().numpy())
 
 
 def _strongest(values: NDArray[np.float32], count: int) -> list[tuple[int, int]]:

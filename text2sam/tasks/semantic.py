@@ -372,17 +372,15 @@ def _classify(field: Field, shape: tuple[int, int], scale: float, plan: _Plan) -
 
     count = len(plan.words)
     step = max(1, _BUDGET // (4 * shape[0] * shape[1]))
-    best = column = total = None
     for start in range(0, count, step):
         logits = _enlarge(field(start, min(count, start + step)), shape) * scale
         value, index = logits.max(dim=0)
         partial = logits.logsumexp(dim=0) if plan.threshold is not None else value
-        if best is None or column is None or total is None:
+        if start == 0:
             best, column, total = value, index, partial
             continue
         column = torch.where(value > best, index + start, column)
         best, total = torch.maximum(best, value), torch.logaddexp(total, partial)
-    assert best is not None and column is not None and total is not None
     classes: NDArray[np.uint16] = plan.owners[column.cpu().numpy()].astype(np.uint16)
     if plan.threshold is not None and plan.background is not None:
         classes[((best - total).exp() < plan.threshold).cpu().numpy()] = plan.background

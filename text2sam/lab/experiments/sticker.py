@@ -497,13 +497,13 @@ def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[d
     """The cases in which the last recipe gains most on the first, then those in which it fails worst.
 
     Returns:
-        ``kind`` (``"gain"`` or ``"failure"``), ``seed``, ``name`` and ``ious`` by recipe. A gain is above 0; a failure is none of
-        the gains. Equal ones come in the order of the scenes.
+        ``kind`` (``"gain"`` or ``"failure"``), ``seed``, ``name`` and ``ious`` by recipe. A gain is above 0; a failure is no
+        gain. Equal ones come in the order of the scenes.
     """
     if not records:
         return []
     base, *_, new = records[0].answers
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"seed": record.seed, "name": answer.name, "ious": {s: round(a[place].iou, 4) for s, a in record.answers.items()}}
         for record in records
         for place, answer in enumerate(record.answers[base])

@@ -27,7 +27,7 @@ from text2sam.errors import ImageError, InputError, OutputError, one_line
 from text2sam.files import write_json, write_text
 from text2sam.lab.datasets import Dataset, open_dataset, subset
 from text2sam.lab.output import reporting, track
-from text2sam.lab.runner.journal import Journal, journal_path
+from text2sam.lab.runner.journal import Journal, journal_path, key_of
 from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
@@ -123,7 +123,9 @@ def measure(
 
 def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> None:
     """Measures the pictures that the journal does not have; those that failed are tried again."""
-    left = [place for place, name in enumerate(dataset.ids) if name not in journal or "failed" in journal.read(name)]
+    left = [
+        place for place, name in enumerate(dataset.ids) if key_of(name) not in journal or "failed" in journal.read(key_of(name))
+    ]
     for place in track(left, dataset.title, progress):
         sample, clock = dataset[place], Clock(task.surgery)
         started = time.perf_counter()
@@ -131,14 +133,14 @@ def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> 
             with clock.part("read"):
                 task.read(sample)
         except (ImageError, InputError) as error:
-            journal.append(sample.id, {"failed": one_line(str(error))})
+            journal.append(key_of(sample.id), {"failed": one_line(str(error))})
             continue
         try:
             kept = task.measure(sample, clock)
         finally:
             task.surgery.forget()
         clock.seconds["image"] = time.perf_counter() - started
-        journal.append(sample.id, {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
+        journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
 
 
 def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
@@ -146,7 +148,7 @@ def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[
     failed: list[dict[str, str]] = []
     seconds: dict[str, list[float]] = {}
     for name in dataset.ids:
-        value = journal.read(name)
+        value = journal.read(key_of(name))
         if "failed" in value:
             failed.append({"id": name, "reason": value["failed"]})
             continue
