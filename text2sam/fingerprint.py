@@ -31,7 +31,7 @@ def fingerprint(module: torch.nn.Module, *, skip: Collection[str] = ()) -> str:
     import torch
 
     module = getattr(module, "_orig_mod", module)
-    internals = {*vars(torch.nn.Module()), "training"}
+    internals = {*vars(torch.nn.Module()), "training", "_is_torch_compile"}
     digest = hashlib.sha256()
     for name, part in module.named_modules():
         if not _skipped(name, skip):

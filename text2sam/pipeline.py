@@ -306,12 +306,13 @@ class TextPromptedSAM:
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
         images = list(images)
+        with self._lock:
+            self._prepare(wanted)
         results: list[list[Segmentation]] = []
         for start in range(0, len(images), batch_size):
             batch = enumerate(images[start : start + batch_size], start)
             pixels = [_read(image, wanted.options.reading, position, len(images)) for position, image in batch]
             with self._lock:
-                self._prepare(wanted)
                 encoded = self._encode(pixels, [wanted.options.method], wanted.options.tiles)
                 results += [self._segment_all(each, wanted) for each in encoded]
         return results
@@ -400,8 +401,8 @@ class TextPromptedSAM:
     def _prepare(self, wanted: Wanted) -> None:
         """Encodes texts ahead of an image, so that a bad text is told before anything is computed."""
         hint, prepare = (getattr(self.generator, name, None) for name in ("hint", "prepare"))
-        for text in wanted.texts if callable(hint) else ():
-            if (advice := hint(text)) is not None:
+        if callable(hint):
+            for advice in filter(None, map(hint, wanted.texts)):
                 warnings.warn(advice, Text2SamWarning, stacklevel=4)
         if not callable(prepare):
             return

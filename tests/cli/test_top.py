@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -272,6 +273,16 @@ def test_plug_ins_add_commands(plug_ins: Callable[..., list[str]]) -> None:
     loaded.clear()
     assert run("models", "list").exit_code == 0
     assert not loaded  # text2sam's own commands load no plug-in
+
+
+def test_the_lab_is_a_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = importlib.metadata.EntryPoint("lab", "text2sam.lab.cli:register", common.COMMANDS)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [lab])
+    result = run("--help")
+    assert result.stderr == ""
+    assert {"evaluate", "bench"} <= set(result.stdout.split())
+    assert "--preset" in run("evaluate", "semantic", "--help").stdout
+    assert "nowhere" in failed(run("evaluate", "semantic", "nowhere"), 2)
 
 
 def test_broken_plug_ins_are_reported_and_nothing_else(plug_ins: Callable[..., list[str]]) -> None:

@@ -22,6 +22,7 @@ from text2sam.errors import ImageError, InputError, PromptError, UnsupportedMode
 from text2sam.types import SimilarityMap
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+TINY: dict[str, Any] = {"image_size": 16, "depth": 2, "device": "cpu", "templates": ["a {}."]}
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,7 @@ def test_methods_of_a_resnet() -> None:
         (["cat"], [], InputError, "'cat' alone"),
         (["cat"], ["cat"], InputError, "'cat' alone"),
         (["cat"], [" cat", "cat "], InputError, "'cat' alone"),
+        (["cat"], ["Cat", "CAT"], InputError, "'cat' alone"),
         (["dog", "cat"], ["cat"], InputError, "'cat' alone"),
         (["cat"], ["dog " * 100], PromptError, "can hold"),
     ],
@@ -278,6 +280,19 @@ def test_maps_are_feature_surgery_of_the_patches(surgery: ClipSurgery, features:
     outside = values(surgery.maps(features, ["bird"], against=labels))
     expected = feature_surgery(tokens, surgery.encode_texts([*labels, "bird"]))
     np.testing.assert_allclose(outside[0], expected[0, 1:, 3].reshape(3, 5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["surgery", "features"])
+def test_a_label_set_of_equal_texts_gives_a_flat_map(surgery: ClipSurgery, features: ImageFeatures, method: str) -> None:
+    same = surgery.encode_texts(["cat"])
+    for count in (2, 5):
+        found = surgery.similarities(features, same.expand(count, -1), method)
+        assert torch.equal(found[1:], found[1:2].expand_as(found[1:]))
+    twin = ClipSurgery(tiny_clip(), lambda texts: tokenizer()([text.replace("kitten", "cat") for text in texts]), **TINY)
+    with pytest.raises(PromptError, match="same tokens"):
+        twin.maps(features, ["cat"], against=["kitten"], method=method)
+    both = surgery.maps(features, ["cat"], against=["Cat", "dog"], method=method)
+    assert np.array_equal(values(both), values(surgery.maps(features, ["cat"], against=["dog"], method=method)))
 
 
 def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:

@@ -16,7 +16,7 @@ from text2sam.checks import check_number
 from text2sam.clip.attention import KINDS, METHODS, check_method
 from text2sam.clip.attention import Method as Method
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
-from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
+from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text, hint_of
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise, presence_logit
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
@@ -316,6 +316,10 @@ class ClipSurgery:
             self.encode_texts([*wanted, *(labels or ()), ""])
             if self.vocabulary:
                 self._names([*wanted, *(labels or ()), *self.vocabulary])
+
+    def hint(self, text: str) -> str | None:
+        """Advice about a text in a script that this CLIP was not trained on; None where there is none to give."""
+        return hint_of(self.prompts.tokenizer, text)
 
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""

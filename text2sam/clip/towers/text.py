@@ -45,9 +45,8 @@ class OpenClipText:
         longer = self._ids([prompts[row] + _WORD for row in rows]) if rows else tokens[:0]
         for row, other in zip(rows, longer, strict=True):
             if torch.equal(tokens[row], other):
-                raise PromptError(
-                    f"the prompt {prompts[row][:60]!r}... has more tokens than the {tokens.shape[1]} there may be"
-                )
+                start = prompts[row][:60]
+                raise PromptError(f"the prompt {start!r}... has more than {tokens.shape[1]} tokens")
         return tokens
 
     def _ids(self, prompts: Sequence[str]) -> torch.Tensor:
