@@ -45,7 +45,7 @@ def draw(folder: Path, count: int = 20, *, hostile: bool = False) -> Path:
 
 def run(root: Path, out: Path, /, **options: Any) -> Report:
     """Annotates quickly."""
-    given: dict[str, Any] = {"labels": LABELS, "strategy": "paper", "zoom": False, "batch_size": 4, "workers": 2} | options
+    given: dict[str, Any] = {"labels": LABELS, "strategy": "paper", "batch_size": 4, "workers": 2} | options
     return annotate(given.pop("model", model()), root, given.pop("labels"), out, **given)
 
 

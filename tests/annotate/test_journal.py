@@ -1,11 +1,12 @@
-"""The journal of a folder job: torn, damaged, forged and locked."""
+"""The journal: killed in the middle of a commit, damaged, forged and locked."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import contextlib
 import json
 import os
+import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jobs import forked
 
-from text2sam import lines
-from text2sam.annotate import journal as module
-from text2sam.annotate.journal import STATE, Chunk, Journal, Record, RunFolder, chunks_of, differences
+from text2sam.annotate.journal import JOURNAL, STATE, Chunk, Journal, Record, RunFolder, chunks_of
 from text2sam.annotate.sources import ImageItem
 from text2sam.errors import InputError, OutputError, StateError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 
 SETTINGS: dict[str, Any] = {"labels": [{"name": "cat", "synonyms": []}], "model": {"clip": "1", "sam": "2"}, "tiles": False}
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the time of these tests would go by in waiting for the disk."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def item(name: str, size: int = 1, time: int = 2) -> ImageItem:
@@ -47,29 +41,13 @@ def chunk(*names: str) -> Chunk:
     return Chunk(tuple(item(name) for name in names))
 
 
-CHUNKS = [chunk("a", "b"), chunk("c"), chunk("d", "e")]
-
-
-def written(path: Path) -> bytes:
-    """A journal of three chunks."""
-    with Journal(path) as journal:
-        for one in CHUNKS:
-            journal.append(one, [record(i.path, failed=i.path == "b") for i in one.items])
-    return path.read_bytes()
-
-
-def found(path: Path) -> list[int]:
-    with Journal(path) as journal:
-        return [k for k, one in enumerate(CHUNKS) if one.key in journal and journal.read(one.key)]
-
-
 # records and chunks
 
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_records_come_back_as_they_were(failed: bool) -> None:
-    one = record("ä b/c.png", failed=failed)
-    assert Record.from_json(json.loads(json.dumps(one.to_json()))) == one
+    before = record("ä b/c.png", failed=failed)
+    assert Record.from_json(json.loads(json.dumps(before.to_json()))) == before
 
 
 @pytest.mark.parametrize(
@@ -77,31 +55,17 @@ def test_records_come_back_as_they_were(failed: bool) -> None:
     [
         None,
         [],
-        {},
         {"path": "a"},
         {"path": "../a", "reason": "x"},
         {"path": "a", "reason": ""},
-        {"path": "a", "reason": 3},
         {"image": {}, "presence": {}},
         {"image": record("a").to_json()["image"], "presence": {"cat": 2}},
-        {"image": record("a").to_json()["image"], "presence": [1]},
         {"image": record("a").to_json()["image"], "presence": {"cat": float("nan")}},
     ],
 )
-def test_what_is_no_record(value: Any) -> None:
+def test_values_that_are_no_record(value: Any) -> None:
     with pytest.raises(InputError):
         Record.from_json(value)
-
-
-def test_a_record_is_of_its_own_image() -> None:
-    with pytest.raises(InputError, match="another one"):
-        Record("b", record("a").image)
-
-
-@pytest.mark.parametrize("size", [0, -1, True, 2.0, None])
-def test_sizes_of_chunks(size: Any) -> None:
-    with pytest.raises(InputError, match="batch_size"):
-        chunks_of([item("a")], size)
 
 
 def test_chunks_hold_every_image_once_in_order() -> None:
@@ -110,191 +74,105 @@ def test_chunks_hold_every_image_once_in_order() -> None:
         chunks = chunks_of(items, size)
         assert [i for c in chunks for i in c.items] == items
         assert max(map(len, chunks)) <= size
-        assert chunks == chunks_of(items, size)
         assert sum(map(len, chunks)) / len(chunks) > 0.6 * min(size, 100)
     assert chunks_of([], 8) == []
+    for size in (0, True, 2.0):
+        with pytest.raises(InputError, match="batch_size"):
+            chunks_of(items, size)  # type: ignore[arg-type]
 
 
-def test_one_file_more_changes_few_chunks() -> None:
+def test_one_file_more_or_less_changes_few_chunks() -> None:
     items = [item(f"{k:04}.png") for k in range(1000)]
     keys = {c.key for c in chunks_of(items, 8)}
     for k in (0, 77, 500):
         more = sorted([*items, item(f"{k:04}a.png")], key=lambda i: i.path)
-        fewer = items[:k] + items[k + 1 :]
-        for changed in (more, fewer):
-            new = {c.key for c in chunks_of(changed, 8)}
-            assert 1 <= len(new - keys) <= 10
+        for changed in (more, items[:k] + items[k + 1 :]):
+            assert 1 <= len({c.key for c in chunks_of(changed, 8)} - keys) <= 10
 
 
-def test_a_chunk_stands_for_paths_sizes_and_times() -> None:
-    keys = {Chunk(items).key for items in [(item("a"),), (item("b"),), (item("a", 2),), (item("a", 1, 3),), (item("a"),) * 2]}
-    assert len(keys) == 5
+def test_the_key_of_a_chunk_stands_for_paths_sizes_and_times() -> None:
+    variants = [(item("a"),), (item("b"),), (item("a", 2),), (item("a", 1, 3),), (item("a"),) * 2]
+    assert len({Chunk(items).key for items in variants}) == 5
 
 
 # the file
 
 
-def test_what_was_appended_is_there(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    with Journal(path) as journal:
+def test_results_are_there_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal"
+    with Journal(path, SETTINGS, notes={"root": "x"}) as journal:
         assert len(journal) == 0
-        with pytest.raises(StateError, match="not finished"):
-            journal.read(CHUNKS[0].key)
-    written(path)
-    with Journal(path) as journal:
-        assert journal.damaged == 0
-        assert [journal.failed(one.key) for one in CHUNKS] == [1, 0, 0]
-        assert journal.read(CHUNKS[2].key) == [record("d"), record("e")]
-        # of two lines for one chunk the later counts
-        journal.append(CHUNKS[0], [record("a"), record("b")])
-        assert journal.read(CHUNKS[0].key) == [record("a"), record("b")]
-    with Journal(path) as journal:
-        assert journal.failed(CHUNKS[0].key) == 0
-        with pytest.raises(InputError, match="one record per image"):
-            journal.append(CHUNKS[0], [record("a")])
+        with pytest.raises(StateError, match="no result"):
+            journal.read("a")
+        journal.append("a", {"é": [1, None, 0.1]})
+        journal.append("b", 1)
+        journal.append("b", 2)
+    with Journal(path, dict(reversed(SETTINGS.items())), notes={"root": "y"}) as journal:
+        assert (len(journal), journal.notes) == (2, {"root": "x"})
+        assert (journal.read("a"), journal.read("b")) == ({"é": [1, None, 0.1]}, 2)
+    with Journal(path, {"labels": []}, overwrite=True) as journal:
+        assert len(journal) == 0
+    with Journal(path, {"labels": []}) as journal:
+        assert "a" not in journal
+    with Journal(None, {}) as journal:
+        journal.append("a", 1)
+        assert journal.read("a") == 1
 
 
-def test_torn_at_every_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("instruction", [0, 1, 2, 3, 4, 10_000])
+def test_killed_in_the_middle_of_a_commit(tmp_path: Path, instruction: int) -> None:
+    """SQLite calls back before every instruction of a statement; the kill comes at one of them."""
     path = tmp_path / "journal"
-    whole = written(path)
-    ends = [k + 1 for k, byte in enumerate(whole) if byte == 10]
-    assert len(ends) == 3
-    for cut in range(ends[0] - 3, len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        kept = [end for end in ends if end <= cut]
-        with Journal(path) as journal:
-            assert [one.key in journal for one in CHUNKS] == [k < len(kept) for k in range(3)]
-            assert path.read_bytes() == whole[: kept[-1] if kept else 0]
-            for one in CHUNKS[len(kept) :]:
-                journal.append(one, [record(i.path, failed=i.path == "b") for i in one.items])
-        assert path.read_bytes() == whole
+    with Journal(path, SETTINGS) as journal:
+        journal.append("a", "x" * 10_000)
+
+    def work() -> None:
+        left = instruction
+
+        def kill() -> int:
+            nonlocal left
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return 0
+
+        with Journal(path, SETTINGS) as journal:
+            journal._database.set_progress_handler(kill, 1)
+            journal.append("b", "y" * 100_000)
+            journal._database.set_progress_handler(None, 1)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(work) == -signal.SIGKILL
+    with Journal(path, SETTINGS) as journal:
+        assert journal.read("a") == "x" * 10_000
+        assert "b" not in journal or journal.read("b") == "y" * 100_000
+        assert instruction not in (0, 10_000) or ("b" in journal) == bool(instruction)
+        journal.append("b", "z")
+        assert journal.read("b") == "z"
 
 
-def test_a_damaged_line_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_commits_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of conftest.py
+    with Journal(tmp_path / "journal", SETTINGS) as journal:
+        assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    whole = written(path)
-    first, second = (k + 1 for k, byte in enumerate(whole) if byte == 10 and k < len(whole) - 1)
-    for k in range(first, second):
-        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
-        # a lost line end joins two lines
-        assert found(path) == ([0] if k == second - 1 else [0, 2])
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(junk=st.binary(max_size=200), place=st.integers(0, 3))
-def test_random_bytes_among_the_lines(tmp_path: Path, junk: bytes, place: int) -> None:
-    path = tmp_path / "journal"
-    path.unlink(missing_ok=True)
-    lines = written(path).splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:place], junk, *lines[place:]]))
-    with Journal(path) as journal:
-        kept = [one for one in CHUNKS if one.key in journal]
-        assert len(kept) >= 2  # junk without a line end spoils the line behind it
-        for one in kept:
-            assert [r.path for r in journal.read(one.key)] == [i.path for i in one.items]
-        again = chunk("z")
-        journal.append(again, [record("z")])
-    with Journal(path) as journal:
-        assert journal.read(again.key) == [record("z")]
-
-
-def sealed(key: str, text: str) -> bytes:
-    body = f"{key} 0 {text}".encode()
-    return hashlib.blake2b(body, digest_size=8).hexdigest().encode() + b" " + body + b"\n"
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["path", "reason", "image"]), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=30).filter(lambda t: "\n" not in t) | JSON.map(json.dumps) | st.just("[" * 100_000))
-def test_forged_lines(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "journal"
-    path.write_bytes(sealed(CHUNKS[0].key, text.encode("utf-8", "replace").decode()))
-    with Journal(path) as journal:
-        try:
-            journal.read(CHUNKS[0].key)
-        except InputError:
-            return
-    assert json.loads(text) == []
-
-
-def test_damage_while_it_is_open(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    written(path)
-    with Journal(path) as journal:
-        with open(path, "r+b") as file:
-            file.seek(60)
-            file.write(b"###")
-        with pytest.raises(InputError, match="start again"):
-            journal.read(CHUNKS[0].key)
-        os.truncate(path, 70)
-        with pytest.raises(InputError, match="start again"):
-            journal.read(CHUNKS[2].key)
-    assert found(path) == []
-
-
-@pytest.mark.parametrize("name", ["fsync", "write"])
-def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    path = tmp_path / "journal"
-    whole = written(path)
-    more = chunk("x", "y")
-    with Journal(path) as journal:
-
-        def full(*_: Any) -> Any:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        if name == "fsync":
-            monkeypatch.setattr(lines.os, "fsync", full)
-        else:
-            real = journal._lines.file
-            wrapped = type("Half", (), {"__getattr__": lambda _, n: getattr(real, n)})()
-            writes = iter([real.write, real.write, full])
-            wrapped.write = lambda data: next(writes)(data[:7])
-            monkeypatch.setattr(journal._lines, "file", wrapped)
-        with pytest.raises(OutputError, match="No space left on device"):
-            journal.append(more, [record(i.path) for i in more.items])
-        monkeypatch.undo()
-        assert path.read_bytes() == whole
-        assert more.key not in journal
-        journal.append(more, [record(i.path) for i in more.items])
-    with Journal(path) as journal:
-        assert len(journal.read(more.key)) == len(more)
-
-
-@pytest.mark.parametrize("what", ["folder", "pipe"])
-def test_what_is_no_file(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "journal"
-    path.mkdir() if what == "folder" else os.mkfifo(path)
-    with pytest.raises(OutputError, match="no ordinary file"):
-        Journal(path)
-
-
-# the run's folder
-
-
-def test_a_run_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with RunFolder(out, SETTINGS, notes={"root": "x"}) as folder:
-        assert folder.before == {"root": "x"}
-        folder.journal.append(CHUNKS[1], [record("c")])
-    with RunFolder(out, dict(reversed(SETTINGS.items())), notes={"root": "y"}) as folder:
-        assert folder.before == {"root": "x"}
-        assert CHUNKS[1].key in folder.journal
-    assert json.loads((out / STATE / "run.json").read_text())["settings"] == SETTINGS
-    with RunFolder(out, {"labels": []}, overwrite=True) as folder:
-        assert len(folder.journal) == 0
-    assert json.loads((out / STATE / "run.json").read_text())["settings"] == {"labels": []}
+    with Journal(path, SETTINGS) as journal:
+        journal.append("a", 1)
+        journal._database.execute("PRAGMA max_page_count = 8")
+        with pytest.raises(OutputError, match=r"full.*kept"):
+            journal.append("b", "x" * 1_000_000)
+        assert "b" not in journal
+        journal._database.execute("PRAGMA max_page_count = 1000")
+        journal.append("b", 2)
+    with Journal(path, SETTINGS) as journal:
+        assert (journal.read("a"), journal.read("b")) == (1, 2)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "shown"),
     [
         ({"tiles": "auto"}, 'tiles was false, now is "auto"'),
         ({"labels": [{"name": "dog", "synonyms": []}]}, r'labels was \["cat"\], now is \["dog"\]'),
@@ -303,18 +181,14 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
         ({"new": 1}, "new was not set, now is 1"),
     ],
 )
-def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    RunFolder(tmp_path, SETTINGS).close()
-    before = (tmp_path / STATE / "run.json").read_bytes()
-    with pytest.raises(InputError, match=told) as caught:
+def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], shown: str) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.append("a", 1)
+    with pytest.raises(InputError, match=shown) as caught:
         RunFolder(tmp_path, SETTINGS | change)
     assert "--overwrite" in str(caught.value)
-    assert (tmp_path / STATE / "run.json").read_bytes() == before
-    RunFolder(tmp_path, SETTINGS).close()  # the lock is free again
-
-
-def test_differences_of_equal_settings() -> None:
-    assert differences(SETTINGS, json.loads(json.dumps(SETTINGS))) == []
+    with RunFolder(tmp_path, SETTINGS) as folder:  # the lock is free again, and nothing was lost
+        assert "a" in folder
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
@@ -323,43 +197,74 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     RunFolder(tmp_path, SETTINGS).close()
 
 
-def test_a_journal_without_settings_is_not_trusted(tmp_path: Path) -> None:
+def test_records_of_another_chunk_are_refused(tmp_path: Path) -> None:
+    first, second = chunk("a", "b"), chunk("c")
     with RunFolder(tmp_path, SETTINGS) as folder:
-        folder.journal.append(CHUNKS[1], [record("c")])
-    (tmp_path / STATE / "run.json").unlink()
-    with pytest.raises(InputError, match="cannot be carried on"):
-        RunFolder(tmp_path, SETTINGS)
-    with RunFolder(tmp_path, SETTINGS, overwrite=True) as folder:
-        assert len(folder.journal) == 0
+        with pytest.raises(InputError, match="one record per image"):
+            folder.commit(first, [record("a")])
+        folder.commit(first, [record("a"), record("b", failed=True)])
+        assert folder.records(first) == [record("a"), record("b", failed=True)]
+        for value in ([], 3, [{}], [record("d").to_json()]):
+            folder.append(second.key, value)
+            with pytest.raises(InputError, match="was damaged"):
+                folder.records(second)
 
 
-RUNS = (
-    st.binary(max_size=100)
-    | JSON.map(lambda v: json.dumps(v).encode())
-    | st.builds(lambda v, s: json.dumps({"version": v, "settings": s, "notes": s}).encode(), st.integers(0, 2), JSON)
-    | st.sampled_from([b"[" * 100_000, b'{"version": 1, "settings": ' + b"9" * 5000 + b"}", b"\xff\xfe{}"])
-)
+# forged and damaged
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(run=RUNS, lines=st.binary(max_size=100))
-def test_random_bytes_as_an_earlier_run(tmp_path: Path, run: bytes, lines: bytes) -> None:
-    state = tmp_path / STATE
-    state.mkdir(exist_ok=True)
-    (state / "run.json").write_bytes(run)
-    (state / "journal.jsonl").write_bytes(lines)
+ITEMS = [chunk(name) for name in "abc"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A journal of three chunks."""
+    out = tmp_path_factory.mktemp("journal")
+    with RunFolder(out, SETTINGS) as folder:
+        for each in ITEMS:
+            folder.commit(each, [record(each.items[0].path)])
+    return (out / STATE / JOURNAL).read_bytes()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(junk=st.binary(max_size=300), place=st.integers(0, 40_000), cut=st.booleans())
+def test_a_damaged_file_is_an_error_of_ours_and_can_be_overwritten(
+    tmp_path: Path, whole: bytes, junk: bytes, place: int, cut: bool
+) -> None:
+    path = tmp_path / STATE / JOURNAL
+    path.parent.mkdir(exist_ok=True)
+    place %= len(whole)
+    path.write_bytes(whole[:place] + junk + (b"" if cut else whole[place + len(junk) :]))
     try:
-        RunFolder(tmp_path, SETTINGS).close()
+        with RunFolder(tmp_path, SETTINGS) as folder:
+            for each in ITEMS:
+                if each.key in folder:
+                    folder.records(each)
     except Text2SamError:
-        assert (state / "run.json").read_bytes() == run
+        pass
     with RunFolder(tmp_path, SETTINGS, overwrite=True) as folder:
-        assert len(folder.journal) == 0
+        assert len(folder) == 0
 
 
-@pytest.mark.parametrize("name", ["", "run.json", "journal.jsonl", "lock"])
+@pytest.mark.parametrize(
+    "statement", ["DROP TABLE run", "UPDATE run SET settings = '['", "UPDATE run SET version = 1", "DROP TABLE results"]
+)
+def test_forged_tables(tmp_path: Path, statement: str) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.append("a", 1)
+    database = sqlite3.connect(tmp_path / STATE / JOURNAL)
+    database.execute(statement)
+    database.commit()
+    database.close()
+    with contextlib.suppress(InputError), RunFolder(tmp_path, SETTINGS) as folder:
+        assert "a" not in folder
+    with RunFolder(tmp_path, SETTINGS, overwrite=True) as folder:
+        assert len(folder) == 0
+
+
+@pytest.mark.parametrize("name", ["", JOURNAL, f"{JOURNAL}-journal", f"{JOURNAL}.lock"])
 def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    out = tmp_path / "out"
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
     (out / STATE).mkdir(parents=True) if name else out.mkdir()
     elsewhere.mkdir()
     (out / STATE / name).symlink_to(elsewhere / name)
@@ -377,10 +282,9 @@ def test_a_file_in_the_way(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).read_bytes() == b"mine"
 
 
-def test_a_read_only_folder_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(module.Path, "mkdir", refuse)
-    with pytest.raises(OutputError, match="Permission denied"):
-        RunFolder(tmp_path, SETTINGS)
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_a_journal_that_is_no_file(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "journal"
+    path.mkdir() if what == "folder" else os.mkfifo(path)
+    with pytest.raises(OutputError, match="not a regular file"):
+        Journal(path, {})

@@ -1,4 +1,4 @@
-"""A folder in, a dataset out: what is left to do, an engine that does it, a journal that keeps it, an export that ends it."""
+"""A folder in, a dataset out: what is left to do, an engine that does it, a journal that keeps it, an export at the end."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ import torch
 
 from text2sam import __version__
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.journal import STATE, Chunk, Journal, Record, RunFolder, chunks_of
-from text2sam.annotate.labels import LabelSet, LabelSpec, parse_labels
+from text2sam.annotate.journal import STATE, Chunk, Record, RunFolder, chunks_of
+from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
 from text2sam.annotate.review import ReviewItem, write_review
-from text2sam.annotate.sources import find_images
+from text2sam.annotate.sources import ImageItem, count_endings, find_images
 from text2sam.annotate.worker import (
     Loaded,
     ModelSource,
-    Options,
     Worker,
     load_batches,
     model_settings,
     own_copy,
+    settings_of,
 )
-from text2sam.clip.generator import Method
+from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import InputError, Text2SamError
+from text2sam.errors import InputError, OutputError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, check_relative
-from text2sam.export.formats import FORMATS, make_exporter
+from text2sam.export.formats import FORMATS, folders, make_exporter
 from text2sam.export.losses import Losses
 from text2sam.files import write_json
-from text2sam.pipeline import TextPromptedSAM, Zoom
-from text2sam.recipes import DEFAULT, Strategy
+from text2sam.options import Options
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.recipes import Recipe
 
-Progress = bool | Callable[[int, int], object]
+Progress: TypeAlias = "bool | Callable[[int, int], object]"
 """True shows a bar on standard error; a function is called with the number of images done so far, and of all."""
 
 Formats: TypeAlias = "str | Iterable[str] | Mapping[str, Mapping[str, Any]]"
 """A format of :data:`text2sam.export.formats.FORMATS`, several, or several with the options of each."""
 
 MOST_WORKERS = 8
-"""On a CPU there are by default as many workers as cores, but not more than this: each holds a batch of images."""
+"""On a CPU the default is one worker per core, but at most this many: each holds a batch of images."""
 
 _EXPORTED = "exported.json"
 _LARGEST_LIST = 1 << 28
@@ -66,34 +67,35 @@ class Plan:
 
     Attributes:
         model: ready to use.
-        make_model: makes another one like it; None where only the model itself was given.
-        labels, options: what is looked for, and how.
+        make_model: makes another model like it; None when only the model itself was given.
+        labels: what to look for; None only encodes the images, for ``embeddings``.
+        options: how images are read and segmented.
         todo: the chunks that are not finished, in order.
-        workers: how many of them to work on at a time; None leaves it to the engine.
-        embeddings: the folder that keeps embeddings, or None.
+        workers: how many batches to work on at a time; None leaves it to the engine.
+        embeddings: keeps embeddings, or None.
     """
 
     model: TextPromptedSAM
     make_model: Callable[[], TextPromptedSAM] | None
-    labels: LabelSet
+    labels: LabelSet | None
     options: Options
     todo: tuple[Chunk, ...]
     workers: int | None = None
-    embeddings: Path | None = None
+    embeddings: EmbeddingStore | None = None
 
 
 Done: TypeAlias = tuple[Chunk, list[Record]]
 Engine: TypeAlias = "Callable[[Plan], Iterator[Done]]"
 """Does a plan's chunks in any order and gives each with its records, one per image in order, as soon as it is done.
 
-What it gives must not depend on the order, on the number of workers or on what was finished before. When it is closed before
-its end it stops what it started."""
+The records must not depend on the order, on the number of workers or on what was finished before. When the iterator is closed
+before its end, the engine stops what it started."""
 
 
 def annotate(
     model: ModelSource,
     root: str | os.PathLike[str],
-    labels: LabelSet | str | Iterable[str | LabelSpec],
+    labels: Labels,
     out: str | os.PathLike[str],
     *,
     format: Formats = "coco",
@@ -101,10 +103,13 @@ def annotate(
     glob: str | None = None,
     list_file: str | os.PathLike[str] | None = None,
     limit: int | None = None,
-    strategy: str | Strategy = DEFAULT,
-    method: Method = "surgery",
-    zoom: Zoom = "auto",
+    strategy: str | Recipe = "objects",
+    method: str = "surgery",
     tiles: Tiles = False,
+    max_objects: int = 100,
+    value_range: tuple[float, float] | None = None,
+    page: int = 0,
+    max_pixels: int | None = None,
     batch_size: int = 8,
     workers: int | None = None,
     embeddings: str | os.PathLike[str] | None = None,
@@ -117,36 +122,36 @@ def annotate(
 ) -> Report:
     """Annotates a folder of images and writes the dataset.
 
-    Every few images what was found is committed to a journal in ``OUT/.text2sam``. A run that was killed, at any moment, goes
-    on from there when it is started again, and the dataset is the same, byte for byte, as without the interruption. After
-    the last image the dataset is written from the journal, in one ``format`` or several; in another one later too, without
-    working anything out again, when the same run is started once more with that. Images that were added or changed since are
-    worked on, those that are gone leave the dataset, and of the rest what is finished is kept.
+    Results are committed to a journal in ``OUT/.text2sam`` every few images. A run that was killed, at any moment, continues
+    when it is started again, and ends with the same dataset, byte for byte. After the last image the dataset is written from
+    the journal; starting the same run again with another ``format`` writes that one without computing anything anew. Images
+    that were added or changed since are annotated, those that are gone leave the dataset, and the other results are kept.
 
     Running out of memory is no interruption in this sense: batches are then smaller, which on a GPU can show in the last bits.
 
     Args:
         model: the model, or a function that makes one.
         root, recursive, glob, list_file: which images; see :func:`text2sam.annotate.sources.find_images`.
-        labels: what to look for; see :func:`text2sam.annotate.labels.parse_labels`.
-        out: the folder for the dataset; not ``root``. Files in it that the dataset does not replace stay, but for
-            those that an earlier export of the same format wrote.
-        format: see :data:`Formats`. An image that one of several formats cannot hold is told among the failed, and is
-            in the other ones.
-        limit: only so many images, the first ones.
-        strategy, method, zoom, tiles: as for ``TextPromptedSAM.segment_many``.
-        batch_size: most images that CLIP encodes at once.
+        labels: what to look for: a comma list, texts, or a file; see :func:`text2sam.annotate.labels.label_set`.
+        out: the folder for the dataset; not ``root``. Files in it that the dataset does not replace stay, except those that an
+            earlier export of the same format wrote.
+        format: see :data:`Formats`. A single format is written to ``out``, several each to a folder of its own, ``out/FORMAT``.
+            An image that one of the formats cannot hold is listed among the failed, and is in the others.
+        limit: only the first images, at most so many.
+        strategy, method, tiles, max_objects: as for ``TextPromptedSAM.segment``.
+        value_range, page, max_pixels: as for :func:`text2sam.image.read_image`.
+        batch_size: the most images that CLIP encodes at once.
         workers: how many batches are worked on at a time; the results do not depend on it. On a CPU each worker computes on
-            one core, so that the number of cores shows nowhere either; None is one per core, up to :data:`MOST_WORKERS`.
-            On a GPU None is 1. Where the model cannot be shared (a predictor not of ``SamPredictor``'s kind) a function that
-            makes models is needed for more than one.
+            one core, so that results do not depend on the number of cores either; None is one per core, up to
+            :data:`MOST_WORKERS`. On a GPU None is 1. With a predictor whose state cannot be kept, more than one worker needs
+            a function that makes models.
         embeddings: a folder that keeps image embeddings; see :class:`text2sam.annotate.embeddings.EmbeddingStore`.
-        overwrite: throw away what an earlier run in ``out`` has finished.
-        retry_failed: work again on batches in which an image failed, such as after its permissions were changed.
+        overwrite: discard what an earlier run in ``out`` has finished.
+        retry_failed: annotate batches again in which an image failed, for instance after its permissions were changed.
         review: an HTML file for a contact sheet; see :func:`text2sam.annotate.review.write_review`.
         progress: see :data:`Progress`.
         engine: what does the work; None is :func:`run_threads`.
-        **export_options: of the format, where it is one.
+        **export_options: options of the format, when there is one.
 
     Returns:
         The report, which is also in ``OUT/.text2sam/report.json``.
@@ -156,44 +161,53 @@ def annotate(
         OutputError: ``out`` cannot be written, or another process works in it. What was finished until then is kept.
     """
     started = time.perf_counter()
-    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
-        raise InputError(f"workers must be an int of at least 1 or None, not {workers!r}")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise InputError(f"limit must be an int of at least 1 or None, not {limit!r}")
-    wanted = labels if isinstance(labels, LabelSet) else parse_labels(labels)
-    options = Options(strategy, method, zoom, tiles)
+    if workers is not None:
+        workers = int(check_number("workers", workers, 1, whole=True))
+    if limit is not None:
+        limit = int(check_number("limit", limit, 1, whole=True))
+    wanted = label_set(labels)
+    options = Options(
+        strategy=strategy,
+        method=method,
+        tiles=tiles,
+        max_objects=max_objects,
+        value_range=value_range,
+        page=page,
+        max_pixels=max_pixels,
+    )
     if os.path.realpath(out) == os.path.realpath(root):
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
     chunks = chunks_of(found.items[:limit], batch_size)
+    kinds = _formats(format, export_options)
+    places = folders(out, tuple(kinds))
     exports = [
-        {"format": kind, "labels": wanted.names, "images_root": root, **of_it}
-        for kind, of_it in _formats(format, export_options).items()
+        _Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
     ]
     for export in exports:
-        make_exporter(out, **export).abort()  # what is wrong with a format shows now, not after hours
+        export.check()
     built, make_model = _built(model)
     checked = Worker(built, wanted, options)
     settings = {
-        **wanted.to_json(),
-        **options.to_json(),
+        **settings_of(wanted, options),
         "batch_size": batch_size,
         "model": model_settings(built),
     }
     notes = {"root": os.path.abspath(root), "text2sam": __version__, "torch": torch.__version__}
     with RunFolder(out, settings, notes=notes, overwrite=overwrite) as folder:
-        journal = folder.journal
         _check_root(folder, notes["root"], chunks)
-        todo = tuple(c for c in chunks if c.key not in journal or (retry_failed and journal.failed(c.key)))
-        plan = Plan(built, make_model, wanted, options, todo, workers, None if embeddings is None else Path(embeddings))
-        worked, seconds = _work(plan, engine or run_threads, journal, sum(map(len, chunks)), progress)
-        result = _Result(wanted, chunks, {c.key for c in todo}, journal)
-        told = result.export(Path(out), folder.state, Path(root), exports)
+        todo = tuple(c for c in chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
+        store = None if embeddings is None else EmbeddingStore(embeddings, built, options)
+        plan = Plan(built, make_model, wanted, options, todo, workers, store)
+        worked, seconds = _work(plan, engine or run_threads, folder, sum(map(len, chunks)), progress)
+        result = _Result(wanted, chunks, {c.key for c in todo}, folder)
+        lines = result.export(Path(root), exports)
+        if found.others:
+            number = sum(found.others.values())
+            lines.append(f"{number} files are not named like images and were left out: {count_endings(found.others)}")
         if review is not None:
             summary = write_review(lambda: result.review(checked.thresholds), root, review)
-            told.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
-        if journal.damaged:
-            told.append(f"journal: {journal.damaged} damaged or unfinished lines were worked out again")
+            lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
         report = Report(
             done=result.done,
             empty=result.empty,
@@ -202,14 +216,79 @@ def annotate(
             objects=result.objects,
             seconds=time.perf_counter() - started,
             images_per_second=worked / seconds if worked else 0.0,
-            notes=tuple(told),
+            notes=tuple(lines),
         )
         report.save(folder.state / "report.json")
     return report
 
 
+@dataclass(frozen=True)
+class WarmReport:
+    """What :func:`warm` did.
+
+    Attributes:
+        made: the number of images that were encoded and kept.
+        found: the number of images whose embeddings were there already.
+        failed: (path, reason) of each image that could not be read or encoded, in order.
+    """
+
+    made: int
+    found: int
+    failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether there were images and every one of them failed."""
+        return bool(self.failed) and not self.made + self.found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        failed = [{"path": name, "reason": reason} for name, reason in self.failed]
+        return {"made": self.made, "found": self.found, "failed": failed}
+
+
+def warm(
+    model: ModelSource,
+    items: Iterable[ImageItem],
+    embeddings: str | os.PathLike[str],
+    *,
+    method: str = "surgery",
+    tiles: Tiles = False,
+    batch_size: int = 8,
+    workers: int | None = None,
+    progress: Progress = False,
+    **reading: Any,
+) -> WarmReport:
+    """Fills an :class:`~text2sam.annotate.embeddings.EmbeddingStore` ahead of the runs that will use it.
+
+    Args:
+        model: the model, or a function that makes one.
+        items: the images; :func:`text2sam.annotate.sources.find_images` gives them.
+        embeddings: the folder that keeps the embeddings.
+        method, tiles, batch_size, workers, progress: as for :func:`annotate`, and to be the same there.
+        **reading: keyword arguments of :func:`text2sam.image.read_image`.
+
+    Raises:
+        InputError: an argument is not usable.
+        OutputError: the folder cannot be written; what was written before stays.
+    """
+    built, make_model = _built(model)
+    options = Options.of({"method": method, "tiles": tiles, **reading})
+    store = EmbeddingStore(embeddings, built, options)
+    chunks = chunks_of(items, batch_size)
+    plan = Plan(built, make_model, None, options, tuple(chunks), workers, store)
+    failed: dict[str, str] = {}
+    with _progress(progress, 0, sum(map(len, chunks))) as tell:
+        for chunk, records in run_threads(plan):
+            if not store.writable:
+                raise OutputError(f"embeddings cannot be written to {os.fspath(store.folder)!r}")
+            failed |= {record.path: record.reason for record in records if record.image is None}
+            tell(len(chunk))
+    return WarmReport(store.counts["made"], store.counts["found"], tuple(sorted(failed.items())))
+
+
 def default_workers(device: torch.device) -> int:
-    """How many batches are worked on at a time: on a CPU as many as there are cores, at most :data:`MOST_WORKERS`; else 1."""
+    """How many batches are worked on at a time: on a CPU one per core, at most :data:`MOST_WORKERS`; otherwise 1."""
     if device.type != "cpu":
         return 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -217,10 +296,10 @@ def default_workers(device: torch.device) -> int:
 
 
 def run_threads(plan: Plan) -> Iterator[Done]:
-    """The engine of one process: a reader ahead of a few workers, each a thread with a model state of its own.
+    """The engine of one process: a reader ahead of a few workers, each a thread with an image state of its own.
 
-    On a CPU each worker computes on one core. Small models lose most of two cores to waiting when they share
-    every operation between them, and what a core computes alone does not depend on how many others there are.
+    On a CPU each worker computes on one core: sharing every operation between cores costs small models more time than it
+    saves, and the results of one core do not depend on how many others there are.
 
     At most one batch of images per worker and two more are in memory at a time.
     """
@@ -228,7 +307,7 @@ def run_threads(plan: Plan) -> Iterator[Done]:
         return
     workers = _workers(plan)
     threads = torch.get_num_threads()
-    on_cpu = plan.model.generator.device.type == "cpu"
+    on_cpu = device_of(plan.model).type == "cpu"
     stop = threading.Event()
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
@@ -241,7 +320,7 @@ def run_threads(plan: Plan) -> Iterator[Done]:
         finally:
             idle.put(worker)
 
-    batches = _batches(plan.todo, stop)
+    batches = _batches(plan, stop)
     reader = ThreadPoolExecutor(1, "text2sam-reader")
     pool = ThreadPoolExecutor(len(workers), "text2sam-worker", partial(torch.set_num_threads, 1 if on_cpu else threads))
     running: dict[Future[list[Record]], int] = {}
@@ -260,7 +339,7 @@ def run_threads(plan: Plan) -> Iterator[Done]:
                     running[pool.submit(work, read[1])] = read[0]
                     reading = reader.submit(next, batches, None)
                 del read
-            for future in [one for one in running if one in finished]:
+            for future in [future for future in running if future in finished]:
                 number = running.pop(future)
                 records = parts.setdefault(number, {})
                 records.update((record.path, record) for record in future.result())
@@ -275,27 +354,22 @@ def run_threads(plan: Plan) -> Iterator[Done]:
         torch.set_num_threads(threads)  # what the workers set is also what new threads begin with
 
 
-def _batches(chunks: Iterable[Chunk], stop: threading.Event) -> Iterator[tuple[int, list[Loaded]]]:
-    for number, chunk in enumerate(chunks):
-        for batch in load_batches(chunk.items):
+def _batches(plan: Plan, stop: threading.Event) -> Iterator[tuple[int, list[Loaded]]]:
+    for number, chunk in enumerate(plan.todo):
+        for batch in load_batches(chunk.items, plan.options.reading):
             if stop.is_set():
                 return
             yield number, batch
 
 
 def _workers(plan: Plan) -> list[Worker]:
-    wanted = default_workers(plan.model.generator.device) if plan.workers is None else plan.workers
+    wanted = default_workers(device_of(plan.model)) if plan.workers is None else plan.workers
     wanted = min(wanted, len(plan.todo))
-    store = None
-    if plan.embeddings is not None:
-        store = EmbeddingStore(plan.embeddings, plan.model, tiles=plan.options.tiles)
-    workers = [Worker(plan.model, plan.labels, plan.options, store)]
+    workers = [Worker(plan.model, plan.labels, plan.options, plan.embeddings)]
     while len(workers) < wanted:
         model = own_copy(plan.model)
         if model is None and plan.make_model is not None:
             model = plan.make_model()
-            if plan.embeddings is not None:
-                store = EmbeddingStore(plan.embeddings, model, tiles=plan.options.tiles)
         if model is None:
             if plan.workers is None:
                 break
@@ -303,8 +377,14 @@ def _workers(plan: Plan) -> list[Worker]:
                 f"a predictor of type {type(plan.model.predictor).__name__}, or a model in training mode, cannot be shared by "
                 f"{wanted} workers; give a function that makes models, or workers=1"
             )
+        store = None if plan.embeddings is None else plan.embeddings.of(model)
         workers.append(Worker(model, plan.labels, plan.options, store))
     return workers
+
+
+def device_of(model: TextPromptedSAM) -> torch.device:
+    """Where a model's maps are computed."""
+    return torch.device(getattr(model.generator, "device", "cpu"))
 
 
 def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPromptedSAM] | None]:
@@ -319,7 +399,7 @@ def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPrompt
 
 
 def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Each format that is asked for, once, with its options."""
+    """The formats, each once, with its options."""
     if isinstance(format, str):
         return {format: options}
     kinds = dict(format) if isinstance(format, Mapping) else {kind: {} for kind in format}
@@ -328,52 +408,53 @@ def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[s
     if options:
         which = f"{sorted(options)[0]!r} belongs to which of {', '.join(kinds)}?"
         raise InputError(f"{which} With several formats say format={{name: {{option: value}}}}")
-    for kind, of_it in kinds.items():
-        ours = sorted({"format", "labels", "images_root"} & set(of_it)) if isinstance(of_it, Mapping) else [of_it]
+    for kind, given in kinds.items():
+        ours = sorted({"format", "labels", "images_root"} & set(given)) if isinstance(given, Mapping) else [given]
         if ours:
             raise InputError(f"the options of format {kind!r} must be a mapping of its own options, without {ours[0]!r}")
     return kinds
 
 
+def _any_failed(records: Iterable[Record]) -> bool:
+    return any(record.image is None for record in records)
+
+
 def _check_root(folder: RunFolder, root: str, chunks: Iterable[Chunk]) -> None:
-    """A folder may be moved between two runs; but one that has nothing in common with the first is a mistake."""
-    before = folder.before.get("root")
-    if before != root and len(folder.journal) and not any(chunk.key in folder.journal for chunk in chunks):
+    """A folder may be moved between two runs; but a folder that has nothing in common with the first is a mistake."""
+    before = folder.notes.get("root")
+    if before != root and len(folder) and not any(chunk.key in folder for chunk in chunks):
         raise InputError(
             f"the folder {os.fspath(folder.out)!r} holds a run over {before!r:.300}, and {root!r} has no image of it; give "
-            "another folder, or overwrite=True (--overwrite) to throw that run away"
+            "another folder, or overwrite=True (--overwrite) to discard that run"
         )
 
 
-def _work(plan: Plan, engine: Engine, journal: Journal, total: int, progress: Progress) -> tuple[int, float]:
-    """How many images were worked on, and for how long."""
+def _work(plan: Plan, engine: Engine, folder: RunFolder, total: int, progress: Progress) -> tuple[int, float]:
+    """The number of images that were worked on, and the seconds it took."""
     left = sum(map(len, plan.todo))
     started = time.perf_counter()
-    with _telling(progress, total - left, total) as tell, contextlib.closing(_generator(engine(plan))) as results:
+    again = {chunk.key for chunk in plan.todo}
+    with _progress(progress, total - left, total) as tell, contextlib.ExitStack() as stack:
+        results: Any = engine(plan)
+        if hasattr(results, "close"):
+            stack.enter_context(contextlib.closing(results))
         for chunk, records in results:
-            journal.append(chunk, records)
+            folder.commit(chunk, records)
+            again.discard(chunk.key)
             tell(len(chunk))
-    missing = [chunk for chunk in plan.todo if chunk.key not in journal]
-    if missing:
-        raise Text2SamError(
-            f"the engine ended before its work was done: {len(missing)} of {len(plan.todo)} batches are missing"
-        )
+    if again:
+        raise Text2SamError(f"the engine ended before its work was done: {len(again)} of {len(plan.todo)} batches are missing")
     return left, max(time.perf_counter() - started, 1e-9)
 
 
-def _generator(results: Iterator[Done]) -> Any:
-    return results if hasattr(results, "close") else (one for one in results)
-
-
 @contextlib.contextmanager
-def _telling(progress: Progress, done: int, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(progress: Progress, done: int, total: int) -> Iterator[Callable[[int], None]]:
     if callable(progress):
-        told = done
 
         def tell(more: int) -> None:
-            nonlocal told
-            told += more
-            progress(told, total)
+            nonlocal done
+            done += more
+            progress(done, total)
 
         progress(done, total)
         yield tell
@@ -386,11 +467,24 @@ def _telling(progress: Progress, done: int, total: int) -> Iterator[Callable[[in
         yield lambda more: None
 
 
+@dataclass(frozen=True)
+class _Export:
+    """A format to write, the folder for it, and its options."""
+
+    format: str
+    out: Path
+    options: Mapping[str, Any]
+
+    def check(self) -> None:
+        """Finds errors of the options now, not after hours."""
+        make_exporter(self.out, format=self.format, **self.options).abort()
+
+
 class _Result:
     """What the journal holds of a run's images, read a chunk at a time."""
 
-    def __init__(self, labels: LabelSet, chunks: Iterable[Chunk], fresh: set[str], journal: Journal) -> None:
-        self.labels, self.chunks, self.fresh, self.journal = labels, tuple(chunks), fresh, journal
+    def __init__(self, labels: LabelSet, chunks: Iterable[Chunk], fresh: set[str], folder: RunFolder) -> None:
+        self.labels, self.chunks, self.fresh, self.folder = labels, tuple(chunks), fresh, folder
         self.done = self.empty = self.skipped = 0
         self.failed: dict[str, str] = {}
         self._objects: Counter[str] = Counter()
@@ -399,20 +493,18 @@ class _Result:
     def objects(self) -> dict[str, int]:
         return {name: self._objects[name] for name in self.labels.names}
 
-    def export(self, out: Path, state: Path, root: Path, formats: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Writes the dataset in every format, counting; what is to be told about it."""
-        _sweep(out)
-        told = []
-        for number, options in enumerate(formats):
-            losses = self._write(out, state, root, options, first=number == 0)
-            told += [str(losses)] if losses.total else []
-        return told
+    def export(self, root: Path, exports: Sequence[_Export]) -> list[str]:
+        """Writes the dataset in every format, and counts; lines about what a format could not hold."""
+        _sweep(self.folder.out)
+        losses = [self._write(export, root, first=number == 0) for number, export in enumerate(exports)]
+        return [str(loss) for loss in losses if loss.total]
 
-    def _write(self, out: Path, state: Path, root: Path, options: Mapping[str, Any], *, first: bool) -> Losses:
+    def _write(self, export: _Export, root: Path, *, first: bool) -> Losses:
+        out = self.folder.out
         before = _listing(out)
-        with make_exporter(out, **options) as exporter:
+        with make_exporter(export.out, format=export.format, **export.options) as exporter:
             for chunk in self.chunks:
-                for record in self.journal.read(chunk.key):
+                for record in self.folder.records(chunk):
                     if record.image is None:
                         self.failed[record.path] = record.reason
                         continue
@@ -420,18 +512,19 @@ class _Result:
                         self._count(chunk, record.image, 1)
                     try:
                         exporter.add(record.image)
-                    except InputError as error:  # two images of one name, a picture that is gone by now
+                    except InputError as error:  # two images of one name, an image file that is gone by now
                         if record.path not in self.failed:
-                            self.failed[record.path] = f"not in the {options['format']} dataset: {error}"
+                            self.failed[record.path] = f"not in the {export.format} dataset: {error}"
                             self._count(chunk, record.image, -1)
             losses = exporter.close()
         after = _listing(out)
-        _forget(out, state / _EXPORTED, root, str(options["format"]), {n for n, what in after.items() if before.get(n) != what})
+        written = {name for name, state in after.items() if before.get(name) != state}
+        _forget(out, self.folder.state / _EXPORTED, root, export.format, written)
         return losses
 
     def _count(self, chunk: Chunk, image: AnnotatedImage, by: int) -> None:
-        for one in image.objects:
-            self._objects[one.label] += by
+        for thing in image.objects:
+            self._objects[thing.label] += by
         if chunk.key not in self.fresh:
             self.skipped += by
         elif image.objects:
@@ -441,13 +534,13 @@ class _Result:
 
     def review(self, thresholds: Mapping[str, float]) -> Iterator[ReviewItem]:
         for chunk in self.chunks:
-            for record in self.journal.read(chunk.key):
+            for record in self.folder.records(chunk):
                 if record.image is not None:
                     yield ReviewItem(record.image, record.presence, thresholds)
 
 
 def _files(out: Path) -> Iterator[os.DirEntry[str]]:
-    """What lies in an output folder, links included, but for runs of their own below it."""
+    """The files in an output folder, links included, except in folders below it that hold a run of their own."""
     pending = [os.fspath(out)]
     while pending:
         with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
@@ -459,7 +552,7 @@ def _files(out: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _listing(out: Path) -> dict[str, tuple[int, int, int]]:
-    """What would be another file if it were written anew, by its name."""
+    """What changes when a file is written anew, by its name."""
     found = {}
     for entry in _files(out):
         with contextlib.suppress(OSError):
@@ -494,7 +587,7 @@ def _forget(out: Path, record: Path, root: Path, format: str, written: set[str])
 
 
 def _lists(record: Path) -> dict[str, list[str]]:
-    """What earlier exports wrote, by format; what is not understood counts as nothing."""
+    """The files that earlier exports wrote, by format; an unreadable record counts as empty."""
     found: dict[str, list[str]] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if not record.is_file() or record.stat().st_size > _LARGEST_LIST:

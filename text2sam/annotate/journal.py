@@ -1,8 +1,7 @@
-"""What a folder job has finished: an append-only file that a kill at any moment leaves usable.
+"""What a job has finished: results by key in an SQLite file, of which a kill at any moment loses none.
 
-The unit of work and of commit is a chunk, a few neighbouring images. A chunk is one line, so it is there as a whole or not at
-all. Each line carries a checksum: a torn end is cut off, a line damaged elsewhere counts as not there, and both are worked out
-again. What is read here may have been written by anyone, so nothing is trusted beyond its own bytes.
+A folder job commits a chunk, a few neighbouring images, at a time. Whoever can write to the file can put anything into it, so
+what is read back is checked like any other input.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import stat
-import threading
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,37 +21,39 @@ from typing import Any
 from typing_extensions import Self
 
 from text2sam.annotate.sources import ImageItem
-from text2sam.errors import InputError, OutputError, StateError
+from text2sam.checks import check_number
+from text2sam.errors import InputError, OutputError, StateError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, check_relative
 from text2sam.export.exporter import inside, written
-from text2sam.files import write_json
-from text2sam.lines import CheckedLines, checked_body, lock_file
 
 STATE = ".text2sam"
 """The folder in the output folder that holds a run's state."""
 
-VERSION = 1
-"""Raised whenever an older journal can no longer be carried on."""
+JOURNAL = "journal.sqlite"
+"""The journal's file in the folder :data:`STATE`."""
 
-_RUN, _JOURNAL, _LOCK = "run.json", "journal.jsonl", "lock"
-_LONGEST_LINE = 1 << 30
-_LARGEST_RUN = 16 << 20
-_MOST_TOLD, _LONGEST_TOLD = 6, 80
-_HEAD = re.compile(rb"([0-9a-f]{32}) ([0-9]{1,6}) ")
+VERSION = 2
+"""Raised whenever an older journal can no longer be continued."""
+
+SYNCHRONOUS = "FULL"
+"""SQLite's setting: a result is on the disk when it is committed. Tests that have no use for it switch it off."""
+
+_MOST_SHOWN, _LONGEST_SHOWN = 6, 80
+_ADVICE = "give another place for the output, or overwrite=True (--overwrite) to discard it"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one image.
+    """The result of one image.
 
     Attributes:
         path: as :attr:`ImageItem.path`.
-        image: what was found; None where the image failed.
-        presence: of each label, in [0, 1], whether or not it counted as there; empty where the image failed.
-        reason: why it failed; empty where it did not.
+        image: the objects that were found; None when the image failed.
+        presence: the presence score of each label, in [0, 1]; empty when the image failed.
+        reason: why the image failed; empty when it did not.
 
     Raises:
-        InputError: a field is of another kind, or the image is another one's.
+        InputError: a field is of another kind, or ``image`` has another path.
     """
 
     path: str
@@ -98,7 +97,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring images that are worked on and committed together; CLIP sees them as one batch.
+    """Neighbouring images that are annotated and committed together; CLIP encodes them as one batch.
 
     Attributes:
         items: at least one.
@@ -111,19 +110,18 @@ class Chunk:
 
     @cached_property
     def key(self) -> str:
-        """32 hexadecimal digits that stand for the images: their paths, sizes and times of change, in order."""
+        """32 hexadecimal digits, a hash of the images' paths, sizes and modification times, in order."""
         what = json.dumps([(item.path, item.size_bytes, item.mtime_ns) for item in self.items])
         return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
 def chunks_of(items: Iterable[ImageItem], size: int) -> list[Chunk]:
-    """Cuts images into chunks, the same ones each time.
+    """Cuts images into chunks, always the same ones.
 
-    What a model returns for an image may depend, in its last bits, on the batch it is in. So that a run that was
-    killed, and one over a folder that has since grown, gives what an undisturbed one gives, the batches must not depend on
-    where a run begins. Nor should a new file shift all chunks behind it: a chunk ends where the hash of a path says so,
-    on average every ``2 * size`` images, or when it is full. One file more or less therefore changes a few chunks around
-    it, and the rest of the work is kept.
+    The last bits of a model's output may depend on the batch an image is in. A run that was killed must end like an
+    undisturbed run, so the batches do not depend on where a run begins. A new file should not shift all chunks after it
+    either: a chunk ends when it is full, or where the hash of a path says so, on average every ``2 * size`` images. One file
+    more or less changes a few chunks around it, and the other chunks are kept.
 
     Args:
         items: sorted.
@@ -132,8 +130,7 @@ def chunks_of(items: Iterable[ImageItem], size: int) -> list[Chunk]:
     Raises:
         InputError: ``size`` is not an int of at least 1.
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(f"batch_size must be an int of at least 1, not {size!r}")
+    size = int(check_number("batch_size", size, 1, whole=True))
     chunks: list[Chunk] = []
     current: list[ImageItem] = []
     for item in items:
@@ -147,51 +144,59 @@ def chunks_of(items: Iterable[ImageItem], size: int) -> list[Chunk]:
     return chunks
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a chunk's line lies in the file, and how many of its images failed."""
-
-    offset: int
-    length: int
-    failed: int
-
-
 class Journal:
-    """The finished chunks of a run, in a file that is only ever appended to.
-
-    Only the place of each chunk is kept in memory. Of two lines for one chunk the later counts.
+    """Results by key, in an SQLite file that one process has open at a time.
 
     Args:
-        path: the file; made where it is missing.
+        path: the file; created when it is missing. None keeps the results in a temporary file without a name.
+        settings: what the results depend on, in JSON's types. A file that holds results must have been made with the same.
+        notes: what else to keep when the file is created, in JSON's types.
+        overwrite: discard what the file holds, whatever its settings.
 
     Attributes:
-        damaged: how many lines were found that are not what was written.
+        notes: the notes of the run that created the file.
 
     Raises:
-        OutputError: the file cannot be read or written, or is no ordinary file.
+        InputError: the file has other settings, or is no journal; the message names what differs.
+        OutputError: the file cannot be written, or another process has it open.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.damaged = 0
-        self._places: dict[str, _Place] = {}
-        self._reading = threading.Lock()
-        with _errors(self.path):
-            if self.path.exists() and not stat.S_ISREG(self.path.stat().st_mode):
-                raise OutputError(f"{os.fspath(self.path)!r} is no ordinary file; move it away")
-            # as it is written only here, and at its end, readers need no second handle
-            self._lines = CheckedLines(open(self.path, "a+b", buffering=0), sync=True)  # noqa: SIM115  closed by close()
+    def __init__(
+        self,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        *,
+        notes: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = path
+        self.notes: Mapping[str, Any] = dict(notes or {})
+        given = json.loads(json.dumps(dict(settings), allow_nan=False))  # as it will be read back
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                with written(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if path.exists() and not path.is_file():
+                        raise OutputError(f"{os.fspath(path)!r} is not a regular file; move it away")
+                    stack.callback(_lock(path).release)
             try:
-                self._scan()
-            except BaseException:
-                self.close()
-                raise
+                self._open(given, overwrite)
+            except _NoJournalError:
+                if not overwrite or path is None:
+                    raise
+                with written(path):
+                    for file in (path.with_name(f"{path.name}-journal"), path):  # in this order, or one would be taken for the
+                        file.unlink(missing_ok=True)  # rollback journal of the next file
+                self._open(given, overwrite)
+            stack.callback(self._database.close)
+            self._keys = {str(key) for (key,) in self._execute("SELECT key FROM results")}
+            self._stack = stack.pop_all()
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self._keys
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._keys)
 
     def __enter__(self) -> Self:
         return self
@@ -200,90 +205,120 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
-        self._lines.file.close()
+        """Closes the file and lets other processes open it."""
+        self._stack.close()
 
-    def failed(self, key: str) -> int:
-        """How many images of a finished chunk failed."""
-        return self._places[key].failed
-
-    def append(self, chunk: Chunk, records: Sequence[Record]) -> None:
-        """Commits a chunk: afterwards it is on the disk.
+    def append(self, key: str, value: Any) -> None:
+        """Commits a result, in JSON's types; it is on the disk when this returns. It replaces an earlier one of the key.
 
         Raises:
-            InputError: the records are not those of the chunk's images, in order.
-            OutputError: the file cannot be written; then it holds what it held before.
+            OutputError: the file cannot be written; it then holds what it held before.
         """
-        if [record.path for record in records] != [item.path for item in chunk.items]:
-            raise InputError("a chunk is committed with one record per image, in order")
-        failed = sum(record.image is None for record in records)
-        text = json.dumps([record.to_json() for record in records], separators=(",", ":"), allow_nan=False)
-        body = b"%s %d %s" % (chunk.key.encode(), failed, text.encode("ascii"))
-        with self._reading, _errors(self.path):
-            offset, length = self._lines.append(body)
-        self._places[chunk.key] = _Place(offset, length, failed)
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        self._execute("INSERT OR REPLACE INTO results VALUES (?, ?)", key, text)
+        self._keys.add(key)
 
-    def read(self, key: str) -> list[Record]:
-        """The records of a finished chunk, in the order of its images.
+    def read(self, key: str) -> Any:
+        """The result of a key.
 
         Raises:
-            StateError: the chunk is not finished.
-            InputError: the line was damaged since, or holds something else than records.
+            StateError: there is none.
+            InputError: the file was damaged.
         """
-        place = self._places.get(key)
-        if place is None:
-            raise StateError(f"the chunk {key} is not finished")
-        with self._reading, _errors(self.path):
-            line = self._lines.read(place.offset, place.length)
-        where = f"{os.fspath(self.path)!r} at byte {place.offset}"
-        body, head = _valid(line)
-        if head is None or head[1].decode() != key:
-            raise InputError(f"{where} was damaged while it was in use; start again, and the lost images are worked out again")
+        if key not in self._keys:
+            raise StateError(f"{self._name} has no result of {key!r}")
+        rows = self._execute("SELECT value FROM results WHERE key = ?", key)
         try:
-            values = json.loads(bytes(body[head.end() :]))
-            if not isinstance(values, list):
-                raise InputError("a chunk must be a list of records")
-            return [Record.from_json(value) for value in values]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{where} does not hold records of images: {error}; start over with overwrite") from error
+            return json.loads(rows[0][0])
+        except (IndexError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{self._name} was damaged: the result of {key!r} is unreadable; {_ADVICE}") from error
 
-    def _scan(self) -> None:
-        end = size = 0
-        for offset, line in self._lines.scan(_LONGEST_LINE):
-            size = offset + len(line)
-            _, head = _valid(line)
-            if head is None:
-                self.damaged += 1
+    @property
+    def _name(self) -> str:
+        return "the journal" if self.path is None else repr(os.fspath(self.path))
+
+    def _open(self, settings: dict[str, Any], overwrite: bool) -> None:
+        with self._errors():
+            self._database = sqlite3.connect("" if self.path is None else self.path, isolation_level=None)
+        try:
+            self._execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
+            self._execute("BEGIN IMMEDIATE")
+            self._execute("CREATE TABLE IF NOT EXISTS run (version, settings, notes)")
+            self._execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)")
+            rows = [] if overwrite else self._execute("SELECT version, settings, notes FROM run")
+            if rows:
+                self._continue(rows[0], settings)
             else:
-                self._places[head[1].decode()] = _Place(offset, len(line), int(head[2]))
-                end = size
-        if end < size:
-            self._lines.file.truncate(end)
+                for table in ("run", "results"):
+                    self._execute(f"DELETE FROM {table}")
+                self._execute("INSERT INTO run VALUES (?, ?, ?)", VERSION, json.dumps(settings), json.dumps(self.notes))
+            self._execute("COMMIT")
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _continue(self, row: Sequence[Any], settings: dict[str, Any]) -> None:
+        """Takes over the notes of a run with the same settings."""
+        version, *texts = row
+        if version != VERSION:
+            raise InputError(f"{self._name} was written by another version of text2sam; {_ADVICE}")
+        try:
+            before, notes = (dict(json.loads(text)) for text in texts)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _NoJournalError(f"{self._name} is unusable: its settings cannot be read; {_ADVICE}") from error
+        lines = differences(before, settings)
+        if lines:
+            shown = "; ".join(lines[:_MOST_SHOWN]) + ("; ..." if len(lines) > _MOST_SHOWN else "")
+            raise InputError(f"{self._name} holds a run with other settings: {shown}. Use those settings, or {_ADVICE}")
+        self.notes = notes
+
+    def _execute(self, statement: str, *values: Any) -> list[Any]:
+        with self._errors():
+            return self._database.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OutputError(
+                f"cannot write {self._name}: {error}. What was finished is kept: make room or make it writable, and start again"
+            ) from error
+        except (sqlite3.Error, ValueError, OverflowError) as error:
+            raise _NoJournalError(f"{self._name} is unusable: {error}; {_ADVICE}") from error
 
 
-def _valid(line: bytes) -> tuple[memoryview, re.Match[bytes] | None]:
-    """What was committed, and the head of it: key, failed images; None for the head where the line is not as it was written."""
-    body = checked_body(line)
-    return (memoryview(b""), None) if body is None else (body, _HEAD.match(body))
+class _NoJournalError(InputError):
+    """The file is damaged, or something else than a journal."""
 
 
-class RunFolder:
-    """The state of a run in its output folder: one run at a time, of one kind of settings.
+def _lock(path: Path) -> Any:
+    """A lock that only one process has; the system releases it when the process ends."""
+    import filelock
+
+    lock = filelock.FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        name = os.fspath(path.parent if path.name == JOURNAL else path)
+        raise OutputError(f"another process works in {name!r}; wait for it to end, or give another place") from error
+    except NotImplementedError as error:
+        raise OutputError(f"the file system of {os.fspath(path)!r} cannot lock files; give a place on another one") from error
+    return lock
+
+
+class RunFolder(Journal):
+    """The state of a run in its output folder: the journal of its chunks.
 
     Args:
-        out: the output folder; made where it is missing.
-        settings: what the results depend on, in JSON's types; an earlier run in the folder must have had the same.
-        notes: what else to keep about the run, in JSON's types.
-        overwrite: throw away what an earlier run has finished, whatever its settings.
+        out: the output folder; created when it is missing.
+        settings, notes, overwrite: as for :class:`Journal`.
 
     Attributes:
         state: the folder that holds the state.
-        journal: what is finished.
-        before: ``notes`` of the run that began here; those given where this one does.
 
     Raises:
-        InputError: the folder holds a run with other settings, or one that is not understood; the message names what differs.
-        OutputError: the folder cannot be written, or another process works in it.
+        InputError, OutputError: as for :class:`Journal`; also when the state would lie outside of ``out``.
     """
 
     def __init__(
@@ -295,50 +330,47 @@ class RunFolder:
         overwrite: bool = False,
     ) -> None:
         self.out = Path(out)
-        name = os.fspath(self.out)
-        given = json.loads(json.dumps(dict(settings), allow_nan=False))  # as it will be read back
-        with _errors(self.out):
+        with written(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             self.state = inside(self.out, STATE)
             self.state.mkdir(exist_ok=True)
-            run, journal = (inside(self.out, f"{STATE}/{file}") for file in (_RUN, _JOURNAL))
-            self._lock = lock_file(
-                inside(self.out, f"{STATE}/{_LOCK}"),
-                held=f"another process works in {name!r}; wait for it to end, or give another folder",
-                unsupported=f"the file system of {name!r} cannot lock files; give a folder on another one",
-            )
+            for name in (f"{JOURNAL}.lock", f"{JOURNAL}-journal", JOURNAL):
+                inside(self.out, f"{STATE}/{name}")
+        super().__init__(self.state / JOURNAL, settings, notes=notes, overwrite=overwrite)
+
+    def commit(self, chunk: Chunk, records: Sequence[Record]) -> None:
+        """Commits the records of a chunk's images.
+
+        Raises:
+            InputError: the records are not those of the images, in order.
+            OutputError: as :meth:`append`.
+        """
+        if [record.path for record in records] != [item.path for item in chunk.items]:
+            raise InputError("a chunk is committed with one record per image, in order")
+        self.append(chunk.key, [record.to_json() for record in records])
+
+    def records(self, chunk: Chunk) -> list[Record]:
+        """The records of a finished chunk, one per image, in order.
+
+        Raises:
+            StateError: the chunk is not finished.
+            InputError: the journal was damaged.
+        """
+        values = self.read(chunk.key)
         try:
-            self.before: Mapping[str, Any] = dict(notes or {})
-            with _errors(self.out):
-                if overwrite:
-                    # in this order: results never meet settings that are not theirs
-                    journal.unlink(missing_ok=True)
-                elif run.exists() or (journal.exists() and journal.stat().st_size):
-                    self.before = _same_run(run, given, name)
-            if overwrite or not run.exists():
-                write_json(run, {"version": VERSION, "settings": given, "notes": dict(self.before)})
-            self.journal = Journal(journal)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the journal and let others into the folder."""
-        self.journal.close()
-        self._lock.release()
+            records = [Record.from_json(value) for value in values]
+            if [record.path for record in records] != [item.path for item in chunk.items]:
+                raise InputError("the records are those of other images")
+        except (Text2SamError, TypeError) as error:
+            raise InputError(f"{self._name} was damaged: {error}; {_ADVICE}") from error
+        return records
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, a line for each, names of nested ones joined by dots."""
+    """The differences between two settings, a line for each; the names of nested settings are joined by dots."""
     before, after = dict(_flat(old)), dict(_flat(new))
     return [
-        f"{name} was {_told(before, name)}, now is {_told(after, name)}"
+        f"{name} was {_shown(before, name)}, now is {_shown(after, name)}"
         for name in dict.fromkeys([*before, *after])
         if name not in before or name not in after or before[name] != after[name]
     ]
@@ -352,55 +384,12 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _told(settings: Mapping[str, Any], name: str) -> str:
+def _shown(settings: Mapping[str, Any], name: str) -> str:
     if name not in settings:
         return "not set"
     value = settings[name]
-    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
-        # labels; their further fields are told where the names alone would not show what differs
-        value = [one["name"] if not any(v for k, v in one.items() if k != "name") else one for one in value]
+    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
+        # labels: by their names, as far as they have nothing else
+        value = [item["name"] if not any(v for k, v in item.items() if k != "name") else item for item in value]
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST_TOLD else f"{text[: _LONGEST_TOLD - 3]}..."
-
-
-def _same_run(path: Path, settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The notes of the run in the folder, when it has these settings."""
-    run = _read_run(path, name)
-    found = differences(run["settings"], settings)
-    if found:
-        told = "; ".join(found[:_MOST_TOLD]) + ("; ..." if len(found) > _MOST_TOLD else "")
-        raise InputError(
-            f"the folder {name!r} holds a run with other settings: {told}. Give another folder, the settings it had, or "
-            "overwrite=True (--overwrite) to throw that run away"
-        )
-    notes = run.get("notes")
-    return notes if isinstance(notes, dict) else {}
-
-
-def _read_run(path: Path, name: str) -> dict[str, Any]:
-    advice = "give another folder, or overwrite=True (--overwrite) to throw it away"
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{os.fspath(path)!r} is no ordinary file; {advice}")
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_RUN + 1)
-        if len(data) > _LARGEST_RUN:
-            raise ValueError("it is too large")
-        run = json.loads(data)
-        if not isinstance(run, dict) or not isinstance(run.get("settings"), dict):
-            raise ValueError("it holds no settings")
-        version = run.get("version")
-        if version != VERSION:
-            raise ValueError(f"its version is {version!r:.40}, not {VERSION}")
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"the run in {name!r} cannot be carried on, {os.fspath(path)!r} is unusable: {what}; {advice}"
-        ) from error
-    return run
-
-
-def _errors(path: Path) -> contextlib.AbstractContextManager[None]:
-    return written(path, ". What was finished is kept: make room, or make it writable, and start again")
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

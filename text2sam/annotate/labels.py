@@ -1,20 +1,19 @@
-"""What a folder is annotated with: labels, the words for them, and what they must not be confused with.
-
-Label files are data from outside: they are parsed, never constructed into objects, and bounded in size and depth.
-"""
+"""What a folder is annotated with: labels, other words for them, and what they must not be confused with."""
 
 from __future__ import annotations
 
 import codecs
+import datetime
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from text2sam.errors import InputError, PromptError, Text2SamError
+from text2sam.checks import check_number
+from text2sam.errors import InputError, PromptError
 
 if TYPE_CHECKING:
     from text2sam.targets import Target
@@ -22,28 +21,26 @@ if TYPE_CHECKING:
 MOST_BYTES = 1_000_000
 """A label file larger than this is refused."""
 
-_DEEPEST = 8
-_FIELDS = ("name", "synonyms", "exclude", "threshold")
-_TOP = ("labels", "against")
-_TEXT, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+SUFFIXES = (".yaml", ".yml", ".json", ".txt")
+"""The endings of label files."""
 
 
 @dataclass(frozen=True)
 class LabelSpec:
     """One label of a dataset.
 
-    Texts are stripped, and a synonym that repeats the name is dropped. A name without synonyms is a target as everywhere:
+    Texts are stripped, and a synonym equal to the name is dropped. A name without synonyms is a target as everywhere:
     ``"person+bench"`` joins two texts. A name with synonyms is taken literally; ``LabelSpec("c++", ("c++",))`` keeps its signs.
 
     Attributes:
         name: what objects are called in the dataset.
         synonyms: other words for the same thing.
-        exclude: texts whose places are to be avoided.
-        threshold: in [0, 1], from which presence score on it counts as present; None takes the model's.
+        exclude: texts whose places are avoided.
+        threshold: the presence score from which the label counts as present, in [0, 1]; None takes the model's.
 
     Raises:
-        PromptError: a text is empty, unusable or given twice (case does not count, as CLIP knows none), or is both looked for
-            and excluded.
+        PromptError: a text is empty, unusable or given twice (CLIP does not distinguish case), or is both looked for and
+            excluded.
         InputError: a field is of another type, or the threshold is not in [0, 1].
     """
 
@@ -55,7 +52,7 @@ class LabelSpec:
     def __post_init__(self) -> None:
         from text2sam.targets import check_exclude, parse_target, split_target
 
-        synonyms = _texts(self.synonyms, "synonyms")
+        synonyms = _texts(self.synonyms, f"synonyms of {_short(self.name)}")
         name = _text(self.name)
         if not synonyms:
             if "+" in name and not all(part.strip() for part in name.split("+")):
@@ -67,16 +64,13 @@ class LabelSpec:
         elif "+" not in name:
             synonyms = tuple(word for word in synonyms if _key(word) != _key(name))
         _all_different(synonyms, f"a synonym of {name!r}")
-        exclude = _texts(self.exclude, "exclude")
+        exclude = _texts(self.exclude, f"exclude of {_short(self.name)}")
         _all_different(exclude, f"a text that {name!r} excludes")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "synonyms", synonyms)
         object.__setattr__(self, "exclude", check_exclude(exclude, [parse_target(self.target)]))
         if self.threshold is not None:
-            given: Any = self.threshold
-            if isinstance(given, bool) or not isinstance(given, Real) or not 0.0 <= float(given) <= 1.0:
-                raise InputError(f"threshold of {name!r} must be a number in [0, 1], not {given!r}")
-            object.__setattr__(self, "threshold", float(given))
+            object.__setattr__(self, "threshold", check_number(f"threshold of {name!r}", self.threshold, 0, 1))
 
     @property
     def target(self) -> Target:
@@ -93,9 +87,12 @@ class LabelSpec:
         }
 
 
+_FIELDS = tuple(field.name for field in fields(LabelSpec))
+
+
 @dataclass(frozen=True)
 class LabelGroup:
-    """Labels that one call of ``TextPromptedSAM.segment_many`` answers, since they exclude the same.
+    """Labels with the same ``exclude``, which one call of ``TextPromptedSAM.segment_many`` answers.
 
     Attributes:
         labels: in the order of the set.
@@ -129,20 +126,20 @@ class LabelSet:
     against: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.labels, tuple) or not all(isinstance(one, LabelSpec) for one in self.labels):
-            raise InputError("labels must be a tuple of LabelSpec; parse_labels makes them from texts")
+        if not isinstance(self.labels, tuple) or not all(isinstance(label, LabelSpec) for label in self.labels):
+            raise InputError("labels must be a tuple of LabelSpec; label_set makes them from texts")
         if not self.labels:
             raise InputError("there are no labels; name at least one thing to look for")
         owners: dict[str, int] = {}
-        for index, one in enumerate(self.labels):
-            for word in (one.name, *one.synonyms):
+        for index, label in enumerate(self.labels):
+            for word in (label.name, *label.synonyms):
                 owner = owners.setdefault(_key(word), index)
                 if owner == index:
                     continue
                 other = self.labels[owner].name
-                if _key(other) == _key(one.name) == _key(word):
-                    raise PromptError(f"the label {one.name!r} is given twice (case does not count)")
-                raise PromptError(f"{word!r} stands for both {other!r} and {one.name!r}; take it out of one of the two")
+                if _key(other) == _key(label.name) == _key(word):
+                    raise PromptError(f"the label {label.name!r} is given twice (case does not count)")
+                raise PromptError(f"{word!r} stands for both {other!r} and {label.name!r}; take it out of one of the two")
         against = _texts(self.against, "against")
         _all_different(against, "a text of against")
         if len(against) == 1 and _key(against[0]) in owners:
@@ -155,56 +152,104 @@ class LabelSet:
     @property
     def names(self) -> tuple[str, ...]:
         """What the labels are called, in order."""
-        return tuple(one.name for one in self.labels)
+        return tuple(label.name for label in self.labels)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, the same for sets that mean the same: ``labels`` in order with every field, and ``against``."""
-        return {"labels": [one.to_json() for one in self.labels], "against": list(self.against)}
+        return {"labels": [label.to_json() for label in self.labels], "against": list(self.against)}
+
+    def with_options(
+        self, against: Sequence[str] | None = None, threshold: float | Mapping[str, float] | None = None
+    ) -> LabelSet:
+        """The labels with further texts in ``against``, and with thresholds.
+
+        Args:
+            against: texts; those that are there already are not repeated.
+            threshold: a number for all labels that have none of their own, or a mapping from names to numbers.
+
+        Raises:
+            InputError: a name is no label's, or a text or number is not usable.
+        """
+        named = threshold if isinstance(threshold, Mapping) else {}
+        unknown = [name for name in named if name not in self.names]
+        if unknown:
+            raise InputError(f"a threshold is given for {unknown[0]!r}, which is no label; they are {list(self.names)}")
+        general = None if isinstance(threshold, Mapping) else threshold
+        labels = tuple(
+            replace(label, threshold=named.get(label.name, general if label.threshold is None else label.threshold))
+            for label in self.labels
+        )
+        extra = [text for text in _texts(against or (), "against") if text not in self.against]
+        return LabelSet(labels, (*self.against, *extra))
 
     def groups(self) -> tuple[LabelGroup, ...]:
         """The calls that answer all labels, in the order of their first labels; each label is in one of them."""
         places: dict[tuple[str, ...], list[int]] = {}
-        for index, one in enumerate(self.labels):
-            places.setdefault(one.exclude, []).append(index)
+        for index, label in enumerate(self.labels):
+            places.setdefault(label.exclude, []).append(index)
         groups = []
         for exclude, indexes in places.items():
             labels = tuple(self.labels[index] for index in indexes)
-            thresholds = {one.name: one.threshold for one in labels if one.threshold is not None}
-            targets = [one.target for one in labels]
+            thresholds = {label.name: label.threshold for label in labels if label.threshold is not None}
+            targets = [label.target for label in labels]
             groups.append(LabelGroup(labels, tuple(indexes), targets, exclude or None, thresholds or None))
         return tuple(groups)
 
 
-def parse_labels(labels: str | Iterable[str | LabelSpec]) -> LabelSet:
-    """Labels from a comma list, or from several; ``"cat,dog"``, ``["cat", "dog"]`` and ``["cat,dog"]`` are the same.
+Labels: TypeAlias = "LabelSet | str | os.PathLike[str] | Iterable[str | LabelSpec]"
+"""What :func:`label_set` accepts."""
 
-    A label with a comma in its name comes as a :class:`LabelSpec` or from a file.
+
+def label_set(
+    labels: Labels, against: Sequence[str] | None = None, threshold: float | Mapping[str, float] | None = None
+) -> LabelSet:
+    """Labels from a comma list, from several, or from a file.
+
+    ``"cat,dog"``, ``["cat", "dog"]`` and ``["cat,dog"]`` are the same. A text or path that ends in one of :data:`SUFFIXES` is a
+    file, see :func:`load_labels`. A label with a comma or slash in its name comes as a :class:`LabelSpec` or from a file.
+
+    Args:
+        labels: the labels.
+        against, threshold: see :meth:`LabelSet.with_options`.
 
     Raises:
-        PromptError, InputError: as :class:`LabelSpec` and :class:`LabelSet`; an entry that is unusable is named.
+        PromptError, InputError: a label is not usable, looks like a file that is not there, or the file is not usable.
     """
-    if isinstance(labels, str):
-        labels = [labels]
-    elif isinstance(labels, (bytes, Mapping)) or not isinstance(labels, Iterable):
-        raise InputError(f"labels must be a comma list such as 'cat,dog', or a sequence of texts, not {labels!r}")
+    if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.strip().lower().endswith(SUFFIXES)):
+        found = load_labels(os.fspath(labels).strip())
+    elif isinstance(labels, LabelSet):
+        found = labels
+    else:
+        found = _listed([labels] if isinstance(labels, str) else labels)
+    return found.with_options(against, threshold)
+
+
+def _listed(labels: Any) -> LabelSet:
+    if isinstance(labels, (bytes, Mapping)) or not isinstance(labels, Iterable):
+        raise InputError(f"labels must be a comma list such as 'cat,dog', texts, or a file of labels, not {_short(labels)}")
     specs: list[LabelSpec] = []
     for given in labels:
         if isinstance(given, LabelSpec):
             specs.append(given)
             continue
         if not isinstance(given, str):
-            raise InputError(f"a label must be a text or a LabelSpec, not {type(given).__name__} {given!r}")
-        for part in given.split(","):
-            if not part.strip():
+            raise InputError(f"a label must be a text or a LabelSpec, not {_short(given)}")
+        for part in (part.strip() for part in given.split(",")):
+            if not part:
                 raise PromptError(f"label {len(specs) + 1} in {given!r} is empty; take the extra comma out")
-            specs.append(_spec(f"label {len(specs) + 1}", part))
+            if part.lower().endswith(SUFFIXES) or "/" in part or os.sep in part:
+                raise PromptError(
+                    f"the label {part!r} looks like a file; a file of labels stands alone and ends in {', '.join(SUFFIXES)}. "
+                    f"For a label of this name give LabelSpec({part!r}), or write it into a file of labels"
+                )
+            specs.append(_spec(f"label {len(specs) + 1}", {"name": part}))
     return LabelSet(tuple(specs))
 
 
 def load_labels(path: str | os.PathLike[str]) -> LabelSet:
-    """Labels from a file: YAML (so JSON as well), or with the suffix ``.txt`` one name per line.
+    """Labels from a file: YAML, JSON by the suffix ``.json``, or by ``.txt`` one name per line.
 
-    YAML holds a list, a mapping, or either under ``labels`` beside ``against``::
+    YAML and JSON hold a list, a mapping, or either under ``labels`` beside ``against``::
 
         labels:                               # a list of names, or of names with more to say ...
           - cat
@@ -218,29 +263,29 @@ def load_labels(path: str | os.PathLike[str]) -> LabelSet:
         car: [automobile, taxi]
         dog: {exclude: [wolf], threshold: 0.4}
 
-    Anchors, aliases, tags and repeated keys are refused, and so are names that YAML reads as something other than text
-    (``no``, ``on``, ``12``) unless they are quoted. In a ``.txt`` file blank lines and lines that start with ``#`` are left
-    out.
+    Names that YAML reads as something other than text (``no``, ``on``, ``12``) must be quoted. In a ``.txt`` file blank lines
+    and lines that start with ``#`` are ignored.
 
     Args:
-        path: a file of UTF-8 or UTF-16 with a byte order mark, of at most :data:`MOST_BYTES`.
+        path: a file in UTF-8, or in UTF-16 with a byte order mark, of at most :data:`MOST_BYTES`.
 
     Raises:
-        InputError: the file cannot be read, is too large, or is not of one of these forms; PromptError: a text is unusable.
-            The message names the file, and the line where there is one.
+        InputError: the file cannot be read, is too large, or has another form; PromptError: a text is unusable. The message
+            names the file.
     """
-    name = _short(os.fsdecode(path))
+    name, suffix = _short(os.fsdecode(path)), Path(os.fsdecode(path)).suffix.lower()
     text = _read(path, name)
-    if Path(os.fsdecode(path)).suffix.lower() == ".txt":
-        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-        specs = [_spec(f"{name}, line {n}", line) for n, line in lines if line and not line.startswith("#")]
-        against: tuple[str, ...] = ()
-    else:
-        specs, against = _Document(name).labels(text)
-    if not specs:
-        raise InputError(f"{name} holds no labels; name at least one thing to look for")
     try:
-        return LabelSet(tuple(specs), against)
+        if suffix == ".txt":
+            lines = [line.strip() for line in text.splitlines()]
+            return LabelSet(tuple(_entries([line for line in lines if line and not line.startswith("#")])))
+        value = _parse(text, suffix == ".json")
+        if isinstance(value, dict) and "labels" in value:
+            _known(value, ("labels", "against"))
+            return LabelSet(tuple(_entries(value["labels"])), _texts(value.get("against"), "against"))
+        if isinstance(value, dict) and "against" in value:
+            raise InputError("'against' needs 'labels' beside it; if it is a label itself, write the labels as a list")
+        return LabelSet(tuple(_entries(value)))
     except InputError as error:
         raise type(error)(f"{name}: {error}") from error
 
@@ -260,147 +305,67 @@ def _read(path: str | os.PathLike[str], name: str) -> str:
         raise InputError(f"the label file {name} is not text in UTF-8: {error.reason} at byte {error.start}") from error
 
 
-class _Document:
-    """A YAML file of labels, read from its nodes: these know their lines and the words as written."""
+def _parse(text: str, is_json: bool) -> Any:
+    """The value of a JSON or YAML document in which no key comes twice, which parsers otherwise pass over in silence."""
+    import yaml
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise InputError(f"{_short(next(key for key in keys if keys.count(key) > 1))} is given twice")
+        return value
 
-    def labels(self, text: str) -> tuple[list[LabelSpec], tuple[str, ...]]:
-        root = self._compose(text)
-        if root is None:
-            return [], ()
-        if root.id == "mapping":
-            fields = self._mapping(root)
-            if "labels" in fields:
-                self._known(root, fields, _TOP)
-                return self._entries(fields["labels"]), self._texts(fields.get("against"), "against")
-            if "against" in fields:
-                self._fail(root, "'against' needs 'labels' beside it; if it is a label itself, write the labels as a list")
-        return self._entries(root), ()
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            # all inside is constructed first, so that the keys can be compared
+            return unique([(self.construct_object(k, deep=True), self.construct_object(v, deep=True)) for k, v in node.value])
 
-    def _compose(self, text: str) -> Any:
-        import yaml
-
-        name = self.name
-
-        class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-            depth = 0
-
-            def compose_node(self, parent: Any, index: Any) -> Any:
-                event = self.peek_event()
-                where = f"{name}, line {event.start_mark.line + 1}"
-                if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-                    raise InputError(f"{where}: anchors (&) and aliases (*) are not accepted; write it out, or quote the text")
-                if self.depth == _DEEPEST:
-                    raise InputError(f"{where}: nested deeper than label files are")
-                self.depth += 1
-                node = super().compose_node(parent, index)
-                self.depth -= 1
-                return node
-
-        try:
-            return _Loader(text).get_single_node()
-        except Text2SamError:
-            raise
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            where = name if mark is None else f"{name}, line {mark.line + 1}"
-            raise InputError(f"{where}: not YAML: {error.problem or error.context}") from error
-        except Exception as error:  # the scanner lets ValueError and others through
-            raise InputError(f"{name} is not YAML: {type(error).__name__}: {error}") from error
-
-    def _entries(self, node: Any) -> list[LabelSpec]:
-        if node.id == "sequence":
-            return [self._entry(item) for item in node.value]
-        if node.id == "mapping":
-            return [self._named(node, name, value) for name, value in self._mapping(node).items()]
-        if node.tag == _NULL:
-            return []
-        return self._fail(node, f"labels must be a list or a mapping, such as '- cat', not {_short(node.value)}")
-
-    def _entry(self, node: Any) -> LabelSpec:
-        """One entry of a list: a name, or a mapping of fields."""
-        if node.id != "mapping":
-            return self._spec(node, self._text(node, "a label"))
-        fields = self._mapping(node)
-        self._known(node, fields, _FIELDS)
-        if "name" not in fields:
-            self._fail(node, "a label with fields needs a 'name'")
-        return self._fields(node, self._text(fields["name"], "a name"), fields)
-
-    def _named(self, parent: Any, name: str, node: Any) -> LabelSpec:
-        """One entry of a mapping: nothing, a list of synonyms, or a mapping of fields behind the name."""
-        if node.id == "sequence":
-            return self._spec(node, name, synonyms=self._texts(node, f"the synonyms of {_short(name)}"))
-        if node.id == "mapping":
-            fields = self._mapping(node)
-            self._known(node, fields, _FIELDS[1:])
-            return self._fields(node, name, fields)
-        if node.tag != _NULL:
-            self._fail(node, f"behind {_short(name)} stand nothing, a list of synonyms or fields, not {_short(node.value)}")
-        return self._spec(node, name)
-
-    def _fields(self, node: Any, name: str, fields: Mapping[str, Any]) -> LabelSpec:
-        return self._spec(
-            node,
-            name,
-            synonyms=self._texts(fields.get("synonyms"), f"the synonyms of {_short(name)}"),
-            exclude=self._texts(fields.get("exclude"), f"what {_short(name)} excludes"),
-            threshold=self._number(fields.get("threshold"), f"the threshold of {_short(name)}"),
-        )
-
-    def _spec(self, node: Any, name: str, **fields: Any) -> LabelSpec:
-        return _spec(f"{self.name}, line {node.start_mark.line + 1}", name, **fields)
-
-    def _mapping(self, node: Any) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in node.value:
-            name = self._text(key, "a key")
-            if name in out:
-                self._fail(key, f"{_short(name)} is given twice")
-            out[name] = value
-        return out
-
-    def _known(self, node: Any, fields: Mapping[str, Any], known: Sequence[str]) -> None:
-        for name in fields:
-            if name not in known:
-                self._fail(node, f"there is no field {_short(name)}; the fields are {', '.join(known)}")
-
-    def _text(self, node: Any, what: str) -> str:
-        if node.id == "scalar" and node.tag == _TEXT:
-            return str(node.value)
-        if node.id != "scalar":
-            return self._fail(node, f"{what} must be a text, not a {node.id}")
-        if not node.value:
-            return self._fail(node, f"{what} is empty")
-        kind = node.tag.rpartition(":")[2]
-        return self._fail(node, f'{what} must be a text; YAML reads {node.value[:80]} as {kind}, put it in quotes: "..."')
-
-    def _texts(self, node: Any, what: str) -> tuple[str, ...]:
-        if node is None or (node.id == "scalar" and node.tag == _NULL):
-            return ()
-        if node.id != "sequence":
-            self._fail(node, f"{what} must be a list of texts, such as [taxi, cab]")
-        return tuple(self._text(item, f"a text in {what}") for item in node.value)
-
-    def _number(self, node: Any, what: str) -> float | None:
-        if node is None or (node.id == "scalar" and node.tag == _NULL):
-            return None
-        if node.id == "scalar" and not node.style:  # plain, without quotes; YAML 1.1 takes 1e-1 for a text
-            try:
-                return float(node.value)
-            except ValueError:
-                pass
-        return self._fail(node, f"{what} must be a number in [0, 1]")
-
-    def _fail(self, node: Any, what: str) -> NoReturn:
-        raise InputError(f"{self.name}, line {node.start_mark.line + 1}: {what}")
-
-
-def _spec(where: str, name: str, **fields: Any) -> LabelSpec:
     try:
-        return LabelSpec(name, **fields)
+        return json.loads(text, object_pairs_hook=unique) if is_json else yaml.load(text, Loader)
+    except InputError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}: "
+        raise InputError(f"{where}not YAML: {error.problem or error.context}") from error
+    except Exception as error:  # parsers let ValueError, RecursionError and others through
+        raise InputError(f"not {'JSON' if is_json else 'YAML'}: {type(error).__name__}: {error}") from error
+
+
+def _entries(value: Any) -> list[LabelSpec]:
+    """The labels of a list or a mapping."""
+    if not isinstance(value, (list, dict)):
+        if value is None:
+            raise InputError("it holds no labels; name at least one thing to look for")
+        raise InputError(f"labels must be a list or a mapping, such as '- cat', not {_short(value)}")
+    entries: list[dict[str, Any]] = []
+    for given in value:
+        more: Any = value[given] if isinstance(value, dict) else None
+        if isinstance(value, list) and isinstance(given, dict):
+            _known(given, _FIELDS)
+            if "name" not in given:
+                raise InputError(f"label {len(entries) + 1} has fields but no 'name'")
+            entries.append(given)
+        elif isinstance(more, dict):
+            _known(more, _FIELDS[1:])
+            entries.append({"name": given, **more})
+        elif more is None or isinstance(more, list):
+            entries.append({"name": given, "synonyms": more})
+        else:
+            raise InputError(f"behind {_short(given)} stand nothing, a list of synonyms or fields, not {_short(more)}")
+    return [_spec(f"label {number}", entry) for number, entry in enumerate(entries, 1)]
+
+
+def _known(given: Mapping[Any, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise InputError(f"there is no field {_short(name)}; the fields are {', '.join(known)}")
+
+
+def _spec(where: str, entry: Mapping[str, Any]) -> LabelSpec:
+    try:
+        return LabelSpec(**entry)
     except InputError as error:
         raise type(error)(f"{where}: {error}") from error
 
@@ -409,6 +374,10 @@ def _text(given: Any) -> str:
     """A text that models, file formats and terminals can take."""
     from text2sam.clip.prompts import check_text
 
+    if given is None or isinstance(given, (bool, int, float, datetime.date)):  # what YAML makes of no, on, 12, 2020-01-01
+        raise PromptError(
+            f"a label or word must be a text, not {given!r}; YAML reads no, on, 12 and dates as other things: quote it"
+        )
     text: str = check_text(given)
     bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     if bad is not None:
@@ -417,8 +386,10 @@ def _text(given: Any) -> str:
 
 
 def _texts(texts: Any, what: str) -> tuple[str, ...]:
+    if texts is None:
+        return ()
     if not isinstance(texts, (tuple, list)):
-        raise InputError(f"{what} must be a tuple of texts, not {_short(texts)}")
+        raise InputError(f"{what} must be a list of texts, such as ['taxi', 'cab'], not {_short(texts)}")
     return tuple(_text(text) for text in texts)
 
 
@@ -435,5 +406,5 @@ def _key(text: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"

@@ -1,15 +1,16 @@
-"""What became of a folder job: how many images, what was found in them, which failed and why."""
+"""The outcome of a folder job: how many images, what was found in them, which failed and why."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.files import write_json
 from text2sam.tables import aligned, one_line
@@ -54,17 +55,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """How a folder job went. Each image is in exactly one of done, empty, failed and skipped.
+    """The outcome of a folder job. Each image is in exactly one of done, empty, failed and skipped.
 
     Attributes:
         done: images in which something was found.
         empty: images in which nothing was found.
         failed: images that could not be annotated, in the order of their paths.
         skipped: images that an earlier run had finished.
-        objects: how many objects each label has in the whole dataset, those of skipped images included; in the labels' order.
-        seconds: how long this run took.
+        objects: the number of objects of each label in the whole dataset, skipped images included; in the labels' order.
+        seconds: the duration of this run.
         images_per_second: of this run; skipped images do not count.
-        notes: what else there is to know, such as what a format could not hold, a line each.
+        notes: further lines, such as what a format could not hold, or which files are not named like images.
 
     Raises:
         InputError: a field is of another kind, or a number is negative or not finite.
@@ -82,26 +83,27 @@ class Report:
     def __post_init__(self) -> None:
         if not isinstance(self.objects, Mapping) or not all(isinstance(label, str) for label in self.objects):
             raise InputError("objects must be a mapping from labels to how many there are")
-        counts = {"done": self.done, "empty": self.empty, "skipped": self.skipped}
-        for name, value in {**counts, **{f"objects of {label!r}": number for label, number in self.objects.items()}}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"{name} must be an int of at least 0, not {value!r}")
+        for name, value in (("done", self.done), ("empty", self.empty), ("skipped", self.skipped), *self.objects.items()):
+            check_number(name, value, 0, whole=True)
         for name, number in (("seconds", self.seconds), ("images_per_second", self.images_per_second)):
-            ok = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if not ok or not math.isfinite(number) or number < 0:
-                raise InputError(f"{name} must be a finite number of at least 0, not {number!r}")
-        if not isinstance(self.failed, tuple) or not all(isinstance(one, Failure) for one in self.failed):
+            check_number(name, number, 0, sys.float_info.max)
+        if not isinstance(self.failed, tuple) or not all(isinstance(failure, Failure) for failure in self.failed):
             raise InputError("failed must be a tuple of Failure")
         if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
             raise InputError("notes must be a tuple of strings")
-        object.__setattr__(self, "failed", tuple(sorted(self.failed, key=lambda one: (one.path, one.reason))))
+        object.__setattr__(self, "failed", tuple(sorted(self.failed, key=lambda failure: (failure.path, failure.reason))))
         object.__setattr__(self, "objects", dict(self.objects))
         object.__setattr__(self, "notes", tuple(one_line(note) for note in self.notes))
 
     @property
     def images(self) -> int:
-        """How many images the job has."""
+        """The number of images of the job."""
         return self.done + self.empty + len(self.failed) + self.skipped
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether there were images and every one of them failed."""
+        return bool(self.failed) and len(self.failed) == self.images
 
     def table(self, most: int = 20) -> str:
         """The report for people: plain text, no line break at the end.
@@ -138,7 +140,7 @@ class Report:
             "images": self.images,
             "done": self.done,
             "empty": self.empty,
-            "failed": [{"path": one.path, "reason": one.reason} for one in self.failed],
+            "failed": [{"path": failure.path, "reason": failure.reason} for failure in self.failed],
             "skipped": self.skipped,
             "objects": dict(self.objects),
             "seconds": float(self.seconds),
@@ -157,15 +159,15 @@ class Report:
 
 def _failures(failed: Iterable[Failure], most: int) -> list[str]:
     groups: dict[str, list[Failure]] = {}
-    for one in failed:
-        groups.setdefault(one.kind, []).append(one)
+    for failure in failed:
+        groups.setdefault(failure.kind, []).append(failure)
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     lines, left = [], most
     for kind, members in ordered[:most]:
         lines.append(f"failed, {len(members)}: {members[0].reason if len(members) == 1 else kind}")
         shown = members[: min(left, _EXAMPLES)]
         left -= len(shown)
-        lines += [f"  {_shorten(one_line(one.path), _LONGEST_PATH)}" for one in shown]
+        lines += [f"  {_shorten(one_line(failure.path), _LONGEST_PATH)}" for failure in shown]
         if len(shown) < len(members):
             lines.append(f"  {'and ' if shown else ''}{len(members) - len(shown)} more")
     rest = sum(len(members) for _, members in ordered[most:])

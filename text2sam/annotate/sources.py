@@ -1,57 +1,49 @@
 """Which images a folder job works on: always the same ones in the same order, and a reason for each that it leaves out.
 
-An image's name is its path relative to the folder. Everything a job writes is named after that, so it never leaves the folder.
+An image's name is its path relative to the folder. Everything that a job writes is named after it, so output never leaves its
+folder.
 """
 
 from __future__ import annotations
 
 import codecs
 import fnmatch
+import functools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from text2sam.decode import readable_suffixes
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 
-SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jfif",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
-"""What names of images in a folder end in, in any case. A list of files may name others."""
-
 UNKNOWN = -1
-"""Size and time of a file that cannot be looked at."""
+"""Size and modification time of a file whose status cannot be read."""
 
 _LONGEST_LINE = 65536
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]+://", re.IGNORECASE)
 
 
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """The endings of image files, in lower case, sorted. Files named in a list may have other endings."""
+    return tuple(sorted(readable_suffixes()))
+
+
 @dataclass(frozen=True, slots=True)
 class ImageItem:
-    """A file to be annotated; whether it holds an image shows when it is read.
+    """A file to annotate; whether it holds an image shows when it is read.
 
     Attributes:
         path: relative to the folder, ``/`` between its parts, valid Unicode; see
             :func:`text2sam.export.annotated.check_relative`.
         file: absolute path.
-        size_bytes, mtime_ns: of the file a link leads to; both :data:`UNKNOWN` where it cannot be looked at, since it is gone,
-            a broken link or forbidden.
+        size_bytes, mtime_ns: of the file that a link leads to; both :data:`UNKNOWN` when the status cannot be read, because the
+            file is gone, a broken link or forbidden.
 
     Raises:
         InputError: ``path`` is of another kind.
@@ -59,8 +51,8 @@ class ImageItem:
 
     path: str
     file: Path
-    size_bytes: int
-    mtime_ns: int
+    size_bytes: int = UNKNOWN
+    mtime_ns: int = UNKNOWN
 
     def __post_init__(self) -> None:
         try:
@@ -78,12 +70,14 @@ class Found:
 
     Attributes:
         items: sorted by ``path``, by code points, each path once.
-        refused: names and reasons of what looks like an image, or was asked for, and is left out; sorted. Names may hold
-            anything a file name can.
+        refused: names and reasons of files that look like images, or are in the list, and are left out; sorted. A name may
+            hold anything that a file name can.
+        others: how many files were left out because their names do not end like an image's, by ending.
     """
 
     items: tuple[ImageItem, ...]
     refused: tuple[tuple[str, str], ...] = ()
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -100,26 +94,26 @@ def find_images(
     list_file: str | os.PathLike[str] | None = None,
     skip: str | os.PathLike[str] | None = None,
 ) -> Found:
-    """The images of a folder, whatever the order in which the system lists them.
+    """The images of a folder, in an order that does not depend on the system.
 
-    From a folder come files that end in one of :data:`SUFFIXES`; hidden files and folders (a leading dot) are left out. A link
-    to a file is read under its own name, wherever it leads. A link to a folder is not followed, so loops end and nothing
-    outside of the folder is walked: where a walk meets one it is refused with a reason. Pipes and devices are refused.
+    In a folder these are the files whose names end in one of :func:`suffixes`; hidden files and folders (a leading dot) are
+    left out. A link to a file is read under its own name, wherever it leads. A link to a folder is not followed: where a walk
+    meets one, it is refused with a reason. Pipes and devices are refused.
 
-    A list names files one per line, absolute or relative to the folder the list lies in, hidden ones and any suffix included;
-    blank lines are left out. A file named twice, however it is spelled, counts once. Files outside of ``root`` are refused.
+    A list names files one per line, absolute or relative to the folder the list lies in, hidden files and any ending included;
+    blank lines are ignored. A file named twice, in whatever spelling, counts once. Files outside of ``root`` are refused.
 
     Args:
         root: the folder.
         recursive: look into its folders as well.
-        glob: only images whose name matches, case counting: ``"a*.png"`` is held against the file's name, a pattern with a
-            ``/`` against the whole relative path and goes into folders by itself; ``**`` stands for any number of folders.
+        glob: only images whose name matches, in the case given: ``"a*.png"`` is compared with the file's name, a pattern with a
+            ``/`` with the whole relative path, and it looks into folders by itself; ``**`` stands for any number of folders.
         list_file: a text file of paths, instead of all that is in the folder.
-        skip: a folder below ``root`` that is not walked, such as the one written to.
+        skip: a folder below ``root`` that is left out, such as the output folder.
 
     Raises:
-        InputError: ``root`` or the list cannot be read, the pattern is unusable, or nothing at all was found, not even
-            something to refuse.
+        InputError: ``root`` or the list cannot be read, the pattern is unusable, or nothing was found, not even a file to
+            refuse.
     """
     name = _short(os.fsdecode(root))
     try:
@@ -130,100 +124,89 @@ def find_images(
         raise InputError(f"the folder {name} cannot be read: {_why(error)}") from error
     if not folder:
         raise InputError(f"{name} is a file; give the folder that holds the images")
-    matches = _matcher(glob) if glob is not None else None
+    matches = (lambda path: True) if glob is None else _matcher(glob)
     if list_file is not None:
-        items, refused = _listed(top, list_file, matches)
-        if not items and not refused:
+        found = _listed(top, list_file, matches)
+        if not found.items and not found.refused:
             what = "paths" if glob is None else f"paths that match {glob!r}"
             raise InputError(f"the list {_short(os.fsdecode(list_file))} holds no {what}")
-    else:
-        deep = recursive or (glob is not None and "/" in glob)
-        items, refused, others, folders = _walked(top, deep, matches, passed)
-        if not items and not refused:
-            wanted = f"none that ends in {', '.join(SUFFIXES)}" + ("" if glob is None else f" and matches {glob!r}")
-            below = "" if deep or not folders else f"; to look into its folders ({folders}) as well, say recursive"
-            raise InputError(f"there are no images in {name}: of {others} files {wanted}{below}")
-    return Found(tuple(sorted(items, key=lambda item: item.path)), tuple(sorted(set(refused))))
+        return found
+    deep = recursive or (glob is not None and "/" in glob)
+    found, folders = _walked(top, deep, matches, passed)
+    if not found.items and not found.refused:
+        wanted = "none is named like an image" + ("" if glob is None else f" and matches {glob!r}")
+        below = "" if deep or not folders else f"; to look into its folders ({folders}) as well, say recursive"
+        raise InputError(f"there are no images in {name}: of {sum(found.others.values())} files {wanted}{below}")
+    return found
 
 
-_Refused = list[tuple[str, str]]
-
-
-def _walked(
-    top: str, deep: bool, matches: Callable[[str], bool] | None, skip: str | None
-) -> tuple[list[ImageItem], _Refused, int, int]:
-    """Items, refused, and how many other files and folders there were."""
+def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | None) -> tuple[Found, int]:
+    """What a folder holds, and how many folders there are in it."""
     items: list[ImageItem] = []
-    refused: _Refused = []
-    others = folders = 0
+    refused: list[tuple[str, str]] = []
+    others: Counter[str] = Counter()
+    folders = 0
+
+    def unlistable(error: OSError) -> None:
+        path = os.path.relpath(error.filename, top)
+        if path == ".":
+            raise InputError(f"the folder {_short(top)} cannot be listed: {_why(error)}") from error
+        refused.append((path, f"the folder cannot be listed: {_why(error)}"))
+
     real = os.path.realpath(top)
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(os.path.join(top, folder)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    kind = _kind(entry)
-                    if kind == "folder":
-                        folders += 1
-                        if deep and os.path.join(real, path) != skip:
-                            pending.append(path)
-                    elif kind == "link to a folder":
-                        if deep:
-                            refused.append((path, "it is a link to a folder, which is not followed; annotate that folder"))
-                    elif not entry.name.lower().endswith(SUFFIXES) or not (matches is None or matches(path)):
-                        others += 1
-                    else:
-                        _add(items, refused, path, path, top, entry.stat)
-        except OSError as error:
-            if not folder:
-                raise InputError(f"the folder {_short(top)} cannot be listed: {_why(error)}") from error
-            refused.append((folder, f"the folder cannot be listed: {_why(error)}"))
-    return items, refused, others, folders
+    for where, inner, files in os.walk(top, onerror=unlistable):
+        relative = os.path.relpath(where, top).replace(os.sep, "/")
+        prefix = "" if relative == "." else f"{relative}/"
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        folders += len(inner)
+        links = [name for name in inner if os.path.islink(os.path.join(where, name))]
+        if not deep:
+            inner.clear()
+        else:
+            reason = "it is a link to a folder, which is not followed; annotate that folder"
+            refused += [(prefix + name, reason) for name in links]
+            inner[:] = [name for name in inner if name not in links and os.path.join(real, prefix + name) != skip]
+        for name in files:
+            if name.startswith("."):
+                continue
+            if not name.lower().endswith(suffixes()):
+                others[os.path.splitext(name)[1].lower()] += 1
+            elif matches(prefix + name):
+                _add(items, refused, prefix + name, top)
+    return _found(items, refused, dict(sorted(others.items()))), folders
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    try:
-        if entry.is_dir(follow_symlinks=False):
-            return "folder"
-        return "link to a folder" if entry.is_symlink() and entry.is_dir() else "file"
-    except OSError:  # a loop of links, or gone
-        return "file"
+def _found(items: list[ImageItem], refused: list[tuple[str, str]], others: Mapping[str, int]) -> Found:
+    return Found(tuple(sorted(items, key=lambda item: item.path)), tuple(sorted(set(refused))), others)
 
 
-def _add(items: list[ImageItem], refused: _Refused, name: str, path: str, top: str, look: Callable[[], os.stat_result]) -> None:
-    """Takes a file in, or refuses it under ``name``."""
+def _add(items: list[ImageItem], refused: list[tuple[str, str]], path: str, top: str) -> None:
+    """Takes a file in, or refuses it."""
     size = mtime = UNKNOWN
     try:
-        status = look()
+        status = os.stat(os.path.join(top, path))
         if stat.S_ISDIR(status.st_mode):
-            refused.append((name, "it is a folder, not an image"))
+            refused.append((path, "it is a folder, not an image"))
             return
         if not stat.S_ISREG(status.st_mode):
-            refused.append((name, "it is a pipe or device, not a file"))
+            refused.append((path, "it is a pipe or device, not a file"))
             return
         size, mtime = status.st_size, status.st_mtime_ns
-    except (OSError, ValueError):  # told when it is read
+    except (OSError, ValueError):  # the reason shows when the file is read
         pass
     try:
         items.append(ImageItem(path, Path(top, path), size, mtime))
     except InputError as error:
-        refused.append((name, str(error)))
+        refused.append((path, str(error)))
 
 
-def _listed(
-    top: str, list_file: str | os.PathLike[str], matches: Callable[[str], bool] | None
-) -> tuple[list[ImageItem], _Refused]:
-    refused: _Refused = []
-    places: dict[tuple[str, str], str] = {}  # where a file lies -> its relative path
-    resolved: dict[str, str] = {}
+def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str], bool]) -> Found:
+    refused: list[tuple[str, str]] = []
+    places: dict[tuple[str, str], str] = {}  # where a file lies: its relative path
+    real_folder = functools.cache(os.path.realpath)
     real = os.path.realpath(top)
-    base = ""
+    base = os.path.dirname(os.path.abspath(list_file))
     for entry in _lines(list_file):
-        base = base or os.path.dirname(os.path.abspath(list_file))
         if "\0" in entry:
             refused.append((entry, "a path cannot hold a NUL; is the list a text file?"))
             continue
@@ -231,27 +214,24 @@ def _listed(
             refused.append((entry, "it is an address; download it first and name the file"))
             continue
         file = os.path.join(base, entry)
-        # what '..' means after a link only the system knows; without it the spelling given is kept
-        if ".." in entry and ".." in Path(file).parts:
-            file = os.path.realpath(file) if os.path.basename(file) == ".." else _resolved(file, resolved)
+        folder, name = os.path.split(file)
+        if ".." in Path(file).parts:  # what '..' means after a link only the system knows; otherwise the spelling is kept
+            file = os.path.realpath(file) if name == ".." else os.path.join(real_folder(folder), name)
         file = os.path.normpath(file)
-        place = _resolved(file, resolved)
-        path = _below(file, top)
-        if path is None:
-            path = _below(place, real)
+        folder, name = os.path.split(file)
+        place = os.path.join(real_folder(folder), name)
+        path = _below(file, top) or _below(place, real)
         if path is None:
             refused.append((file, f"it lies outside of the folder {_short(top)}; annotate a folder that holds it"))
         elif path == ".":
             refused.append((path, "it is a folder, not an image"))
-        elif matches is None or matches(path):
+        elif matches(path):
             key = os.path.split(place)
             places[key] = min(path, places.get(key, path))  # whatever the order of the list
-
     items: list[ImageItem] = []
     for path in places.values():
-        file = os.path.join(top, path)
-        _add(items, refused, path, path, top, lambda file=file: os.stat(file))  # type: ignore[misc]
-    return items, refused
+        _add(items, refused, path, top)
+    return _found(items, refused, {})
 
 
 def _lines(list_file: str | os.PathLike[str]) -> Iterator[str]:
@@ -266,18 +246,10 @@ def _lines(list_file: str | os.PathLike[str]) -> Iterator[str]:
                     raise InputError(f"line {number} of {name} is longer than any path; is it a list of paths?")
                 if line.strip():
                     yield os.fsdecode((line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n"))
-    except InputError:
-        raise
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{name} cannot be read: {_why(error)}") from error
-
-
-def _resolved(file: str, known: dict[str, str]) -> str:
-    """A file's path without links in its folders; the file itself may be one."""
-    folder, name = os.path.split(file)
-    if folder not in known:
-        known[folder] = os.path.realpath(folder)
-    return os.path.join(known[folder], name)
 
 
 def _below(file: str, top: str) -> str | None:
@@ -292,41 +264,27 @@ def _matcher(glob: str) -> Callable[[str], bool]:
     """Whether a relative path matches a pattern.
 
     Raises:
-        InputError: the pattern is empty, absolute, leaves the folder or is no pattern.
+        InputError: the pattern is empty, absolute or leaves the folder.
     """
     parts = [part for part in glob.split("/") if part not in ("", ".")]
     if not parts or glob.startswith("/") or glob.endswith("/") or ".." in parts:
         raise InputError(f"glob must be a pattern for paths in the folder, such as '*.png' or 'train/**/*.jpg', not {glob!r}")
-    try:
-        rules = [None if part == "**" else re.compile(fnmatch.translate(part)).match for part in parts]
-    except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(f"glob {glob!r} is no pattern: {error}") from error
     if "/" not in glob:
-        rules = [None, *rules]
+        return lambda path: fnmatch.fnmatchcase(path.rpartition("/")[2], glob)
 
     def matches(path: str) -> bool:
         names = path.split("/")
-        places = {0}  # how many rules may be used up so far; a "**" that takes nothing is passed at once
-        for name in names:
-            after = set()
-            for place in _passed(places):
-                if place < len(rules):
-                    rule = rules[place]
-                    if rule is None:
-                        after.add(place)
-                    elif rule(name):
-                        after.add(place + 1)
-            places = after
-        return len(rules) in _passed(places)
 
-    def _passed(places: set[int]) -> set[int]:
-        out = set()
-        for place in places:
-            out.add(place)
-            while place < len(rules) and rules[place] is None:
-                place += 1
-                out.add(place)
-        return out
+        @functools.cache
+        def rest(name: int, part: int) -> bool:
+            """Whether the names from one on match the parts from one on."""
+            if part == len(parts):
+                return name == len(names)
+            if parts[part] == "**":
+                return rest(name, part + 1) or (name < len(names) and rest(name + 1, part))
+            return name < len(names) and fnmatch.fnmatchcase(names[name], parts[part]) and rest(name + 1, part + 1)
+
+        return rest(0, 0)
 
     return matches
 
@@ -338,3 +296,11 @@ def _why(error: Exception) -> str:
 def _short(text: str) -> str:
     shown = repr(text)
     return shown if len(shown) <= 200 else f"{shown[:120]}...{shown[-40:]}"
+
+
+def count_endings(others: Mapping[str, int], most: int = 5) -> str:
+    """``"3 .txt, 1 .xyz"`` from numbers of files by ending, the most frequent first."""
+    ordered: Sequence[tuple[str, int]] = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{count} {ending or 'without an ending'}" for ending, count in ordered[:most]]
+    rest = sum(count for _, count in ordered[most:])
+    return ", ".join([*shown, *([f"{rest} others"] if rest else [])])

@@ -1,6 +1,6 @@
-"""What is done with a few images: read, encoded as one batch, segmented, and told as records. No image stops the others.
+"""What is done with a few images: read, encoded as one batch, segmented, recorded. No image stops the others.
 
-A :class:`Worker` is the part of a folder job that holds a model; the engine of one process and that of Ray both drive it.
+A :class:`Worker` is the part of a folder job that holds a model; the engine of one process and that of Ray both use it.
 """
 
 from __future__ import annotations
@@ -10,74 +10,38 @@ import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2sam.annotate.embeddings import EmbeddingStore, module_fingerprint
 from text2sam.annotate.journal import Record
 from text2sam.annotate.labels import LabelSet
 from text2sam.annotate.sources import ImageItem
-from text2sam.clip.generator import Method
-from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.devices import is_out_of_memory
-from text2sam.errors import InputError, Text2SamError
+from text2sam.errors import Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.fingerprint import fingerprint
 from text2sam.image import read_image
-from text2sam.pipeline import EncodedImage, TextPromptedSAM, Zoom
-from text2sam.recipes import DEFAULT, Strategy, get_strategy
+from text2sam.options import Options
+from text2sam.pipeline import EncodedImage, TextPromptedSAM
 
-ModelSource = TextPromptedSAM | Callable[[], TextPromptedSAM]
-"""A model, or what makes one."""
+if TYPE_CHECKING:
+    from text2sam.annotate.embeddings import EmbeddingStore
+
+ModelSource: TypeAlias = "TextPromptedSAM | Callable[[], TextPromptedSAM]"
+"""A model, or a function that makes one."""
 
 BATCH_PIXELS = 1 << 26
-"""A batch is closed early when its images hold this many pixels together (200 MB), so that memory stays bounded."""
-
-_STATE = {"features", "is_image_set", "model"}
+"""A batch ends early when its images hold this many pixels together (200 MB), so that memory stays bounded."""
 
 
 class Stopped(Exception):
     """Work was left because the run ends."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How images are segmented; each as for ``TextPromptedSAM.segment_many``.
-
-    Raises:
-        InputError: the strategy or ``tiles`` is not known.
-    """
-
-    strategy: str | Strategy = DEFAULT
-    method: Method = "surgery"
-    zoom: Zoom = "auto"
-    tiles: Tiles = False
-
-    def __post_init__(self) -> None:
-        get_strategy(self.strategy)
-        check_tiles(self.tiles)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types that stand for all of it: rules of a recipe of one's own go by their names."""
-        recipe = get_strategy(self.strategy)
-        fields = {one.name: getattr(recipe, one.name) for one in dataclasses.fields(recipe)}
-        told = {name: _rule_name(value) if callable(value) else value for name, value in fields.items()}
-        told["margin"] = str(told["margin"])  # may be infinite
-        return {"strategy": told, "method": self.method, "zoom": self.zoom, "tiles": self.tiles}
-
-
-def _rule_name(rule: Any) -> str:
-    if dataclasses.is_dataclass(rule):
-        return repr(rule)  # its fields are its settings
-    if isinstance(rule, partial):
-        return f"{_rule_name(rule.func)}{rule.args}{sorted(rule.keywords.items())}"
-    where = rule if hasattr(rule, "__qualname__") else type(rule)
-    return f"{where.__module__}.{where.__qualname__}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,27 +53,27 @@ class Loaded:
     reason: str = ""
 
 
-def load(item: ImageItem) -> Loaded:
-    """Reads an image; whatever is wrong with the file becomes a reason."""
+def load(item: ImageItem, reading: Mapping[str, Any] | None = None) -> Loaded:
+    """Reads an image; any error becomes a reason. ``reading`` are keyword arguments of :func:`read_image`."""
     try:
-        return Loaded(item, read_image(item.file))
+        return Loaded(item, read_image(item.file, **(reading or {})))
     except Exception as error:
-        return Loaded(item, None, _reason(error, item))
+        return Loaded(item, None, _without_folder(_message(error), item))
 
 
-def load_batches(items: Iterable[ImageItem]) -> Iterator[list[Loaded]]:
+def load_batches(items: Iterable[ImageItem], reading: Mapping[str, Any] | None = None) -> Iterator[list[Loaded]]:
     """Reads images in batches of at most :data:`BATCH_PIXELS`, or of one image that has more."""
     batch: list[Loaded] = []
     pixels = 0
     for item in items:
-        one = load(item)
-        size = 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
+        image = load(item, reading)
+        size = 0 if image.pixels is None else image.pixels.shape[0] * image.pixels.shape[1]
         if batch and size and pixels + size > BATCH_PIXELS:
             yield batch
             batch, pixels = [], 0
-        batch.append(one)
+        batch.append(image)
         pixels += size
-        del one  # what is handed on is not kept here
+        del image  # a consumer may free what it was given
     if batch:
         yield batch
 
@@ -119,28 +83,31 @@ class Worker:
 
     Args:
         model: used by this worker alone; :func:`own_copy` makes one.
-        labels: what is looked for.
-        options: how.
+        labels: what to look for; None only encodes the images, for the store.
+        options: strategy, method, maximum number of objects and tiles; the other options come from the labels.
         store: keeps embeddings, and has those of earlier runs.
 
     Raises:
         PromptError, InputError: a label or an option cannot be used with this model.
     """
 
-    def __init__(self, model: TextPromptedSAM, labels: LabelSet, options: Options, store: EmbeddingStore | None = None) -> None:
+    def __init__(
+        self, model: TextPromptedSAM, labels: LabelSet | None, options: Options, store: EmbeddingStore | None = None
+    ) -> None:
         self.model = model
         self.labels = labels
         self.options = options
         self.store = store
-        self._groups = labels.groups()
+        self._groups = () if labels is None else labels.groups()
+        self._names = () if labels is None else labels.names
         self._how: dict[str, Any] = {
-            "against": labels.against or None,
+            "against": (labels.against if labels is not None else None) or None,
             "strategy": options.strategy,
             "method": options.method,
-            "zoom": options.zoom,
+            "max_objects": options.max_objects,
         }
-        # on a GPU SAM's encoder is worth a batch; on a CPU it only runs for images in which a label is present
-        self._sam = model.generator.device.type != "cpu"
+        # on a GPU SAM's encoder gains from a batch; on a CPU it only runs for images in which a label is present
+        self._sam = labels is None or torch.device(getattr(model.generator, "device", "cpu")).type != "cpu"
         for group in self._groups:  # checks everything and encodes the texts, before the first image costs anything
             model.segment_batch(
                 [], group.targets, exclude=group.exclude, threshold=group.thresholds, tiles=options.tiles, **self._how
@@ -148,18 +115,19 @@ class Worker:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """From which presence on each label counts as there."""
+        """The presence score from which each label counts as present."""
         default = self.model.presence_threshold
-        return {one.name: default if one.threshold is None else one.threshold for one in self.labels.labels}
+        labels = () if self.labels is None else self.labels.labels
+        return {label.name: default if label.threshold is None else label.threshold for label in labels}
 
     def run(self, batch: Sequence[Loaded], stop: threading.Event | None = None) -> list[Record]:
-        """Annotates images, which CLIP sees as one batch.
+        """Annotates images, which CLIP encodes as one batch.
 
-        Where memory does not suffice the batch is halved, down to one image; where anything else goes wrong its images
-        are taken one by one. An image that fails by itself costs its own record.
+        When memory does not suffice the batch is halved, down to one image; after any other error its images are taken one by
+        one. An image that fails by itself costs its own record.
 
         Args:
-            batch: read images; memory is freed as they are done if the caller keeps none.
+            batch: images that were read. Their memory is freed as they are done, if the caller keeps none of it.
             stop: when set, the work is left.
 
         Returns:
@@ -169,28 +137,32 @@ class Worker:
             Stopped: ``stop`` was set.
         """
         stop = stop or threading.Event()
-        records = {one.item.path: Record(one.item.path, reason=one.reason) for one in batch if one.pixels is None}
-        ready = [one for one in batch if one.pixels is not None]
+        records = {image.item.path: Record(image.item.path, reason=image.reason) for image in batch if image.pixels is None}
+        ready = [image for image in batch if image.pixels is not None]
         for record in self._annotate(ready, stop) if ready else ():
             records[record.path] = record
-        return [records[one.item.path] for one in batch]
+        return [records[image.item.path] for image in batch]
 
     def _annotate(self, batch: list[Loaded], stop: threading.Event) -> Iterator[Record]:
         trouble = _Trouble()
-        encoded: list[_Ready | None] = []
+        encoded: list[EncodedImage | None] = []
+        fresh = True
         with trouble:
-            encoded = [*self._encode([one.pixels for one in batch if one.pixels is not None])]
+            found, fresh = self._encode([image.pixels for image in batch if image.pixels is not None])
+            encoded = [*found]
+            del found
         done = 0
         while not trouble and done < len(batch):
             if stop.is_set():
                 raise Stopped
-            one, ready = batch[done], encoded[done]
+            item, image = batch[done].item, encoded[done]
             encoded[done] = record = None
             with trouble:
-                record = self._segment(one.item, ready)
-            ready = None
+                assert image is not None
+                record = self._segment(item, image, fresh)
+            image = None
             if trouble and not (trouble.memory and len(batch) > 1):
-                record = Record(one.item.path, reason=trouble.reason(one.item))
+                record = Record(item.path, reason=trouble.reason(item))
                 trouble = _Trouble()
             if record is not None:
                 yield record
@@ -208,21 +180,23 @@ class Worker:
         for start in range(done, len(batch), step):
             yield from self._annotate(batch[start : start + step], stop)
 
-    def _encode(self, images: list[NDArray[np.uint8]]) -> list[_Ready]:
+    def _encode(self, images: list[NDArray[np.uint8]]) -> tuple[list[EncodedImage], bool]:
+        """The encoded images, and whether they were encoded just now."""
         if self.store is not None:
-            kept = [one for one in map(self.store.load, images) if one is not None and (one.sam is not None or not self._sam)]
-            # all or none: those that are missing would be another batch than that of a run without interruption
-            if len(kept) == len(images):
-                return [_Ready(one, kept=True) for one in kept]
-        return [_Ready(one) for one in self.model.encode(images, sam=self._sam, tiles=self.options.tiles)]
+            kept = [image for image in map(self.store.load, images) if image is not None]
+            # all or none: the missing ones would be another batch than that of a run without interruption
+            if len(kept) == len(images) and (not self._sam or all(self.store.complete(image) for image in kept)):
+                self.store.count(found=len(kept))
+                return kept, False
+            del kept
+        # "surgery" needs nothing beyond what every encoding has, and a generator of the user's own knows no methods
+        methods = None if self.options.method == "surgery" else [self.options.method]
+        return self.model.encode(images, sam=self._sam, methods=methods, tiles=self.options.tiles), True
 
-    def _segment(self, item: ImageItem, ready: _Ready | None) -> Record:
-        if ready is None:
-            raise InputError(f"{item.path!r} was segmented already")
-        encoded = ready.encoded
-        has_sam = encoded.sam is not None
-        objects: list[tuple[AnnotatedObject, ...]] = [()] * len(self.labels.labels)
-        presence = dict.fromkeys(self.labels.names, 0.0)
+    def _segment(self, item: ImageItem, encoded: EncodedImage, fresh: bool) -> Record:
+        had_sam = encoded.sam.state is not None
+        objects: list[tuple[AnnotatedObject, ...]] = [()] * len(self._names)
+        presence = dict.fromkeys(self._names, 0.0)
         for group in self._groups:
             results = self.model.segment_many(
                 encoded, group.targets, exclude=group.exclude, threshold=group.thresholds, **self._how
@@ -230,38 +204,31 @@ class Worker:
             for index, result in zip(group.indexes, results, strict=True):
                 # run lengths at once: masks are large
                 objects[index] = AnnotatedImage.from_results(item.path, [result]).objects
-                presence[self.labels.names[index]] = float(result.presence)
+                presence[self._names[index]] = float(result.presence)
             del results
-        if self.store is not None and (not ready.kept or (encoded.sam is not None) != has_sam):
+        if self.store is not None and (fresh or (encoded.sam.state is not None) != had_sam):
             self.store.save(encoded)
-        image = AnnotatedImage(item.path, *encoded.shape, tuple(one for found in objects for one in found))
+            self.store.count(made=int(fresh))
+        image = AnnotatedImage(item.path, *encoded.shape, tuple(thing for found in objects for thing in found))
         return Record(item.path, image, presence)
 
     def _free(self) -> None:
         self.model.reset_image()
-        if self.model.generator.device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        elif self.model.generator.device.type == "mps":
+        elif torch.backends.mps.is_available():
             torch.mps.empty_cache()
 
 
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """An encoded image, and whether the store has it."""
-
-    encoded: EncodedImage
-    kept: bool = False
-
-
 class _Trouble:
-    """Takes an exception in a ``with`` block and keeps what it said, not its traceback, which holds on to all memory."""
+    """Takes an exception in a ``with`` block and keeps its message, not its traceback, which holds on to all memory."""
 
     def __init__(self) -> None:
-        self.said = ""
+        self.message = ""
         self.memory = False
 
     def __bool__(self) -> bool:
-        return bool(self.said)
+        return bool(self.message)
 
     def __enter__(self) -> None:
         return None
@@ -269,66 +236,86 @@ class _Trouble:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if not isinstance(error, Exception) or isinstance(error, Stopped):
             return False
-        self.said = _said(error)
+        self.message = _message(error)
         self.memory = is_out_of_memory(error)
         return True
 
     def reason(self, item: ImageItem) -> str:
         """The reason for a record."""
-        return f"out of memory, even alone: {self.said}" if self.memory else _without_folder(self.said, item)
+        return f"out of memory, even alone: {self.message}" if self.memory else _without_folder(self.message, item)
 
 
-def _said(error: BaseException) -> str:
-    said = str(error)
-    return said if said and isinstance(error, Text2SamError) else f"{type(error).__name__}: {said}".removesuffix(": ")
+def _message(error: BaseException) -> str:
+    text = str(error)
+    return text if text and isinstance(error, Text2SamError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def _without_folder(said: str, item: ImageItem) -> str:
-    # a long path is told shortened in the middle
-    return said.replace(repr(str(item.file)), repr(item.path)).replace(f"{item.file.parent}{os.sep}", "")
-
-
-def _reason(error: BaseException, item: ImageItem) -> str:
-    return _without_folder(_said(error), item)
+def _without_folder(message: str, item: ImageItem) -> str:
+    # messages shorten a long path in the middle
+    return message.replace(repr(str(item.file)), repr(item.path)).replace(f"{item.file.parent}{os.sep}", "")
 
 
 def own_copy(model: TextPromptedSAM) -> TextPromptedSAM | None:
     """A model for another thread: the same weights, but an image state of its own.
 
     Returns:
-        None where the predictor is none of ``SamPredictor``'s kind, so that its state cannot be told from the rest, or where
-        the model is in training mode, which every call has to switch off and on.
+        None when the predictor's state cannot be kept apart from the rest, or when a model is in training mode, which every
+        call has to switch off and on.
     """
-    predictor: Any = model.predictor
-    parts = [
-        model.generator.model,
-        *([predictor.model] if isinstance(getattr(predictor, "model", None), torch.nn.Module) else []),
-    ]
-    if not vars(predictor).keys() >= _STATE or any(part.training for whole in parts for part in whole.modules()):
+    parts = [getattr(model.generator, "model", None), getattr(model.predictor, "model", None)]
+    modules = [module for part in parts if isinstance(part, torch.nn.Module) for module in part.modules()]
+    if not model.session.keeps_state or any(module.training for module in modules):
         return None
-    mine = copy.copy(model)
-    mine.predictor = copy.copy(predictor)
+    predictor = copy.copy(model.predictor)
+    mine = type(model)(predictor, model.generator, presence_threshold=model.presence_threshold)
     mine.reset_image()
     return mine
 
 
+def settings_of(labels: LabelSet, options: Options) -> dict[str, Any]:
+    """What the results depend on besides images and model, in JSON's types; rules of a user's own recipe go by their names."""
+    recipe = options.recipe
+    fields: tuple[Any, ...] = dataclasses.fields(recipe) if dataclasses.is_dataclass(recipe) else ()
+    shown = {"name": recipe.name, "class": _rule_name(type(recipe))}
+    shown |= {field.name: _rule_name(getattr(recipe, field.name)) for field in fields}
+    return {
+        **labels.to_json(),
+        "strategy": shown,
+        "method": options.method,
+        "max_objects": options.max_objects,
+        "tiles": options.tiles,
+        **{name: value for name, value in options.reading.items() if value != getattr(Options(), name)},
+    }
+
+
+def _rule_name(rule: Any) -> Any:
+    if rule is None or isinstance(rule, (str, int, float, bool)):
+        return str(rule) if isinstance(rule, float) else rule  # may be infinite
+    if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
+        return repr(rule)  # its fields are its settings
+    if isinstance(rule, partial):
+        return f"{_rule_name(rule.func)}{rule.args}{sorted(rule.keywords.items())}"
+    where = rule if hasattr(rule, "__qualname__") else type(rule)
+    return f"{where.__module__}.{where.__qualname__}"
+
+
 def model_settings(model: TextPromptedSAM) -> dict[str, Any]:
     """What the results depend on besides images, labels and options, in JSON's types."""
-    surgery, predictor = model.generator, model.predictor
-    inner = getattr(predictor, "model", None)
-    sam = f"{type(predictor).__module__}.{type(predictor).__qualname__}"
-    sam += module_fingerprint(inner) if isinstance(inner, torch.nn.Module) else ""
+    generator, inner = model.generator, getattr(model.predictor, "model", None)
+    sam = f"{type(model.predictor).__module__}.{type(model.predictor).__qualname__}"
+    sam += fingerprint(inner) if isinstance(inner, torch.nn.Module) else ""
+    made = getattr(generator, "fingerprint", None)
+    templates = getattr(getattr(generator, "prompts", None), "templates", ())
+    named = {name: getattr(generator, name, None) for name in ("image_size", "scales", "depth", "tau", "weighting")}
+    clip = getattr(generator, "model", None)
+    weight = next(clip.parameters(), None) if isinstance(clip, torch.nn.Module) else None
     return {
-        "clip": surgery.fingerprint(),
+        "clip": str(made()) if callable(made) else f"{type(generator).__module__}.{type(generator).__qualname__}",
         "sam": hashlib.sha256(sam.encode()).hexdigest()[:16],
-        "templates": hashlib.sha256(repr(tuple(surgery.prompts.templates)).encode()).hexdigest()[:16],
-        "image_size": list(surgery.image_size),
-        "scales": list(surgery.scales),
-        "depth": surgery.depth,
-        "tau": surgery.tau,
-        "weighting": surgery.weighting,
-        "presence_peak": surgery.presence_peak,
+        "templates": hashlib.sha256(repr(tuple(templates)).encode()).hexdigest()[:16],
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in named.items()},
+        "presence_peak": getattr(generator, "presence_peak", None),
         "presence_threshold": model.presence_threshold,
-        "device": surgery.device.type,
-        "dtype": str(next(surgery.model.parameters()).dtype).removeprefix("torch."),
+        "device": torch.device(getattr(generator, "device", "cpu")).type,
+        "dtype": None if weight is None else str(weight.dtype).removeprefix("torch."),
     }
