@@ -12,7 +12,7 @@ from helpers import tiny_surgery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from text2sam.cli.segment import read_examples
+from text2sam.cli.calibrate import read_examples
 from text2sam.errors import Text2SamError
 from text2sam.lab.runner.journal import Journal
 from text2sam.presence import Calibration

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing_extensions import Unpack
 from text2sam.checks import check_number
 from text2sam.clip.protocol import MapGenerator, check_generator
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import ImageError, InputError, StateError, Text2SamError
+from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
 from text2sam.image import ImageLike, ReadOptions, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
@@ -399,7 +400,10 @@ class TextPromptedSAM:
 
     def _prepare(self, wanted: Wanted) -> None:
         """Encodes texts ahead of an image, so that a bad text is told before anything is computed."""
-        prepare = getattr(self.generator, "prepare", None)
+        hint, prepare = (getattr(self.generator, name, None) for name in ("hint", "prepare"))
+        if callable(hint):
+            for advice in filter(None, map(hint, wanted.texts)):
+                warnings.warn(advice, Text2SamWarning, stacklevel=4)
         if not callable(prepare):
             return
         prepare(wanted.texts, against=wanted.options.against, method=wanted.options.method)

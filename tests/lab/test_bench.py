@@ -169,11 +169,11 @@ def test_text_figures() -> None:
 
 
 def test_text_is_measured_uncached_and_its_second_time_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    from text2sam.clip import prompts
+    from text2sam.clip.towers import text
 
     encoded: list[int] = []
-    encode = prompts.encode_tokens
-    monkeypatch.setattr(prompts, "encode_tokens", lambda m, t, **o: encoded.append(len(t)) or encode(m, t, **o))
+    encode = text.encode_tokens
+    monkeypatch.setattr(text, "encode_tokens", lambda m, t, **o: encoded.append(len(t)) or encode(m, t, **o))
     bench.run("text", replace(TINY, text_rounds=3))
     # warm-up on two templates, three rounds on all, then once for the folder: two texts; nothing for cached calls
     assert encoded == [2, 3, 3, 3, 6]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, picture, tiny_clip, tiny_surgery
+from helpers import condition, picture, tiny_surgery
 from torch.nn import functional as F
 
 from text2sam.clip.towers import vit_stream

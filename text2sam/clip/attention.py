@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from text2sam.errors import InputError
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # the command line lists METHODS in its help, without torch
     import torch
 
 Product = Literal["qq", "kk", "vv"]
+
+Method: TypeAlias = str
+"""How a similarity map is made: a name in :data:`METHODS`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,18 @@ METHODS: Mapping[str, MapMethod] = MappingProxyType(
     }
     | {name: MapMethod(name, kind.source) for name, kind in KINDS.items() if name != "architecture"}
 )
-"""Every way to make a similarity map, by the name that ``method`` goes by."""
+"""Every way to make a similarity map, by the name that ``method`` goes by. The one list of methods."""
+
+
+def check_method(method: Method) -> Method:
+    """A name in :data:`METHODS`.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    if not isinstance(method, str) or method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    return method
 
 
 def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:

@@ -19,14 +19,16 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.types import check_shape
+
+if TYPE_CHECKING:
+    import torch
 
 Tiles: TypeAlias = Literal["auto"] | int
 """``"auto"``, False, or the side of a tile in pixels of the picture."""
@@ -160,6 +162,8 @@ def blend_tiles(batches: Iterable[torch.Tensor], layout: TileLayout) -> torch.Te
     (th, tw), corners = layout.tile, layout.corners
     rows = tile_weights(layout.rows, th, layout.grid[0])
     columns = tile_weights(layout.columns, tw, layout.grid[1])
+    import torch
+
     total: torch.Tensor | None = None
     done = 0
     for batch in batches:

@@ -1,100 +1,81 @@
-"""``text2sam bench | evaluate``."""
+"""``text2sam evaluate`` and ``text2sam bench``, which :func:`register` adds to the command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from text2sam.cli.common import (
-    CODES_HELP,
-    ClipCheckpoint,
-    ClipModel,
-    Depth,
-    Device,
-    Dtype,
-    ImageSize,
-    Json,
-    PresetName,
-    Templates,
-    WhichTemplates,
-    app,
-    check_folder,
-    scales_of,
-    split_list,
-)
+from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
+from text2sam.cli.options import Device, ModelOptions, OptionGroup, option, with_options
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
+    from text2sam.lab.metrics import Average
     from text2sam.lab.runner import ModelChoice
+    from text2sam.lab.runner.settings import RunTask, ThresholdRule
+
+evaluate = new_app(help="Measure how well text2sam does.", no_args_is_help=True)
+
+Out = Annotated[Path | None, option("--out", "FILE", "Also write the figures to this JSON file.")]
+SamCheckpoint = Annotated[str | None, option("--sam-checkpoint", "FILE|NAME", "Other SAM weights: a file, or a listed name.")]
+Split = Annotated[
+    str,
+    option(
+        "--split",
+        "report|tune",
+        "The images for reporting, or those for choosing thresholds.",
+        callback=one_of("--split", ("report", "tune")),
+    ),
+]
+Background = Annotated[
+    bool | None, typer.Option("--background/--no-background", help="Whether pixels of no class are a class, or ignored.")
+]
 
 
-@app.command(epilog=CODES_HELP)
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the top of the command line."""
+    app.command(epilog=CODES_HELP)(bench)
+    app.add_typer(evaluate, name="evaluate")
+
+
 def bench(
     suite: Annotated[
         str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images, recipe or annotate.")
     ] = "all",
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
+    out: Out = None,
     sam_checkpoint: Annotated[
-        Path | None, typer.Option("--sam-checkpoint", metavar="FILE", help="Measure this SAM too, such as mobile_sam.pt.")
+        Path | None, option("--sam-checkpoint", "FILE", "Measure this SAM too, such as mobile_sam.pt.")
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure text2sam against a plain implementation of the reference's way, and its default recipe against the papers'."""
+    """Measure text2sam against a plain implementation of the papers, and its default recipe against the papers'."""
     from text2sam.lab.bench import Settings, main_command
 
     main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))
 
 
-MapScales = Annotated[
-    str,
-    typer.Option(
-        "--scales",
-        metavar="SHARE,...",
-        help="Shares of --image-size at which CLIP sees the image; the papers' way is 1 alone.",
-    ),
-]
-
-evaluate = typer.Typer(
-    help="Measure how well text2sam does.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-)
-app.add_typer(evaluate, name="evaluate")
-
-
-class Split(str, Enum):
-    """Which scenes are drawn, see :data:`text2sam.lab.experiments.sticker.SPLITS`."""
-
-    report = "report"
-    tune = "tune"
-
-
 @evaluate.command("sticker", epilog=CODES_HELP)
 def evaluate_sticker(
-    scenes: Annotated[int, typer.Option("--scenes", metavar="N", min=1, help="How many scenes are drawn.")] = 300,
-    split: Annotated[
-        Split, typer.Option("--split", help="Scenes for reporting, or others for choosing thresholds.")
-    ] = Split.report,
+    scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 300,
+    split: Split = "report",
     strategies: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--strategy",
-            metavar="NAME",
-            help="A recipe; repeat it or give a comma list (default: paper,objects). Differences are against the first.",
+            "NAME",
+            "A recipe; repeat it or give a comma list (default: paper,objects). Differences are to the first.",
         ),
     ] = None,
-    sam_checkpoint: Annotated[
-        str | None, typer.Option("--sam-checkpoint", metavar="FILE|NAME", help="Other SAM weights: a file, or a listed name.")
-    ] = None,
+    sam_checkpoint: SamCheckpoint = None,
     device: Device = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
+    out: Out = None,
     pictures: Annotated[
-        Path | None,
-        typer.Option("--pictures", metavar="FOLDER", help="Draw the largest gains and the worst failures into this folder."),
+        Path | None, option("--pictures", "FOLDER", "Draw the largest gains and the worst failures into this folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,330 +85,280 @@ def evaluate_sticker(
     if pictures is not None:
         check_folder(pictures)
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
-    settings = Settings(scenes=scenes, split=split.value, sam_checkpoint=sam_checkpoint, device=device, **options)
+    settings = Settings(scenes=scenes, split=split, sam_checkpoint=sam_checkpoint, device=device, **options)
     main_command(settings, out, as_json, pictures)
 
 
 @evaluate.command("photos", epilog=CODES_HELP)
 def evaluate_photos(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="A folder with images/ and labels/, as CamVid's.", show_default=False),
-    ],
-    photos: Annotated[int, typer.Option("--photos", metavar="N", min=1, help="At most so many photos of the split.")] = 24,
-    split: Annotated[
-        Split, typer.Option("--split", help="Photos for reporting, or the others, for choosing a rule.")
-    ] = Split.report,
-    sam_checkpoint: Annotated[
-        str, typer.Option("--sam-checkpoint", metavar="FILE|NAME", help="SAM weights: a file, or a listed name.")
-    ] = "mobile-sam",
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="CamVid: images/ and labels/.", show_default=False)],
+    photos: Annotated[int, option("--photos", "N", "Number of photos of the split at most.", min=1)] = 24,
+    split: Split = "report",
+    sam_checkpoint: SamCheckpoint = "mobile-sam",
     device: Device = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Compare ways to choose among SAM's three masks, on photos, with maps made from the true masks."""
-    from text2sam.lab.experiments.photos import Settings
-    from text2sam.lab.experiments.photos import evaluate_photos as evaluate_on
+    from text2sam.lab.experiments.photos import Settings, main_command
 
-    settings = Settings(split=split.value, photos=photos)
-    evaluate_on(folder, sam_checkpoint=sam_checkpoint, settings=settings, out=out, json_output=as_json, device=device)
+    settings = Settings(split=cast("Any", split), photos=photos)
+    main_command(folder, str(sam_checkpoint), settings, out, as_json, device)
 
 
 @evaluate.command("annotation", epilog=CODES_HELP)
 def evaluate_annotation(
-    scenes: Annotated[int, typer.Option("--scenes", metavar="N", min=1, help="How many scenes are drawn.")] = 500,
-    hostile: Annotated[int, typer.Option("--hostile", metavar="N", min=0, help="How many hostile files lie between.")] = 30,
-    kills: Annotated[int, typer.Option("--kills", metavar="N", min=0, help="How often the run is killed.")] = 5,
+    scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 500,
+    hostile: Annotated[int, option("--hostile", "N", "Number of hostile files among them.", min=0)] = 30,
+    kills: Annotated[int, option("--kills", "N", "Number of times the run is killed.", min=0)] = 5,
     folder: Annotated[
-        Path | None, typer.Option("--folder", metavar="FOLDER", help="Keep images and datasets here; it must be empty.")
+        Path | None, option("--folder", "FOLDER", "Keep images and datasets in this folder; it must be empty.")
     ] = None,
     no_undisturbed: Annotated[
         bool, typer.Option("--no-undisturbed", help="Leave out the run without kills, and the comparison with it.")
     ] = False,
     device: Device = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the figures to this JSON file.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Run text2sam annotate over drawn scenes and hostile files, kill it on the way, then check and judge its dataset."""
+    """Annotate drawn scenes and hostile files with text2sam annotate, kill it on the way, then check the dataset."""
     from text2sam.lab.experiments.annotation import Settings, main_command
 
     settings = Settings(scenes=scenes, hostile=hostile, kills=kills, device=device, undisturbed=not no_undisturbed)
     main_command(settings, out, as_json, folder)
 
 
-class ThresholdRule(str, Enum):
-    """For what a threshold is searched, see :data:`text2sam.lab.runner.settings.THRESHOLD_RULES`."""
+@dataclass(frozen=True)
+class ClipOptions(ModelOptions):
+    """The CLIP that is measured."""
 
-    dataset = "dataset"
-    class_ = "class"
-    image = "image"
+    sam_checkpoint: Annotated[str | None, option("--sam-checkpoint", "FILE", "", hidden=True)] = None
+    scales: Annotated[
+        str | None,
+        option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1; the papers' way is 1 alone."),
+    ] = "1"
 
+    def choice(self, untrained: bool) -> ModelChoice:
+        """The options as the runner has them.
 
-class Average(str, Enum):
-    """Over what means are taken, see :class:`text2sam.lab.metrics.ExplainabilityScore`."""
+        Args:
+            untrained: random weights.
 
-    samples = "samples"
-    classes = "classes"
+        Raises:
+            InputError: an option is not usable.
+        """
+        from text2sam.lab.runner import ModelChoice
 
-
-DatasetName = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATASET",
-        help="voc, context, coco, coco-stuff, cityscapes, ade, imagenet-s50, nus-wide, camvid, folder or sticker.",
-        show_default=False,
-    ),
-]
-Root = Annotated[Path | None, typer.Option("--root", metavar="DIR", help="The folder the data set lies in.")]
-SplitName = Annotated[str | None, typer.Option("--split", metavar="NAME", help="Which part of it; by default the usual one.")]
-ReaderOption = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="A further option of the data set's reader; may be repeated."),
-]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only so many images.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Chooses which, with --limit; else the first.")]
-OneMethod = Annotated[str | None, typer.Option("--method", metavar="NAME", help="One method; by default the papers' own.")]
-Compared = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--compare", metavar="A,B,C", help="Several methods over one pass of encodings, or all; the help above lists them."
-    ),
-]
-Synonyms = Annotated[bool, typer.Option("--synonyms", help="Average a class's name with the data set's other words for it.")]
-Background = Annotated[
-    bool | None,
-    typer.Option("--background/--no-background", help="Whether what is none of the classes is a class, or ignored."),
-]
-OutFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", metavar="FILE", help="Also write the result to this JSON file; by a journal beside it a killed run goes on."
-    ),
-]
-MarkdownFile = Annotated[
-    Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the table to this file, in Markdown.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite/--resume", help="Throw away what an earlier run has measured, or go on with it.")
-]
-Untrained = Annotated[
-    bool,
-    typer.Option("--untrained", help="Random weights for --clip-model (ViT-B-16): real sizes, figures without meaning."),
-]
+        if self.sam_checkpoint is not None:
+            raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {self.sam_checkpoint!r}")
+        self.check()
+        return ModelChoice(
+            preset=self.preset,
+            clip_checkpoint=self.clip_checkpoint,
+            clip_model=self.clip_model,
+            untrained=untrained,
+            image_size=self.image_size,
+            depth=self.depth,
+            device=self.device,
+            dtype=self.dtype,
+            short_templates=self.templates == "short",
+            scales=self._scales() or (1.0,),
+        )
 
 
-def reader_options(values: Sequence[str] | None, background: bool | None) -> dict[str, Any]:
-    """The values of ``--option``, numbers, lists and true, false, null as in JSON, else as text; and of ``--background``.
+@dataclass(frozen=True)
+class DataOptions(OptionGroup):
+    """A data set, methods, and where the result goes: the options of ``evaluate recognition | semantic | explainability``."""
 
-    Raises:
-        InputError: one is not KEY=VALUE, or given twice.
-    """
-    found: dict[str, Any] = {} if background is None else {"background": background}
-    for value in values or ():
-        key, sign, text = (part.strip() for part in value.partition("="))
-        if not sign or not key.isidentifier():
-            raise InputError(f"--option must be KEY=VALUE, not {value!r}")
-        if key in found:
-            raise InputError(f"the option {key!r} is given twice")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
-    return found
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="voc, context, coco, coco-stuff, cityscapes, ade, imagenet-s50, nus-wide, camvid, folder or sticker.",
+            show_default=False,
+        ),
+    ]
+    root: Annotated[Path | None, option("--root", "DIR", "The folder of the data set.")] = None
+    split: Annotated[str | None, option("--split", "NAME", "A part of the data set (default: the usual one).")] = None
+    method: Annotated[str | None, option("--method", "NAME", "One method (default: the papers').")] = None
+    compare: Annotated[
+        list[str] | None,
+        option("--compare", "A,B,C", "Several methods over one pass of encodings, or all; the help above lists them."),
+    ] = None
+    limit: Annotated[int | None, option("--limit", "N", "Number of images at most.", min=1)] = None
+    seed: Annotated[int | None, option("--seed", "S", "With --limit: which images (default: the first).", min=0)] = None
+    reader_option: Annotated[
+        list[str] | None, option("--option", "KEY=VALUE", "A further option of the data set's reader; repeat it.")
+    ] = None
+    synonyms: Annotated[
+        bool, typer.Option("--synonyms", help="Average a class's name with the data set's other words for it.")
+    ] = False
+    out: Annotated[
+        Path | None,
+        option("--out", "FILE", "Also write the result to this JSON file; a journal beside it resumes a killed run."),
+    ] = None
+    markdown: Annotated[Path | None, option("--markdown", "FILE", "Also write the table to this file, in Markdown.")] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--resume", help="Throw away the measurements of an earlier run, or use them.")
+    ] = False
+    untrained: Annotated[
+        bool,
+        typer.Option("--untrained", help="Random weights for --clip-model (ViT-B-16): real sizes, figures without meaning."),
+    ] = False
 
+    def run(
+        self,
+        task: RunTask,
+        clip: ClipOptions,
+        as_json: bool,
+        *,
+        background: bool | None = None,
+        iclip: Path | None = None,
+        **settings: Any,
+    ) -> None:
+        """Measures and prints.
 
-def _methods(task: Any, method: str | None, compared: list[str] | None) -> tuple[str, ...]:
-    from text2sam.lab.runner.settings import parse_methods
+        Args:
+            task: what is measured.
+            clip: the CLIP.
+            as_json: print JSON.
+            background: an option of the data set's reader.
+            iclip: trained projections.
+            **settings: of the task, see :class:`text2sam.lab.runner.Settings`.
 
-    if method is not None and compared:
-        raise InputError("--method names one method and --compare several; give one of the two")
-    return parse_methods(task, [method] if method is not None else split_list(compared))
+        Raises:
+            Text2SamError: an option is not usable, or the measuring failed.
+        """
+        from text2sam.lab.runner import Settings, main_command
+        from text2sam.lab.runner.settings import parse_methods
 
+        if self.method is not None and self.compare:
+            raise InputError("--method names one method and --compare several; give one of the two")
+        names = split_list([self.method] if self.method is not None else self.compare)
+        chosen = Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
+        for file in (self.out, self.markdown):
+            if file is not None:
+                check_folder(file.parent)
+        main_command(
+            chosen,
+            self.dataset,
+            clip.choice(self.untrained),
+            root=self.root,
+            split=self.split,
+            options=self.reader_options(background),
+            limit=self.limit,
+            seed=self.seed,
+            iclip=iclip,
+            out=self.out,
+            markdown_file=self.markdown,
+            overwrite=self.overwrite,
+            json_output=as_json,
+        )
 
-def _choice(untrained: bool, templates: Templates, **options: Any) -> ModelChoice:
-    from text2sam.lab.runner import ModelChoice
-    from text2sam.zoo.presets import get_preset
+    def reader_options(self, background: bool | None = None) -> dict[str, Any]:
+        """The values of ``--option`` as in JSON, else as text; and that of ``--background``.
 
-    get_preset(options["preset"])
-    options["scales"] = scales_of(options["scales"])
-    return ModelChoice(untrained=untrained, short_templates=templates is Templates.short, **options)
-
-
-def _check_files(out: Path | None, markdown: Path | None) -> None:
-    for file in (out, markdown):
-        if file is not None:
-            check_folder(file.parent)
+        Raises:
+            InputError: a value is not KEY=VALUE, or a key is given twice.
+        """
+        options: dict[str, Any] = {} if background is None else {"background": background}
+        for value in self.reader_option or ():
+            key, sign, text = (part.strip() for part in value.partition("="))
+            if not sign or not key.isidentifier():
+                raise InputError(f"--option must be KEY=VALUE, not {value!r}")
+            if key in options:
+                raise InputError(f"the option {key!r} is given twice")
+            try:
+                options[key] = json.loads(text)
+            except ValueError:
+                options[key] = text
+        return options
 
 
 @evaluate.command("recognition", epilog=CODES_HELP)
-def evaluate_recognition(
-    dataset: DatasetName,
-    root: Root = None,
-    split: SplitName = None,
-    method: OneMethod = None,
-    compare: Compared = None,
-    limit: Limit = None,
-    seed: Seed = None,
-    option: ReaderOption = None,
-    synonyms: Synonyms = False,
-    out: OutFile = None,
-    markdown: MarkdownFile = None,
-    overwrite: Overwrite = False,
-    preset: PresetName = "mobile",
-    clip_checkpoint: ClipCheckpoint = None,
-    clip_model: ClipModel = None,
-    untrained: Untrained = False,
-    image_size: ImageSize = None,
-    scales: MapScales = "1",
-    depth: Depth = None,
-    templates: WhichTemplates = Templates.full,
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: Json = False,
-) -> None:
+@with_options
+def evaluate_recognition(data: DataOptions, clip: ClipOptions, as_json: Json = False) -> None:
     """Measure which classes an image shows: mAP of surgery, cosine, softmax, sigmoid."""
-    from text2sam.lab.runner import Settings, main_command
-
-    settings = Settings("recognition", _methods("recognition", method, compare), synonyms=synonyms)
-    choice = _choice(
-        untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
-        image_size=image_size, scales=scales, depth=depth, device=device, dtype=dtype,
-    )  # fmt: skip
-    options = reader_options(option, None)
-    _check_files(out, markdown)
-    main_command(
-        settings, dataset, choice, root=root, split=split, options=options, limit=limit, seed=seed,
-        out=out, markdown_file=markdown, overwrite=overwrite, json_output=as_json,
-    )  # fmt: skip
+    data.run("recognition", clip, as_json)
 
 
 @evaluate.command("semantic", epilog=CODES_HELP)
+@with_options
 def evaluate_semantic(
-    dataset: DatasetName,
-    root: Root = None,
-    split: SplitName = None,
-    method: OneMethod = None,
-    compare: Compared = None,
-    limit: Limit = None,
-    seed: Seed = None,
-    option: ReaderOption = None,
+    data: DataOptions,
+    clip: ClipOptions,
     background: Background = None,
     background_words: Annotated[
         list[str] | None,
-        typer.Option("--background-word", metavar="TEXT", help="What the background may be; repeat it or give a comma list."),
+        option("--background-word", "TEXT", "A word for the background; repeat it or give a comma list."),
     ] = None,
     background_threshold: Annotated[
         float | None,
-        typer.Option(
-            "--background-threshold",
-            metavar="NUMBER",
-            min=0,
-            max=1,
-            help="Pixels whose probability is below it are background.",
-        ),
+        option("--background-threshold", "NUMBER", "Pixels with a lower probability are background.", min=0, max=1),
     ] = None,
     window: Annotated[
-        int | None,
-        typer.Option("--window", metavar="PIXELS", min=1, help="Side of a sliding window; by default the whole image."),
+        int | None, option("--window", "PIXELS", "Side of a sliding window (default: the whole image).", min=1)
     ] = None,
-    stride: Annotated[
-        int | None, typer.Option("--stride", metavar="PIXELS", min=1, help="Step between windows; by default half a window.")
-    ] = None,
+    stride: Annotated[int | None, option("--stride", "PIXELS", "Step between windows (default: half a window).", min=1)] = None,
     short_side: Annotated[
-        int | None,
-        typer.Option("--short-side", metavar="PIXELS", min=1, help="Resize the shorter side to this for the windows."),
+        int | None, option("--short-side", "PIXELS", "Resize the shorter side to this for the windows.", min=1)
     ] = None,
-    synonyms: Synonyms = False,
-    out: OutFile = None,
-    markdown: MarkdownFile = None,
-    overwrite: Overwrite = False,
-    preset: PresetName = "mobile",
-    clip_checkpoint: ClipCheckpoint = None,
-    clip_model: ClipModel = None,
-    untrained: Untrained = False,
-    image_size: ImageSize = None,
-    scales: MapScales = "1",
-    depth: Depth = None,
-    templates: WhichTemplates = Templates.full,
-    device: Device = None,
-    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Measure the class of each pixel: mIoU of architecture, surgery, features, itsm, rclip, maskclip, sclip, clearclip,
     naclip, gem."""
-    from text2sam.lab.runner import Settings, main_command
-
-    settings = Settings(
-        "semantic", _methods("semantic", method, compare), synonyms=synonyms, window=window, stride=stride,
-        short_side=short_side, background_words=tuple(split_list(background_words)),
+    data.run(
+        "semantic",
+        clip,
+        as_json,
+        background=background,
+        background_words=tuple(split_list(background_words)),
         background_threshold=background_threshold,
-    )  # fmt: skip
-    choice = _choice(
-        untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
-        image_size=image_size, scales=scales, depth=depth, device=device, dtype=dtype,
-    )  # fmt: skip
-    options = reader_options(option, background)
-    _check_files(out, markdown)
-    main_command(
-        settings, dataset, choice, root=root, split=split, options=options, limit=limit, seed=seed,
-        out=out, markdown_file=markdown, overwrite=overwrite, json_output=as_json,
-    )  # fmt: skip
+        window=window,
+        stride=stride,
+        short_side=short_side,
+    )
 
 
 @evaluate.command("explainability", epilog=CODES_HELP)
+@with_options
 def evaluate_explainability(
-    dataset: DatasetName,
-    root: Root = None,
-    split: SplitName = None,
-    method: OneMethod = None,
-    compare: Compared = None,
-    iclip: Annotated[
-        Path | None, typer.Option("--iclip", metavar="FILE", help="Trained projections for the method iclip.")
-    ] = None,
-    limit: Limit = None,
-    seed: Seed = None,
-    option: ReaderOption = None,
+    data: DataOptions,
+    clip: ClipOptions,
     background: Background = None,
+    iclip: Annotated[Path | None, option("--iclip", "FILE", "Trained projections for the method iclip.")] = None,
     threshold_rule: Annotated[
-        ThresholdRule, typer.Option("--threshold-rule", help="Which mIoU is shown: one threshold for all, per class or image.")
-    ] = ThresholdRule.dataset,
+        str,
+        option(
+            "--threshold-rule",
+            "dataset|class|image",
+            "The mIoU that is shown: one threshold for all, one for each class, or for each image.",
+            callback=one_of("--threshold-rule", ("dataset", "class", "image")),
+        ),
+    ] = "dataset",
     average: Annotated[
-        Average, typer.Option("--average", help="Means over samples, or over the samples of each class, then classes.")
-    ] = Average.samples,
+        str,
+        option(
+            "--average",
+            "samples|classes",
+            "Means over samples, or over the samples of each class, then over classes.",
+            callback=one_of("--average", ("samples", "classes")),
+        ),
+    ] = "samples",
     label_set: Annotated[
-        bool, typer.Option("--label-set/--empty-text", help="What feature surgery is against: the classes, or the empty text.")
+        bool, typer.Option("--label-set/--empty-text", help="What feature surgery subtracts: the classes, or the empty text.")
     ] = True,
-    synonyms: Synonyms = False,
-    out: OutFile = None,
-    markdown: MarkdownFile = None,
-    overwrite: Overwrite = False,
-    preset: PresetName = "mobile",
-    clip_checkpoint: ClipCheckpoint = None,
-    clip_model: ClipModel = None,
-    untrained: Untrained = False,
-    image_size: ImageSize = None,
-    scales: MapScales = "1",
-    depth: Depth = None,
-    templates: WhichTemplates = Templates.full,
-    device: Device = None,
-    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Measure the map of each class in an image: mIoU and mSC of surgery, architecture, features, itsm, rclip, maskclip, sclip,
     clearclip, naclip, gem, and of gradcam and iclip, which are not in --compare all."""
-    from text2sam.lab.runner import Settings, main_command
-
-    settings = Settings(
-        "explainability", _methods("explainability", method, compare), synonyms=synonyms, label_set=label_set,
-        threshold_rule=threshold_rule.value, average=average.value,
-    )  # fmt: skip
-    choice = _choice(
-        untrained, templates, preset=preset, clip_checkpoint=clip_checkpoint, clip_model=clip_model,
-        image_size=image_size, scales=scales, depth=depth, device=device, dtype=dtype,
-    )  # fmt: skip
-    options = reader_options(option, background)
-    _check_files(out, markdown)
-    main_command(
-        settings, dataset, choice, root=root, split=split, options=options, limit=limit, seed=seed, iclip=iclip,
-        out=out, markdown_file=markdown, overwrite=overwrite, json_output=as_json,
-    )  # fmt: skip
+    data.run(
+        "explainability",
+        clip,
+        as_json,
+        background=background,
+        iclip=iclip,
+        label_set=label_set,
+        threshold_rule=cast("ThresholdRule", threshold_rule),
+        average=cast("Average", average),
+    )

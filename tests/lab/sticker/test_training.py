@@ -21,9 +21,9 @@ import open_clip
 import pytest
 import torch
 
-from text2sam.lab.loss import contrastive_loss
 from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import InputError
+from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.sticker import train as train_module
 from text2sam.lab.sticker import train_clip as train_clip_module
 from text2sam.lab.sticker import train_sam as train_sam_module

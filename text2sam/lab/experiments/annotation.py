@@ -1,21 +1,19 @@
 """``text2sam evaluate annotation``: the folder job on trial, with drawn scenes, hostile files and kills.
 
-A folder is drawn: scenes of the sticker world, whose masks are known exactly, in the encodings people have (EXIF-turned, grey,
-palette, alpha, 16 bits, CMYK) and under awkward names, and among them files that are no images but look like some. The real
-command annotates it in a process of its own, is killed (SIGKILL) several times at work and while it writes the dataset, and is
-started again each time. Then, with nothing of the job's own code:
+A folder is drawn: scenes of the sticker world, whose masks are known, in the encodings and under the names of
+:mod:`text2sam.lab.experiments.hostile`, with hostile files among them. The real command annotates it in a process of its own,
+is killed (SIGKILL) several times at work and while it writes the dataset, and is started again each time. Then, with none of
+the job's own code:
 
-- the dataset is held, byte for byte, against that of a run which nobody disturbed;
+- the dataset is compared, byte for byte, with that of an undisturbed run;
 - pycocotools and labelme read it back, and must give the same masks;
 - every picture must be in the dataset once, every hostile file among the failures once;
-- its masks are held against the true ones.
+- its masks are compared with the true ones.
 
-Labels: only the names in :attr:`Settings.labels` are asked for, all of them in every picture. Scenes are drawn from all names,
-but so that about half of the objects are of these; the others are there to be mistaken for them. A *case* is a picture and a
-label that is in it. The dataset's masks of a label, put together, are judged as the mask of ``segment`` is in ``text2sam
-evaluate sticker``; figures are those of :mod:`text2sam.lab.experiments.sticker`, intervals come from resampling whole pictures.
-Grey encodings take the colours away, which costs accuracy; every other one holds the picture as it is, up to what JPEG, a palette
-or 8 bits lose, so that a figure per encoding shows what was read wrong.
+Only :attr:`Settings.labels` are looked for, all of them in every picture; about half of the drawn objects are of these. A
+*case* is a picture and a label that is in it. The masks of a label, put together, are judged as the mask of ``segment`` is in
+``text2sam evaluate sticker``; intervals come from resampling whole pictures. Grey encodings take the colours away; every other
+encoding holds the picture as it is, so that a figure per encoding shows what was read wrong.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ import json
 import math
 import os
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,20 +43,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam import __version__
-from text2sam.annotate.journal import STATE, chunks_of
+from text2sam.annotate.journal import JOURNAL, STATE, chunks_of
 from text2sam.annotate.sources import find_images
-from text2sam.errors import InputError, Text2SamError
+from text2sam.cli.output import table as aligned
+from text2sam.errors import InputError, Text2SamError, one_line
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import export
 from text2sam.export.labelme import LabelmeExporter
 from text2sam.files import write_bytes, write_text
 from text2sam.image import read_image
+from text2sam.lab.experiments.hostile import CANARY, ENCODINGS, HOSTILE, saved
 from text2sam.lab.experiments.sticker import FIGURES, OBJECTS, REPEAT, Answer, Tally
 from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
-from text2sam.lab.sticker.evaluate import SIZES
-from text2sam.lab.sticker.world import THINGS, Scene, World, background
+from text2sam.lab.output import reporting, track
+from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
-from text2sam.tables import aligned, one_line, telling
 
 SEEDS = 4_000_000
 """First seed of the scenes. Training draws from 1,000,000,000 upwards, ``evaluate sticker`` from 2,000,000 (reporting) and
@@ -72,18 +71,6 @@ MEASURED = ("iou", "iou_repeated", "iou_small", "iou_medium", "iou_large", "ap50
 
 _FOLDERS = ("", "a", "a/b", "a/b/c d", "ü/日本")
 _ODD = ("# with spaces", "#'q'\"Q\"", "#\U0001f600", "-#", "#\nline", "#%s{}$HOME`id`", "#;*?|<&>", f"#{'x' * 180}")
-_TURNS: dict[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""What a picture is stored as so that the EXIF orientation brings it back."""
-_ORIENTATION = 0x0112
-_CANARY = "text2sam-canary"
 _POLL = 0.02
 _LONGEST_DELAY = 2.0
 _PATIENCE = 900.0
@@ -185,206 +172,6 @@ class Drawn:
     hostile: tuple[Hostile, ...]
 
 
-# encodings
-
-
-def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-
-def _head(width: int, height: int, depth: int, colour: int) -> bytes:
-    """A PNG's signature and header; ``colour`` 0 is grey, 2 RGB."""
-    sides = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", sides + bytes([depth, colour, 0, 0, 0]))
-
-
-def _png16(values: NDArray[np.uint8]) -> bytes:
-    """A PNG of 16 bits, which Pillow does not write in colour; values (H, W) or (H, W, 3)."""
-    height, width = values.shape[:2]
-    rows = (values.astype(">u2") * np.uint16(257)).astype(">u2").reshape(height, -1)  # 255 is 65535
-    filtered = b"".join(b"\0" + row.tobytes() for row in rows)
-    head = _head(width, height, 16, 2 if values.ndim == 3 else 0)
-    return head + _chunk(b"IDAT", zlib.compress(filtered)) + _chunk(b"IEND", b"")
-
-
-def _jpeg(image: Image.Image, **options: Any) -> bytes:
-    return _saved(image, "JPEG", quality=95, subsampling=0, **options)
-
-
-def _turned(pixels: NDArray[np.uint8], rng: np.random.Generator) -> bytes:
-    orientation = int(rng.integers(2, 9))
-    exif = Image.Exif()
-    exif[_ORIENTATION] = orientation
-    return _jpeg(Image.fromarray(pixels).transpose(_TURNS[orientation]), exif=exif)
-
-
-def _transparent(pixels: NDArray[np.uint8]) -> bytes:
-    """As transparent as a picture can be that is to look like ``pixels`` over white."""
-    alpha = 255 - pixels.min(axis=2).astype(np.float64)  # (H, W)
-    share = np.maximum(alpha, 1)[..., None] / 255
-    colour = 255 - (255 - pixels.astype(np.float64)) / share
-    return _saved(Image.fromarray(np.dstack([np.clip(colour, 0, 255), alpha]).round().astype(np.uint8), "RGBA"), "PNG")
-
-
-def _grey(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels).convert("L")
-
-
-ENCODINGS: Mapping[str, tuple[str, Callable[[NDArray[np.uint8], np.random.Generator], bytes]]] = {
-    "png": (".png", lambda p, _: _saved(Image.fromarray(p), "PNG")),
-    "jpeg": (".jpg", lambda p, _: _jpeg(Image.fromarray(p))),
-    "turned jpeg": (".jpeg", _turned),
-    "palette png": (".png", lambda p, _: _saved(Image.fromarray(p).quantize(256, dither=Image.Dither.NONE), "PNG")),
-    "grey jpeg": (".JPG", lambda p, _: _jpeg(_grey(p))),
-    "alpha png": (".png", lambda p, _: _transparent(p)),
-    "cmyk jpeg": (".jpg", lambda p, _: _saved(Image.fromarray(p).convert("CMYK"), "JPEG", quality=95)),
-    "16-bit png": (".png", lambda p, _: _png16(p)),
-    "16-bit grey png": (".PNG", lambda p, _: _png16(np.asarray(_grey(p)))),
-    "progressive jpeg": (".jpe", lambda p, _: _jpeg(Image.fromarray(p), progressive=True)),
-}
-"""Suffix and encoder, from (H, W, 3) uint8 RGB, of each kind of file; scenes take them in turn."""
-
-
-# hostile files
-
-_PICKLE = b"cposix\nsystem\n(S'touch %s'\ntR." % _CANARY.encode()
-_SVG = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script><rect width="9" height="9"/></svg>'
-)
-_XML_BOMB = (
-    b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">'
-    + b"".join(b'<!ENTITY a%d "%s">' % (k + 1, b"&a%d;" % k * 10) for k in range(9))
-    + b"]><svg>&a9;</svg>"
-)
-_EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n0 0 64 64 rectfill\nshowpage\n%%EOF\n"
-_PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog/OpenAction<</S/JavaScript/JS(app.alert(1))>>>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
-_BMP = b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0\xff\xff\xff\x7f\x01\0\0\0\x01\0\x18\0" + bytes(24)
-_TEXT_BOMB_BYTES = 80 << 20
-_HUGE = 1 << 30
-
-
-def _sample(rng: np.random.Generator) -> Image.Image:
-    return Image.fromarray(background(rng, (96, 128)))
-
-
-def _png_part(share: float) -> Callable[[np.random.Generator], bytes]:
-    def make(rng: np.random.Generator) -> bytes:
-        data = _saved(_sample(rng), "PNG")
-        return data[: max(9, int(share * len(data)))]
-
-    return make
-
-
-def _jpeg_part(share: float) -> Callable[[np.random.Generator], bytes]:
-    def make(rng: np.random.Generator) -> bytes:
-        data = _jpeg(_sample(rng))
-        return data[: max(2, int(share * len(data)))]
-
-    return make
-
-
-def _text_bomb(rng: np.random.Generator) -> bytes:
-    data = _saved(_sample(rng), "PNG")
-    packed = zlib.compress(bytes(_TEXT_BOMB_BYTES), 1)
-    head = len(_head(1, 1, 8, 2))
-    return data[:head] + _chunk(b"zTXt", b"Comment\0\0" + packed) + data[head:]
-
-
-def _wide_bomb(rng: np.random.Generator) -> bytes:
-    """10,000 x 10,000 pixels of one bit that would decode: in 12 kB, to 300 MB of RGB."""
-    return _head(10_000, 10_000, 1, 0) + _chunk(b"IDAT", zlib.compress(bytes(1251 * 10_000), 9)) + _chunk(b"IEND", b"")
-
-
-def _tiff(rng: np.random.Generator) -> bytes:
-    data = bytearray(_saved(_sample(rng), "TIFF"))
-    start = int.from_bytes(data[4:8], "little")
-    for entry in range(start + 2, start + 2 + 12 * int.from_bytes(data[start : start + 2], "little"), 12):
-        if int.from_bytes(data[entry : entry + 2], "little") == 273:  # where the pixels are
-            data[entry + 8 : entry + 12] = b"\xf0\xff\xff\x7f"
-    return bytes(data)
-
-
-def _webp(rng: np.random.Generator) -> bytes:
-    return b"RIFF\xff\xff\xff\x7fWEBPVP8 " + b"\xff\xff\xff\x7f" + rng.bytes(40)
-
-
-def _file(make: Callable[[np.random.Generator], bytes], mode: int | None = None) -> Callable[[Path, np.random.Generator], None]:
-    def write(path: Path, rng: np.random.Generator) -> None:
-        write_bytes(path, make(rng))
-        if mode is not None:
-            path.chmod(mode)
-
-    return write
-
-
-def _bytes(data: bytes) -> Callable[[Path, np.random.Generator], None]:
-    return _file(lambda rng: data)
-
-
-def _link(target: str) -> Callable[[Path, np.random.Generator], None]:
-    return lambda path, rng: path.symlink_to(target)
-
-
-def _sparse(path: Path, rng: np.random.Generator) -> None:
-    with open(path, "wb") as file:
-        file.truncate(_HUGE)
-
-
-HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] = {
-    "zero bytes": ("empty.png", _bytes(b"")),
-    "a pipe": ("pipe.png", lambda path, rng: os.mkfifo(path)),
-    "PNG cut in half": ("half.png", _file(_png_part(0.5))),
-    "PNG that announces 50,000 x 50,000 pixels": (
-        "bomb.png",
-        _bytes(_head(50_000, 50_000, 8, 2) + _chunk(b"IDAT", zlib.compress(bytes(9999))) + _chunk(b"IEND", b"")),
-    ),
-    "pickle that runs a command": ("pickle.png", _bytes(_PICKLE)),
-    "JPEG cut in half": ("half.jpg", _file(_jpeg_part(0.5))),
-    "link to nothing": ("dangling.png", _link("nowhere/at all.png")),
-    "link to itself": ("loop.png", _link("loop.png")),
-    "link to its own folder": ("up.png", _link(".")),
-    "folder called .png": ("folder.png/inner.jpg", _bytes(b"not a picture")),
-    "PNG of 10,000 x 10,000 pixels in 12 kB": ("wide.png", _file(_wide_bomb)),
-    "1 GB of zeros": ("huge.png", _sparse),
-    "PostScript": ("script.png", _bytes(_EPS)),
-    "text": ("notes.jpg", _bytes("Größe: drei\n".encode() * 50)),
-    "HTML": ("page.jpeg", _bytes(b"<!doctype html><title>404</title><script>alert(1)</script>")),
-    "random bytes": ("noise.png", _file(lambda rng: rng.bytes(5000))),
-    "PNG header alone": ("header.png", _bytes(_head(640, 480, 8, 2))),
-    "PNG with a damaged signature": ("magic.png", _file(lambda rng: b"\x88" + _saved(_sample(rng), "PNG")[1:])),
-    "JPEG cut near its end": ("late.jpeg", _file(_jpeg_part(0.9))),
-    "GIF without a frame": ("none.gif", _bytes(b"GIF89a\x40\0\x40\0\0\0\0;")),
-    "TIFF whose offsets lead away": ("offsets.tif", _file(_tiff)),
-    "SVG": ("drawing.png", _bytes(_SVG)),
-    "XML bomb": ("laughs.png", _bytes(_XML_BOMB)),
-    "name with a line break": ("line\nbreak.png", _bytes(b"x")),
-    "name with quotes": ("\"it's\" `id` $(id).jpg", _bytes(b"x")),
-    "name with emoji": ("\U0001f600\U0001f468\u200d\U0001f469.png", _bytes(b"x")),
-    "name with a leading dash": ("--overwrite.png", _bytes(b"x")),
-    "name of 255 bytes": (f"{'n' * 251}.png", _bytes(b"x")),
-    "name that is not Unicode": (os.fsdecode(b"\xff\xfe\xe9.png"), _bytes(b"x")),
-    "name with a backslash": ("x\\..\\..\\up.png", _bytes(b"x")),
-    "PNG signature alone": ("signature.png", _bytes(_head(1, 1, 8, 2)[:8])),
-    "JPEG cut at its start": ("early.jpg", _file(_jpeg_part(0.0))),
-    "PNG cut near its end": ("late.png", _file(_png_part(0.95))),
-    "PDF": ("document.jpg", _bytes(_PDF)),
-    "PNG with 80 MB of text in 80 kB": ("text.png", _file(_text_bomb)),
-    "BMP of 2 billion columns": ("wide.bmp", _bytes(_BMP)),
-    "WebP that is cut": ("cut.webp", _file(_webp)),
-    "PPM without pixels": ("none.ppm", _bytes(b"P6\n64 64\n255\n")),
-    "no permission": ("locked.png", _file(lambda rng: b"x", 0)),
-    "ZIP": ("archive.png", _bytes(b"PK\x05\x06" + bytes(18))),
-    "shell script": ("run.jpg", _bytes(b"#!/bin/sh\ntouch %s\n" % _CANARY.encode())),
-}  # fmt: skip
-"""Kinds of files that are no images: a name that looks like one, and what makes the file."""
-
-
 def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> Drawn:
     """Draws the folder of a trial: ``images/``, and beside it ``labels.yaml`` and ``truth.json``.
 
@@ -401,7 +188,6 @@ def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> 
         OutputError: a file cannot be written.
     """
     import yaml
-    from tqdm import tqdm
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{os.fspath(folder)!r} is there already and not empty; give a new folder")
@@ -409,8 +195,7 @@ def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> 
     pictures: list[Picture] = []
 
     def annotated() -> Iterator[AnnotatedImage]:
-        bar = tqdm(settings.seeds, desc="drawing", unit="scene", file=sys.stderr, disable=not progress, leave=False)
-        for index, seed in enumerate(bar):
+        for index, seed in enumerate(track(settings.seeds, "drawing", progress)):
             rng = np.random.default_rng([seed, 1])  # not the stream the scene is drawn from
             scene = draw_scene(seed, settings, rng)
             kind = list(ENCODINGS)[index % len(ENCODINGS)]
@@ -564,20 +349,19 @@ class _Watch:
     """Looks at a job from outside: its journal, and a file of the dataset that is written half-way."""
 
     def __init__(self, out: Path, written: Path) -> None:
-        self._journal = out / STATE / "journal.jsonl"
+        self._journal = out / STATE / JOURNAL
         self._written = written
-        self._read = self._lines = 0
+        self._commits = 0
 
     def commits(self) -> int:
-        """Whole lines in the journal."""
-        with contextlib.suppress(FileNotFoundError), open(self._journal, "rb") as file:
-            if os.fstat(file.fileno()).st_size < self._read:  # a torn end was cut off
-                self._read = self._lines = 0
-            file.seek(self._read)
-            data = file.read()
-            self._lines += data.count(b"\n")
-            self._read += data.rfind(b"\n") + 1
-        return self._lines
+        """Batches in the journal; the last known number while the journal is locked or not yet made."""
+        if self._journal.exists():
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._connect()) as database:
+                self._commits = int(database.execute("SELECT count(*) FROM results").fetchone()[0])
+        return self._commits
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self._journal.absolute().as_uri()}?mode=ro", uri=True, timeout=1)
 
     def writing(self) -> bool:
         """Whether half of the dataset is there."""
@@ -794,7 +578,7 @@ def _label_file(labelme: Any, path: Path) -> tuple[Any, bool]:
     except Exception:  # LabelFileError, or whatever opening the picture raised; what else is wrong shows in the second try
         content = json.loads(path.read_bytes())
         picture = read_image(path.parent / content["imagePath"])
-        content["imageData"] = base64.b64encode(_saved(Image.fromarray(picture), "PNG")).decode("ascii")
+        content["imageData"] = base64.b64encode(saved(Image.fromarray(picture), "PNG")).decode("ascii")
         with tempfile.TemporaryDirectory() as folder:
             copy = write_text(Path(folder, "copy.json"), json.dumps(content))
             return labelme.LabelFile(os.fspath(copy)), True
@@ -850,8 +634,8 @@ def summarize(
 
     Returns:
         JSON-ready: ``figures``, each of :data:`MEASURED` with ``value``, ``low``, ``high`` and ``count``; ``colour``, which is
-        ``iou``, ``missed`` and ``false`` in pictures that are not grey; ``labels`` and ``encodings``, the same three of each
-        label and kind. None stands where there is no case.
+        ``iou``, ``missed`` and ``false`` in pictures that are not grey; ``encodings``, the same three of each kind. None
+        stands where there is no case.
 
     Raises:
         InputError: there is no image.
@@ -864,15 +648,14 @@ def summarize(
     tally = Tally([answers[name] for name in names])
     values, samples, counts = tally.figures(once), tally.figures(weights), tally.counts()
 
-    def part(belongs: Callable[[str, Answer], bool]) -> dict[str, Any]:
+    def part(belongs: Callable[[str], bool]) -> dict[str, Any]:
         sums = {figure: (np.zeros(len(names)), np.zeros(len(names))) for figure in ("iou", "missed", "false")}
         for place, name in enumerate(names):
-            for one in answers[name]:
-                if belongs(name, one):
-                    told = {"iou": one.iou, "missed": not one.present} if one.objects else {"false": one.present}
-                    for figure, value in told.items():
-                        sums[figure][0][place] += value
-                        sums[figure][1][place] += 1
+            for a in answers[name] if belongs(kinds[name]) else ():
+                values = {"iou": a.iou, "missed": not a.present} if a.objects else {"false": a.present}
+                for figure, value in values.items():
+                    sums[figure][0][place] += value
+                    sums[figure][1][place] += 1
         return {
             figure: _estimate(weighted_ratio(total, number, once)[0], weighted_ratio(total, number, weights), int(number.sum()))
             for figure, (total, number) in sums.items()
@@ -880,10 +663,9 @@ def summarize(
 
     return {
         "figures": {figure: _estimate(values[figure][0], samples[figure], counts[figure]) for figure in MEASURED},
-        "colour": part(lambda name, _: "grey" not in kinds[name]),
-        "labels": {one.name: part(lambda _, a, label=one.name: a.name == label) for one in answers[names[0]]},  # type: ignore[misc]
+        "colour": part(lambda kind: "grey" not in kind),
         "encodings": {
-            kind: part(lambda name, _, kind=kind: kinds[name] == kind)  # type: ignore[misc]
+            kind: part(lambda other, kind=kind: other == kind)  # type: ignore[misc]
             for kind in dict.fromkeys(kinds[name] for name in names)
         },
     }
@@ -965,13 +747,13 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
             "hostile": len(drawn.hostile),
             "hostile_kinds": len({one.kind for one in drawn.hostile}),
             "true_objects": sum(len(truth.objects(name)) for name in truth.sizes),
-            "true_objects_asked_for": sum(a.objects for found_here in answers.values() for a in found_here),
+            "true_objects_asked_for": sum(a.objects for entries in answers.values() for a in entries),
             "found_objects": sum(len(found.objects(name)) for name in found.sizes),
             "empty_images": sum(not found.objects(name) for name in found.sizes),
             "files_in_dataset": len(dataset_files(out)),
         },
         "checks": {name: None if name in unchecked else not problems.get(name) for name in CHECKS},
-        "differences": {name: list(map(str, found_here[:50])) for name, found_here in problems.items() if found_here},
+        "differences": {name: list(map(str, entries[:50])) for name, entries in problems.items() if entries},
         "report": dict(killed.report),
         "undisturbed_report": None if alone is None else dict(alone.report),
         "hostile": [{**asdict(one), "reason": reasons.get(one.path)} for one in drawn.hostile],
@@ -1016,7 +798,7 @@ def _problems(
         done = sum(int(one.report[name]) for name in ("done", "empty", "skipped"))
         if done != len(drawn.pictures) or one.report["images"] != len(drawn.pictures) + len(drawn.hostile):
             counts.append(f"{done} of {len(drawn.pictures)} pictures, {one.report['images']} images")
-    marks = [path for path in (drawn.root.parent / _CANARY, Path(_CANARY)) if path.exists()]
+    marks = [path for path in (drawn.root.parent / CANARY, Path(CANARY)) if path.exists()]
     return {
         "killed_as_asked": [] if killed.kills == settings.kills else [f"{killed.kills} times"],
         "pictures_once": [*sorted(pictures), *([] if found.images == len(found.sizes) else ["an image comes twice"])],
@@ -1030,23 +812,18 @@ def _problems(
 def table(result: dict[str, Any]) -> str:
     """A document of :func:`report` as lines of text."""
     counts, speed, labelme, own = result["counts"], result["speed"], result["labelme"], result["report"]
-    lines = aligned(
-        [["check", ""], *([words, {True: "yes", False: "NO", None: "-"}[result["checks"][n]]] for n, words in CHECKS.items())]
-    )
-    rows = [["figure", "", "of"]]
+    checks = [[words, {True: "yes", False: "NO", None: "-"}[result["checks"][name]]] for name, words in CHECKS.items()]
+    rows = []
     for name in MEASURED:
-        label = FIGURES[name].label.replace(" of segment", " of a label's objects with the true ones")
+        label = FIGURES[name][0].replace(" of segment", " of a label's objects with the true ones")
         label = {"missed": "label there, nothing found", "false": "label not there, something found"}.get(name, label)
-        less = " (less is better)" if FIGURES[name].higher is False else ""
+        less = " (less is better)" if FIGURES[name][1] is False else ""
         rows.append([label + less, _cell(result["figures"][name]), str(result["figures"][name]["count"])])
-    lines += ["", *aligned(rows)]
-    encodings = {**result["encodings"], "all but grey": result["colour"]}
-    for head, parts in (("label", result["labels"]), ("encoding", encodings)):
-        rows = [[head, "IoU", "cases", "missed", "found falsely"]]
-        for name, part in parts.items():
-            cells = [_cell(part["iou"]), str(part["iou"]["count"]), _cell(part["missed"]), _cell(part["false"])]
-            rows.append([name, *cells])
-        lines += ["", *aligned(rows)]
+    parts = []
+    for name, part in {**result["encodings"], "all but grey": result["colour"]}.items():
+        parts.append([name, _cell(part["iou"]), str(part["iou"]["count"]), _cell(part["missed"]), _cell(part["false"])])
+    lines = [aligned(["check", ""], checks), "", aligned(["figure", "", "of"], rows), ""]
+    lines.append(aligned(["encoding", "IoU", "cases", "missed", "found falsely"], parts))
     last = result["attempts"][-1]
     stops = "; ".join(f"{a['end']} at {a['after']} of {result['batches']} batches" for a in result["attempts"][:-1])
     seeds = result["settings"]["seeds"]
@@ -1106,7 +883,7 @@ def main_command(
     """
     with contextlib.ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="text2sam-annotation-")), "trial")
-        with telling(table, out, json_output) as tell:
+        with reporting(table, out, json_output) as tell:
             result = measure(settings or Settings(), place, progress=sys.stderr.isatty())
             tell(result)
     broken = [words for name, words in CHECKS.items() if result["checks"][name] is False]

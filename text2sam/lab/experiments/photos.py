@@ -2,9 +2,7 @@
 
 How well a mask is chosen is measured without a CLIP: the map is what a CLIP of a stated quality would give.
 
-Data: a folder with ``images/`` and ``labels/``, PNGs of the same names, as CamVid (Brostow et al. 2009) in the layout of
-SegNet: label files are 8-bit grey, and a pixel's value is its class, 0 sky, 1 building, 2 pole, 3 road, 4 pavement,
-5 tree, 6 sign, 7 fence, 8 car, 9 pedestrian, 10 bicyclist, 11 unlabelled.
+Data: CamVid (Brostow et al. 2009), read by :func:`text2sam.lab.datasets.street.open_camvid`.
 
 Protocol:
 
@@ -35,36 +33,20 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from text2sam import __version__
-from text2sam.errors import ImageError, InputError
-from text2sam.image import read_image
+from text2sam.cli.output import table as aligned
+from text2sam.errors import InputError
+from text2sam.lab.datasets import Dataset, open_dataset
 from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
-from text2sam.recipes import MaskRule, get_strategy
-from text2sam.recipes.choose import mask_iou
+from text2sam.lab.output import reporting, track
+from text2sam.recipes import Objects
+from text2sam.recipes.choose import MaskRule, mask_iou
 from text2sam.recipes.points import points_from_similarity
 from text2sam.sam.build import build_predictor
 from text2sam.sam.predictor import MaskPredictor, predict_points
-from text2sam.tables import aligned, telling
 from text2sam.types import PointPrompts, SimilarityMap
-
-CLASSES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
-    "unlabelled",
-)
-"""Names of the label values 0 to 11."""
 
 THINGS = ("car", "pedestrian", "bicyclist", "sign", "pole")
 STUFF = ("tree", "building", "road", "pavement", "sky", "fence")
@@ -157,37 +139,6 @@ class Target:
     others: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What SAM said to one prompt.
-
-    Attributes:
-        photo: file name.
-        number: of the target in its photo.
-        target: what was to be found.
-        strength: of the map.
-        points_rule: ``"paper"`` or ``"peak"``.
-        similarity: the map.
-        points: the prompts.
-        masks: (M, H, W) bool.
-        scores: (M,) float32.
-        logits: (M, h, w) float32.
-        ious: (M,) float64, with the target.
-    """
-
-    photo: str
-    number: int
-    target: Target
-    strength: str
-    points_rule: str
-    similarity: SimilarityMap
-    points: PointPrompts
-    masks: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    ious: NDArray[np.float64]
-
-
 def peak_point(similarity: SimilarityMap, shape: Sequence[int]) -> PointPrompts:
     """One positive point in the middle of the hottest patch; none on a flat map.
 
@@ -206,63 +157,25 @@ POINT_RULES: dict[str, Callable[[SimilarityMap, tuple[int, int]], PointPrompts]]
 }
 
 
-def split_photos(folder: Path, split: Split, limit: int) -> list[str]:
-    """File names of one half of a folder's photos, see the module's protocol.
-
-    Args:
-        folder: with ``images/`` and ``labels/``.
-        split: which half.
-        limit: at most so many.
-
-    Returns:
-        Names in order; fewer than ``limit`` where there are not so many.
+def split_photos(dataset: Dataset, split: str, limit: int) -> list[int]:
+    """Places of one half of a data set's photos, see the module's protocol; fewer than ``limit`` where there are not so many.
 
     Raises:
-        InputError: a photo has no label file, or the half is empty.
+        InputError: the half is empty.
     """
-    images, labels = ({p.name for p in (folder / kind).glob("*.png")} for kind in ("images", "labels"))
-    if images != labels:
-        lone = sorted(images ^ labels)
-        raise InputError(
-            f"every photo in {folder / 'images'} needs a label file of its name in {folder / 'labels'} and the other way "
-            f"round; {lone[0]!r} is alone" + (f", as are {len(lone) - 1} more" if len(lone) > 1 else "")
-        )
-    half = sorted(images)[SPLITS.index(split) :: len(SPLITS)]
+    half = sorted(range(len(dataset)), key=lambda place: f"{dataset.ids[place]}.png")[SPLITS.index(split) :: len(SPLITS)]
     if not half:
-        raise InputError(
-            f"{folder} has no photos for the split {split!r}: PNGs are expected in its folders images/ and labels/"
-        )
+        raise InputError(f"{dataset.title} has no photos for the split {split!r} in {dataset.root}")
     count = min(limit, len(half))
     return [half[i * len(half) // count] for i in range(count)]
 
 
-def read_labels(path: Path) -> NDArray[np.uint8]:
-    """A label file.
-
-    Returns:
-        (H, W) uint8, the class of each pixel, 0 to 11.
-
-    Raises:
-        ImageError: the file cannot be read, is not 8-bit grey, or holds other values.
-    """
-    try:
-        with Image.open(path) as file:
-            mode, values = file.mode, np.array(file)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read as a label file: {error}") from error
-    if mode not in ("L", "P") or values.max() >= len(CLASSES):
-        raise ImageError(
-            f"{path} must be 8-bit grey or palette with the classes 0 to {len(CLASSES) - 1} as values, "
-            f"not mode {mode} up to {values.max()}"
-        )
-    return values
-
-
-def targets(labels: NDArray[np.uint8], settings: Settings | None = None, turn: int = 0) -> list[Target]:
+def targets(labels: NDArray[np.int32], classes: Sequence[str], settings: Settings | None = None, turn: int = 0) -> list[Target]:
     """What is to be found in a photo, see the module's protocol.
 
     Args:
-        labels: (H, W) uint8, the class of each pixel.
+        labels: (H, W), the class of each pixel.
+        classes: their names.
         settings: numbers and areas.
         turn: with which class stuff begins.
 
@@ -272,13 +185,16 @@ def targets(labels: NDArray[np.uint8], settings: Settings | None = None, turn: i
     chosen = settings or Settings()
     start = turn % len(STUFF)
     stuff = STUFF[start:] + STUFF[:start]
-    return [*_largest(labels, THINGS, chosen.things, chosen), *_largest(labels, stuff, chosen.stuff, chosen)]
+    kinds = ((THINGS, chosen.things), (stuff, chosen.stuff))
+    return [target for names, count in kinds for target in _largest(labels, classes, names, count, chosen)]
 
 
-def _largest(labels: NDArray[np.uint8], names: Sequence[str], count: int, settings: Settings) -> list[Target]:
+def _largest(
+    labels: NDArray[np.int32], classes: Sequence[str], names: Sequence[str], count: int, settings: Settings
+) -> list[Target]:
     ranked: list[tuple[int, int, Target]] = []
     for order, name in enumerate(names):
-        everything = labels == CLASSES.index(name)
+        everything = labels == classes.index(name)
         numbered, _ = ndimage.label(everything, _EIGHT)
         sizes = np.bincount(numbered.ravel())
         sizes[0] = 0
@@ -335,46 +251,50 @@ def make_map(target: Target, strength: Strength, grid: tuple[int, int], rng: np.
     return SimilarityMap((heat + noise).astype(np.float32), target.name, "ground truth")
 
 
-def answers(predictor: MaskPredictor, folder: Path, settings: Settings | None = None) -> Iterator[Answer]:
-    """SAM's answers to all prompts, photo by photo; each photo is encoded once.
+def cases_of(
+    predictor: MaskPredictor, dataset: Dataset, place: int, turn: int, settings: Settings, rules: Mapping[str, MaskRule]
+) -> Iterator[dict[str, Any]]:
+    """SAM's answers to all prompts on one photo, which is encoded once.
 
     A prompt without points (the map is flat) is left out. A map depends on its photo's name, its target, its strength
     and the seed alone, not on which other photos are measured.
 
     Args:
         predictor: a SAM.
-        folder: with ``images/`` and ``labels/``.
+        dataset: CamVid.
+        place: of the photo in it.
+        turn: with which class stuff begins.
         settings: see :class:`Settings`.
+        rules: mask rules by name.
 
     Raises:
-        InputError, ImageError: the folder's files are not as they should be.
-        UnsupportedModelError: the predictor's answer is not as it should be.
+        InputError, ImageError: a file is not as it should be.
     """
-    chosen = settings or Settings()
-    for turn, photo in enumerate(split_photos(folder, chosen.split, chosen.photos)):
-        image, labels = read_image(folder / "images" / photo), read_labels(folder / "labels" / photo)
-        shape = (int(labels.shape[0]), int(labels.shape[1]))
-        if image.shape[:2] != shape:
-            raise ImageError(f"the label file of {photo} is of shape {shape}, its photo {image.shape[:2]}")
-        wanted = targets(labels, chosen, turn)
-        if wanted:
-            predictor.set_image(image)
-        for number, target in enumerate(wanted):
-            for order, strength in enumerate(chosen.strengths):
-                rng = np.random.default_rng([chosen.seed, zlib.crc32(photo.encode()), number, order])
-                similarity = make_map(target, strength, chosen.grid, rng)
-                for name, rule in POINT_RULES.items():
-                    points = rule(similarity, shape)
-                    if not len(points):
-                        continue
-                    masks, scores, logits = predict_points(predictor, points, shape=shape)
-                    ious = np.array([mask_iou(mask, target.mask) for mask in masks])
-                    yield Answer(photo, number, target, strength.name, name, similarity, points, masks, scores, logits, ious)
-
-
-def default_rules() -> dict[str, MaskRule]:
-    """The rule of the recipe ``"objects"``."""
-    return {"objects": get_strategy("objects").choose}
+    sample, photo = dataset[place], f"{dataset.ids[place]}.png"
+    wanted = targets(sample.semantic, dataset.classes, settings, turn)
+    if wanted:
+        predictor.set_image(sample.image)
+    for number, target in enumerate(wanted):
+        for order, strength in enumerate(settings.strengths):
+            rng = np.random.default_rng([settings.seed, zlib.crc32(photo.encode()), number, order])
+            similarity = make_map(target, strength, settings.grid, rng)
+            for points_rule, pick in POINT_RULES.items():
+                points = pick(similarity, sample.shape)
+                if not len(points):
+                    continue
+                masks, scores, logits = predict_points(predictor, points, shape=sample.shape)
+                yield {
+                    "photo": photo,
+                    "number": number,
+                    "class": target.name,
+                    "area": float(target.mask.mean()),
+                    "strength": strength.name,
+                    "points": points_rule,
+                    "ious": [mask_iou(mask, target.mask) for mask in masks],
+                    "scores": scores.tolist(),
+                    "by_score": int(scores.argmax()),
+                    "taken": {name: int(rule(masks, scores, similarity, points, logits).index) for name, rule in rules.items()},
+                }
 
 
 def measure(
@@ -383,52 +303,35 @@ def measure(
     settings: Settings | None = None,
     rules: Mapping[str, MaskRule] | None = None,
     *,
-    progress: Callable[[str], object] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """All figures.
 
     Args:
         predictor: a SAM.
-        folder: with ``images/`` and ``labels/``.
+        folder: CamVid, see :func:`text2sam.lab.datasets.street.open_camvid`.
         settings: see :class:`Settings`.
-        rules: which mask is taken, by name; None is :func:`default_rules`.
-        progress: is told the name of each photo as it begins.
+        rules: mask rules by name; None is that of the recipe ``"objects"``.
+        progress: show a bar on standard error.
 
     Returns:
         JSON-ready: ``rows`` (see :func:`summarize`), ``cases`` (each with photo, class, number, share of the photo,
-        strength, points, IoUs, scores and what each rule took), ``settings``, ``tune`` and ``report`` (names of the
-        photos of either half under this limit) and ``seconds``.
+        strength, points, IoUs, scores and what each rule took), ``settings``, ``photos`` (their names) and ``seconds``.
 
     Raises:
-        InputError, ImageError, UnsupportedModelError: as :func:`answers`; also, no photo has a target.
+        InputError, ImageError: the folder's files are not as they should be; also, no photo has a target.
+        UnsupportedModelError: the predictor's answer is not as it should be.
     """
     chosen = settings or Settings()
-    take = default_rules() if rules is None else rules
+    take = {"objects": Objects().choose} if rules is None else rules
+    dataset = open_dataset("camvid", folder)
     start = time.perf_counter()
-    cases: list[dict[str, Any]] = []
-    photo = ""
-    for answer in answers(predictor, folder, chosen):
-        if progress and answer.photo != photo:
-            photo = answer.photo
-            progress(photo)
-        mask = answer.target.mask
-        cases.append(
-            {
-                "photo": answer.photo,
-                "number": answer.number,
-                "class": answer.target.name,
-                "area": float(mask.mean()),
-                "strength": answer.strength,
-                "points": answer.points_rule,
-                "ious": answer.ious.tolist(),
-                "scores": answer.scores.tolist(),
-                "by_score": int(answer.scores.argmax()),
-                "taken": {
-                    name: int(rule(answer.masks, answer.scores, answer.similarity, answer.points, answer.logits).index)
-                    for name, rule in take.items()
-                },
-            }
-        )
+    places = split_photos(dataset, chosen.split, chosen.photos)
+    cases = [
+        case
+        for turn, place in enumerate(track(places, "photos", progress))
+        for case in cases_of(predictor, dataset, place, turn, chosen, take)
+    ]
     if not cases:
         raise InputError(
             f"the {chosen.split!r} photos of {folder} have no target: no component of a class covers "
@@ -437,20 +340,12 @@ def measure(
     return {
         "folder": str(folder),
         "split": chosen.split,
-        **{name: _split_names(folder, name, chosen.photos) for name in SPLITS},
+        "photos": [dataset.ids[place] for place in places],
         "settings": asdict(chosen),
         "rows": summarize(cases, tuple(take), seed=chosen.seed, resamples=chosen.resamples),
         "cases": cases,
         "seconds": time.perf_counter() - start,
     }
-
-
-def _split_names(folder: Path, split: str, limit: int) -> list[str]:
-    """As :func:`split_photos`, but empty where the half is."""
-    try:
-        return split_photos(folder, split, limit)  # type: ignore[arg-type]
-    except InputError:
-        return []
 
 
 def summarize(
@@ -511,16 +406,16 @@ def _closed(means: NDArray[np.float64]) -> NDArray[np.float64]:
 def table(result: Mapping[str, Any]) -> str:
     """The rows of a result of :func:`measure` as lines of text."""
     head = ("rule", "points", "strength", "cases", "SAM's score", "ours", "best of three", "closed", "aim", "met")
-    lines = [head]
+    lines = []
     for row in result["rows"]:
         met = {None: "", True: "yes", False: "NO"}[row["met"]]
         figures = (_interval(row, name) for name in ("score", "ours", "best", "closed"))
         lines.append((row["rule"], row["points"], row["strength"], str(row["cases"]), *figures, f">= {_AIM:g}", met))
     note = (
-        f"Mean IoU with the target and bootstrap 95 % intervals over photos; {len(result[result['split']])} photos of the "
+        f"Mean IoU with the target and bootstrap 95 % intervals over photos; {len(result['photos'])} photos of the "
         f"split {result['split']!r}, seed {result['settings']['seed']}, {result['seconds']:.0f} s."
     )
-    return "\n".join([*aligned(lines, words=3), "", note])
+    return "\n".join([aligned(head, lines), "", note])
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -529,29 +424,22 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
 
 
-def evaluate_photos(
+def main_command(
     folder: Path,
-    *,
-    sam_checkpoint: str | Path,
+    sam_checkpoint: str,
     settings: Settings | None = None,
     out: Path | None = None,
     json_output: bool = False,
     device: str | None = None,
-    rules: Mapping[str, MaskRule] | None = None,
-) -> dict[str, Any]:
+) -> None:
     """``text2sam evaluate photos``: measures and prints the table.
 
     Args:
-        folder: with ``images/`` and ``labels/``, see the module.
+        folder, settings: see :func:`measure`.
         sam_checkpoint: a file, or a name in :data:`text2sam.zoo.table.CHECKPOINTS`.
-        settings: see :class:`Settings`.
-        out: file for the whole result as JSON; tried before anything is measured.
+        out: file for the whole result as JSON, with name and SHA-256 of the checkpoint; opened before anything is measured.
         json_output: print that JSON instead of the table.
         device: None takes cuda, then mps, then cpu.
-        rules: see :func:`measure`.
-
-    Returns:
-        The result of :func:`measure` with ``machine``, and ``sam`` (name and SHA-256 of the checkpoint's file).
 
     Raises:
         InputError, ImageError: the folder's files are not as they should be, or the device is not there.
@@ -561,24 +449,16 @@ def evaluate_photos(
     from text2sam.zoo.download import file_sha256, resolve
     from text2sam.zoo.table import CHECKPOINTS
 
-    chosen = settings or Settings()
-    names = split_photos(folder, chosen.split, chosen.photos)
-    take = default_rules() if rules is None else rules
-    with telling(table, out, json_output) as tell:
+    open_dataset("camvid", folder)  # what is missing is told before the SAM is built
+    with reporting(table, out, json_output) as report:
         path = resolve(sam_checkpoint, "sam")
-        known = CHECKPOINTS.get(str(sam_checkpoint))
+        known = CHECKPOINTS.get(sam_checkpoint)
         predictor = build_predictor(known.model if known else None, path, device=device)
-        done = 0
-
-        def progress(photo: str) -> None:
-            nonlocal done
-            done += 1
-            print(f"{done}/{len(names)} {photo}", file=sys.stderr)
-
-        result = {
-            "sam": {"file": path.name, "sha256": file_sha256(path)},
-            "machine": {"text2sam": __version__, "python": platform.python_version(), "numpy": np.__version__},
-            **measure(predictor, folder, chosen, take, progress=progress if sys.stderr.isatty() else None),
-        }
-        tell(result)
-    return result
+        result = measure(predictor, folder, settings, progress=sys.stderr.isatty())
+        report(
+            {
+                "sam": {"file": path.name, "sha256": file_sha256(path)},
+                "machine": {"text2sam": __version__, "python": platform.python_version(), "numpy": np.__version__},
+                **result,
+            }
+        )

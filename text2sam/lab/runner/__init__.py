@@ -2,8 +2,8 @@
 
     document = measure(surgery, open_dataset("voc", root), Settings("semantic", ("architecture", "sclip")), out=Path("r.json"))
 
-Of each picture only numbers are kept, in a journal beside ``out``: a run that is killed goes on where it was and ends in the
-same figures. A picture that cannot be read costs a line of the report.
+Only numbers are kept of each picture, in a journal beside ``out``: a run that is killed goes on where it was and ends in the
+same figures. A picture that cannot be read is a line of the report.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import numpy as np
 
 from text2sam import __version__
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import ImageError, InputError, OutputError
+from text2sam.errors import ImageError, InputError, OutputError, one_line
 from text2sam.files import write_json, write_text
 from text2sam.lab.datasets import Dataset, open_dataset, subset
-from text2sam.lab.runner.journal import Journal, journal_path
+from text2sam.lab.output import reporting, track
+from text2sam.lab.runner.journal import Journal, journal_path, key_of
 from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.report import markdown, table
 from text2sam.lab.runner.settings import RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import Task, build_task
-from text2sam.tables import one_line
 
 __all__ = ["ModelChoice", "ModelInfo", "Settings", "build_surgery", "main_command", "measure"]
 
@@ -55,18 +55,18 @@ def measure(
         surgery: the CLIP.
         dataset: see :func:`text2sam.lab.datasets.open_dataset`.
         settings: the task, its methods, its rules.
-        model: which CLIP it is; what is not known is not told, and no published figure stands beside ours.
+        model: which CLIP it is. Published figures are shown only for a known model.
         iclip: file of trained projections, for the method ``"iclip"``.
-        out: JSON file for the result. A journal lies beside it, by which a run that was killed goes on, and a finished one is
-            told again without being measured again.
-        overwrite: throw away what the journal has.
+        out: JSON file for the result. With the journal beside it a killed run goes on, and a finished one is printed again
+            without being measured again.
+        overwrite: throw away the journal.
         progress: show a bar on standard error.
 
     Returns:
         JSON-ready: ``figures`` by method (:mod:`text2sam.lab.runner.tasks` says which), ``published`` in the same
         setting, ``images`` (``measured``, ``failed``), ``failed`` (id and reason), ``seconds`` per image by part (``mean``,
-        ``median``), ``memory`` (peaks of this process in bytes, None where the system does not tell), ``untrained``, and all
-        that the figures depend on: ``dataset``, ``model``, ``settings``, ``methods`` with their sources, ``rules`` in words,
+        ``median``), ``memory`` (peaks of this process in bytes, None where they are not known), ``untrained``, and everything
+        the figures depend on: ``dataset``, ``model``, ``settings``, ``methods`` with their sources, ``rules`` in words,
         ``seeds``, ``versions``, ``machine``.
 
     Raises:
@@ -93,11 +93,11 @@ def measure(
         failed, seconds = _collect(task, dataset, journal)
     if len(failed) == len(dataset):
         raise InputError(f"no picture of {dataset.title} could be read; the first one: {failed[0]['reason']}")
-    found = published_for(dataset, settings, info, surgery)
+    published = published_for(dataset, settings, info, surgery)
     result = {
         "untrained": info.untrained,
         "figures": {method: task.figures(method) for method in settings.methods},
-        "published": {m: {name: dataclasses.asdict(one) for name, one in by.items()} for m, by in found.items()},
+        "published": {m: {name: dataclasses.asdict(figure) for name, figure in by.items()} for m, by in published.items()},
         "images": {"measured": len(dataset) - len(failed), "failed": len(failed)},
         "failed": failed,
         "seconds": seconds,
@@ -123,42 +123,38 @@ def measure(
 
 def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> None:
     """Measures the pictures that the journal does not have; those that failed are tried again."""
-    from tqdm import tqdm
-
-    left = [place for place, one in enumerate(dataset.ids) if one not in journal or "failed" in journal.read(one)]
-    bar = tqdm(
-        left, total=len(dataset), initial=len(dataset) - len(left), desc=dataset.title, unit="image", file=sys.stderr,
-        disable=not progress, leave=False,
-    )  # fmt: skip
-    for place in bar:
+    left = [
+        place for place, name in enumerate(dataset.ids) if key_of(name) not in journal or "failed" in journal.read(key_of(name))
+    ]
+    for place in track(left, dataset.title, progress):
         sample, clock = dataset[place], Clock(task.surgery)
         started = time.perf_counter()
         try:
             with clock.part("read"):
                 task.read(sample)
         except (ImageError, InputError) as error:
-            journal.append(sample.id, {"failed": one_line(str(error))})
+            journal.append(key_of(sample.id), {"failed": one_line(str(error))})
             continue
         try:
             kept = task.measure(sample, clock)
         finally:
             task.surgery.forget()
         clock.seconds["image"] = time.perf_counter() - started
-        journal.append(sample.id, {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
+        journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
 
 
 def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
     """Gives the task what was kept, in the data set's order; what failed, and seconds by part."""
     failed: list[dict[str, str]] = []
     seconds: dict[str, list[float]] = {}
-    for one in dataset.ids:
-        value = journal.read(one)
+    for name in dataset.ids:
+        value = journal.read(key_of(name))
         if "failed" in value:
-            failed.append({"id": one, "reason": value["failed"]})
+            failed.append({"id": name, "reason": value["failed"]})
             continue
         task.add(value["kept"])
-        for name, spent in value["seconds"].items():
-            seconds.setdefault(name, []).append(spent)
+        for part, spent in value["seconds"].items():
+            seconds.setdefault(part, []).append(spent)
     return failed, {
         name: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
         for name, spent in seconds.items()
@@ -261,7 +257,8 @@ def main_command(
     opened.require(settings.task)
     progress = sys.stderr.isatty()
     surgery, model = build_surgery(choice, progress=progress)
-    result = measure(surgery, opened, settings, model=model, iclip=iclip, out=out, overwrite=overwrite, progress=progress)
-    if markdown_file is not None:
-        write_text(markdown_file, markdown(result))
-    print(json.dumps(result, indent=2, allow_nan=False) if json_output else table(result))
+    with reporting(table, None, json_output) as report:
+        result = measure(surgery, opened, settings, model=model, iclip=iclip, out=out, overwrite=overwrite, progress=progress)
+        if markdown_file is not None:
+            write_text(markdown_file, markdown(result))
+        report(result)

@@ -1,11 +1,12 @@
-"""The result of a run as a table: for the terminal, and in Markdown."""
+"""The result of a run as a table, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from text2sam.tables import aligned, one_line
+from text2sam.cli.output import table as aligned
+from text2sam.errors import one_line
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "recognition": {"map": "mAP"},
@@ -24,16 +25,16 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     figures = {
         name: label
         for name, label in COLUMNS[task].items()
-        if any(found[name] is not None for found in result["figures"].values()) or name in _COMPARED[task]
+        if any(values[name] is not None for values in result["figures"].values()) or name in _COMPARED[task]
     }
     head = ["method"]
     for name, label in figures.items():
         head += [label + mark, *(["published"] if name in _COMPARED[task] else [])]
     lines = [[*head, "s/image"]]
-    for method, found in result["figures"].items():
+    for method, values in result["figures"].items():
         cells = [method]
         for name in figures:
-            cells.append(_cell(found[name], found["intervals"].get(name), name))
+            cells.append(_cell(values[name], values["intervals"].get(name), name))
             if name in _COMPARED[task]:
                 cells.append(_published(result["published"].get(method, {}).get(name)))
         lines.append([*cells, _seconds(result["seconds"], method)])
@@ -41,25 +42,25 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What must be said beside the table, each a sentence or two."""
+    """The notes below the table, each a sentence or two."""
     data, images, model, seconds = result["dataset"], result["images"], result["model"], result["seconds"]
     split = f", split {data['split']}" if data["split"] else ""
-    told = []
+    sentences = []
     weights = f" ({model['pretrained']})" if model["pretrained"] not in (None, model["name"]) else ""
     if result["untrained"]:
-        told.append("UNTRAINED WEIGHTS: every figure here is meaningless; only time and memory mean something.")
-    told.append(
+        sentences.append("UNTRAINED WEIGHTS: every figure here is meaningless; only time and memory mean something.")
+    sentences.append(
         f"{data['title']}{split}: {images['measured']} images"
         + (f", {images['failed']} failed" if images["failed"] else "")
         + f". {model['name'] or 'CLIP'}{weights}, "
         f"{model['image_size'][0]} x {model['image_size'][1]} pixels, {model['device']}."
     )
-    told.append(f"{result['rules']}.")
-    if any(found["intervals"] for found in result["figures"].values()):
+    sentences.append(f"{result['rules']}.")
+    if any(values["intervals"] for values in result["figures"].values()):
         rule = ""
         if result["settings"]["task"] == "explainability":
             rule = f" Threshold rule: {result['settings']['threshold_rule']}."
-        told.append(
+        sentences.append(
             f"95 % intervals: {result['settings']['resamples']} resamples of the images, their mean moved to the figure.{rule}"
         )
     memory = result["memory"]
@@ -68,24 +69,25 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         for key, what in (("process", "of the process"), ("cuda", "on the GPU"))
         if memory[key]
     )
-    told.append(
+    sentences.append(
         f"Median seconds per image: {seconds['image']['median']:.3f} in all, of which reading {_median(seconds, 'read')}, "
         f"encoding {_median(seconds, 'encode')}." + (f" Peak memory: {peak}." if peak else "")
     )
     sources: dict[str, None] = {}
     for by_figure in result["published"].values():
-        for one in by_figure.values():
-            sources[one["source"] + (f" ({one['note']})" if one["note"] else "")] = None
-    told += [f"Published: {source}." for source in sources]
-    told += [f"Failed: {one['id']}: {one['reason']}" for one in result["failed"][:_MOST_FAILED]]
+        for entry in by_figure.values():
+            sources[entry["source"] + (f" ({entry['note']})" if entry["note"] else "")] = None
+    sentences += [f"Published: {source}." for source in sources]
+    sentences += [f"Failed: {failure['id']}: {failure['reason']}" for failure in result["failed"][:_MOST_FAILED]]
     if len(result["failed"]) > _MOST_FAILED:
-        told.append(f"... and {len(result['failed']) - _MOST_FAILED} more; the JSON has them all.")
-    return [one_line(note) for note in told]
+        sentences.append(f"... and {len(result['failed']) - _MOST_FAILED} more; the JSON has them all.")
+    return [one_line(note) for note in sentences]
 
 
 def table(result: Mapping[str, Any]) -> str:
     """Lines of text for a terminal."""
-    return "\n".join([*aligned(rows(result), words=1), "", *notes(result)])
+    head, *lines = rows(result)
+    return "\n".join([aligned(head, lines), "", *notes(result)])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -110,10 +112,10 @@ def _cell(value: float | None, ends: list[float] | None, name: str) -> str:
     return f"{value:.2f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
 
 
-def _published(one: Mapping[str, Any] | None) -> str:
-    if one is None:
+def _published(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
         return ""
-    return f"{one['value']:g}" + (" (second-hand)" if one["note"] == "second-hand" else "")
+    return f"{entry['value']:g}" + (" (second-hand)" if entry["note"] == "second-hand" else "")
 
 
 def _seconds(seconds: Mapping[str, Any], method: str) -> str:

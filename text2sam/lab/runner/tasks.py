@@ -1,7 +1,7 @@
-"""The three tasks: what is kept of a picture, and the figures that follow from what was kept.
+"""The three tasks: what is kept of a picture, and the figures made of it.
 
-What is kept is small (scores, counts of pixels, curves, never a map), in JSON's types, and exact, so that it can go through a
-journal. Figures see the pictures in the order of the data set, whatever order they were measured in.
+Scores, counts of pixels and curves are kept, never a map, in JSON's types and exact, so that they can go through a journal.
+Figures are made from the pictures in the order of the data set, whatever order they were measured in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,19 +20,21 @@ from text2sam.errors import InputError, MissingDependencyError
 from text2sam.lab.datasets import IGNORE, Dataset, Sample
 from text2sam.lab.metrics import (
     MAP_THRESHOLDS,
-    Average,
     ConfusionMatrix,
-    ExplainabilityScore,
     MapSample,
     bootstrap_weights,
     class_average_precisions,
+    explainability,
+    explainability_samples,
     interval,
     map_sample,
+    ratio,
+    row_means,
 )
 from text2sam.lab.runner.journal import pack, unpack
 from text2sam.lab.runner.onepass import Clock, OnePass
 from text2sam.lab.runner.settings import ENCODED, Settings
-from text2sam.tasks._inputs import class_features, parse_labels, similarities
+from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
 from text2sam.tasks.semantic import segment_semantic
 from text2sam.types import SimilarityMap
@@ -58,7 +60,7 @@ class Task(Protocol):
         """
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """What is kept of a picture, JSON-ready."""
+        """The numbers of a picture, JSON-ready."""
 
     def add(self, kept: Mapping[str, Any]) -> None:
         """Takes in what ``measure`` gave."""
@@ -72,15 +74,15 @@ def build_task(surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip
 
     Args:
         surgery: the CLIP.
-        dataset: must be good for the task.
+        dataset: must hold the task's truth.
         settings: see :class:`~text2sam.lab.runner.settings.Settings`.
         iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method of that name.
 
     Raises:
-        InputError: the data set is not good for the task, or settings do not fit it.
+        InputError: the data set lacks the task's truth, or settings do not fit it.
         PromptError: the name of a class is no usable text.
         UnsupportedModelError: a method is not for this image tower.
-        MissingDependencyError: Grad-CAM is asked for, and ``grad-cam`` not installed.
+        MissingDependencyError: ``grad-cam`` is needed and not installed.
         WeightsError: the ICLIP file does not fit.
     """
     dataset.require(settings.task)
@@ -183,19 +185,18 @@ def bootstrap_map(
             positives = true[:, -1]
             total[start:stop] += np.divide(gained, positives, out=np.zeros(len(gained)), where=positives > 0)
             classes[start:stop] += positives > 0
-    return _ratio(total, classes)
+    return ratio(total, classes)
 
 
 class Semantic:
     """Semantic segmentation: pixels by true and by predicted class."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
-        self.surgery = OnePass(surgery, [cast("Method", method) for method in settings.methods])
+        self.surgery = OnePass(surgery, settings.methods)
         self._settings = settings
         self._names = dataset.classes
         self._background = dataset.background
-        asked = settings.background_words or settings.background_threshold is not None
-        if asked and not dataset.background:
+        if (settings.background_words or settings.background_threshold is not None) and not dataset.background:
             raise InputError(
                 f"{dataset.title} has no class 'background' that words or a threshold could stand for; open it with "
                 "background=True (--background) where it can have one"
@@ -210,7 +211,7 @@ class Semantic:
             "short_side": settings.short_side,
         }
         _encode_texts(self.surgery, self._words, settings.background_words)
-        self._totals = {method: ConfusionMatrix(self._names) for method in settings.methods}
+        self._totals = {method: ConfusionMatrix(len(self._names)) for method in settings.methods}
         # of each image: true positives, true and predicted pixels of each class, (3, K)
         self._parts: dict[str, list[NDArray[np.int64]]] = {method: [] for method in settings.methods}
 
@@ -223,10 +224,8 @@ class Semantic:
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                found = segment_semantic(
-                    self.surgery, sample.image, self._words, method=cast("Method", method), **self._options
-                )
-                matrix = ConfusionMatrix(self._names)
+                found = segment_semantic(self.surgery, sample.image, self._words, method=method, **self._options)
+                matrix = ConfusionMatrix(len(self._names))
                 matrix.add(found.classes.astype(np.int64), sample.semantic, IGNORE)
             flat = matrix.counts.ravel()
             places = np.flatnonzero(flat)
@@ -240,9 +239,8 @@ class Semantic:
             places, numbers = kept["pixels"][method]
             counts = np.zeros(k * (k + 1), np.int64)
             counts[places] = numbers
-            one = ConfusionMatrix(self._names, counts.reshape(k, k + 1))
-            total.merge(one)
-            square = one.counts
+            square = counts.reshape(k, k + 1)
+            total.counts += square
             self._parts[method].append(np.stack([np.diag(square), square.sum(axis=1), square[:, :-1].sum(axis=0)]))
 
     def figures(self, method: str) -> dict[str, Any]:
@@ -257,10 +255,10 @@ class Semantic:
         if weights is not None:
             hits, truth, predicted = (weights @ parts[:, i].astype(np.float64) for i in range(3))  # (R, K)
             union = truth + predicted - hits
-            ious = np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
-            drawn["miou"] = 100 * _row_means(ious)
+            ious = ratio(hits, union)
+            drawn["miou"] = 100 * row_means(ious)
             if without is not None:
-                drawn["miou_without_background"] = 100 * _row_means(ious[:, 1:])
+                drawn["miou_without_background"] = 100 * row_means(ious[:, 1:])
         figures = {
             "miou": _percent(total.miou()),
             "miou_without_background": None if without is None else _percent(total.miou(without)),
@@ -283,7 +281,7 @@ class Explainability:
     """Explainability: one map for each class that is in a picture."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> None:
-        encoded = [cast("Method", method) for method in settings.methods if method in ENCODED]
+        encoded = [method for method in settings.methods if method in ENCODED]
         self.surgery = OnePass(surgery, encoded)
         self._settings = settings
         self._names = dataset.foreground
@@ -299,7 +297,7 @@ class Explainability:
             self._maps["gradcam"] = _gradcam(surgery, self._prompts)
         if iclip is not None:
             self._maps["iclip"] = _iclip(iclip, surgery, self.surgery, self._prompts)
-        self._scores = {method: ExplainabilityScore() for method in settings.methods}
+        self._samples: dict[str, list[MapSample]] = {method: [] for method in settings.methods}
         self._images: list[int] = []  # of each sample
         self._added = 0
 
@@ -315,41 +313,43 @@ class Explainability:
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                found = [
+                samples = [
                     # pixels that do not count are left out; their order does not matter
-                    map_sample(self._names[i], one.to_image(sample.shape)[counted][None], masks[self._names[i]][None])
-                    for i, one in zip(there, self._maps[method](sample, there) if there else [], strict=True)
+                    map_sample(self._names[i], map_.to_image(sample.shape)[counted][None], masks[self._names[i]][None])
+                    for i, map_ in zip(there, self._maps[method](sample, there) if there else [], strict=True)
                 ]
             kept[method] = {
-                "ious": pack(np.array([one.ious for one in found], np.float64)),
-                "foreground": [one.foreground for one in found],
-                "background": [None if math.isnan(one.background) else one.background for one in found],
+                "ious": pack(np.array([each.ious for each in samples], np.float64)),
+                "foreground": [each.foreground for each in samples],
+                "background": [None if math.isnan(each.background) else each.background for each in samples],
             }
         return {"classes": there, "maps": kept}
 
     def add(self, kept: Mapping[str, Any]) -> None:
         """As :meth:`Task.add`."""
         names = [self._names[i] for i in kept["classes"]]
-        for method, score in self._scores.items():
-            one = kept["maps"][method]
-            ious = unpack(one["ious"], np.float64, len(MAP_THRESHOLDS))
-            for name, curve, on, off in zip(names, ious, one["foreground"], one["background"], strict=True):
-                score.append(MapSample(name, curve, on, math.nan if off is None else off))
+        for method, samples in self._samples.items():
+            maps = kept["maps"][method]
+            ious = unpack(maps["ious"], np.float64, len(MAP_THRESHOLDS))
+            for name, curve, on, off in zip(names, ious, maps["foreground"], maps["background"], strict=True):
+                samples.append(MapSample(name, curve, on, math.nan if off is None else off))
         self._images += [self._added] * len(names)
         self._added += 1
 
     def figures(self, method: str) -> dict[str, Any]:
         """In percent: ``miou`` (by the threshold rule of the settings), ``miou_dataset``, ``miou_class``, ``miou_image``, and
         ``msc``; ``threshold``, the data set's; ``thresholds`` by class; ``samples``, ``classes``, ``intervals``."""
-        score, settings = self._scores[method], self._settings
-        if not len(score):
+        samples, settings = self._samples[method], self._settings
+        if not samples:
             names = ("miou", "miou_dataset", "miou_class", "miou_image", "msc", "threshold")
             return dict.fromkeys(names) | {"thresholds": {}, "samples": 0, "classes": 0, "intervals": {}}
-        found = score.figures(average=settings.average)
+        found = explainability(samples, settings.average)
         weights = _weights(self._added, settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
-            drawn = bootstrap_explainability(score.samples, np.array(self._images), weights, settings.average)
+            images = np.array(self._images)
+            parts = [explainability_samples(samples, weights[a:b, images], settings.average) for a, b in _chunks(weights)]
+            drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
         ours = {
             "miou_dataset": _finite(found.miou),
@@ -371,7 +371,7 @@ class Explainability:
         def maps(sample: Sample, there: list[int]) -> list[SimilarityMap]:
             features = self.surgery.encode_image(sample.image)
             with torch.inference_mode():
-                found = similarities(self.surgery, features, self._texts, method, self._redundant)[1:, there]
+                found = self.surgery.similarities(features, self._texts, method, self._redundant)[1:, there]
                 grids = found.T.unflatten(1, features.grid).float().cpu().numpy()
             return [
                 SimilarityMap(np.ascontiguousarray(grid), self._names[i], method) for i, grid in zip(there, grids, strict=True)
@@ -390,83 +390,11 @@ def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
     return lambda sample, there: class_activation(surgery, sample.image, [prompts[i] for i in there])
 
 
-def _iclip(file: Path, surgery: ClipSurgery, one: OnePass, prompts: Sequence[str]) -> Maps:
+def _iclip(file: Path, surgery: ClipSurgery, encoder: OnePass, prompts: Sequence[str]) -> Maps:
     from text2sam.tasks.iclip import ICLIP
 
     head = ICLIP.load(file, surgery)
-    return lambda sample, there: head.maps(one.encode_image(sample.image), [prompts[i] for i in there])
-
-
-def bootstrap_explainability(
-    samples: Sequence[MapSample], images: NDArray[np.intp], weights: NDArray[np.int64], average: Average
-) -> dict[str, NDArray[np.float64]]:
-    """The figures of :class:`~text2sam.lab.metrics.ExplainabilityScore` under many weightings of the images at once.
-
-    Args:
-        samples: S maps, at least one.
-        images: (S,) which image each is of, below N.
-        weights: (R, N).
-        average: over what means are taken.
-
-    Returns:
-        ``miou_dataset``, ``miou_class``, ``miou_image`` and ``msc``, (R,) each, in percent; NaN where no sample is left.
-    """
-    names = np.array([one.name for one in samples])
-    ious = np.stack([one.ious for one in samples])  # (S, K)
-    best, contrast = ious.max(axis=1), np.array([one.contrast for one in samples])
-    has = np.isfinite(contrast)
-    parts = []
-    for start, stop in _chunks(weights):
-        sums = _Sums(stop - start, ious.shape[1], average)
-        for name in np.unique(names):
-            own = np.flatnonzero(names == name)
-            counts = weights[start:stop, images[own]].astype(np.float64)  # (r, s)
-            off = counts * has[own]
-            sums.add(
-                counts.sum(axis=1), counts @ ious[own], counts @ best[own], off.sum(axis=1), off @ np.nan_to_num(contrast[own])
-            )
-        parts.append(sums.figures())
-    return {name: 100 * np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-class _Sums:
-    """Sums over the classes of one bootstrap, see :func:`bootstrap_explainability`; all of (r,) but the curve, (r, K)."""
-
-    def __init__(self, resamples: int, thresholds: int, average: Average) -> None:
-        self.average = average
-        self.curve = np.zeros((resamples, thresholds))
-        self.own, self.best, self.contrast = (np.zeros(resamples) for _ in range(3))
-        self.share, self.contrast_share = np.zeros(resamples), np.zeros(resamples)
-
-    def add(
-        self,
-        count: NDArray[np.float64],
-        curve: NDArray[np.float64],
-        best: NDArray[np.float64],
-        off: NDArray[np.float64],
-        contrast: NDArray[np.float64],
-    ) -> None:
-        """Takes in the sums over the samples of one class."""
-        if self.average == "classes":
-            present, has = np.maximum(count, 1), np.maximum(off, 1)  # sums over no sample are 0 already
-            curve, best, contrast = curve / present[:, None], best / present, contrast / has
-            count, off = (count > 0).astype(np.float64), (off > 0).astype(np.float64)
-        self.curve += curve
-        self.own += curve.max(axis=1)
-        self.best += best
-        self.contrast += contrast
-        self.share += count
-        self.contrast_share += off
-
-    def figures(self) -> dict[str, NDArray[np.float64]]:
-        """Means, in the scale of the samples."""
-
-        return {
-            "miou_dataset": _ratio(self.curve.max(axis=1), self.share),
-            "miou_class": _ratio(self.own, self.share),
-            "miou_image": _ratio(self.best, self.share),
-            "msc": _ratio(self.contrast, self.contrast_share),
-        }
+    return lambda sample, there: head.maps(encoder.encode_image(sample.image), [prompts[i] for i in there])
 
 
 def _encode_texts(surgery: ClipSurgery, words: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> None:
@@ -486,20 +414,6 @@ def _chunks(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Ranges of resamples small enough to be worked on at once."""
     step = max(1, _CHUNK // weights.shape[1])
     return [(start, min(start + step, len(weights))) for start in range(0, len(weights), step)]
-
-
-def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, K) -> (R,) without NaN; NaN where nothing is left."""
-    there = np.isfinite(values)
-    count = there.sum(axis=1)
-    total = np.where(there, values, 0.0).sum(axis=1)
-    return _ratio(total, count)
-
-
-def _ratio(total: NDArray[np.float64], share: NDArray[Any]) -> NDArray[np.float64]:
-    """NaN where there is nothing to share."""
-    means: NDArray[np.float64] = np.divide(total, share, out=np.full(len(total), np.nan), where=share > 0)
-    return means
 
 
 def _intervals(drawn: Mapping[str, NDArray[np.float64]], figures: Mapping[str, float | None]) -> dict[str, list[float]]:

@@ -1,7 +1,8 @@
 """Measures the sticker pair on scenes never drawn in training: ``python -m text2sam.lab.sticker.evaluate``.
 
-The scenes are those of the seeds 0 to 299 (training draws from 1,000,000,000 upwards), 1 to 4 things of
-different names, four sizes of at least 224 pixels. Every name in a scene is one case.
+Maps, clicks and the papers' recipe, on the scenes of the seeds 0 to 299 (training draws from 1,000,000,000 upwards): 1 to 4
+things of different names, four sizes of at least 224 pixels. Every name in a scene is one case. Recipes are compared by
+:mod:`text2sam.lab.experiments.sticker`, whose way of judging an answer is used here too.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.clip.tiles import Tiles
-from text2sam.lab.metrics import ExplainabilityScore, auroc
-from text2sam.lab.sticker.world import THINGS, Scene, World, background, inner_point
+from text2sam.lab.experiments.sticker import judge
+from text2sam.lab.metrics import MapSample, auroc, explainability, map_sample
+from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World, background, inner_point
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes.choose import mask_iou
 from text2sam.types import SimilarityMap
 from text2sam.zoo.presets import build_clip
 
-SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
 VARIANTS: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "itsm": ("itsm", None),
     "architecture": ("architecture", None),
@@ -35,7 +36,7 @@ VARIANTS: dict[str, tuple[Method, tuple[str, ...] | None]] = {
 }
 """What is compared: raw similarity, architecture surgery, and both surgeries against the empty text (a single
 text) and against the label set of all names (the papers' explainability protocol)."""
-THRESHOLDS = np.linspace(0.05, 0.95, 19)
+THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).tolist())
 
 
 def evaluation_scenes(seeds: Iterable[int] = range(300), *, objects: tuple[int, int] = (1, 4)) -> Iterable[Scene]:
@@ -55,12 +56,11 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequen
         variants: keys of :data:`VARIANTS`.
 
     Returns:
-        variant -> ``hottest_on_object``, share of cases whose hottest patch has its centre on the object;
-        ``hottest_touches``, whose hottest patch covers any of the object's pixels; ``miou``, mean IoU in percent of the
-        min-max map over the image against the mask at the one threshold that is best for all cases, and that
-        ``threshold``; ``msc``, mean of foreground minus mean of background of the min-max map, in percent. And
-        ``presence``: how well the score tells the names in a scene from five names that are not, as area under the
-        ROC curve, error rates at a threshold of one half, and medians.
+        variant -> ``hottest_on_object``, the share of cases whose hottest patch has its centre on the object;
+        ``hottest_touches``, whose hottest patch covers some of the object; ``miou``, mean IoU in percent of the min-max map
+        with the mask at the one threshold that is best for all cases, and that ``threshold``; ``msc``, mean of the
+        map on the object minus mean off it, in percent. And ``presence``: how well the score separates the names in a scene
+        from five that are not, as area under the ROC curve, error rates at a threshold of one half, and medians.
     """
     found = {v: MapTally() for v in variants}
     present: list[float] = []
@@ -84,7 +84,7 @@ class MapTally:
     """Figures of one way of making maps, case by case; see :func:`measure_maps` for what they are."""
 
     def __init__(self) -> None:
-        self.score = ExplainabilityScore(THRESHOLDS.tolist())
+        self.samples: list[MapSample] = []
         self.on: list[bool] = []
         self.touches: list[bool] = []
 
@@ -94,13 +94,13 @@ class MapTally:
         x, y = (int(v) for v in m.peak((h, w)))
         rows, columns = (int(np.ceil(n / g / 2)) for n, g in zip((h, w), m.values.shape, strict=True))
         patch = mask[max(0, y - rows) : y + rows + 1, max(0, x - columns) : x + columns + 1]
-        self.score.add(m.text, m.to_image((h, w)), mask)
+        self.samples.append(map_sample(m.text, m.to_image((h, w)), mask, THRESHOLDS))
         self.on.append(bool(mask[y, x]))
         self.touches.append(bool(patch.any()))
 
     def figures(self) -> dict[str, Any]:
         """JSON-ready."""
-        found = self.score.figures()
+        found = explainability(self.samples, thresholds=THRESHOLDS)
         return {
             "cases": found.samples,
             "hottest_on_object": round(float(np.mean(self.on)), 4),
@@ -173,18 +173,18 @@ def measure_segment(
     model: TextPromptedSAM, scenes: Iterable[Scene], *, strategy: str = "paper", against: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """IoU of ``segment(scene, name)`` over all names of all scenes, and the share of positive points on the object."""
-    ious, best, on = [], [], []
-    for scene in scenes:
-        for result in model.segment_many(scene.image, scene.names, strategy=strategy, against=against):
-            mask = scene.mask(result.text)
-            ious.append(mask_iou(result.mask, mask))
-            best.append(max((mask_iou(m, mask) for m in result.candidates.masks), default=0.0) if result.candidates else 0.0)
-            on += [bool(mask[int(y), int(x)]) for x, y in result.points.positive]
+    answers = [
+        judge(scene, name, result)
+        for scene in scenes
+        for name, result in zip(
+            scene.names, model.segment_many(scene.image, scene.names, strategy=strategy, against=against), strict=True
+        )
+    ]
     return {
-        "cases": len(ious),
-        "iou": round(float(np.mean(ious)), 4),
-        "iou_best_of_three": round(float(np.mean(best)), 4),
-        "positive_points_on_object": round(float(np.mean(on)), 4),
+        "cases": len(answers),
+        "iou": round(float(np.mean([answer.iou for answer in answers])), 4),
+        "iou_best_of_three": round(float(np.mean([answer.best for answer in answers])), 4),
+        "positive_points_on_object": round(sum(a.points_on for a in answers) / max(1, sum(a.points for a in answers)), 4),
     }
 
 

@@ -22,61 +22,33 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from text2sam.errors import InputError, MissingDependencyError
 from text2sam.types import box_of
+from text2sam.zoo.sticker.names import NAMES
 
-THINGS: dict[str, str] = {
-    # animals
-    "tiger": "\U0001f405", "rabbit": "\U0001f407", "cat": "\U0001f408", "crocodile": "\U0001f40a",
-    "whale": "\U0001f40b", "snail": "\U0001f40c", "snake": "\U0001f40d", "horse": "\U0001f40e",
-    "sheep": "\U0001f411", "monkey": "\U0001f412", "rooster": "\U0001f413", "dog": "\U0001f415",
-    "pig": "\U0001f416", "elephant": "\U0001f418", "octopus": "\U0001f419", "ant": "\U0001f41c",
-    "bee": "\U0001f41d", "ladybug": "\U0001f41e", "fish": "\U0001f41f", "turtle": "\U0001f422",
-    "bird": "\U0001f426", "penguin": "\U0001f427", "koala": "\U0001f428", "camel": "\U0001f42b",
-    "dolphin": "\U0001f42c", "frog": "\U0001f438", "panda": "\U0001f43c", "crab": "\U0001f980",
-    "lion": "\U0001f981", "scorpion": "\U0001f982", "duck": "\U0001f986", "bat": "\U0001f987",
-    "shark": "\U0001f988", "owl": "\U0001f989", "fox": "\U0001f98a", "butterfly": "\U0001f98b",
-    "gorilla": "\U0001f98d", "giraffe": "\U0001f992", "zebra": "\U0001f993", "hedgehog": "\U0001f994",
-    "kangaroo": "\U0001f998", "peacock": "\U0001f99a", "parrot": "\U0001f99c", "swan": "\U0001f9a2",
-    "flamingo": "\U0001f9a9", "spider": "\U0001f577",
-    # plants
-    "pine tree": "\U0001f332", "tree": "\U0001f333", "palm tree": "\U0001f334", "cactus": "\U0001f335",
-    "rose": "\U0001f339", "sunflower": "\U0001f33b", "maple leaf": "\U0001f341", "clover": "\U0001f340",
-    "mushroom": "\U0001f344", "potted plant": "\U0001fab4",
-    # food
-    "tomato": "\U0001f345", "eggplant": "\U0001f346", "grapes": "\U0001f347", "watermelon": "\U0001f349",
-    "orange": "\U0001f34a", "lemon": "\U0001f34b", "banana": "\U0001f34c", "pineapple": "\U0001f34d",
-    "apple": "\U0001f34e", "pear": "\U0001f350", "cherries": "\U0001f352", "strawberry": "\U0001f353",
-    "hamburger": "\U0001f354", "pizza": "\U0001f355", "hot dog": "\U0001f32d", "taco": "\U0001f32e",
-    "bread": "\U0001f35e", "french fries": "\U0001f35f", "ice cream": "\U0001f368", "doughnut": "\U0001f369",
-    "cookie": "\U0001f36a", "lollipop": "\U0001f36d", "cake": "\U0001f382", "croissant": "\U0001f950",
-    "avocado": "\U0001f951", "cucumber": "\U0001f952", "carrot": "\U0001f955", "broccoli": "\U0001f966",
-    "pretzel": "\U0001f968", "sandwich": "\U0001f96a", "cheese": "\U0001f9c0", "corn": "\U0001f33d",
-    "popcorn": "\U0001f37f", "wine glass": "\U0001f377", "beer": "\U0001f37a", "teapot": "\U0001fad6",
-    # things to wear, play and work with
-    "umbrella": "\U0001f302", "balloon": "\U0001f388", "guitar": "\U0001f3b8", "trumpet": "\U0001f3ba",
-    "violin": "\U0001f3bb", "microphone": "\U0001f3a4", "crown": "\U0001f451", "hat": "\U0001f3a9",
-    "glasses": "\U0001f453", "shirt": "\U0001f455", "jeans": "\U0001f456", "dress": "\U0001f457",
-    "handbag": "\U0001f45c", "shoe": "\U0001f45f", "boot": "\U0001f462", "bomb": "\U0001f4a3",
-    "light bulb": "\U0001f4a1", "book": "\U0001f4d5", "camera": "\U0001f4f7", "television": "\U0001f4fa",
-    "telephone": "\U0001f4de", "battery": "\U0001f50b", "key": "\U0001f511", "lock": "\U0001f512",
-    "bell": "\U0001f514", "hammer": "\U0001f528", "wrench": "\U0001f527", "axe": "\U0001fa93",
-    "microscope": "\U0001f52c", "candle": "\U0001f56f", "gift": "\U0001f381", "trophy": "\U0001f3c6",
-    "chair": "\U0001fa91", "toilet": "\U0001f6bd", "door": "\U0001f6aa", "bucket": "\U0001faa3",
-    "broom": "\U0001f9f9", "basket": "\U0001f9fa", "teddy bear": "\U0001f9f8", "kite": "\U0001fa81",
-    "toothbrush": "\U0001faa5", "screwdriver": "\U0001fa9b", "scarf": "\U0001f9e3", "socks": "\U0001f9e6",
-    "backpack": "\U0001f392", "anchor": "\u2693",
-    # vehicles and buildings
-    "rocket": "\U0001f680", "helicopter": "\U0001f681", "train": "\U0001f682", "bus": "\U0001f68c",
-    "ambulance": "\U0001f691", "fire truck": "\U0001f692", "taxi": "\U0001f695", "car": "\U0001f697",
-    "tractor": "\U0001f69c", "ship": "\U0001f6a2", "sailboat": "\u26f5", "bicycle": "\U0001f6b2",
-    "motorcycle": "\U0001f3cd", "airplane": "\U0001f6e9", "house": "\U0001f3e0", "castle": "\U0001f3f0",
-    "church": "\u26ea", "factory": "\U0001f3ed", "tent": "\u26fa", "volcano": "\U0001f30b",
-    "ferris wheel": "\U0001f3a1",
-    # people's fancies and the sky
-    "skull": "\U0001f480", "ghost": "\U0001f47b", "robot": "\U0001f916", "star": "\u2b50", "sun": "\U0001f31e",
-    "moon": "\U0001f319", "fire": "\U0001f525", "soccer ball": "\u26bd", "baseball": "\u26be",
-    "bone": "\U0001f9b4", "tooth": "\U0001f9b7", "feather": "\U0001fab6",
-}  # fmt: skip
+_CHARACTERS = """
+\U0001f405 \U0001f407 \U0001f408 \U0001f40a \U0001f40b \U0001f40c \U0001f40d \U0001f40e \U0001f411 \U0001f412
+\U0001f413 \U0001f415 \U0001f416 \U0001f418 \U0001f419 \U0001f41c \U0001f41d \U0001f41e \U0001f41f \U0001f422
+\U0001f426 \U0001f427 \U0001f428 \U0001f42b \U0001f42c \U0001f438 \U0001f43c \U0001f980 \U0001f981 \U0001f982
+\U0001f986 \U0001f987 \U0001f988 \U0001f989 \U0001f98a \U0001f98b \U0001f98d \U0001f992 \U0001f993 \U0001f994
+\U0001f998 \U0001f99a \U0001f99c \U0001f9a2 \U0001f9a9 \U0001f577 \U0001f332 \U0001f333 \U0001f334 \U0001f335
+\U0001f339 \U0001f33b \U0001f341 \U0001f340 \U0001f344 \U0001fab4 \U0001f345 \U0001f346 \U0001f347 \U0001f349
+\U0001f34a \U0001f34b \U0001f34c \U0001f34d \U0001f34e \U0001f350 \U0001f352 \U0001f353 \U0001f354 \U0001f355
+\U0001f32d \U0001f32e \U0001f35e \U0001f35f \U0001f368 \U0001f369 \U0001f36a \U0001f36d \U0001f382 \U0001f950
+\U0001f951 \U0001f952 \U0001f955 \U0001f966 \U0001f968 \U0001f96a \U0001f9c0 \U0001f33d \U0001f37f \U0001f377
+\U0001f37a \U0001fad6 \U0001f302 \U0001f388 \U0001f3b8 \U0001f3ba \U0001f3bb \U0001f3a4 \U0001f451 \U0001f3a9
+\U0001f453 \U0001f455 \U0001f456 \U0001f457 \U0001f45c \U0001f45f \U0001f462 \U0001f4a3 \U0001f4a1 \U0001f4d5
+\U0001f4f7 \U0001f4fa \U0001f4de \U0001f50b \U0001f511 \U0001f512 \U0001f514 \U0001f528 \U0001f527 \U0001fa93
+\U0001f52c \U0001f56f \U0001f381 \U0001f3c6 \U0001fa91 \U0001f6bd \U0001f6aa \U0001faa3 \U0001f9f9 \U0001f9fa
+\U0001f9f8 \U0001fa81 \U0001faa5 \U0001fa9b \U0001f9e3 \U0001f9e6 \U0001f392 \u2693 \U0001f680 \U0001f681
+\U0001f682 \U0001f68c \U0001f691 \U0001f692 \U0001f695 \U0001f697 \U0001f69c \U0001f6a2 \u26f5 \U0001f6b2
+\U0001f3cd \U0001f6e9 \U0001f3e0 \U0001f3f0 \u26ea \U0001f3ed \u26fa \U0001f30b \U0001f3a1 \U0001f480 \U0001f47b
+\U0001f916 \u2b50 \U0001f31e \U0001f319 \U0001f525 \u26bd \u26be \U0001f9b4 \U0001f9b7 \U0001fab6
+"""
+
+THINGS: dict[str, str] = dict(zip(NAMES, _CHARACTERS.split(), strict=True))
 """Name of each thing and the character that draws it; insertion order is the class order."""
+
+SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
+"""(H, W) in pixels of the scenes that are measured on."""
 
 _GLYPH_PIXELS = 256
 _MIN_VISIBLE = 0.6
