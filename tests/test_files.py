@@ -209,7 +209,7 @@ def test_png_grey_round_trip(tmp_path: Path, dtype: str, shape: tuple[int, int])
         assert image.format == "PNG"
         read = np.asarray(image)
     expected = array * 255 if dtype == "bool" else array
-    assert read.dtype == (np.uint16 if "2" in dtype or "16" in dtype else np.uint8)
+    assert image.mode.startswith("I") == ("2" in dtype or "16" in dtype)  # 16 bits, which older Pillows read as int32
     assert np.array_equal(read, expected)
 
 

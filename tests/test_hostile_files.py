@@ -14,7 +14,7 @@ from helpers import tiny_surgery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from text2sam.cli.segment import read_examples
+from text2sam.cli.calibrate import read_examples
 from text2sam.errors import Text2SamError
 from text2sam.image import read_image
 from text2sam.lab.experiments.hostile import CANARY, HOSTILE

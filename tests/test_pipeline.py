@@ -1221,8 +1221,16 @@ def test_a_list_in_one_text_is_hinted_at() -> None:
         model.segment(TWO, text)  # warnings are errors here
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_results_are_light_and_can_be_looked_at(seed: int, tmp_path: Path) -> None:
+def test_a_script_that_the_clip_does_not_read_is_hinted_at() -> None:
+    c = Counted()
+    for text in ("猫", "кот", "cat+子"):
+        with pytest.warns(Text2SamWarning, match="not written in Latin letters"):
+            c.segment(picture(), text)
+    for text in ("café", "naïve cat", "🐱", "cat 2", "1ª"):
+        c.segment(picture(), text)  # warnings are errors here
+
+
+def test_results_are_light_and_can_be_looked_at(tmp_path: Path) -> None:
     from PIL import Image
 
     image = drawn(*(("red", x, y, 16) for x in (30, 80, 130) for y in (30, 90))).repeat(6, 0).repeat(6, 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import subprocess
 import sys
 from typing import Any
@@ -137,6 +138,12 @@ def test_heat_is_the_map_over_grey() -> None:
     assert drawn.get_clim() == (0, pytest.approx(1.1))
     luma = matplotlib.colormaps[plot.HEAT](np.linspace(0, 1, 32))[:, :3] @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(luma) > 0).all()
+
+
+def test_notebooks_show_figures_without_pyplot() -> None:
+    figure = plot.compare(IMAGE, [MAP])
+    shown: Any = figure
+    assert Image.open(io.BytesIO(shown._repr_png_())).width == 1200
 
 
 def test_maps_with_limits_share_a_scale() -> None:

@@ -47,7 +47,8 @@ def test_every_name_that_is_imported_exists(manual: Path) -> None:
                     if not hasattr(module, alias.name):
                         importlib.import_module(f"{node.module}.{alias.name}")
     for name in re.findall(r"`(text2sam(?:\.\w+)+)", text):
-        resolve(name)
+        if name != "text2sam.commands":  # the group of entry points
+            resolve(name)
 
 
 @pytest.mark.parametrize("manual", MANUALS, ids=str)

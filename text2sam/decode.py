@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -15,22 +14,21 @@ from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from text2sam.errors import ImageError, Text2SamWarning
+from text2sam.tiff import ForPillow, count_pages, is_tiff, read_tiff
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.\-]+://|data:)", re.IGNORECASE)
 _HEIC_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF")  # the further pictures of MPO, ICO or PSD files are no pages
-_SUBFILE_TYPE, _ORIENTATION = 254, 0x0112
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_ORIENTATION = 0x0112
 _NOT_DECODED = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")  # formats that Pillow opens but cannot decode by itself
 _OPTIONAL = {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}  # formats that some builds of Pillow lack
 
 _Turn: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
-_UPRIGHT: dict[int, _Turn] = {
+_UPRIGHT: dict[object, _Turn] = {
     1: lambda a: a,
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -58,15 +56,15 @@ class Pixels(NamedTuple):
 
 
 def readable_suffixes() -> frozenset[str]:
-    """The suffixes of files that can be decoded here, in lower case, with the dot."""
-    from PIL import features
+    """The suffixes of image files, in lower case, with the dot: of all formats that Pillow can decode here, and HEIC's.
 
+    HEIC is always among them, as reading it without pillow-heif fails with an error that names the package.
+    """
     Image.init()
-    left_out = {*_NOT_DECODED, *(kind for kind, feature in _OPTIONAL.items() if not features.check(feature))}
-    suffixes = {s.lower() for s, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in left_out}
-    if importlib.util.find_spec("pillow_heif") is not None:
-        suffixes.update(_HEIC_SUFFIXES)
-    return frozenset(suffixes)
+    supported = features.get_supported()
+    left_out = {*_NOT_DECODED, *(kind for kind, feature in _OPTIONAL.items() if feature not in supported)}
+    kinds = {*Image.OPEN, "MPO"} - left_out  # the JPEG plugin opens MPO
+    return frozenset(s.lower() for s, kind in Image.registered_extensions().items() if kind in kinds).union(_HEIC_SUFFIXES)
 
 
 @contextlib.contextmanager
@@ -111,14 +109,15 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
     with _head(max_pixels):
         image = Image.open(file)
     try:
-        _check_pixels(image.width * image.height, max_pixels)
+        check_pixels(image.width * image.height, max_pixels)
     except BaseException:
         image.close()
         raise
     return image
 
 
-def _check_pixels(count: int, max_pixels: int | None) -> None:
+def check_pixels(count: int, max_pixels: int | None) -> None:
+    """Refuse a picture with more than ``max_pixels``, by default Pillow's limit, with DecompressionBombError."""
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     if limit is not None and count > limit:
         raise Image.DecompressionBombError(f"it has {count} pixels, more than {limit}.")
@@ -149,18 +148,20 @@ def decode_file(path: str | os.PathLike[str], page: int, max_pixels: int | None)
             raise ImageError(f"{name} is an empty file of 0 bytes; it was probably not written or copied to the end")
         head = file.read(16)
         file.seek(0)
-        reason = ""
-        if head[:4] in _TIFF_HEADS:
-            try:
-                return _decode_tiff(file, name, page, max_pixels)
-            except _ForPillow as error:
-                reason = str(error)
+        if is_tiff(head):
+            pages, full = count_pages(file)
+            _check_page(name, page, pages, full)
+            with contextlib.suppress(ForPillow):
+                return _decode_tiff(file, page, max_pixels)
             file.seek(0)
         try:
             image: Image.Image = open_picture(file, max_pixels)
         except UnidentifiedImageError:
-            if reason:
-                raise ImageError(f"{name} is a TIFF that cannot be decoded: {reason}; convert it to PNG or JPEG") from None
+            if is_tiff(head):
+                try:
+                    return _decode_tiff(file, page, max_pixels, also_bytes=True)
+                except ForPillow as error:
+                    raise ImageError(f"{name} is a TIFF that cannot be decoded ({error}); convert it to PNG") from error
             if head[4:8] != b"ftyp" or head[8:12] not in _HEIC_BRANDS:
                 raise
             file.seek(0)
@@ -169,92 +170,37 @@ def decode_file(path: str | os.PathLike[str], page: int, max_pixels: int | None)
             if image.format == "EPS":  # Pillow would run it with Ghostscript
                 raise ImageError(f"{name} is PostScript, a program that would have to be run; convert it to PNG or JPEG")
             _turn_to_page(image, name, page)
-            _check_pixels(image.width * image.height, max_pixels)
+            check_pixels(image.width * image.height, max_pixels)
+            if max_pixels is not None and isinstance(image, TiffImagePlugin.TiffImageFile):
+                with _head(max_pixels):
+                    image.load_prepare()  # the plugin checks the limit there once more
             return decode_picture(image, name)
 
 
+def _decode_tiff(file: IO[bytes], page: int, max_pixels: int | None, *, also_bytes: bool = False) -> Pixels:
+    return _upright(*read_tiff(file, page, lambda pixels: check_pixels(pixels, max_pixels), also_bytes=also_bytes))
+
+
 def _turn_to_page(image: Image.Image, name: str, page: int) -> None:
+    if image.format == "TIFF":  # its pages are counted already
+        image.seek(page)
+        return
     pages = getattr(image, "n_frames", 1)
-    _check_page(name, page, pages)
+    _check_page(name, page, pages, pages if image.format in _PAGED else 1)
     if page:
         image.seek(page)
-    elif pages > 1 and image.format == "TIFF":
-        with _head():
-            kinds = []
-            for index in range(pages):
-                image.seek(index)
-                kinds.append(int(image.tag_v2.get(_SUBFILE_TYPE, 0)))  # type: ignore[attr-defined]
-            image.seek(0)
-        _tell_of_pages(name, kinds)
-    elif pages > 1 and image.format in _PAGED:
-        _tell_of_pages(name, [0] * pages)
 
 
-def _check_page(name: str, page: int, pages: int) -> None:
+def _check_page(name: str, page: int, pages: int, full: int) -> None:
+    """``full`` of the pages are worth a warning."""
     if page >= pages:
         raise ImageError(f"there is no page {page} in {name}: it has {pages}, counted from 0")
-
-
-def _tell_of_pages(name: str, kinds: list[int]) -> None:
-    """``kinds`` are the pages' TIFF subfile types, which mark smaller copies (bit 0) and masks (bit 2) of other pages."""
-    pages = sum(not kind & 5 for kind in kinds)
-    if pages > 1:
+    if page == 0 and full > 1:
         warnings.warn(
-            f"{name} has {pages} pages or frames; the first is read, {pages - 1} left out (page=1 reads the second)",
+            f"{name} has {full} pages or frames; the first is read, {full - 1} left out (page=1 reads the second)",
             Text2SamWarning,
             stacklevel=2,
         )
-
-
-class _ForPillow(Exception):
-    """A TIFF that Pillow reads as well or better."""
-
-
-def _decode_tiff(file: IO[bytes], name: str, page: int, max_pixels: int | None) -> Pixels:
-    """A TIFF of other values than unsigned bytes, of which Pillow reads some in part and some not at all.
-
-    Raises:
-        _ForPillow: it is left to Pillow.
-    """
-    import tifffile  # with scikit-image
-
-    try:
-        tiff: Any = tifffile.TiffFile(file)
-        kinds = [int(one.subfiletype) for one in tiff.pages]
-        if page >= len(kinds):
-            raise _ForPillow("it has no such page")
-        chosen = tiff.pages[page]
-        dtype, photometric = np.dtype(chosen.dtype or np.uint8), int(chosen.photometric)
-        extra, bands = tuple(int(v) for v in chosen.extrasamples), int(chosen.samplesperpixel)
-        size = (int(chosen.imagelength), int(chosen.imagewidth))
-        orientation = chosen.tags.get(_ORIENTATION)
-    except _ForPillow:
-        raise
-    except Exception as error:
-        raise _ForPillow(f"{type(error).__name__}: {error}") from error
-    if dtype in (np.uint8, np.bool_) or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or extra[-1:] == (1,):
-        raise _ForPillow("it is of a kind that Pillow should read")
-    if 0 in size:
-        raise ImageError(f"{name} has no pixels: {size[1]} x {size[0]}")
-    if bands > 4 or (bands == 2 and not extra) or (bands == 4 and photometric != _RGB):
-        raise ImageError(f"{name} has {bands} bands of {dtype}; write the one or three to be seen into a file or array")
-    _check_pixels(size[0] * size[1], max_pixels)
-    try:
-        values = np.asarray(chosen.asarray())
-    except Exception as error:  # most compressions need the package imagecodecs; Pillow knows some
-        raise _ForPillow(str(error)) from error
-    if chosen.axes.startswith("S") and values.ndim == 3:
-        values = np.moveaxis(values, 0, -1)
-    if values.size != size[0] * size[1] * bands:
-        raise _ForPillow(f"its pixels have the shape {values.shape}")
-    values = values.reshape(*size, bands)
-    if photometric == _WHITE_IS_ZERO and dtype.kind == "u":
-        values = np.iinfo(dtype).max - values
-    turn = _UPRIGHT.get(1 if orientation is None else int(orientation.value), _UPRIGHT[1])
-    if page == 0:
-        _tell_of_pages(name, kinds)
-    colour = values[..., :3] if bands >= 3 else values[..., :1]
-    return Pixels(turn(colour), turn(values[..., -1]) if bands in (2, 4) and extra[-1:] == (2,) else None)
 
 
 def _open_heic(file: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
@@ -265,7 +211,7 @@ def _open_heic(file: IO[bytes], name: str, max_pixels: int | None) -> Image.Imag
             f"{name} is a HEIC picture, which needs the package 'pillow-heif'; install it with: pip install pillow-heif"
         ) from error
     heif = pillow_heif.open_heif(file)
-    _check_pixels(heif.size[0] * heif.size[1], max_pixels)
+    check_pixels(heif.size[0] * heif.size[1], max_pixels)
     image: Image.Image = heif.to_pillow()
     return image
 
@@ -286,12 +232,16 @@ def decode_picture(image: Image.Image, name: str) -> Pixels:
                 f"{name} is closed, and its pixels were not loaded before; read it inside its with block, or pass the path"
             ) from error
         raise
-    turn = _UPRIGHT[1]
+    orientation = 1
     if image.format != "TIFF":  # these Pillow turns itself, and 10.0 leaves the tag in place
         with contextlib.suppress(Exception), _head():  # viewers ignore a broken EXIF block
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1), turn)
-    pixels = _values(image, wide)
-    return Pixels(turn(pixels.colour), None if pixels.alpha is None else turn(pixels.alpha))
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    return _upright(*_values(image, wide), orientation)
+
+
+def _upright(colour: NDArray[Any], alpha: NDArray[Any] | None, orientation: object) -> Pixels:
+    turn = _UPRIGHT.get(orientation, _UPRIGHT[1])
+    return Pixels(turn(colour), None if alpha is None else turn(alpha))
 
 
 def _values(image: Image.Image, wide: bool) -> Pixels:

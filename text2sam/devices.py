@@ -1,4 +1,4 @@
-"""Which device and which number format a model runs on; no global switch is touched."""
+"""The device and the number format that a model runs on; no global setting is changed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     """The device to run on.
 
     Args:
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or a ``torch.device`` of these kinds;
-            None takes the first there is of cuda, mps, cpu.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or a ``torch.device`` of these kinds; None takes the first
+            available of cuda, mps, cpu.
 
     Raises:
-        InputError: the name is none of those, or this machine has no such device.
+        InputError: the name is unknown, or this machine has no such device.
     """
     import torch
 
@@ -42,7 +42,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     if chosen is None or chosen.type not in _KINDS:
         raise InputError(f"device {str(device)!r} is not known; give 'cuda', 'cuda:N', 'mps', 'cpu' or None")
     if not available[chosen.type]():
-        raise InputError(f"device {str(device)!r} is not on this machine; None takes what there is")
+        raise InputError(f"device {str(device)!r} is not on this machine; None takes an available one")
     count = torch.cuda.device_count() if chosen.type == "cuda" else 1
     if chosen.index is not None and chosen.index >= count:
         raise InputError(f"device {str(device)!r} is not on this machine, which has {count} of kind {chosen.type!r}")
@@ -54,7 +54,7 @@ def check_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> 
 
     Args:
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or the ``torch.dtype``; None is float32.
-        device: where the model runs. Half precision is for cuda and mps; the CPU runs float32 only.
+        device: the model's device. Half precision is for cuda and mps; the CPU runs float32 only.
 
     Raises:
         InputError: another format, or half precision on the CPU.
@@ -76,10 +76,10 @@ def check_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory does not suffice: Python's, a GPU's, or torch's CPU allocator's."""
+    """Whether an exception reports a lack of memory: Python's, a GPU's, or torch's CPU allocator's."""
     import torch
 
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing_extensions import Unpack
 from text2sam.checks import check_number
 from text2sam.clip.protocol import MapGenerator, check_generator
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import ImageError, InputError, StateError, Text2SamError
+from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
 from text2sam.image import ImageLike, ReadOptions, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
@@ -305,12 +306,13 @@ class TextPromptedSAM:
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
         images = list(images)
+        with self._lock:
+            self._prepare(wanted)
         results: list[list[Segmentation]] = []
         for start in range(0, len(images), batch_size):
             batch = enumerate(images[start : start + batch_size], start)
             pixels = [_read(image, wanted.options.reading, position, len(images)) for position, image in batch]
             with self._lock:
-                self._prepare(wanted)
                 encoded = self._encode(pixels, [wanted.options.method], wanted.options.tiles)
                 results += [self._segment_all(each, wanted) for each in encoded]
         return results
@@ -398,7 +400,10 @@ class TextPromptedSAM:
 
     def _prepare(self, wanted: Wanted) -> None:
         """Encodes texts ahead of an image, so that a bad text is told before anything is computed."""
-        prepare = getattr(self.generator, "prepare", None)
+        hint, prepare = (getattr(self.generator, name, None) for name in ("hint", "prepare"))
+        if callable(hint):
+            for advice in filter(None, map(hint, wanted.texts)):
+                warnings.warn(advice, Text2SamWarning, stacklevel=4)
         if not callable(prepare):
             return
         prepare(wanted.texts, against=wanted.options.against, method=wanted.options.method)

@@ -57,7 +57,9 @@ def points(image: ImageLike | None, prompts: PointPrompts, ax: Axes | None = Non
     diameter = np.clip(0.03 * min(window.width, window.height), 4, 10)  # points
     for coords, colour, marker in ((prompts.negative, NEGATIVE, "X"), (prompts.positive, POSITIVE, "o")):
         if len(coords):
-            ax.scatter(*coords.T, s=diameter**2, color=_rgb(colour), marker=marker, edgecolors="white", zorder=3)
+            ax.scatter(
+                coords[:, 0], coords[:, 1], s=diameter**2, color=_rgb(colour), marker=marker, edgecolors="white", zorder=3
+            )
     return ax
 
 
@@ -270,9 +272,9 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     longest = np.argsort([-abs(word.carries) for word in every], kind="stable").tolist()
     maps, bars = sorted(longest[:_MOST]), sorted(longest[: 3 * _MOST])
     figure, axes = _grid(len(maps) + 4, pixels.shape[:2], 4)
-    grid = axes[0].get_gridspec()
     for ax in axes[:4]:
         ax.remove()
+    grid = figure.add_gridspec(-(-len(axes) // 4), 4)
     whole, bar = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[0, 2:])
 
     heat(pixels, explanation.similarity, whole)
@@ -314,11 +316,15 @@ def to_png(figure: Figure, width: int | None = None) -> NDArray[np.uint8]:
     """
     if width is not None:
         check_number("width", width, 1, whole=True)
-    buffer = io.BytesIO()
     # half a pixel more, because the size in pixels is rounded down
-    dpi = figure.dpi if width is None else (width + 0.5) / figure.get_figwidth()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return np.array(Image.open(buffer).convert("RGB"))
+    encoded = _png(figure, None if width is None else (width + 0.5) / figure.get_figwidth())
+    return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def _png(figure: Figure, dpi: float | None = None) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, facecolor="white")
+    return buffer.getvalue()
 
 
 def _figure(**options: Any) -> Figure:
@@ -326,7 +332,9 @@ def _figure(**options: Any) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "text2sam.plot", "plot") from error
-    return Figure(**options)
+    figure: Any = Figure(**options)
+    figure._repr_png_ = functools.partial(_png, figure)  # notebooks show it, with and without %matplotlib inline
+    return figure  # type: ignore[no-any-return]
 
 
 def _canvas(shape: Sequence[int]) -> Axes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,13 +51,10 @@ def min_max(values: NDArray[Any], magnitude: float = 0.0) -> NDArray[np.float32]
 
 
 class _Packed:
-    """A field of bool masks (..., H, W) that may be kept as run lengths, and is always given as an array.
-
-    The array made of run lengths is held weakly: it is made anew when nobody holds it any more.
-    """
+    """A field of bool masks (..., H, W) that may be kept as run lengths, and is always given as an array."""
 
     def __init__(self, name: str) -> None:
-        self._kept, self._made = f"_{name}_kept", f"_{name}_made"
+        self._kept = f"_{name}_kept"
 
     def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[self._kept] = value
@@ -69,15 +65,8 @@ class _Packed:
         kept = instance.__dict__[self._kept]
         if not isinstance(kept, tuple):
             return kept
-        made = instance.__dict__.get(self._made)
-        array = None if made is None else made()
-        if array is None:
-            shape, runs = kept
-            array = np.empty(shape, np.bool_)
-            for mask, lengths in zip(array.reshape(-1, *shape[-2:]), runs, strict=True):
-                mask[...] = unroll(lengths, shape[-2:])
-            instance.__dict__[self._made] = weakref.ref(array)
-        return array
+        shape, runs = kept
+        return np.stack([unroll(lengths, shape[-2:]) for lengths in runs]).reshape(shape)
 
     def pack(self, instance: Any) -> None:
         """Keeps the masks of an instance as run lengths from here on."""

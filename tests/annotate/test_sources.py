@@ -5,15 +5,18 @@ import os
 import pickle
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from text2sam.annotate import sources
-from text2sam.annotate.sources import SUFFIXES, UNKNOWN, Found, ImageItem, find_images
+from text2sam.annotate.sources import UNKNOWN, Found, ImageItem, count_endings, find_images, suffixes
 from text2sam.errors import InputError, Text2SamError
 from text2sam.export.annotated import check_relative
+from text2sam.image import read_image
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="names, links and permissions are POSIX's")
 
@@ -38,12 +41,12 @@ def reasons(found: Found) -> dict[str, str]:
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no images in .*of 0 files none that ends in \.bmp, .*\.webp$"):
+    with pytest.raises(InputError, match=r"no images in .*of 0 files none is named like an image$"):
         find_images(tmp_path)
     fill(tmp_path, "notes.txt", "sub/a.png", ".hidden.png")
     with pytest.raises(InputError, match=r"of 1 files .*its folders \(1\) as well, say recursive$"):
         find_images(tmp_path)
-    with pytest.raises(InputError, match=r"of 2 files none .* and matches '\*\.gif'$"):
+    with pytest.raises(InputError, match=r"of 1 files none .* and matches '\*\.gif'$"):
         find_images(tmp_path, recursive=True, glob="*.gif")
 
 
@@ -80,11 +83,36 @@ def test_items_stay_in_the_folder(path: str) -> None:
         ImageItem(path, Path("/x"), 0, 0)
 
 
-def test_suffixes_are_pillows() -> None:
-    from PIL import Image
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_endings_are_those_of_what_can_be_read(tmp_path: Path) -> None:
+    """An image saved under any of the endings that Pillow can write is read again."""
+    Image.init()
+    image = Image.new("RGB", (16, 16), (200, 30, 30))
+    seen = 0
+    for suffix in suffixes():
+        kind = Image.registered_extensions().get(suffix)
+        if kind not in Image.SAVE or suffix in (".ico", ".icns"):
+            continue
+        file = tmp_path / f"a{suffix}"
+        try:
+            image.convert("1" if kind in ("MSP", "XBM") else "L" if kind == "PFM" else "RGB").save(file)
+        except (OSError, ValueError, KeyError):
+            continue
+        seen += 1
+        if kind != "PFM":
+            assert read_image(file).shape == (16, 16, 3)
+    assert seen > 25
+    assert {".avif", ".jp2", ".mpo", ".tga", ".webp", ".heic", ".png", ".jpeg"} <= set(suffixes())
+    assert not {".pdf", ".eps", ".ps", ".mpg", ".h5", ".wmf", ".txt"} & set(suffixes())
 
-    assert set(SUFFIXES) <= set(Image.registered_extensions())
-    assert all(suffix == suffix.lower() for suffix in SUFFIXES)
+
+def test_what_is_left_out_is_counted_by_its_ending(tmp_path: Path) -> None:
+    fill(tmp_path, "a.PNG", "b.txt", "c.TXT", "sub/d.pdf", "sub/e", ".hidden.txt")
+    assert find_images(tmp_path, recursive=True).others == {"": 1, ".pdf": 1, ".txt": 2}
+    assert find_images(tmp_path).others == {".txt": 2}
+    assert (
+        count_endings({".txt": 2, "": 3, **{f".{k}": 1 for k in range(9)}}, 3) == "3 without an ending, 2 .txt, 1 .0, 8 others"
+    )
 
 
 def test_order_and_choice(tmp_path: Path) -> None:
@@ -110,20 +138,10 @@ def test_order_and_choice(tmp_path: Path) -> None:
 def test_order_is_not_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "b.png", "a.png", "c/d.png", "c/a.png")
     expected = find_images(tmp_path, recursive=True)
-    scandir = os.scandir
-
-    class Backwards:
-        def __init__(self, path: str) -> None:
-            with scandir(path) as entries:
-                self.entries = list(entries)[::-1]
-
-        def __enter__(self) -> list[os.DirEntry[str]]:
-            return self.entries
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(sources.os, "scandir", Backwards)
+    walk = os.walk
+    monkeypatch.setattr(
+        sources.os, "walk", lambda top, **how: ((w, d[::-1], f[::-1]) for w, d, f in list(walk(top, **how))[::-1])
+    )
     assert find_images(tmp_path, recursive=True) == expected
 
 
@@ -243,39 +261,22 @@ def test_only_refused_is_no_error(tmp_path: Path) -> None:
 
 def test_files_and_folders_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a.png", "b/c.png", "d/e.png")
-    scandir = os.scandir
+    scandir, stat = os.scandir, os.stat
 
-    class Gone:
-        def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.entry, self.name = entry, entry.name
+    def forbidden(path: str) -> Any:
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
 
-        def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-            if self.name == "a.png":
-                raise OSError("stale handle")
-            return self.entry.is_dir(follow_symlinks=follow_symlinks)
-
-        def is_symlink(self) -> bool:
-            return False
-
-        def stat(self) -> os.stat_result:
+    def gone(path: Any, **how: Any) -> os.stat_result:
+        if str(path).endswith("e.png"):
             raise FileNotFoundError(2, "No such file or directory")
+        return stat(path, **how)
 
-    class Flaky:
-        def __init__(self, path: str) -> None:
-            if os.path.basename(path) == "b":
-                raise PermissionError(13, "Permission denied", path)
-            self.path = path
-
-        def __enter__(self) -> list[Gone]:
-            with scandir(self.path) as entries:
-                return [Gone(entry) for entry in entries]
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(sources.os, "scandir", Flaky)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    monkeypatch.setattr(sources.os, "stat", gone)
     found = find_images(tmp_path, recursive=True)
-    assert [(i.path, i.size_bytes, i.mtime_ns) for i in found] == [("a.png", UNKNOWN, UNKNOWN), ("d/e.png", UNKNOWN, UNKNOWN)]
+    assert [(i.path, i.size_bytes) for i in found] == [("a.png", 5), ("d/e.png", UNKNOWN)]
     assert reasons(found) == {"b": "the folder cannot be listed: Permission denied"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,19 @@ from text2sam.annotate.labels import LabelSet, LabelSpec
 from text2sam.annotate.sources import ImageItem, find_images
 from text2sam.annotate.worker import (
     Loaded,
-    Options,
     Stopped,
     Worker,
     load,
     load_batches,
     model_settings,
     own_copy,
+    settings_of,
 )
-from text2sam.devices import is_out_of_memory
 from text2sam.errors import InputError, PromptError
+from text2sam.options import Options
+from text2sam.recipes import Objects
 
-HOW = Options(strategy="paper", zoom=False)
+HOW = Options(strategy="paper")
 
 
 def item(file: Path) -> ImageItem:
@@ -105,7 +107,6 @@ def test_no_more_than_so_many_pixels_at_once(tmp_path: Path, monkeypatch: pytest
         (LabelSet((LabelSpec("cat " * 100),)), {}, PromptError),
         (LABELS, {"method": "magic"}, InputError),
         (LABELS, {"strategy": "magic"}, InputError),
-        (LABELS, {"zoom": 3}, InputError),
         (LABELS, {"tiles": -1}, InputError),
     ],
 )
@@ -136,13 +137,17 @@ def test_labels_of_several_calls_keep_their_order() -> None:
     assert Worker(model(), LabelSet((LabelSpec("a"),)), HOW).thresholds == {"a": 0.5}
 
 
-def test_options_tell_rules_apart() -> None:
-    from text2sam.recipes import STRATEGIES, Strategy
+def test_settings_distinguish_rules_of_a_recipe() -> None:
+    def own(candidates: Any, similarity: Any) -> int:
+        return 0
 
-    own = Strategy("paper", STRATEGIES["objects"].points, STRATEGIES["paper"].choose)
-    told = [Options(strategy=s).to_json() for s in ("paper", "objects", own)]
-    assert told[0] != told[2]
-    assert told[0] == Options(strategy=STRATEGIES["paper"]).to_json()
+    recipes = ["paper", "objects", Objects(choose=own), Objects(support=0.4), Objects(margin=float("inf"))]
+    told = [json.dumps(settings_of(LABELS, Options(strategy=recipe))) for recipe in recipes]
+    assert len(set(told)) == len(told)
+    assert told[1] == json.dumps(settings_of(LABELS, Options(strategy=Objects())))
+    other = settings_of(LABELS, Options(value_range=(0, 4095)))
+    assert other["value_range"] == (0, 4095)
+    assert "value_range" not in settings_of(LABELS, Options())
 
 
 # what goes wrong
@@ -236,19 +241,6 @@ def test_work_is_left_when_the_run_ends() -> None:
         Worker(model(), LABELS, HOW).run(loaded(2), stop)
 
 
-@pytest.mark.parametrize(
-    ("error", "memory"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_what_counts_as_out_of_memory(error: Exception, memory: bool) -> None:
-    assert is_out_of_memory(error) == memory
-
-
 # several workers, and embeddings
 
 
@@ -258,7 +250,7 @@ def test_copies_share_weights_but_no_image() -> None:
     assert second is not None
     assert second.predictor.model is first.predictor.model  # type: ignore[attr-defined]
     assert second.predictor is not first.predictor
-    assert second.surgery is first.surgery
+    assert second.generator is first.generator
     one, other = picture(1), picture(2, 50, 20)
     first.set_image(one)
     second.set_image(other)
@@ -271,7 +263,7 @@ def test_copies_share_weights_but_no_image() -> None:
 def test_what_cannot_be_shared() -> None:
     assert own_copy(TextPromptedSAM(FakePredictor(), tiny_surgery())) is None
     training = fresh()
-    training.surgery.model.train()
+    training.generator.model.train()
     assert own_copy(training) is None
 
 
@@ -288,7 +280,7 @@ def test_settings_of_a_model_show_what_results_depend_on() -> None:
 def test_embeddings_save_both_encoders(tmp_path: Path, undisturbed: list[Any]) -> None:
     own = fresh()
     store = EmbeddingStore(tmp_path / "store", own)
-    clip = count_calls(own.surgery.model.visual.conv1)
+    clip = count_calls(own.generator.model.visual.conv1)
     sam = count_calls(own.predictor.model.image_encoder)  # type: ignore[attr-defined]
     worker = Worker(own, LABELS, HOW, store)
     assert results(worker.run(loaded(5))) == undisturbed

@@ -103,6 +103,7 @@ def test_formats_without_figures_need_no_matplotlib(
 
 def test_options_reach_the_model(photo: Path, model: Model, tmp_path: Path) -> None:
     from text2sam.clip.prompts import SHORT_TEMPLATES
+    from text2sam.options import Options
 
     models = (
         "--preset sticker --clip-checkpoint a.pt --clip-model RN50 --sam-checkpoint b.pt --device cpu --dtype float32 "
@@ -131,6 +132,7 @@ def test_options_reach_the_model(photo: Path, model: Model, tmp_path: Path) -> N
     ]
     assert model.calls == [
         {
+            **vars(Options()),
             "texts": ["cat"],
             "against": ["dog"],
             "exclude": ["bird", "bee", "ant"],
@@ -139,7 +141,6 @@ def test_options_reach_the_model(photo: Path, model: Model, tmp_path: Path) -> N
             "method": "itsm",
             "tiles": 640,
             "max_objects": 7,
-            "channel_order": "RGB",
         }
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -203,6 +204,18 @@ def test_other_packages_are_kept_quiet(photo: Path, model: Model, monkeypatch: p
     assert not logging.getLogger("text2sam").handlers
 
 
+def test_many_hints_are_counted(photo: Path, model: Model) -> None:
+    def chatter() -> None:
+        for number in range(50):
+            warnings.warn(f"hint {number}", errors.Text2SamWarning, stacklevel=1)
+
+    model.before = chatter
+    arguments = ["segment", photo, "cat", "--out", photo.parent / "out"]
+    lines = [line for line in run(*arguments).stderr.splitlines() if "warning" in line]
+    assert lines[19:] == ["text2sam: warning: hint 19", "text2sam: warning: 30 further warnings; --json lists all"]
+    assert len(json.loads(run(*arguments, "--json").stdout)["warnings"]) == 50
+
+
 # plug-ins
 
 
@@ -260,6 +273,16 @@ def test_plug_ins_add_commands(plug_ins: Callable[..., list[str]]) -> None:
     loaded.clear()
     assert run("models", "list").exit_code == 0
     assert not loaded  # text2sam's own commands load no plug-in
+
+
+def test_the_lab_is_a_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = importlib.metadata.EntryPoint("lab", "text2sam.lab.cli:register", common.COMMANDS)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [lab])
+    result = run("--help")
+    assert result.stderr == ""
+    assert {"evaluate", "bench"} <= set(result.stdout.split())
+    assert "--preset" in run("evaluate", "semantic", "--help").stdout
+    assert "nowhere" in failed(run("evaluate", "semantic", "nowhere"), 2)
 
 
 def test_broken_plug_ins_are_reported_and_nothing_else(plug_ins: Callable[..., list[str]]) -> None:

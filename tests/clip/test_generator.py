@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import normalize
 from torchvision import transforms
 
-from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures, Method
+from text2sam.clip.attention import METHODS
+from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
 from text2sam.clip.tiles import blend_tiles, tile_layout
@@ -21,6 +22,7 @@ from text2sam.errors import ImageError, InputError, PromptError, UnsupportedMode
 from text2sam.types import SimilarityMap
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+TINY: dict[str, Any] = {"image_size": 16, "depth": 2, "device": "cpu", "templates": ["a {}."]}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,8 @@ def test_images_that_cannot_be_read(surgery: ClipSurgery) -> None:
         with pytest.raises(ImageError):
             call("not/there.png")
     with pytest.raises(ImageError):
-        surgery.encode_images([picture(), None])
-    assert surgery.encode_images([]) == []
+        surgery.encode([picture(), None])
+    assert surgery.encode([]) == []
 
 
 @pytest.mark.parametrize("method", ["", "Surgery", "paper", None])
@@ -107,7 +109,7 @@ def test_unknown_methods(surgery: ClipSurgery, features: ImageFeatures, method: 
         lambda: surgery.similarity(picture(), ["cat"], method=method),
         lambda: surgery.compare(picture(), ["cat"], methods=["itsm", method]),
         lambda: surgery.encode_image(picture(), methods=[method]),
-        lambda: surgery.encode_images([], methods=[method]),
+        lambda: surgery.encode([], methods=[method]),
     ):
         with pytest.raises(InputError, match="method must be one of surgery, architecture"):
             call()
@@ -118,7 +120,7 @@ def test_methods_that_are_no_sequence(surgery: ClipSurgery, methods: Any) -> Non
     for call in (
         lambda: surgery.compare(picture(), ["cat"], methods=methods),
         lambda: surgery.encode_image(picture(), methods=methods),
-        lambda: surgery.encode_images([picture()], methods=methods),
+        lambda: surgery.encode([picture()], methods=methods),
     ):
         with pytest.raises(InputError, match=r"methods must be a sequence of method names, such as \['sclip'\]"):
             call()
@@ -126,7 +128,7 @@ def test_methods_that_are_no_sequence(surgery: ClipSurgery, methods: Any) -> Non
 
 @pytest.mark.parametrize("method", FURTHER)
 def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: ImageFeatures, method: Any) -> None:
-    with pytest.raises(InputError, match=rf"method='{method}'; encode it with encode_image\(image, methods=\['{method}'\]\)"):
+    with pytest.raises(InputError, match=rf"method='{method}'; encode it with encode\(\[image\], methods=\['{method}'\]\)"):
         surgery.maps(features, ["cat"], method=method)
 
 
@@ -154,6 +156,7 @@ def test_methods_of_a_resnet() -> None:
         (["cat"], [], InputError, "'cat' alone"),
         (["cat"], ["cat"], InputError, "'cat' alone"),
         (["cat"], [" cat", "cat "], InputError, "'cat' alone"),
+        (["cat"], ["Cat", "CAT"], InputError, "'cat' alone"),
         (["dog", "cat"], ["cat"], InputError, "'cat' alone"),
         (["cat"], ["dog " * 100], PromptError, "can hold"),
     ],
@@ -248,7 +251,7 @@ def test_images_are_encoded_as_one_batch() -> None:
     surgery = tiny_surgery()
     calls = count_calls(surgery.model.visual.conv1)
     images = [picture(0), picture(1, 9, 70), picture(2, 50, 8)]
-    together = surgery.encode_images(images)
+    together = surgery.encode(images)
     assert calls == [(3, 3, 16, 16)]
     for image, features in zip(images, together, strict=True):
         alone = surgery.encode_image(image)
@@ -279,8 +282,21 @@ def test_maps_are_feature_surgery_of_the_patches(surgery: ClipSurgery, features:
     np.testing.assert_allclose(outside[0], expected[0, 1:, 3].reshape(3, 5), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["surgery", "features"])
+def test_a_label_set_of_equal_texts_gives_a_flat_map(surgery: ClipSurgery, features: ImageFeatures, method: str) -> None:
+    same = surgery.encode_texts(["cat"])
+    for count in (2, 5):
+        found = surgery.similarities(features, same.expand(count, -1), method)
+        assert torch.equal(found[1:], found[1:2].expand_as(found[1:]))
+    twin = ClipSurgery(tiny_clip(), lambda texts: tokenizer()([text.replace("kitten", "cat") for text in texts]), **TINY)
+    with pytest.raises(PromptError, match="same tokens"):
+        twin.maps(features, ["cat"], against=["kitten"], method=method)
+    both = surgery.maps(features, ["cat"], against=["Cat", "dog"], method=method)
+    assert np.array_equal(values(both), values(surgery.maps(features, ["cat"], against=["dog"], method=method)))
+
+
 def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    encoded = surgery.encode_image(picture(), methods=get_args(Method))
+    encoded = surgery.encode_image(picture(), methods=tuple(METHODS))
     tokens = {"architecture": features.surgery, "itsm": features.raw, "rclip": -features.raw, **encoded.others}
     assert list(encoded.others) == list(FURTHER)
     for method, found in tokens.items():
@@ -308,7 +324,7 @@ def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) 
     pixels = torch.cat([surgery.preprocess(picture(seed)) for seed in (0, 1)])
     with torch.no_grad():
         tokens = surgery_tokens(surgery.model.visual, pixels, depth=2, kinds=["gem", "sclip"])
-    together = surgery.encode_images([picture(0), picture(1)], methods=["gem", "itsm", "sclip", "gem"])
+    together = surgery.encode([picture(0), picture(1)], methods=["gem", "itsm", "sclip", "gem"])
     for i, encoded in enumerate(together):
         assert list(encoded.others) == ["sclip", "gem"]
         for kind, others in encoded.others.items():
@@ -325,8 +341,8 @@ def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) 
 
 def test_tiles_of_further_kinds() -> None:
     surgery, image = tiny_surgery(), picture(4, 61, 50)
-    features = surgery.encode_image(image, methods=get_args(Method), tiles=24, batch_size=2)
-    whole = surgery.encode_image(image, methods=get_args(Method))
+    features = surgery.encode_image(image, methods=tuple(METHODS), tiles=24, batch_size=2)
+    whole = surgery.encode_image(image, methods=tuple(METHODS))
     layout = tile_layout((61, 50), (16, 16), (4, 4), 24)
     gh, gw = layout.grid
     assert features.grid == layout.grid != (4, 4)
@@ -350,8 +366,8 @@ def test_tiles_of_further_kinds() -> None:
 
 
 def test_what_a_map_says_of_itself(surgery: ClipSurgery) -> None:
-    features = surgery.encode_image(picture(), methods=get_args(Method))
-    for method in get_args(Method):
+    features = surgery.encode_image(picture(), methods=tuple(METHODS))
+    for method in tuple(METHODS):
         one, other = surgery.maps(features, [" cat ", "dog"], method=method)
         assert (one.text, one.method, other.text) == ("cat", method, "dog")
         assert one.values.dtype == np.float32
@@ -411,9 +427,9 @@ def test_methods_are_compared_in_one_encoding() -> None:
         assert np.array_equal(values(maps), values(expected))
     assert list(surgery.compare(picture(), ["cat"], methods=["itsm"])) == ["itsm"]
     calls.clear()
-    every = surgery.compare(picture(), ["cat"], methods=get_args(Method))
+    every = surgery.compare(picture(), ["cat"], methods=tuple(METHODS))
     assert len(calls) == 1
-    assert list(every) == list(get_args(Method))
+    assert list(every) == list(METHODS)
     assert len({values(maps).tobytes() for maps in every.values()}) == len(every)
     assert np.array_equal(values(every["gem"]), values(surgery.similarity(picture(), ["cat"], method="gem")))
     assert np.abs(values(found["itsm"]) - values(found["architecture"])).max() > 1e-3
@@ -485,7 +501,7 @@ def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None
 
 @pytest.mark.parametrize("rivals", [-0.1, 1.1, float("nan")])
 def test_rivals_out_of_range(rivals: float) -> None:
-    with pytest.raises(InputError, match="presence_rivals must be in"):
+    with pytest.raises(InputError, match="presence_rivals must be a number in"):
         tiny_surgery(presence_rivals=rivals)
 
 

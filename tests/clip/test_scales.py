@@ -99,7 +99,7 @@ def test_a_scale_of_less_than_a_patch_is_one_patch() -> None:
 def test_batches_and_tiles_are_encoded_at_every_scale() -> None:
     surgery = tiny_surgery(scales=(1.0, 0.5))
     images = [picture(0, 40, 60), picture(1, 60, 40)]
-    for image, features in zip(images, surgery.encode_images(images), strict=True):
+    for image, features in zip(images, surgery.encode(images), strict=True):
         torch.testing.assert_close(features.surgery, surgery.encode_image(image).surgery)
     large = picture(0, 200, 200)
     assert surgery.encode_image(large, tiles=100).grid != surgery.encode_image(large).grid

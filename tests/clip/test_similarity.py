@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
-from text2sam.clip.similarity import feature_surgery, min_max, similarity_map
+from text2sam.clip.similarity import feature_surgery, level_noise, min_max, presence_logit, similarity_map
 from text2sam.errors import InputError
 
 
@@ -25,6 +25,35 @@ def test_flat_is_zero_and_not_nan(value: float) -> None:
     flat = torch.full((2, 6, 3), value)
     assert torch.equal(min_max(flat), torch.zeros(2, 6, 3))
     assert torch.equal(similarity_map(flat, (2, 3), (5, 7)), torch.zeros(2, 5, 7, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("weighting", ["code", "paper"])
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_rounding_noise_is_flat(dtype: torch.dtype, weighting: Any, count: int) -> None:
+    image, text = unit(2, 50, 64).to(dtype), unit(1, 64, seed=1)
+    texts = (text + 1e-8 * unit(count, 64, seed=2)).to(dtype)  # synonyms
+    found = feature_surgery(image, texts, weighting=weighting)[:, 1:]
+    magnitude = (image[:, 1:] @ texts.T).abs().amax(dim=1, keepdim=True)
+    flat = level_noise(found, magnitude)
+    assert torch.equal(flat, flat[:, :1].expand_as(flat))
+    assert not min_max(flat).any()
+    others = feature_surgery(image, torch.cat([texts, unit(2, 64, seed=3).to(dtype)]), weighting=weighting)[:, 1:]
+    assert torch.equal(level_noise(others, magnitude[..., :1]), others)  # a true map stays as it is
+
+
+def test_noise_around_another_value_is_flat() -> None:
+    values = torch.tensor([[[0.5, 0.5], [0.5 + 1e-6, 0.6]]])  # (1, 2, 2): two patches, two texts
+    assert torch.equal(min_max(values), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
+    assert torch.equal(level_noise(values, 0.6)[..., 1], values[..., 1])
+
+
+def test_presence_is_a_softmax_with_terms() -> None:
+    logits = torch.tensor([2.0, 1.0, -1.0])
+    torch.testing.assert_close(presence_logit(logits).sigmoid(), logits.softmax(0)[0])
+    others = float(np.log(np.exp(1) + np.exp(-1)))
+    found = presence_logit(logits, offset=0.3, rivals=0.5, odds=4.0, peak=0.1)
+    assert float(found) == pytest.approx(2 + 0.3 - 0.5 * others + 0.4)
 
 
 def test_one_patch_is_flat() -> None:
@@ -139,7 +168,7 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_flatten(out)[0] if isinstance(leaf, torch.Tensor))])
         return out
 
 

@@ -227,7 +227,7 @@ def test_default_is_no_tiles(surgery: ClipSurgery) -> None:
     found = surgery.encode_image(image)
     assert calls == [(1, 3, 16, 16)]
     assert found.grid == (4, 4)
-    assert torch.equal(found.surgery, surgery.encode_images([image])[0].surgery)
+    assert torch.equal(found.surgery, surgery.encode([image])[0].surgery)
 
 
 @pytest.mark.parametrize(("family", "image_size", "side", "shape"), [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ RING = picture(".#####.. .#...#.. .#.#.#.. .#...#.. .#####.. ........")
 PARTS = picture("##...... ##...... ........ .....### .....#.# .....###")
 CORNER = picture("........ ..##.... ..##.... ....##.. ....##.. .......#")
 FULL = np.ones((6, 8), np.bool_)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_counts_that_mislead_compiled_code(counts: str) -> None:
         AnnotatedObject("cat", (2, 3), counts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.tuples(st.integers(1, 6), st.integers(1, 6)),
     st.one_of(
@@ -132,7 +132,7 @@ def test_paths_that_leave(path: Any) -> None:
         check_relative(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text("./\\a:\0", max_size=8))
 def test_any_path_stays_inside(path: str) -> None:
     from pathlib import Path
@@ -173,7 +173,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(JSON | FIELDS)
 def test_any_json(value: Any) -> None:
     try:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.coco import CocoExporter
 from text2sam.export.formats import make_exporter
 
@@ -81,17 +80,6 @@ def test_pycocotools_scores_it(
     for step in (judge.evaluate, judge.accumulate, judge.summarize):
         quiet(step)
     assert judge.stats[0] == pytest.approx(1.0)
-
-
-def test_random_masks(tmp_path: Path, quiet: Quiet) -> None:
-    rng = np.random.default_rng(0)
-    masks = [rng.random((h, w)) < 0.6 for h, w in rng.integers(2, 30, (20, 2))]
-    images = [
-        AnnotatedImage(f"{i}.png", *mask.shape, (AnnotatedObject.from_mask("cat", mask),)) for i, mask in enumerate(masks)
-    ]
-    coco = quiet(COCO, str(written(images, tmp_path, ["cat"], segmentation="polygon")))
-    for i, mask in enumerate(masks, 1):
-        assert (coco.annToMask(coco.anns[i]).astype(bool) == mask).all()
 
 
 def test_names_that_are_no_unicode(tmp_path: Path) -> None:

@@ -12,32 +12,20 @@ from scipy import ndimage
 
 from text2sam.errors import InputError
 from text2sam.export import outlines as module
-from text2sam.export.outlines import one_polygon, outlines, polygons
+from text2sam.export.outlines import inset, one_polygon, outlines, polygons
 
 # pycocotools decodes through an __array__ of before NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def filled(lines: list[NDArray[np.int64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
+def filled(lines: list[NDArray[Any]], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """What pycocotools makes of polygons."""
     rles = coco.frPyObjects([line.ravel().astype(float).tolist() for line in lines], *shape)
     mask: NDArray[np.bool_] = coco.decode(coco.merge(rles)).astype(bool)
     return mask
 
 
-def even_odd(line: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """A polygon filled by counting its edges above each pixel's centre, bridges at any angle included."""
-    crossings = np.zeros(shape, np.int64)
-    centre = np.arange(shape[1]) + 0.5
-    for (x0, y0), (x1, y1) in zip(line, np.roll(line, -1, 0), strict=True):
-        columns = np.flatnonzero((min(x0, x1) < centre) & (centre < max(x0, x1)))
-        for column in columns:
-            height = y0 + (y1 - y0) * (centre[column] - x0) / (x1 - x0)
-            crossings[:, column] += np.arange(shape[0]) + 0.5 > height
-    return crossings % 2 == 1
-
-
-def shoelace(line: NDArray[np.int64]) -> float:
+def shoelace(line: NDArray[Any]) -> float:
     x, y = line.T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
@@ -72,7 +60,7 @@ def test_a_hole_by_hand() -> None:
     mask[1, 1] = False
     (part,) = outlines(mask)
     assert [hole.tolist() for hole in part.holes] == [[[1, 1], [1, 2], [2, 2], [2, 1]]]
-    joined = [[0, 0], [1, 0], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0], [3, 0], [3, 3], [0, 3]]
+    joined = [[0, 0], [1, 0], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0], [3, 0], [3, 3], [0, 3]]
     assert part.joined.tolist() == joined
 
 
@@ -101,10 +89,32 @@ def test_pycocotools_gives_the_same_mask() -> None:
         assert (filled([one_polygon(lines)], mask.shape) == mask).all()
 
 
-def test_counting_edges_gives_the_same_mask() -> None:
-    for mask in random_masks(40, seed=1):
-        if mask.any():
-            assert (even_odd(one_polygon(polygons(mask)), mask.shape) == mask).all()
+def test_painted_outlines_of_inset_lines_give_the_same_mask() -> None:
+    # as ultralytics reads: float32, cut to int32, filled with the outline painted
+    cv2 = pytest.importorskip("cv2")
+    for mask in random_masks(250, seed=1):
+        h, w = mask.shape
+        read = np.zeros((h, w), np.uint8)
+        for part in outlines(mask):
+            line = inset(part.joined, mask)
+            assert (line > 0).all()
+            assert (line < (w, h)).all()
+            corners = (line / (w, h)).astype(np.float32) * np.array([w, h], np.float32)
+            cv2.fillPoly(read, [corners.astype(np.int32)], 1)
+        assert (read.astype(bool) == mask).all()
+        lines = [inset(part.joined, mask) for part in outlines(mask)]
+        if lines:
+            assert (filled([one_polygon(lines)], mask.shape) == mask).all()
+
+
+def test_scikit_image_alone_is_not_exact() -> None:
+    # its contours cut the corners of pixels, which is why the lines here run along the pixels' edges
+    from skimage.measure import find_contours
+
+    mask = np.zeros((6, 6), np.bool_)
+    mask[2:4, 2:4] = True
+    (contour,) = find_contours(mask, 0.5)
+    assert shoelace(contour[:-1, ::-1]) != mask.sum() == shoelace(polygons(mask)[0])
 
 
 def test_parts_holes_and_areas() -> None:

@@ -16,7 +16,6 @@ from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
 from text2sam.export.png import PngExporter, safe
-from text2sam.paint import voc_palette
 
 Content = Callable[[Path], dict[str, bytes]]
 
@@ -121,22 +120,6 @@ def test_odd_labels_are_safe_names(images: list[AnnotatedImage], labels: list[st
 )
 def test_safe(label: str, name: str) -> None:
     assert safe(label) == name
-
-
-def test_the_palette() -> None:
-    known = [
-        [0, 0, 0],
-        [128, 0, 0],
-        [0, 128, 0],
-        [128, 128, 0],
-        [0, 0, 128],
-        [128, 0, 128],
-        [0, 128, 128],
-        [128] * 3,
-        [64, 0, 0],
-    ]
-    assert voc_palette(9).tolist() == known
-    assert len({tuple(colour) for colour in voc_palette(256).tolist()}) == 256
 
 
 def test_too_many_labels(tmp_path: Path) -> None:

@@ -405,7 +405,7 @@ def test_one_pass_forgets_and_is_no_copy(surgery: ClipSurgery) -> None:
     image = picture(0)
     first = one.encode_image(image)
     assert one.encode_image(image.copy()) is first
-    assert one.encode_images([image])[0] is first
+    assert one.encode([image])[0] is first
     assert one.encode_image(np.ascontiguousarray(image[:, ::-1])) is not first
     assert one.encode_image(image, tiles=8).grid != first.grid
     assert one.pictures == 2

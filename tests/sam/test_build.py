@@ -21,6 +21,12 @@ def tiny_sam(seed: int = 0) -> Any:
     return tiny_predictor(seed).model
 
 
+def predictions(sam: Any) -> tuple[Any, ...]:
+    predictor = SamPredictor(sam)
+    predictor.set_image(picture(3))
+    return predict_points(predictor, CLICK)
+
+
 def stub(model_type: str) -> dict[str, torch.Tensor]:
     """The keys by which a model type is known, and no more."""
     if model_type == "vit_t":
@@ -149,6 +155,21 @@ def test_vit_t_without_weights_and_back_from_its_own_file(tmp_path: Path) -> Non
         assert torch.equal(again.state_dict()[key], value), key
     biases = [(a, b) for (a, b) in zip(sam.buffers(), again.buffers(), strict=True) if a.dtype == torch.int64]
     assert all(torch.equal(a, b) for a, b in biases)
+
+
+@pytest.mark.usefixtures("small_vit_b")
+def test_building_under_another_default_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tiny_sam(seed=7).state_dict(), tmp_path)
+    expected = predictions(build_sam("vit_b", path, device="cpu"))
+    torch.set_default_dtype(torch.float64)
+    try:
+        sam = build_sam("vit_b", path, device="cpu")
+        assert {t.dtype for t in [*sam.parameters(), *sam.buffers()]} == {torch.float32}
+        got = predictions(sam)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # half precision

@@ -146,8 +146,10 @@ def test_only_the_one_warning_is_silenced(archive: Path, monkeypatch: pytest.Mon
         warnings.warn("something else is deprecated", FutureWarning, stacklevel=1)
 
     monkeypatch.setattr(torch.jit, "load", load)
-    with pytest.raises(FutureWarning, match="something else"):
-        load_state_dict(archive)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FutureWarning, match="something else"):
+            load_state_dict(archive)
 
 
 class Malicious:

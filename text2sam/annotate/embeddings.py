@@ -186,7 +186,8 @@ class EmbeddingStore:
             state = None if packed is None else dict(_unpack(packed, tensors, _device(self._model)))
         except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-        if any(tokens.shape != surgery.shape or len(tokens) != 1 + rows * columns for tokens in (surgery, raw, *others)):
+        fits = surgery.ndim == 2 and len(surgery) == 1 + rows * columns
+        if not fits or any(t.shape != surgery.shape or t.dtype != torch.float32 for t in (surgery, raw, *others)):
             return None
         shape = pixels.shape[0], pixels.shape[1]
         features = ImageFeatures(surgery, raw, (rows, columns), shape, others=dict(zip(self._kinds, others, strict=True)))

@@ -40,7 +40,7 @@ from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, OutputError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, check_relative
-from text2sam.export.formats import FORMATS, make_exporter
+from text2sam.export.formats import FORMATS, folders, make_exporter
 from text2sam.export.losses import Losses
 from text2sam.files import write_json
 from text2sam.options import Options
@@ -180,9 +180,9 @@ def annotate(
     found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
     chunks = chunks_of(found.items[:limit], batch_size)
     kinds = _formats(format, export_options)
+    places = folders(out, tuple(kinds))
     exports = [
-        _Export(kind, Path(out, kind) if len(kinds) > 1 else Path(out), {"labels": wanted.names, "images_root": root, **more})
-        for kind, more in kinds.items()
+        _Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
     ]
     for export in exports:
         export.check()

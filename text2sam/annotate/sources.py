@@ -17,17 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from text2sam.decode import readable_suffixes
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 
 UNKNOWN = -1
 """Size and modification time of a file whose status cannot be read."""
-
-_HEIC = (".heic", ".heif", ".hif")
-_OTHERS_OPEN = {"MPO"}
-"""Formats that Pillow opens through another format's plugin."""
-_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow recognises but decodes with another program's help or not at all."""
 
 _LONGEST_LINE = 65536
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]+://", re.IGNORECASE)
@@ -35,15 +30,8 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]+://", re.IGNORECASE)
 
 @functools.cache
 def suffixes() -> tuple[str, ...]:
-    """The endings of image files, in lower case, sorted: of all formats that Pillow can decode, and HEIC's.
-
-    Files named in a list may have other endings.
-    """
-    from PIL import Image
-
-    extensions = Image.registered_extensions()  # loads the plugins
-    readable = {*Image.OPEN, *_OTHERS_OPEN} - _NO_PICTURES
-    return tuple(sorted({suffix.lower() for suffix, kind in extensions.items() if kind in readable} | {*_HEIC}))
+    """The endings of image files, in lower case, sorted. Files named in a list may have other endings."""
+    return tuple(sorted(readable_suffixes()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,9 +275,9 @@ def own_copy(model: TextPromptedSAM) -> TextPromptedSAM | None:
 def settings_of(labels: LabelSet, options: Options) -> dict[str, Any]:
     """What the results depend on besides images and model, in JSON's types; rules of a user's own recipe go by their names."""
     recipe = options.recipe
+    fields: tuple[Any, ...] = dataclasses.fields(recipe) if dataclasses.is_dataclass(recipe) else ()
     shown = {"name": recipe.name, "class": _rule_name(type(recipe))}
-    if dataclasses.is_dataclass(recipe):
-        shown |= {field.name: _rule_name(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
+    shown |= {field.name: _rule_name(getattr(recipe, field.name)) for field in fields}
     return {
         **labels.to_json(),
         "strategy": shown,

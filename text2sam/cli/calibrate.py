@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,8 +64,8 @@ def calibrate(
         raise OutputError(f"cannot write the file {str(out)!r}: it is a folder")
     check_folder(out.parent)
     model = models.build()
-    prepare = getattr(model.generator, "prepare", None)
-    for example in examples if prepare else ():  # only the model knows which texts are too long
+    prepare: Any = getattr(model.generator, "prepare", None)
+    for example in examples if callable(prepare) else ():  # only the model knows which texts are too long
         with _in_line(source, example.line):
             prepare(parse_target(example.text).texts)
     calibration = model.calibrate(
@@ -137,7 +137,7 @@ def read_examples(path: Path) -> list[Example]:
                         with _in_line(path, rows.line_num):
                             examples.append(_example(path.parent, rows.line_num, row))
             except csv.Error as error:
-                raise InputError(f"{path} line {rows.line_num}: {error}") from error
+                raise InputError(f"{path} line {rows.reader.line_num}: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except InputError:

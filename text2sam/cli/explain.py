@@ -40,10 +40,10 @@ def explain(
         given += ["--sam-checkpoint"] * bool(models.sam_checkpoint)
         if given:
             raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")
-    calibration = how.load_calibration()
-    request = None if words else how.request([text])
     pixels = reading.read(image)
     check_folder(out)
+    calibration = how.load_calibration()
+    request = None if words else how.request([text])
     from text2sam import plot
     from text2sam.files import write_png
 

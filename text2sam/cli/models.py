@@ -28,12 +28,12 @@ class ModelFile:
     """One row of ``text2sam models list``.
 
     Attributes:
-        name: what commands call it.
+        name: as commands take it.
         kind: ``"clip"`` or ``"sam"``.
         size: bytes; None where it is not known.
         licence: SPDX identifier.
-        path: where it lies or would lie.
-        cached: whether it is there, by its size; ``models verify`` looks inside.
+        path: its place, whether or not it is there.
+        cached: whether it is there and of the right size; ``models verify`` compares the contents.
         shipped: whether it is part of the package.
         description: one line.
     """
@@ -49,7 +49,7 @@ class ModelFile:
 
 
 def model_files() -> dict[str, ModelFile]:
-    """Every file a preset can need, by name: the shipped pair, then the table of checkpoints."""
+    """All files of the presets by name: the shipped pair, then the table of checkpoints."""
     from text2sam.zoo.download import cache_path, local_path
     from text2sam.zoo.sticker import models as sticker
     from text2sam.zoo.table import CHECKPOINTS
@@ -81,10 +81,10 @@ def preset_files(name: str) -> list[str]:
 
 
 def named_files(names: Sequence[str]) -> list[ModelFile]:
-    """The files that names of checkpoints and presets stand for, each once.
+    """The files of checkpoints and presets, each once.
 
     Raises:
-        InputError: a name is neither.
+        InputError: there is no checkpoint or preset of a name.
     """
     import difflib
 
@@ -98,8 +98,8 @@ def named_files(names: Sequence[str]) -> list[ModelFile]:
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             listed = f"presets: {', '.join(PRESETS)}; files: {', '.join(known)}"
             raise InputError(f"no model or preset is called {name!r}; {hint}{listed}")
-        for each in [name] if name in known else preset_files(name):
-            chosen[each] = known[each]
+        for file in [name] if name in known else preset_files(name):
+            chosen[file] = known[file]
     return list(chosen.values())
 
 
@@ -108,7 +108,7 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files
 
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
-    """List the presets and the files they are made of."""
+    """List the presets and their files."""
     from text2sam.zoo.download import cache_folder
     from text2sam.zoo.presets import PRESETS
 
@@ -140,7 +140,7 @@ def _size(size: int | None) -> str:
 
 def _state(file: ModelFile) -> str:
     if file.shipped:
-        return "ships" if file.cached else "lost"
+        return "ships" if file.cached else "missing"
     if file.cached:
         return "yes"
     return "damaged" if file.path.is_file() else "no"
@@ -149,9 +149,9 @@ def _state(file: ModelFile) -> str:
 @models.command("pull")
 def pull_models(
     names: Names,
-    force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download files again that are in the cache.")] = False,
 ) -> None:
-    """Download weights into the cache; prints where each file lies. A preset's name stands for both its files."""
+    """Download files into the cache and print their paths. The name of a preset stands for its two files."""
     from text2sam.zoo.download import pull
 
     for file in named_files(names):
@@ -165,10 +165,11 @@ def pull_models(
 @models.command("verify", epilog=CODES_HELP)
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="By default all that is there.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False),
     ] = None,
 ) -> None:
-    """Compare the SHA-256 of weights with the table's."""
+    """Compare the SHA-256 of files with the recorded one."""
     chosen = named_files(names) if names else [f for f in model_files().values() if f.shipped or f.path.is_file()]
     results = [_verify(file) for file in chosen]
     echo(table(["name", "status", "finding"], [[r.name, r.status, r.detail] for r in results]))
@@ -189,7 +190,7 @@ def _verify(file: ModelFile) -> VerifyResult:
         expected = ""
     if not file.cached or not expected:
         lost = file.path if expected else sticker.RECORD
-        return VerifyResult(file.name, file.path, "missing", expected, None, f"{lost} is lost; reinstall text2sam")
+        return VerifyResult(file.name, file.path, "missing", expected, None, f"{lost} is missing; reinstall text2sam")
     actual = file_sha256(file.path)
     if actual != expected:
         detail = f"SHA-256 {actual} instead of {expected}; reinstall text2sam"
@@ -199,7 +200,7 @@ def _verify(file: ModelFile) -> VerifyResult:
 
 @models.command("path")
 def path_of_model(name: Annotated[str, typer.Argument(metavar="NAME", help="A file or a preset.", show_default=False)]) -> None:
-    """Print where a file lies (a preset's two files on a line each), and nothing else."""
+    """Print the path of a file, or the paths of a preset's two files, and nothing else."""
     for path in [_existing(file) for file in named_files([name])]:
         echo(str(path))
 
@@ -207,5 +208,5 @@ def path_of_model(name: Annotated[str, typer.Argument(metavar="NAME", help="A fi
 def _existing(file: ModelFile) -> Path:
     if not file.cached:
         help_ = "reinstall text2sam" if file.shipped else f"get it with: text2sam models pull {file.name}"
-        raise WeightsError(f"{file.name} is not whole at {file.path}; {help_}")
+        raise WeightsError(f"{file.name} is not at {file.path}, or not complete; {help_}")
     return file.path

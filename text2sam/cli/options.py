@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -346,8 +346,6 @@ class SegmentOptions(HowOptions):
         Raises:
             PromptError, InputError: an option is not usable, or contradicts another.
         """
-        from dataclasses import replace
-
         from text2sam.targets import check_exclude, parse_targets, thresholds_of
 
         targets = self.targets(texts)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from text2sam.types import Segmentation
 
 
+_MOST_HINTS = 20  # printed; a folder may have one for each image
+
+
 def echo(text: str, *, to_stderr: bool = False) -> None:
     """Prints a line. Characters that the terminal's encoding lacks are printed as escapes."""
     stream = sys.stderr if to_stderr else sys.stdout
@@ -34,26 +37,29 @@ class Hints:
     """The :class:`Text2SamWarning` of a command, each once: lines on standard error, or ``"warnings"`` of its JSON document.
 
     Attributes:
-        texts: the hints so far.
+        texts: the hints so far, in order.
         held: whether they wait for :func:`print_json`.
     """
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.texts: dict[str, None] = {}
         self.held = False
 
     def add(self, text: str) -> None:
         """Prints a hint, or holds it."""
         if text not in self.texts:
-            self.texts.append(text)
-            if not self.held:
+            self.texts[text] = None
+            if not self.held and len(self.texts) <= _MOST_HINTS:
                 warn(text)
 
     def release(self) -> None:
-        """Prints the hints that are held although no document was printed, because of an error."""
-        for text in self.texts if self.held else ():
+        """Prints what is left at the end of a command: the number of further hints, or those held for no document."""
+        shown = 0 if self.held else min(len(self.texts), _MOST_HINTS)
+        for text in list(self.texts)[shown:_MOST_HINTS]:
             warn(text)
-        self.held = False
+        if len(self.texts) > _MOST_HINTS:
+            warn(f"{len(self.texts) - _MOST_HINTS} further warnings; --json lists all")
+        self.texts, self.held = {}, False
 
 
 hints = Hints()
@@ -65,7 +71,7 @@ def quiet() -> Iterator[None]:
     root, own = logging.getLogger(), logging.getLogger("text2sam")
     silent, notes = logging.NullHandler(), logging.StreamHandler(sys.stderr)
     notes.setFormatter(logging.Formatter("text2sam: %(message)s"))
-    hints.texts, hints.held = [], False
+    hints.texts, hints.held = {}, False
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -92,8 +98,8 @@ def quiet() -> Iterator[None]:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Prints a document with the hints as ``"warnings"``; in ASCII, so that any terminal and pipe takes it."""
-    typer.echo(json.dumps({**document, "warnings": hints.texts}, indent=2, allow_nan=False))
-    hints.held = False
+    typer.echo(json.dumps({**document, "warnings": list(hints.texts)}, indent=2, allow_nan=False))
+    hints.texts = {}
 
 
 def table(headers: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:

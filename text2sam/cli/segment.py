@@ -77,10 +77,10 @@ def segment(
     if set(wanted) & set(_FIGURES):
         check_matplotlib()
     models.check()
-    calibration = how.load_calibration()
-    targets, options = how.request(texts)
     pixels = reading.read(image)
     check_folder(out)
+    calibration = how.load_calibration()
+    targets, options = how.request(texts)
     model = models.build()
     if calibration is not None:
         model.use(calibration)

@@ -11,16 +11,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from text2sam.clip.towers import evaluating
+from text2sam.clip.towers import Tokenizer as Tokenizer
+from text2sam.clip.towers import encode_token_features as encode_token_features
+from text2sam.clip.towers import encode_tokens as encode_tokens
+from text2sam.clip.towers import evaluating, text_tower
 from text2sam.errors import OutputError, PromptError, UnsupportedModelError
 from text2sam.files import write_bytes
+from text2sam.fingerprint import fingerprint
 from text2sam.targets import check_text as check_text
 
 SCENE_TEMPLATES: tuple[str, ...] = (
@@ -41,7 +45,9 @@ SHORT_TEMPLATES: tuple[str, ...] = (
 )
 """CLIP's authors' short list for ImageNet, for speed."""
 
-Tokenizer = Callable[[list[str]], torch.Tensor]
+_NOT_TEXT = ("visual", "logit_scale", "logit_bias")
+_EQUAL = 1e-6  # features nearer than this in every channel are the same
+_PROBES = ("cat", "a red car in front of a house", "the sky at night")
 
 
 def ensemble_templates() -> tuple[str, ...]:
@@ -49,78 +55,6 @@ def ensemble_templates() -> tuple[str, ...]:
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
     return (*(template("{}") for template in OPENAI_IMAGENET_TEMPLATES), *SCENE_TEMPLATES)
-
-
-def encode_tokens(model: Any, tokens: torch.Tensor, *, trim: bool = True) -> torch.Tensor:
-    """Text features of tokens, before normalisation: what open_clip's ``encode_text`` returns.
-
-    Args:
-        model: an open_clip model.
-        tokens: (P, L) int64 token ids, padded behind the end token, which has the highest id.
-        trim: run the tower only on as many positions as the longest prompt has. That needs a causal
-            tower pooled at the end token, where what stands behind that token cannot change the
-            features; any other text tower runs on all positions.
-
-    Returns:
-        (P, C) features in the tower's dtype.
-    """
-    if not (trim and _plain(model) and model.attn_mask is not None and model.text_pool_type == "argmax"):
-        features: torch.Tensor = model.encode_text(tokens)
-        return features
-    ends = tokens.argmax(dim=-1)  # (P,)
-    x = _positions(model, tokens[:, : int(ends.max()) + 1])  # (P, l, D)
-    return _project(model, x[torch.arange(len(x), device=x.device), ends])
-
-
-def encode_token_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Text features of every position, before the end token is pooled.
-
-    The text tower ends in a layer norm and a projection that are meant for the end token alone; here they are applied to all
-    positions, as CLIP Surgery (arXiv 2304.05653) does for its image-text visualisation. The tower being causal, a position
-    knows the text up to itself: the start token's feature is the same for every text, the end token's is the text's own.
-
-    Args:
-        model: an open_clip ``CLIP`` whose text tower is pooled at the end token.
-        tokens: (P, L) int64 token ids, padded behind the end token, which has the highest id.
-
-    Returns:
-        (P, l, C) features in the tower's dtype, not normalised, with l the longest prompt's length from start to end token
-        (L where the tower is not causal). What stands behind a prompt's own end token means nothing. At the end token they
-        are :func:`encode_tokens`' features.
-
-    Raises:
-        UnsupportedModelError: the text tower is of another kind, or pooled elsewhere.
-    """
-    if not _plain(model) or model.text_pool_type != "argmax":
-        pooled = getattr(model, "text_pool_type", None)
-        what = f"{type(model).__name__}" + (f", which pools at {pooled!r}" if pooled else ", which keeps its text tower apart")
-        raise UnsupportedModelError(
-            f"features of single tokens need open_clip's CLIP with a text tower pooled at the end token, not {what}"
-        )
-    length = tokens.shape[1] if model.attn_mask is None else int(tokens.argmax(dim=-1).max()) + 1
-    return _project(model, _positions(model, tokens[:, :length]))
-
-
-def _plain(model: Any) -> bool:
-    return isinstance(getattr(model, "token_embedding", None), nn.Module)
-
-
-def _positions(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """(P, l, D): the text tower's stream behind its last layer norm."""
-    dtype, length = model.transformer.get_cast_dtype(), tokens.shape[1]
-    x: torch.Tensor = model.token_embedding(tokens).to(dtype)  # (P, l, D)
-    x = x + model.positional_embedding[:length].to(dtype)
-    mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
-    normed: torch.Tensor = model.ln_final(model.transformer(x, attn_mask=mask))
-    return normed
-
-
-def _project(model: Any, x: torch.Tensor) -> torch.Tensor:
-    projection = model.text_projection
-    if projection is None:
-        return x
-    projected: torch.Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return projected
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -144,10 +78,14 @@ class PromptEnsemble:
 
     Args:
         model: an open_clip model; a causal text tower runs on the longest prompt's length only.
-        tokenizer: strings -> (P, L) int64 token ids.
+        tokenizer: strings -> (P, L) token ids.
         templates: strings with one ``{}`` each; the papers' 85 by default.
         cache: folder for features, or None to keep them in memory only.
         batch: prompts encoded at once.
+
+    Raises:
+        UnsupportedModelError: the model encodes no texts.
+        PromptError: a template has not exactly one ``{}``.
     """
 
     def __init__(
@@ -161,32 +99,33 @@ class PromptEnsemble:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._tower = text_tower(model, tokenizer)
         self.templates = ensemble_templates() if templates is None else check_templates(templates)
         self._cache = None if cache is None else Path(cache)
         self._batch = batch
         self._memory: dict[str, torch.Tensor] = {}
-        self._fingerprint: str | None = None
-        self._siblings: dict[tuple[str, ...], PromptEnsemble] = {}
+        self._texts: dict[bytes, str] = {}  # digest of a text's tokens -> the text
+        # what all ensembles of one model have in common
+        self._weights: dict[str, str] = {}
+        self._family: dict[tuple[str, ...], PromptEnsemble] = {self.templates: self}
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer: strings -> (P, L) int64 token ids."""
+        """The tokenizer: strings -> (P, L) token ids."""
         return self._tokenizer
 
     def using(self, templates: Sequence[str] | None) -> PromptEnsemble:
         """The same model and cache with other templates; None gives this ensemble itself. It is kept for the next time.
 
         Raises:
-            PromptError: the templates are none.
+            PromptError: a template has not exactly one ``{}``.
         """
         wanted = self.templates if templates is None else check_templates(templates)
-        if wanted == self.templates:
-            return self
-        if wanted not in self._siblings:
-            self._siblings[wanted] = PromptEnsemble(
-                self._model, self._tokenizer, templates=wanted, cache=self._cache, batch=self._batch
-            )
-        return self._siblings[wanted]
+        if wanted not in self._family:
+            other = PromptEnsemble(self._model, self._tokenizer, templates=wanted, cache=self._cache, batch=self._batch)
+            other._weights, other._family = self._weights, self._family
+            self._family[wanted] = other
+        return self._family[wanted]
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Text features.
@@ -196,10 +135,12 @@ class PromptEnsemble:
 
         Returns:
             (T, C) float32 on the model's device: mean over the templates of the L2-normalised features,
-            L2-normalised again.
+            L2-normalised again. They are computed with autocast off.
 
         Raises:
-            PromptError: there is no text, one is not a string, or one is longer than the text tower's context.
+            PromptError: there is no text, one is not a string or longer than the text tower's context, or the tokenizer makes
+                the same tokens of different texts.
+            UnsupportedModelError: the tokenizer does not go with the model.
         """
         if isinstance(texts, str) or not len(texts) or not all(isinstance(t, str) for t in texts):
             raise PromptError(f"texts must be a non-empty sequence of strings, not {texts!r}")
@@ -209,56 +150,99 @@ class PromptEnsemble:
         device = next(self._model.parameters()).device
         return torch.stack([self._memory[t] for t in texts]).to(device)
 
+    def hint(self, text: str) -> str | None:
+        """Advice about a text that can be encoded, but that the text tower is unlikely to know; None when there is none."""
+        return self._tower.hint(text)
+
     def forget(self) -> None:
-        """Drops the features in memory and the weights' fingerprint; needed after the weights were changed."""
-        self._memory.clear()
-        self._fingerprint = None
-        self._siblings.clear()
+        """Drops what was computed from the weights, also by ensembles made with :meth:`using`; needed after they changed."""
+        self._weights.clear()
+        for ensemble in self._family.values():
+            ensemble._memory.clear()
+            ensemble._texts.clear()
 
     def _fill(self, texts: list[str]) -> None:
-        prompts = [template.replace("{}", text) for text in texts for template in self.templates]
-        tokens = self._tokenizer(prompts)  # (T * P, L)
-        self._check_length(texts, tokens)
-        grouped = tokens.reshape(len(texts), len(self.templates), -1)
-        todo = []
-        for i, text in enumerate(texts):
-            stored = self._read(grouped[i])
-            if stored is None:
-                todo.append(i)
-            else:
-                self._memory[text] = stored
-        if not todo:
-            return
-        device = next(self._model.parameters()).device
-        wanted = grouped[todo].flatten(0, 1)
-        order = wanted.argmax(dim=-1).argsort()  # prompts of like length together: each batch runs on its own longest
-        with torch.inference_mode(), evaluating(self._model):
-            parts = [encode_tokens(self._model, part.to(device)).float() for part in wanted[order].split(self._batch)]
-        encoded = torch.cat(parts)[order.argsort().to(device)]
-        features = torch.nn.functional.normalize(encoded, dim=-1).unflatten(0, (len(todo), -1))  # (t, P, C)
-        features = torch.nn.functional.normalize(features.mean(dim=1), dim=-1).cpu().clone()  # (t, C)
-        for i, feature in zip(todo, features, strict=True):
-            self._memory[texts[i]] = feature
-            self._write(grouped[i], feature)
+        tokens = self._tokenize(texts)
+        digests = [hashlib.blake2b(rows.numpy().tobytes(), digest_size=16).digest() for rows in tokens]
+        self._check_tokens(texts, digests)
+        stored = [self._read(rows) for rows in tokens]
+        new = [i for i, feature in enumerate(stored) if feature is None]
+        if new:
+            # what is kept must serve later calls too, which may want gradients
+            with torch.inference_mode(False), torch.no_grad():
+                features = self._encode(tokens[new])
+            self._check_features([texts[i] for i in new], features)
+            for i, feature in zip(new, features, strict=True):
+                stored[i] = feature
+                self._write(tokens[i], feature)
+        self._texts.update(zip(digests, texts, strict=True))
+        self._memory.update((text, feature) for text, feature in zip(texts, stored, strict=True) if feature is not None)
 
-    def _check_length(self, texts: list[str], tokens: torch.Tensor) -> None:
-        # CLIP's tokenizer cuts silently and puts the end token last, so a full row may have lost words
-        full = (tokens[:, -1] == tokens.max()).reshape(len(texts), -1).any(dim=1)
-        for text, cut in zip(texts, full.tolist(), strict=True):
-            if cut:
+    def _tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """(T, P, L) tokens of every text in every template."""
+
+        def inside(some: Sequence[str]) -> list[str]:
+            return [template.replace("{}", text) for text in some for template in self.templates]
+
+        try:
+            tokens = self._tower.tokenize(inside(texts))
+            return tokens.reshape(len(texts), len(self.templates), -1)
+        except PromptError:
+            for text in texts:
+                try:
+                    self._tower.tokenize(inside([text]))
+                except PromptError as error:
+                    raise PromptError(
+                        f"the text {text[:60]!r}... has {len(text)} characters, more than the text tower can hold inside every "
+                        f"template: {error}; shorten it or use shorter templates"
+                    ) from None
+            raise
+
+    def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(T, C) float32 on the CPU of (T, P, L)."""
+        device = next(self._model.parameters()).device
+        prompts = tokens.flatten(0, 1)
+        order = prompts.argmax(dim=-1).argsort()  # prompts of like length together: each batch runs on its own longest
+        with torch.autocast(device.type, enabled=False), evaluating(self._model):
+            parts = [self._tower.features(part.to(device)).float() for part in prompts[order].split(self._batch)]
+            encoded: torch.Tensor = torch.cat(parts)[order.argsort().to(device)]
+            features = torch.nn.functional.normalize(encoded, dim=-1).unflatten(0, (len(tokens), -1))  # (T, P, C)
+            means: torch.Tensor = torch.nn.functional.normalize(features.mean(dim=1), dim=-1)
+            return means.cpu().clone()  # (T, C)
+
+    def _check_tokens(self, texts: list[str], digests: list[bytes]) -> None:
+        seen = dict(self._texts)
+        for text, digest in zip(texts, digests, strict=True):
+            other = seen.setdefault(digest, text)
+            if _bare(other) != _bare(text):
                 raise PromptError(
-                    f"the text {text[:60]!r}... has {len(text)} characters, more than the text tower's {tokens.shape[1]} "
-                    "tokens can hold inside every template; shorten it or use shorter templates"
+                    f"the tokenizer makes the same tokens of {other!r} and {text!r}: it does not know their script, or "
+                    "does not belong to this model"
                 )
+
+    def _check_features(self, texts: list[str], features: torch.Tensor) -> None:
+        """Raises when the tower gives the same feature for everything, as with a wrong tokenizer."""
+        known = dict(zip(texts, features, strict=True)) | self._memory
+        first, *others = known
+        different = [known[text] for text in others if _bare(text) != _bare(first)]
+        if not different or any((feature - known[first]).abs().max() > _EQUAL for feature in different):
+            return
+        # texts of words that the model has never seen may look the same; these do not
+        probes = self._encode(torch.stack([self._tower.tokenize([probe]) for probe in _PROBES]))
+        if (probes - probes[0]).abs().max() <= _EQUAL:
+            raise UnsupportedModelError(
+                f"the text tower gives {first!r} and {others[-1]!r}, and all else, the same features: the tokenizer does not "
+                "belong to this model; take open_clip.get_tokenizer with the model's name"
+            )
 
     def _path(self, tokens: torch.Tensor) -> Path | None:
         if self._cache is None:
             return None
-        if self._fingerprint is None:
-            self._fingerprint = text_tower_fingerprint(self._model)
-        digest = hashlib.sha256(self._fingerprint.encode())
+        if "text" not in self._weights:
+            self._weights["text"] = text_tower_fingerprint(self._model)
+        digest = hashlib.sha256(self._weights["text"].encode())
         digest.update(repr(tuple(tokens.shape)).encode())
-        digest.update(tokens.cpu().to(torch.int64).numpy().tobytes())
+        digest.update(tokens.numpy().tobytes())
         return self._cache / f"{digest.hexdigest()}.text"
 
     def _read(self, tokens: torch.Tensor) -> torch.Tensor | None:
@@ -285,17 +269,11 @@ class PromptEnsemble:
 
 
 def text_tower_fingerprint(model: Any) -> str:
-    """SHA-256 over what everything but the image tower is made of: modules with their settings, weights, buffers.
+    """The :func:`~text2sam.fingerprint.fingerprint` of everything in a model but the image tower and the logits' scale."""
+    return fingerprint(model, skip=_NOT_TEXT)
 
-    Weights alone would not do: with GELU and with QuickGELU the same ones give different features.
-    """
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        if not f"{name}.".startswith("visual."):
-            settings = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "training"}
-            digest.update(f"{name} {type(module).__qualname__} {sorted(settings.items())}".encode())
-    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
-        if not name.startswith("visual.") and name != "logit_scale":
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+
+def _bare(text: str) -> str:
+    """A text's letters and digits without case and accents, which tokenizers may leave out; the text itself without any."""
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(c for c in decomposed if c.isalnum()) or text.strip()

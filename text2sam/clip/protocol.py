@@ -35,6 +35,7 @@ class MapGenerator(Protocol):
     - ``prepare(texts, *, against=None, method="surgery")``: encodes texts ahead, and raises for texts it cannot take.
     - ``vocabulary`` with ``region_odds(features, text, shares)``, and ``maps(..., vocabulary=True)``: names that texts are set
       against; features then have a ``grid``.
+    - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``fingerprint() -> str``: stands for the model in calibrations.
     - keyword arguments ``methods`` and ``tiles`` of ``encode``, ``method`` of ``maps``: only passed where the user gives them.
     """

@@ -14,8 +14,10 @@ import torch
 from torch.nn import functional as F
 
 from text2sam.errors import InputError
+from text2sam.types import NOISE
 
 Weighting = Literal["code", "paper"]
+"""Which form of feature surgery, see :func:`feature_surgery`."""
 
 
 def feature_surgery(
@@ -74,11 +76,37 @@ def feature_surgery(
     return kept - weighted.mean(dim=-1, keepdim=True)
 
 
+def noise_of(dtype: torch.dtype) -> float:
+    """The share of a magnitude below which a range is rounding noise."""
+    return max(NOISE, 2 * torch.finfo(dtype).eps)
+
+
+def level_noise(similarity: torch.Tensor, magnitude: torch.Tensor | float, dim: int = 1) -> torch.Tensor:
+    """Similarities of which those that vary by rounding noise alone are set to their mean.
+
+    Feature surgery of texts with equal features leaves differences of numbers that should be equal; min-max would make a map
+    of them.
+
+    Args:
+        similarity: of any shape.
+        magnitude: of the numbers that were subtracted from one another, of a shape that goes with ``similarity``.
+        dim: the axis of the patches.
+    """
+    span = similarity.amax(dim, keepdim=True) - similarity.amin(dim, keepdim=True)
+    return torch.where(span <= noise_of(similarity.dtype) * magnitude, similarity.mean(dim, keepdim=True), similarity)
+
+
 def min_max(similarity: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Min-max to [0, 1] along one axis; where all values are the same the result is 0, not NaN."""
+    """Min-max to [0, 1] along one axis; where the range is rounding noise the result is 0."""
     low, high = similarity.amin(dim, keepdim=True), similarity.amax(dim, keepdim=True)
     span = high - low
-    return (similarity - low) / torch.where(span > 0, span, torch.ones_like(span))
+    varies = span > noise_of(similarity.dtype) * torch.maximum(low.abs(), high.abs())
+    return torch.where(varies, (similarity - low) / torch.where(varies, span, torch.ones_like(span)), torch.zeros_like(span))
+
+
+def bilinear(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(B, C, h, w) -> (B, C, H, W), half-pixel centres."""
+    return F.interpolate(maps, tuple(shape), mode="bilinear", align_corners=False)
 
 
 def similarity_map(similarity: torch.Tensor, grid: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
@@ -107,5 +135,25 @@ def similarity_map(similarity: torch.Tensor, grid: Sequence[int], shape: Sequenc
             + ("; drop the class token first" if similarity.shape[1] == gh * gw + 1 else "")
         )
     maps = min_max(similarity).transpose(1, 2).unflatten(-1, (gh, gw))  # (B, T, gh, gw)
-    maps = F.interpolate(maps, tuple(shape), mode="bilinear", align_corners=False)
-    return maps.permute(0, 2, 3, 1)  # (B, H, W, T)
+    return bilinear(maps, shape).permute(0, 2, 3, 1)  # (B, H, W, T)
+
+
+def presence_logit(
+    logits: torch.Tensor, *, offset: float = 0.0, rivals: float = 1.0, odds: float | torch.Tensor = 0.0, peak: float = 0.0
+) -> torch.Tensor:
+    """The logit of a presence score: ``s_t + offset - rivals * log(sum_r exp(s_r)) + peak * odds``.
+
+    Its sigmoid is a softmax over the text and its rivals when ``rivals`` is 1 and ``offset`` and ``peak`` are 0.
+
+    Args:
+        logits: (1 + R,) similarities of the image times CLIP's logit scale: of the text, and of the R rivals.
+        offset: added. A larger one calls more texts present.
+        rivals: how much the rivals count, in [0, 1]. A smaller one makes the score less sensitive to other objects in the
+            picture.
+        odds: log-odds of the text where its map is hottest.
+        peak: how much these count.
+
+    Returns:
+        A scalar.
+    """
+    return logits[0] + offset - rivals * logits[1:].logsumexp(dim=0) + peak * odds

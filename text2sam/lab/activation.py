@@ -12,7 +12,7 @@ through, so no module of the tower is hooked, and none of its parameters sees a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,16 +22,7 @@ from torch.nn import functional as F
 
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.prompts import check_text
-from text2sam.clip.towers import (
-    evaluating,
-    is_resnet,
-    pool_tokens,
-    project,
-    queries_keys_values,
-    resnet_features,
-    step,
-    vit_stream,
-)
+from text2sam.clip.towers import LastStep, evaluating
 from text2sam.errors import InputError, MissingDependencyError
 from text2sam.image import ImageLike
 from text2sam.types import SimilarityMap
@@ -90,9 +81,10 @@ def class_activation(
     with torch.inference_mode(False), evaluating(visual), _frozen(visual), torch.no_grad():
         features = surgery.encode_texts(wanted).clone()  # not an inference tensor, whatever the ensemble's cache holds
         features = features * surgery.model.logit_scale.detach().float().exp().mean()
-        last = _LastOfResNet(visual, pixels, features) if is_resnet(visual) else _LastOfViT(visual, pixels, features)
-        canvas = torch.zeros(1, 1, *last.grid, device=surgery.device)
-        cam = getattr(pytorch_grad_cam, _CLASSES[method])(last, [last.tap], reshape_transform=last.reshape)
+        step = surgery.tower.last_step(pixels)
+        last = _Last(step, features)
+        canvas = torch.zeros(1, 1, *step.grid, device=surgery.device)
+        cam = getattr(pytorch_grad_cam, _CLASSES[method])(last, [last.tap], reshape_transform=step.layer_map)
         maps = []
         try:
             for index in range(len(wanted)):
@@ -110,50 +102,20 @@ class _Last(nn.Module):
     gradients of all submodules: so the tower is none of them.
     """
 
-    reshape: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-    def __init__(self, visual: Any, stream: torch.Tensor, grid: tuple[int, int], features: torch.Tensor) -> None:
+    def __init__(self, step: LastStep, features: torch.Tensor) -> None:
         super().__init__()
-        self.grid = grid
         self.tap = nn.Identity()
-        self.anchor = nn.Parameter(torch.zeros((), device=stream.device), requires_grad=False)
-        self._beyond = (visual, stream.detach().requires_grad_(), features)
+        self.anchor = nn.Parameter(torch.zeros((), device=features.device), requires_grad=False)
+        self._beyond = (step, step.stream.detach().requires_grad_(), features)
 
     def forward(self, canvas: torch.Tensor) -> torch.Tensor:
-        visual, stream, features = self._beyond
-        logits: torch.Tensor = F.normalize(self.class_token(visual, stream).float(), dim=-1) @ features.T
+        step, stream, features = self._beyond
+        logits: torch.Tensor = F.normalize(step.finish(stream, self._tapped).float(), dim=-1) @ features.T
         return logits
 
-    def class_token(self, visual: Any, stream: torch.Tensor) -> torch.Tensor:
-        """(1, C) of the original path, the layer having passed through ``tap``."""
-        raise NotImplementedError
-
-    def tapped(self, layer: torch.Tensor) -> torch.Tensor:
+    def _tapped(self, layer: torch.Tensor) -> torch.Tensor:
         passed: torch.Tensor = self.tap(layer.float()).to(layer.dtype)  # NumPy, where the package goes, has no bfloat16
         return passed
-
-
-class _LastOfViT(_Last):
-    def __init__(self, visual: Any, pixels: torch.Tensor, features: torch.Tensor) -> None:
-        x, grid = vit_stream(visual, pixels)
-        for block in visual.transformer.resblocks[:-1]:
-            x = step(block, x, *queries_keys_values(block, block.ln_1(x)))
-        super().__init__(visual, x, grid, features)
-        self.reshape = lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, grid)  # (1, 1 + N, D) -> (1, D, gh, gw)
-
-    def class_token(self, visual: Any, stream: torch.Tensor) -> torch.Tensor:
-        block = visual.transformer.resblocks[-1]
-        normed = self.tapped(block.ln_1(stream))
-        return project(visual, step(block, stream, *queries_keys_values(block, normed)))[:, 0]
-
-
-class _LastOfResNet(_Last):
-    def __init__(self, visual: Any, pixels: torch.Tensor, features: torch.Tensor) -> None:
-        x = resnet_features(visual, pixels)
-        super().__init__(visual, x, (int(x.shape[2]), int(x.shape[3])), features)
-
-    def class_token(self, visual: Any, stream: torch.Tensor) -> torch.Tensor:
-        return pool_tokens(visual, self.tapped(stream)).raw[:, 0]
 
 
 class _Entry:

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from text2sam import __version__
 from text2sam.cli.output import table as aligned
 from text2sam.clip.generator import ClipSurgery
-from text2sam.clip.prompts import check_text
 from text2sam.clip.towers import evaluating, vit_stream
 from text2sam.errors import InputError, StateError
+from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.metrics import mean_average_precision
@@ -35,8 +35,9 @@ from text2sam.lab.output import reporting
 from text2sam.lab.sticker.evaluate import VARIANTS, MapTally, evaluation_scenes
 from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import THINGS, Scene, World
+from text2sam.targets import check_text
 from text2sam.tasks._inputs import logit_scale_of
-from text2sam.tasks.iclip import ICLIP, TokenPath, clip_fingerprint
+from text2sam.tasks.iclip import ICLIP, TokenPath
 
 Pooling = Literal["channel", "similarity"]
 """The maximum over patches is taken of each channel, or of each text's cosines."""
@@ -115,8 +116,9 @@ def class_attention(surgery: ClipSurgery, pixels: torch.Tensor) -> torch.Tensor:
         for block in blocks:
             x = block(x)
         normed = last.ln_1(x)
-        attention: torch.Tensor = last.attn(normed, normed, normed, need_weights=True)[1]  # (B, 1 + N, 1 + N)
-    return attention[:, 0, 1:].unflatten(1, grid)
+        attention = last.attn(normed, normed, normed, need_weights=True)[1]  # (B, 1 + N, 1 + N)
+    rows: torch.Tensor = attention[:, 0, 1:].unflatten(1, grid)
+    return rows
 
 
 def most_attended(attention: torch.Tensor, keep: float) -> torch.Tensor:
@@ -219,7 +221,8 @@ def fit(
     sets = [[check_text(text) for text in texts] for texts in captions]
     surgery = iclip.surgery
     encode, scale = surgery.prompts.using(templates), min(_HIGHEST_SCALE, logit_scale_of(surgery))
-    generator, losses = torch.Generator().manual_seed(seed), []
+    generator = torch.Generator().manual_seed(seed)
+    losses: list[list[float]] = []
     order: list[torch.Tensor] = []
     with torch.inference_mode(False), torch.enable_grad():
         optimizer = torch.optim.AdamW(iclip.parameters(), lr=lr, weight_decay=0.01)
@@ -350,7 +353,7 @@ def measure(surgery: ClipSurgery, settings: Settings | None = None) -> dict[str,
         losses[name] = np.stack([curves[:tenth].mean(0), curves[-tenth:].mean(0)], axis=1).round(4).tolist()
     return {
         "version": __version__,
-        "clip": clip_fingerprint(surgery.model),
+        "clip": fingerprint(surgery.model)[:16],
         "settings": asdict(chosen),
         "losses": losses,
         **compare(surgery, trained, evaluation_scenes(range(FIRST_MEASURED, FIRST_MEASURED + chosen.scenes))),

@@ -1,4 +1,4 @@
-"""Half precision for the one part of SAM where it pays."""
+"""Half precision for the image encoder of SAM, which holds nearly all weights and work."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class HalfPrecisionEncoder(nn.Module):
-    """An image encoder that computes in half precision and answers in float32.
+    """An image encoder that computes in half precision and returns float32.
 
-    Autocast is switched on inside the call only, so that variances and softmax stay float32: the
-    squares in SAM's LayerNorm2d overflow float16. Matrices and kernels are stored in ``dtype``, which
-    halves the memory; vectors (biases, normalisation) are few and stay float32.
+    Autocast is on inside the call only and keeps variances and softmax in float32: the squares in SAM's LayerNorm2d overflow
+    float16. Matrices and kernels are stored in ``dtype``, which halves the memory; vectors (biases, normalisation) are few and
+    stay float32.
 
     Args:
-        encoder: an image encoder as ``Sam.image_encoder``; its weights are converted in place.
+        encoder: a ``Sam.image_encoder``; its weights are converted in place.
         dtype: float16 or bfloat16.
     """
 

@@ -1,8 +1,8 @@
 """MobileSAM's image encoder on timm's TinyViT.
 
-MobileSAM (Zhang et al. 2023, arXiv 2306.14289) keeps SAM's prompt encoder and mask decoder and puts a
-distilled TinyViT-5M in the place of the image encoder. Its last downsampling has stride 1, so that a
-1024 px image still gives the 64 x 64 features SAM's decoder wants.
+MobileSAM (Zhang et al. 2023, arXiv 2306.14289) keeps SAM's prompt encoder and mask decoder and replaces its image encoder
+with a distilled TinyViT-5M. The last downsampling has stride 1, so that a 1024 px image gives the 64 x 64 features that SAM's
+decoder expects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GATHERED_BIASES = ".attn.ab"
 
 
 class MobileImageEncoder(nn.Module):
-    """The image encoder of MobileSAM, to stand as ``Sam.image_encoder``.
+    """The image encoder of MobileSAM, for use as ``Sam.image_encoder``.
 
     Attributes:
         img_size: 1024, the only input size.
@@ -55,10 +55,10 @@ class MobileImageEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of normalised, padded images.
+        """Encodes normalised, padded images.
 
         Args:
-            pixels: (B, 3, 1024, 1024) float, as ``Sam.preprocess`` gives them.
+            pixels: (B, 3, 1024, 1024) float, the output of ``Sam.preprocess``.
 
         Returns:
             (B, 256, 64, 64) of the same dtype.
@@ -76,20 +76,20 @@ class MobileImageEncoder(nn.Module):
 
 
 def rename_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MobileSAM's keys in the names :class:`MobileImageEncoder` has inside a ``Sam``.
+    """A state dict of MobileSAM with the key names of a ``Sam`` whose image encoder is a :class:`MobileImageEncoder`.
 
-    Keys that do not begin with ``image_encoder.``, and those already renamed, stay as they are. What
-    is not learned or not used is dropped: the classifier, the attention's index buffers (after a look
-    whether they are those of :func:`window_offsets`), and the biases gathered with them.
+    Keys that do not begin with ``image_encoder.``, and keys already renamed, stay. Entries that are not learned or not used
+    are dropped: the classifier, the attention's index buffers (once they are seen to equal :func:`window_offsets`), and the
+    biases gathered with them.
 
     Args:
-        state_dict: of ``mobile_sam.pt``; it is not changed.
+        state_dict: the content of ``mobile_sam.pt``; it is not changed.
 
     Returns:
-        A new dict holding the same tensors.
+        A new dict with the same tensors.
 
     Raises:
-        WeightsError: two keys get the same new name, or an index buffer numbers the biases otherwise.
+        WeightsError: two keys get the same new name, or an index buffer has another order.
     """
     renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
@@ -116,24 +116,24 @@ def _check_indices(key: str, indices: Tensor) -> None:
 
 def _rename(key: str) -> str:
     key = re.sub(r"^patch_embed\.seq\.([02])\.", lambda m: f"patch_embed.conv{int(m[1]) // 2 + 1}.", key)
-    # MobileSAM ends a stage with the downsampling that timm begins the next one with.
+    # MobileSAM ends a stage with the downsampling with which timm begins the next stage.
     key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample.", key)
     key = re.sub(r"^layers\.", "stages.", key)
     return re.sub(r"\.c\.weight$", ".conv.weight", key)
 
 
 def window_offsets(window: int) -> Tensor:
-    """Which attention bias each pair of places in a window uses.
+    """The number of the attention bias that each pair of positions in a window uses.
 
-    Biases are numbered by the order in which their offset (\\|dy\\|, \\|dx\\|) is first met, walking all
-    pairs of places row by row (Graham et al. 2021, LeViT).
+    Biases are numbered in the order in which their offset (\\|dy\\|, \\|dx\\|) first occurs among all pairs of positions, row
+    by row (Graham et al. 2021, LeViT).
 
     Args:
-        window: side of the window in places.
+        window: side of the window in positions.
 
     Returns:
         (window**2, window**2) int64 with values below ``window**2``.
     """
-    # From the first place, all offsets are met in row-major order: (0, 0), (0, 1), ...
+    # The pairs of the first position have all offsets, in row-major order: (0, 0), (0, 1), ...
     y, x = torch.arange(window**2) // window, torch.arange(window**2) % window
     return (y[:, None] - y).abs() * window + (x[:, None] - x).abs()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from text2sam.clip.attention import METHODS
-from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method, tokens_for
-from text2sam.clip.prompts import check_text
-from text2sam.clip.similarity import feature_surgery
+from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import InputError, PromptError
+from text2sam.targets import check_text
 
 if TYPE_CHECKING:
     import torch
@@ -96,34 +94,3 @@ def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templ
 def logit_scale_of(surgery: ClipSurgery) -> float:
     """The factor that CLIP learned for its cosines, 100 for OpenAI's."""
     return float(surgery.model.logit_scale.detach().float().exp().mean())
-
-
-def check_method(method: Any) -> Method:
-    """A name in :data:`text2sam.clip.attention.METHODS`.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(method, str) or method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    return cast("Method", method)
-
-
-def similarities(
-    surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, method: Method, redundant: torch.Tensor | None = None
-) -> torch.Tensor:
-    """(1 + gh*gw, T) similarities of an image's tokens and text features, as ``ClipSurgery.maps`` makes them.
-
-    Args:
-        surgery: whose ``tau`` and weighting feature surgery takes.
-        features: of the image.
-        texts: (T, C) L2-normalised; for methods with feature surgery they are the label set.
-        method: checked.
-        redundant: (1, C), what feature surgery subtracts in place of what the label set has in common.
-    """
-    tokens, recipe = tokens_for(features, method), METHODS[method]
-    if recipe.removes:
-        values = feature_surgery(tokens[None], texts, redundant, tau=surgery.tau, weighting=surgery.weighting)[0]
-    else:
-        values = tokens @ texts.T
-    return -values if recipe.reverses else values

@@ -194,10 +194,10 @@ def explain_text(
     """
     import torch
 
+    from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
-    from text2sam.clip.prompts import encode_token_features
-    from text2sam.clip.towers import evaluating
-    from text2sam.tasks._inputs import check_method, surgery_of
+    from text2sam.clip.towers import encode_token_features, evaluating, exact
+    from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
     method = check_method(method)
@@ -211,7 +211,7 @@ def explain_text(
     for row, values in zip(tokens, rows, strict=True):
         row[: len(values)] = torch.tensor(values)
     ends = torch.tensor([len(values) - 1 for values in rows])
-    with torch.inference_mode(), evaluating(surgery.model):
+    with exact(surgery.device), evaluating(surgery.model):
         encoded = encode_token_features(surgery.model, _padded(tokens, surgery.model).to(surgery.device)).float()
         encoded = torch.nn.functional.normalize(encoded, dim=-1)  # (2 + W, l, C)
         pooled = encoded[torch.arange(len(rows)), ends]  # (2 + W, C): the text, the empty one, the text less each word
@@ -296,10 +296,8 @@ def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
 def _maps(
     surgery: ClipSurgery, features: ImageFeatures, texts: torch.Tensor, redundant: torch.Tensor, method: Method
 ) -> NDArray[np.float32]:
-    from text2sam.tasks._inputs import similarities
-
-    values = similarities(surgery, features, texts, method, redundant)[1:]  # (gh*gw, T)
-    return np.ascontiguousarray(values.T.unflatten(1, features.grid).float().cpu().numpy())
+    values = surgery.similarities(features, texts, method, redundant)[1:]  # (gh*gw, T)
+    return np.ascontiguousarray(values.T.unflatten(1, features.grid).cpu().numpy())
 
 
 def _strongest(values: NDArray[np.float32], count: int) -> list[tuple[int, int]]:

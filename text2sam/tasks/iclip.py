@@ -8,11 +8,10 @@ own projection that start at the identity, so that ICLIP before training is CLIP
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,10 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.generator import ClipSurgery, ImageFeatures
-from text2sam.clip.prompts import check_text
 from text2sam.errors import InputError, WeightsError
 from text2sam.files import write_bytes
+from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike
+from text2sam.targets import check_text
 from text2sam.tasks._inputs import surgery_of
 from text2sam.types import SimilarityMap
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TokenPath = Literal["raw", "architecture"]
 
-_FORMAT = "text2sam-iclip-1"
+_FORMAT = "text2sam-iclip-2"
 
 
 class ICLIP(nn.Module):
@@ -129,7 +129,7 @@ class ICLIP(nn.Module):
         """
         from safetensors.torch import save
 
-        metadata = {"format": _FORMAT, "clip": clip_fingerprint(self.surgery.model), "path": self.path}
+        metadata = {"format": _FORMAT, "clip": fingerprint(self.surgery.model)[:16], "path": self.path}
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         return write_bytes(path, save(state, metadata))
 
@@ -139,7 +139,7 @@ class ICLIP(nn.Module):
 
         Args:
             path: a file of :meth:`save`.
-            model: the CLIP they were trained on, of any image size.
+            model: the CLIP they were trained on, in the same number format, of any image size.
 
         Raises:
             WeightsError: the file is missing or damaged, holds no ICLIP, or belongs to another CLIP.
@@ -157,10 +157,11 @@ class ICLIP(nn.Module):
             raise WeightsError(f"ICLIP weights {str(file)!r} cannot be read ({error}); copy the file again") from error
         if metadata.get("format") != _FORMAT or metadata.get("path") not in get_args(TokenPath):
             raise WeightsError(f"{str(file)!r} does not hold ICLIP weights of the format {_FORMAT!r}: {metadata}")
-        if metadata.get("clip") != clip_fingerprint(surgery.model):
+        if metadata.get("clip") != fingerprint(surgery.model)[:16]:
             raise WeightsError(
-                f"ICLIP weights {str(file)!r} were trained on another CLIP (fingerprint {metadata.get('clip')}, this one has "
-                f"{clip_fingerprint(surgery.model)}); load them with that CLIP, or train them on this one"
+                f"ICLIP weights {str(file)!r} were trained on another CLIP or in another number format (fingerprint "
+                f"{metadata.get('clip')}, this one has {fingerprint(surgery.model)[:16]}); load them with that CLIP, or train "
+                "them on this one"
             )
         iclip = cls(surgery, path="raw" if metadata["path"] == "raw" else "architecture")
         expected = {name: (value.shape, value.dtype) for name, value in iclip.state_dict().items()}
@@ -169,19 +170,6 @@ class ICLIP(nn.Module):
             raise WeightsError(f"{str(file)!r} must hold finite tensors {expected}, not {given}")
         iclip.load_state_dict(state)
         return iclip
-
-
-def clip_fingerprint(model: Any) -> str:
-    """16 hexadecimal digits for a CLIP's modules and weights, the same in float32 as in float16 made of it."""
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        digest.update(f"{name} {type(module).__qualname__}\n".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu()
-        values = values.half() if values.is_floating_point() else values
-        digest.update(f"{name} {tuple(values.shape)}".encode())
-        digest.update(values.flatten().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _texts(texts: Sequence[str]) -> list[str]:

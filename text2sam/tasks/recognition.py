@@ -153,7 +153,7 @@ def recognize_many(
             except ImageError as error:
                 raise ImageError(f"image {position}: {error}") from error
             position += 1
-        results += _recognize(surgery, surgery.encode_images(pixels), labels, templates)
+        results += _recognize(surgery, surgery.encode(pixels), labels, templates)
     return results
 
 
@@ -162,7 +162,6 @@ def _recognize(
 ) -> list[Recognition]:
     import torch
 
-    from text2sam.clip.similarity import feature_surgery
     from text2sam.tasks._inputs import class_features, logit_scale_of, parse_labels
 
     classes = parse_labels(labels)
@@ -172,9 +171,8 @@ def _recognize(
         tokens = torch.stack([features.raw[0] for features in images])  # (B, C)
         cosines, neutral = tokens @ texts.T, tokens @ empty.T  # (B, T), (B, 1)
         single = len(classes) == 1
-        reduced = feature_surgery(
-            tokens[:, None], texts, empty if single else None, tau=surgery.tau, weighting=surgery.weighting
-        )[:, 0]  # (B, T)
+        redundant = empty if single else None
+        reduced = torch.stack([surgery.similarities(each, texts, "features", redundant)[0] for each in images])  # (B, T)
         scale, bias = logit_scale_of(surgery), getattr(surgery.model, "logit_bias", None)
         compared = torch.cat([cosines, neutral], dim=1) if single else cosines
         softmax = (scale * compared).softmax(dim=1)[:, : len(classes)]

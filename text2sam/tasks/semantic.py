@@ -192,9 +192,10 @@ def segment_semantic(
     """
     import torch
 
+    from text2sam.clip.attention import check_method
     from text2sam.clip.generator import ImageFeatures
     from text2sam.image import read_image
-    from text2sam.tasks._inputs import check_method, class_features, surgery_of
+    from text2sam.tasks._inputs import class_features, surgery_of
 
     surgery = surgery_of(model)
     check_method(method)
@@ -290,13 +291,11 @@ def _encode(
     batch_size: int,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
-    from text2sam.tasks._inputs import similarities
-
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
-        values = similarities(surgery, features, texts, method, empty)[1:]  # (gh*gw, columns)
-        return values.T.unflatten(1, features.grid).float()
+        values = surgery.similarities(features, texts, method, empty)[1:]  # (gh*gw, columns)
+        return values.T.reshape(-1, *features.grid)
 
     if not isinstance(image, np.ndarray):
         features = image
@@ -345,7 +344,7 @@ def _slide(
     grids: list[torch.Tensor] = []  # (columns, gh, gw) each
     for start in range(0, len(corners), batch_size):
         cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in corners[start : start + batch_size]]
-        grids += [columns(features) for features in surgery.encode_images(cut, methods=[method])]
+        grids += [columns(features) for features in surgery.encode(cut, methods=[method])]
     times = torch.zeros(height, width, device=grids[0].device)
     for y, x in corners:
         times[y : y + crop[0], x : x + crop[1]] += 1
@@ -373,17 +372,15 @@ def _classify(field: Field, shape: tuple[int, int], scale: float, plan: _Plan) -
 
     count = len(plan.words)
     step = max(1, _BUDGET // (4 * shape[0] * shape[1]))
-    best = column = total = None
     for start in range(0, count, step):
         logits = _enlarge(field(start, min(count, start + step)), shape) * scale
         value, index = logits.max(dim=0)
         partial = logits.logsumexp(dim=0) if plan.threshold is not None else value
-        if best is None or column is None or total is None:
+        if start == 0:
             best, column, total = value, index, partial
             continue
         column = torch.where(value > best, index + start, column)
         best, total = torch.maximum(best, value), torch.logaddexp(total, partial)
-    assert best is not None and column is not None and total is not None
     classes: NDArray[np.uint16] = plan.owners[column.cpu().numpy()].astype(np.uint16)
     if plan.threshold is not None and plan.background is not None:
         classes[((best - total).exp() < plan.threshold).cpu().numpy()] = plan.background

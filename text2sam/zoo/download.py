@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -434,8 +434,9 @@ class _Transfer:
 
     def _store(self, response: httpx.Response, done: int, digest: hashlib._Hash, total: int | None) -> int:
         """Writes the response after the first ``done`` bytes; returns the number of bytes in the part."""
-        limit, bar = self.item.size, _progress_bar(self.progress)
-        with _writing(self.part), bar, self.part.open("ab" if done else "wb") as stream:
+        limit, bar = self.item.size, _progress_bar()
+        shown = bar if self.progress else nullcontext()
+        with _writing(self.part), shown, self.part.open("ab" if done else "wb") as stream:
             task = bar.add_task(self.item.filename, total=total, completed=done)
             # Without a chunk size: httpx would drop what it gathers for a chunk when the connection breaks.
             for piece in response.iter_bytes():
@@ -451,7 +452,7 @@ class _Transfer:
         return done
 
 
-def _progress_bar(shown: bool) -> Progress:
+def _progress_bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -462,4 +463,4 @@ def _progress_bar(shown: bool) -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
+    return Progress(*columns, console=Console(stderr=True))

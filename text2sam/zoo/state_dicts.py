@@ -192,7 +192,7 @@ def _load_pickled(file: Path, map_location: str | torch.device) -> Any:
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has the second form
         if named is None:
             raise _unreadable(file, error) from None
         raise WeightsError(

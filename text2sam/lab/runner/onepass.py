@@ -54,12 +54,16 @@ class OnePass(ClipSurgery):
             self._kept[key] = self._timed(1, lambda: [super(OnePass, self).encode_image(pixels, methods=self._methods)])[0]
         return self._kept[key]
 
-    def encode_images(self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None) -> list[ImageFeatures]:
-        """As :meth:`ClipSurgery.encode_images`, for all methods, once a batch."""
+    def encode(
+        self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None, tiles: Tiles = False
+    ) -> list[ImageFeatures]:
+        """As :meth:`ClipSurgery.encode`, for all methods, once a batch."""
+        if tiles is not False:
+            return super().encode(images, methods=self._methods, tiles=tiles)
         pixels = [read_image(image) for image in images]
         keys = [_key(one) for one in pixels]
         if not all(key in self._kept for key in keys):
-            found = self._timed(len(keys), lambda: super(OnePass, self).encode_images(pixels, methods=self._methods))
+            found = self._timed(len(keys), lambda: super(OnePass, self).encode(pixels, methods=self._methods))
             self._kept.update(zip(keys, found, strict=True))
         return [self._kept[key] for key in keys]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from text2sam.lab.metrics import (
 from text2sam.lab.runner.journal import pack, unpack
 from text2sam.lab.runner.onepass import Clock, OnePass
 from text2sam.lab.runner.settings import ENCODED, Settings
-from text2sam.tasks._inputs import class_features, parse_labels, similarities
+from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
 from text2sam.tasks.semantic import segment_semantic
 from text2sam.types import SimilarityMap
@@ -192,7 +192,7 @@ class Semantic:
     """Semantic segmentation: pixels by true and by predicted class."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
-        self.surgery = OnePass(surgery, [cast("Method", method) for method in settings.methods])
+        self.surgery = OnePass(surgery, settings.methods)
         self._settings = settings
         self._names = dataset.classes
         self._background = dataset.background
@@ -224,9 +224,7 @@ class Semantic:
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                found = segment_semantic(
-                    self.surgery, sample.image, self._words, method=cast("Method", method), **self._options
-                )
+                found = segment_semantic(self.surgery, sample.image, self._words, method=method, **self._options)
                 matrix = ConfusionMatrix(len(self._names))
                 matrix.add(found.classes.astype(np.int64), sample.semantic, IGNORE)
             flat = matrix.counts.ravel()
@@ -283,7 +281,7 @@ class Explainability:
     """Explainability: one map for each class that is in a picture."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> None:
-        encoded = [cast("Method", method) for method in settings.methods if method in ENCODED]
+        encoded = [method for method in settings.methods if method in ENCODED]
         self.surgery = OnePass(surgery, encoded)
         self._settings = settings
         self._names = dataset.foreground
@@ -373,7 +371,7 @@ class Explainability:
         def maps(sample: Sample, there: list[int]) -> list[SimilarityMap]:
             features = self.surgery.encode_image(sample.image)
             with torch.inference_mode():
-                found = similarities(self.surgery, features, self._texts, method, self._redundant)[1:, there]
+                found = self.surgery.similarities(features, self._texts, method, self._redundant)[1:, there]
                 grids = found.T.unflatten(1, features.grid).float().cpu().numpy()
             return [
                 SimilarityMap(np.ascontiguousarray(grid), self._names[i], method) for i, grid in zip(there, grids, strict=True)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
-from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD
+from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
 from text2sam.clip.towers import resize_positions
 from text2sam.lab.loss import contrastive_loss

@@ -12,7 +12,7 @@ from text2sam.files import write_json
 
 WEIGHTS = Path(__file__).parent / "weights"
 RECORD = WEIGHTS / "record.json"
-"""Checksums of the shipped weights, how they were trained, and what came out."""
+"""Checksums of the shipped weights, their training and its results."""
 
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
@@ -40,7 +40,7 @@ SAM_CONFIG: dict[str, Any] = {
     "prompt_dim": 128,
     "decoder_mlp": 512,
 }
-"""Dimensions of the sticker SAM, in the words of segment-anything's modules."""
+"""Dimensions of the sticker SAM, named as in segment-anything's modules."""
 
 
 def build_sam() -> Any:
@@ -85,7 +85,7 @@ def load_clip() -> Any:
     """The sticker CLIP with its shipped weights, in float32 on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: the weights are not in the package, or not the ones the record names.
+        WeightsError: the weights are not in the package, or differ from the record.
     """
     return _with_weights(build_clip(), "clip")
 
@@ -94,7 +94,7 @@ def load_sam() -> Any:
     """The sticker SAM with its shipped weights, in float32 on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: the weights are not in the package, or not the ones the record names.
+        WeightsError: the weights are not in the package, or differ from the record.
     """
     return _with_weights(build_sam(), "sam")
 
@@ -105,7 +105,7 @@ def ship(model: Any, name: str, folder: Path = WEIGHTS) -> Path:
     Args:
         model: the trained model.
         name: ``"clip"`` or ``"sam"``.
-        folder: where ``NAME.safetensors`` and ``record.json`` go.
+        folder: the folder of ``NAME.safetensors`` and ``record.json``.
     """
     from safetensors.torch import save
 
@@ -122,15 +122,15 @@ def ship(model: Any, name: str, folder: Path = WEIGHTS) -> Path:
 
 
 def recorded_sha256(filename: str) -> str:
-    """SHA-256 of a shipped file, as the record has it.
+    """SHA-256 of a shipped file in the record.
 
     Raises:
-        WeightsError: the record is lost or does not tell.
+        WeightsError: the record is missing or does not have the file.
     """
     try:
         return str(json.loads(RECORD.read_text(encoding="utf-8"))["sha256"][filename])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{RECORD} does not tell the SHA-256 of {filename}; reinstall text2sam") from error
+        raise WeightsError(f"{RECORD} has no SHA-256 of {filename}; reinstall text2sam") from error
 
 
 def _with_weights(model: Any, name: str) -> Any:

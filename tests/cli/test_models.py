@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from standins import failed, run
+
+from text2sam.cli import common
+from text2sam.zoo import download, table
+from text2sam.zoo.sticker import models as sticker
+
+
+@pytest.fixture
+def contents(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Two checkpoints of the preset "mobile" with small contents; the first of them is in the cache."""
+    contents = {"mobile-sam": b"sam weights", "clip-vit-b-16-openai": b"clip weights"}
+    for name, data in contents.items():
+        item = dataclasses.replace(
+            table.CHECKPOINTS[name], sha256=hashlib.sha256(data).hexdigest(), size=len(data), urls=("http://127.0.0.1:9/x",)
+        )
+        monkeypatch.setitem(table.CHECKPOINTS, name, item)
+    put("mobile-sam", contents["mobile-sam"])
+    return contents
+
+
+def put(name: str, data: bytes) -> Path:
+    path = download.cache_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_list(contents: dict[str, bytes]) -> None:
+    document = json.loads(run("models", "list", "--json").stdout)
+    files = {file["name"]: file for file in document["files"]}
+    assert set(files) == {"sticker-clip", "sticker-sam", *table.CHECKPOINTS}
+    assert (files["mobile-sam"]["cached"], files["mobile-sam"]["size"]) == (True, 11)
+    assert files["mobile-sam"]["path"] == str(download.cache_path("mobile-sam"))
+    assert files["clip-vit-b-16-openai"]["cached"] is False
+    assert files["sticker-clip"]["shipped"] is True
+    presets = {preset["name"]: preset["files"] for preset in document["presets"]}
+    assert presets["mobile"] == ["clip-vit-b-16-openai", "mobile-sam"]
+    assert presets["sticker"] == ["sticker-clip", "sticker-sam"]
+    rows = {line.split()[0]: line.split() for line in run("models", "list").stdout.splitlines() if line}
+    assert rows["mobile-sam"][4:6] == ["Apache-2.0", "yes"]
+    assert rows["clip-vit-b-16-openai"][4:6] == ["MIT", "no"]
+    assert (rows["mobile"][3], rows["sticker"][3]) == ("no", "yes")
+
+
+def test_file_of_another_size_is_damaged(contents: dict[str, bytes]) -> None:
+    put("mobile-sam", b"cut")
+    row = next(line for line in run("models", "list").stdout.splitlines() if line.startswith("mobile-sam"))
+    assert row.split()[5] == "damaged"
+    assert "models pull mobile-sam" in failed(run("models", "path", "mobile-sam"), 3)
+
+
+def test_path(contents: dict[str, bytes]) -> None:
+    result = run("models", "path", "mobile-sam")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{download.cache_path('mobile-sam')}\n", "")
+    failed(run("models", "path", "mobile"), 3)
+    both = [Path(line) for line in run("models", "path", "sticker").stdout.splitlines()]
+    assert [path.name for path in both] == ["clip.safetensors", "sam.safetensors"]
+    assert all(path.is_file() for path in both)
+
+
+def test_pull(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
+    message = failed(run("models", "pull", "mobile"), 3)
+    assert "TEXT2SAM_OFFLINE" in message
+    assert str(download.cache_path("clip-vit-b-16-openai")) in message
+    failed(run("models", "pull", "mobile-sam", "--force"), 3)
+    paths = [put(name, data) for name, data in contents.items()]
+    result = run("models", "pull", "mobile", "mobile-sam")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [str(path) for path in reversed(paths)]
+    assert "ships with the package" in run("models", "pull", "sticker").stderr
+
+
+def test_verify(contents: dict[str, bytes]) -> None:
+    result = run("models", "verify")
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[:2] for line in result.stdout.splitlines()]
+    assert rows == [["name", "status"], ["sticker-clip", "ok"], ["sticker-sam", "ok"], ["mobile-sam", "ok"]]
+    missing = run("models", "verify", "mobile")
+    assert missing.exit_code == common.EXIT_CORRUPT
+    assert missing.stdout.splitlines()[1].split()[:2] == ["clip-vit-b-16-openai", "missing"]
+    for data in (b"sam weightS", b"cut"):
+        put("mobile-sam", data)
+        corrupt = run("models", "verify")
+        assert (corrupt.exit_code, corrupt.stderr) == (common.EXIT_CORRUPT, "")
+        assert corrupt.stdout.splitlines()[3].split()[:2] == ["mobile-sam", "corrupt"]
+
+
+def test_verify_checks_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sticker, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(sticker, "RECORD", tmp_path / "record.json")
+    assert run("models", "verify", "sticker-clip").exit_code == common.EXIT_CORRUPT
+    (tmp_path / "clip.safetensors").write_bytes(b"right")
+    record = {"sha256": {"clip.safetensors": hashlib.sha256(b"right").hexdigest()}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert run("models", "verify", "sticker-clip").exit_code == 0
+    (tmp_path / "clip.safetensors").write_bytes(b"wrong")
+    result = run("models", "verify", "sticker")
+    assert result.exit_code == common.EXIT_CORRUPT
+    assert [line.split()[1] for line in result.stdout.splitlines()[1:]] == ["corrupt", "missing"]
+    failed(run("models", "path", "sticker-sam"), 3)
+
+
+@pytest.mark.parametrize("command", ["pull", "verify", "path"])
+def test_unknown_names(command: str) -> None:
+    assert "did you mean mobile-sam" in failed(run("models", command, "mobile-sma"), 2)
