@@ -318,7 +318,7 @@ def _parse(text: str, is_json: bool) -> Any:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            # all inside is constructed first, so that the keys can be compared
+            """A mapping without repeated keys; all inside is constructed first, so that keys can be compared."""
             return unique([(self.construct_object(k, deep=True), self.construct_object(v, deep=True)) for k, v in node.value])
 
     try:
