@@ -34,10 +34,10 @@ CONTRACT = {
 HOUSE = [
     ["errors"],
     ["tiff"],
-    ["checks", "decode", "devices", "files", "fingerprint", "paint", "rle"],
+    ["checks", "decode", "devices", "files", "fingerprint", "paint", "rle", "tables"],
     ["image", "targets", "zoo.table"],
-    ["types", "zoo.download", "zoo.state_dicts"],
-    ["clip", "sam", "presence", "zoo.sticker"],
+    ["types", "presence", "zoo.download", "zoo.state_dicts"],
+    ["clip", "sam", "zoo.sticker"],
     ["recipes"],
     ["options"],
     ["zoo.presets"],

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.files import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 _FORMAT = "text2sam calibration"
 _VERSION = 1
@@ -35,6 +38,27 @@ def presence_scores(generator: Any, features: Any, texts: Sequence[str], against
     if not callable(score):
         return [1.0] * len(texts)
     return [float(score(features, text, against=against)) for text in texts]
+
+
+def presence_logit(
+    logits: torch.Tensor, *, offset: float = 0.0, rivals: float = 1.0, odds: float | torch.Tensor = 0.0, peak: float = 0.0
+) -> torch.Tensor:
+    """The logit of a presence score: ``s_t + offset - rivals * log(sum_r exp(s_r)) + peak * odds``.
+
+    Its sigmoid is a softmax over the text and its rivals when ``rivals`` is 1 and ``offset`` and ``peak`` are 0.
+
+    Args:
+        logits: (1 + R,) similarities of the image times CLIP's logit scale: of the text, and of the R rivals.
+        offset: added. A larger one calls more texts present.
+        rivals: how much the rivals count, in [0, 1]. A smaller one makes the score less sensitive to other objects in the
+            picture.
+        odds: log-odds of the text where its map is hottest.
+        peak: how much these count.
+
+    Returns:
+        A scalar.
+    """
+    return logits[0] + offset - rivals * logits[1:].logsumexp(dim=0) + peak * odds
 
 
 @dataclass(frozen=True)

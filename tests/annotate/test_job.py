@@ -153,13 +153,6 @@ def test_the_folder_of_the_images_is_no_place_for_a_dataset(images: Path) -> Non
         run(images, images)
 
 
-def test_only_the_first_images(tmp_path: Path, images: Path) -> None:
-    assert run(images, tmp_path, limit=5).images == 5
-    report = run(images, tmp_path)
-    assert report.images == 20
-    assert report.skipped >= 1
-
-
 def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[int, int]] = []
     run(images, tmp_path, limit=9, progress=lambda *now: told.append(now))
@@ -170,12 +163,6 @@ def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().err
     assert "20/20" in shown
     assert "image/s" in shown
-
-
-def test_a_contact_sheet(tmp_path: Path, images: Path) -> None:
-    report = run(images, tmp_path / "out", review=tmp_path / "sheet.html")
-    assert "17 of 17" in report.notes[-1]
-    assert "000.png" in (tmp_path / "sheet.html").read_text()
 
 
 def test_threads_of_torch_are_left_as_they_were(tmp_path: Path, images: Path) -> None:
@@ -456,15 +443,6 @@ def test_a_full_disk_at_the_export(
     counting = Counting()
     resumed(images, tmp_path, undisturbed, model=counting.model)
     assert counting() == 0
-
-
-def test_a_read_only_folder(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "mkdir", refuse)
-    with pytest.raises(OutputError, match="Read-only file system"):
-        run(images, tmp_path / "out")
 
 
 def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:

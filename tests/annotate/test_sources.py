@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 from pathlib import Path
 from typing import Any
@@ -59,20 +58,6 @@ def test_no_folder(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=told):
             find_images(root)
-
-
-def test_what_an_item_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "a.png")
-    monkeypatch.chdir(tmp_path)
-    found = find_images(".")
-    [item] = found.items
-    status = (tmp_path / "a.png").stat()
-    assert (item.path, item.size_bytes, item.mtime_ns) == ("a.png", 5, status.st_mtime_ns)
-    assert item.file.is_absolute()
-    assert item.file.samefile("a.png")
-    assert found.refused == ()
-    assert len(found) == 1
-    assert pickle.loads(pickle.dumps(item)) == item
 
 
 @pytest.mark.parametrize(
@@ -182,11 +167,6 @@ def test_globs(tmp_path: Path, glob: str, expected: list[str]) -> None:
     assert paths(find_images(tmp_path, glob=glob)) == expected
 
 
-def test_a_glob_without_folders_goes_by_the_name(tmp_path: Path) -> None:
-    fill(tmp_path, "a.png", "t/a.png", "t/b.png")
-    assert paths(find_images(tmp_path, glob="a.*", recursive=True)) == ["a.png", "t/a.png"]
-
-
 @pytest.mark.parametrize("glob", ["", "/", "/a.png", "../*.png", "a/../b", "a/", "."])
 def test_globs_that_are_none(tmp_path: Path, glob: str) -> None:
     fill(tmp_path, "a.png")
@@ -250,13 +230,6 @@ def test_names_that_no_dataset_can_hold_are_refused(tmp_path: Path) -> None:
     assert sorted(told) == ["a\\b.png", "c:/x.png", "sub\\dir/a.png", "\udcfe/a.png", "\udcff.png"]
     assert "backslash" in told["a\\b.png"]
     assert "not valid Unicode" in told["\udcff.png"]
-
-
-@POSIX
-def test_only_refused_is_no_error(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    found = find_images(tmp_path)
-    assert (found.items, len(found.refused)) == ((), 1)
 
 
 def test_files_and_folders_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,23 +217,6 @@ def test_a_picture_the_models_choke_on_costs_its_own_record(monkeypatch: pytest.
         assert results(records)[3:] == undisturbed[3:]
 
 
-def test_files_that_were_not_read_keep_their_place(undisturbed: list[Any]) -> None:
-    batch = loaded(3)
-    batch[1] = Loaded(batch[1].item, None, "broken")
-    records = Worker(fresh(), LABELS, HOW).run(batch)
-    assert [record.path for record in records] == ["0.png", "1.png", "2.png"]
-    assert records[1] == Record("1.png", reason="broken")
-    assert Worker(fresh(), LABELS, HOW).run([]) == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_is_no_failed_picture(monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
-    own = fresh()
-    monkeypatch.setattr(own, "segment_many", lambda *_, **__: (_ for _ in ()).throw(error))
-    with pytest.raises(error):
-        Worker(own, LABELS, HOW).run(loaded(1))
-
-
 def test_work_is_left_when_the_run_ends() -> None:
     stop = threading.Event()
     stop.set()

@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from text2sam.clip.similarity import feature_surgery, level_noise, min_max, presence_logit, similarity_map
+from text2sam.clip.similarity import feature_surgery, level_noise, min_max, similarity_map
 from text2sam.errors import InputError
+from text2sam.presence import presence_logit
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -526,11 +527,13 @@ def annotate_table(
     )
     with _hands(cluster or Cluster(), job, MOST_ROWS) as (ray, how):
         if table:
-            data = ray.data.read_parquet(start, filesystem=origin, columns=[*job.columns])
+            data = ray.data.read_parquet(start, filesystem=origin, columns=[*job.columns], **_free(ray.data.read_parquet))
         else:
             kinds = [suffix[1:] for suffix in suffixes()]
-            data = ray.data.read_binary_files(start, filesystem=origin, include_paths=True, file_extensions=kinds)
-        data.map_batches(_TableHand, batch_size=batch_size, **how).write_parquet(place, filesystem=store)
+            how_to_read = {"include_paths": True, "file_extensions": kinds, **_free(ray.data.read_binary_files)}
+            data = ray.data.read_binary_files(start, filesystem=origin, **how_to_read)
+        done = data.map_batches(_TableHand, batch_size=batch_size, **how)
+        done.write_parquet(place, filesystem=store, **_free(done.write_parquet))
     after, seconds = _rows(store, place), time.perf_counter() - started
     if len({row["model"] for row in after.values()}) > 1:
         raise Text2SamError("workers had different models; all need the same weights, settings and kind of device")
@@ -548,6 +551,12 @@ def annotate_table(
     with store.open_output_stream(f"{place}/{_REPORT}") as stream:
         stream.write(json.dumps(report.to_json(), indent=2).encode())
     return report
+
+
+def _free(function: Any) -> dict[str, Any]:
+    """The argument by which a task of Ray Data waits for no core: the workers may have taken all."""
+    named = "num_cpus" in inspect.signature(function).parameters
+    return {"num_cpus": 0} if named else {"ray_remote_args": {"num_cpus": 0}}
 
 
 def read_table(table: str | os.PathLike[str], *, filesystem: Any = None) -> Iterator[AnnotatedImage]:

@@ -20,13 +20,14 @@ from text2sam.clip.labels import check_labels, check_request, without
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
 from text2sam.clip.scales import average_scales, check_scales
-from text2sam.clip.similarity import Weighting, feature_surgery, level_noise, presence_logit
+from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
 from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check_kinds, exact, image_tower, run_tower
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike, read_image
+from text2sam.presence import presence_logit
 from text2sam.types import SimilarityMap
 
 
@@ -312,7 +313,7 @@ class ClipSurgery:
     def presence(self, features: ImageFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
         """Whether a text is in the image at all, as a score in [0, 1].
 
-        It is the sigmoid of :func:`text2sam.clip.similarity.presence_logit` of the class token's similarities (original path)
+        It is the sigmoid of :func:`text2sam.presence.presence_logit` of the class token's similarities (original path)
         times CLIP's own logit scale. The text's rivals are the vocabulary and ``against``; without a vocabulary the empty text
         and ``against``. With a vocabulary all of them are embedded with the short templates, and the odds are those
         (:meth:`region_odds`) of the place where the text's map is hottest: its hottest patch and the patches around it, by

@@ -136,24 +136,3 @@ def similarity_map(similarity: torch.Tensor, grid: Sequence[int], shape: Sequenc
         )
     maps = min_max(similarity).transpose(1, 2).unflatten(-1, (gh, gw))  # (B, T, gh, gw)
     return bilinear(maps, shape).permute(0, 2, 3, 1)  # (B, H, W, T)
-
-
-def presence_logit(
-    logits: torch.Tensor, *, offset: float = 0.0, rivals: float = 1.0, odds: float | torch.Tensor = 0.0, peak: float = 0.0
-) -> torch.Tensor:
-    """The logit of a presence score: ``s_t + offset - rivals * log(sum_r exp(s_r)) + peak * odds``.
-
-    Its sigmoid is a softmax over the text and its rivals when ``rivals`` is 1 and ``offset`` and ``peak`` are 0.
-
-    Args:
-        logits: (1 + R,) similarities of the image times CLIP's logit scale: of the text, and of the R rivals.
-        offset: added. A larger one calls more texts present.
-        rivals: how much the rivals count, in [0, 1]. A smaller one makes the score less sensitive to other objects in the
-            picture.
-        odds: log-odds of the text where its map is hottest.
-        peak: how much these count.
-
-    Returns:
-        A scalar.
-    """
-    return logits[0] + offset - rivals * logits[1:].logsumexp(dim=0) + peak * odds
