@@ -370,7 +370,7 @@ class _Watch:
 
 def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | None, delay: float) -> tuple[Attempt, bytes]:
     """Starts the command; kills it at ``point`` batches, None while it writes, negative never. What it printed comes along."""
-    home = os.fspath(Path(__file__).parents[2])
+    home = os.fspath(Path(__file__).parents[3])
     paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     before = commits = watch.commits()
     if point is not None and point >= 0:
