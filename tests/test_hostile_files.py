@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import tiny_surgery
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 
 from text2sam.cli.calibrate import read_examples
 from text2sam.errors import Text2SamError
+from text2sam.image import read_image
+from text2sam.lab.experiments.hostile import CANARY, HOSTILE
 from text2sam.lab.runner.journal import Journal
 from text2sam.presence import Calibration
 from text2sam.tasks.iclip import ICLIP
@@ -73,3 +77,16 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
         with pytest.raises(Text2SamError):
             reader(file)
     assert not canary.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the hostile files are of a POSIX system")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_pictures(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, make = HOSTILE[kind]
+    file = tmp_path / "images" / name
+    file.parent.mkdir(parents=True)
+    make(file, np.random.default_rng(0))
+    with pytest.raises(Text2SamError):
+        read_image(file)
+    assert not (tmp_path / CANARY).exists()

@@ -117,6 +117,7 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
 
 
 def check_pixels(count: int, max_pixels: int | None) -> None:
+    """Refuse a picture with more than ``max_pixels``, by default Pillow's limit, with DecompressionBombError."""
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     if limit is not None and count > limit:
         raise Image.DecompressionBombError(f"it has {count} pixels, more than {limit}.")

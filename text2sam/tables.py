@@ -1,28 +1,31 @@
-"""Tables of plain text."""
+"""Tables, for terminals and for pipes."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
+from text2sam.errors import one_line
 
-def aligned(lines: Sequence[Sequence[str]], words: int | None = None) -> list[str]:
-    """Lines of cells as lines of text, in columns two spaces apart.
+
+def aligned(headers: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns. On a terminal long cells are wrapped; in pipes and files each row is one line of plain text.
 
     Args:
-        lines: each of the same number of cells; the first is mostly the head.
-        words: how many columns, from the first, stand at the left edge of theirs; the others at the right. None is all.
+        headers: of the columns; None for a table without them.
+        rows: of cells.
     """
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    left = len(widths) if words is None else words
-    return [
-        "  ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-
-def one_line(text: str) -> str:
-    """``text`` on one line, with what a terminal would act on as escapes."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=headers is not None)
+    for header in headers or [""] * len(rows[0]):
+        grid.add_column(Text(one_line(header)), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(one_line(cell)) for cell in row))
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 1_000_000, force_terminal=terminal, color_system="auto" if terminal else None)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

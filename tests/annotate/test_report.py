@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from text2sam.annotate.report import LONGEST_REASON, Failure, Report
-from text2sam.errors import ImageError, InputError, OutputError
+from text2sam.errors import ImageError, InputError, OutputError, one_line
 from text2sam.image import read_image
 
 NOTHING: dict[str, Any] = {
@@ -40,14 +40,14 @@ def test_the_table() -> None:
         notes=("2 holes\nwere lost",),
     )
     assert full.table() == (
-        "images     411\n"
-        "  done     380  something was found\n"
-        "  empty    20   nothing was found\n"
-        "  failed   2\n"
-        "  skipped  9    finished in an earlier run\n"
+        "images   411\n"
+        "done     380  something was found\n"
+        "empty    20   nothing was found\n"
+        "failed   2\n"
+        "skipped  9    finished in an earlier run\n"
         "objects  412\n"
-        "  dog    12\n"
-        "  cat    400\n"
+        "dog      12\n"
+        "cat      400\n"
         "12.3 s, 32.50 images/s\n"
         "2 holes were lost\n"
         "failed, 2: no\n"

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standins import Model, failed, run
 
-from text2sam import __version__, cli, errors
+from text2sam import __version__, cli, errors, tables
 from text2sam.cli import common, output
 
 HOSTILE = ["../../x", "a/b", "日本語", "x" * 300, "é" * 300, "..\\..\\x", "CON x", "a\nb", "C:x", "~x", "-x", "x*?|<>"]
@@ -89,20 +89,20 @@ def test_tables_in_pipes_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> Non
     name = "[bold]" + "long name " * 50
     rows = [[name, "x"], ["日本", "\x1b[2J\nb"], ["", "last"]]
     width = len(name.rstrip())
-    assert output.table(["text", "bb"], rows).splitlines() == [
+    assert tables.aligned(["text", "bb"], rows).splitlines() == [
         f"{'text':{width}}  bb",
         f"{name.rstrip()}  x",
         f"日本{'':{width - 4}}  \\x1b[2J b",
         f"{'':{width}}  last",
     ]
-    assert output.table(None, [["a", "b"]]) == "a  b"
+    assert tables.aligned(None, [["a", "b"]]) == "a  b"
 
 
 def test_tables_on_terminals_are_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    lines = output.table(["text"], [["word " * 30]]).splitlines()
+    lines = tables.aligned(["text"], [["word " * 30]]).splitlines()
     assert len(lines) > 4
     assert "\x1b[" in lines[0]
 

@@ -165,6 +165,18 @@ def test_equal_texts_are_no_sign_of_a_wrong_tokenizer() -> None:
     assert torch.equal(found[0], found[1])
 
 
+@pytest.mark.parametrize("text", ["猫", "кот", "a قطة", "γάτα"])
+def test_a_hint_about_other_scripts(text: str) -> None:
+    assert "trained on English texts" in str(ensemble().hint(text))
+    other = PromptEnsemble(tiny_clip(), OTHER_TOKENIZERS["pads with 0"], templates="{}")
+    assert other.hint(text) is None  # it may well be made for them
+
+
+@pytest.mark.parametrize("text", ["cat", "schöne Straße", "c++ 3.5", "5 \u00b5m", "🐱", "łódź"])
+def test_no_hint_about_latin_letters(text: str) -> None:
+    assert ensemble().hint(text) is None
+
+
 # templates
 
 

@@ -18,7 +18,6 @@ supervision = pytest.importorskip("supervision")
 
 def test_nothing_found() -> None:
     found = to_supervision(AnnotatedImage("a.jpg", 4, 6), ["cat"])
-    assert found.is_empty()
     assert len(found) == 0
     assert found.xyxy.shape == (0, 4)
     assert found.mask.shape == (0, 4, 6)

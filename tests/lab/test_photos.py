@@ -11,33 +11,30 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from typer.testing import CliRunner
 
-from text2sam.cli import app
-from text2sam.errors import ImageError, InputError, OutputError
+from text2sam.errors import InputError, OutputError
+from text2sam.lab.datasets import open_dataset
+from text2sam.lab.datasets.names import CAMVID
 from text2sam.lab.experiments import photos
 from text2sam.lab.experiments.photos import (
-    CLASSES,
     Settings,
     Strength,
     Target,
-    answers,
-    evaluate_photos,
+    main_command,
     make_map,
     measure,
     patch_means,
     peak_point,
-    read_labels,
     split_photos,
     summarize,
     table,
     targets,
 )
-from text2sam.recipes import MaskRule, get_strategy
-from text2sam.recipes.choose import Choice
+from text2sam.recipes.choose import Choice, MaskRule
 from text2sam.sam.build import build_predictor
 from text2sam.types import SimilarityMap
 
+CLASSES = CAMVID[:11]
 CAR, SKY, TREE, ROAD, SIGN = (CLASSES.index(name) for name in ("car", "sky", "tree", "road", "sign"))
 EXACT = Strength("exact", 0.0, 0.0, 0.0)
 TINY = Settings(photos=2, stuff=0, grid=(16, 16), strengths=(EXACT, Strength("noisy", 0.5, 1.0, 0.1)), resamples=50)
@@ -124,69 +121,40 @@ def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
         replace(Settings(), **change)
 
 
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no photos for the split 'tune'"):
-        split_photos(tmp_path, "tune", 3)
-
-
-def test_one_photo_is_tune_and_none_report(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, 1)
-    assert split_photos(folder, "tune", 3) == ["0.png"]
-    with pytest.raises(InputError, match="'report'"):
-        split_photos(folder, "report", 3)
-
-
-@pytest.mark.parametrize("kind", ["images", "labels"])
-def test_a_file_without_its_partner(folder: Path, kind: str) -> None:
-    (folder / kind / "2.png").unlink()
-    with pytest.raises(InputError, match=r"'2\.png' is alone"):
-        split_photos(folder, "tune", 3)
+def names(folder: Path, split: str, limit: int) -> list[str]:
+    dataset = open_dataset("camvid", folder)
+    return [dataset.ids[place] for place in split_photos(dataset, split, limit)]
 
 
 def test_halves_are_disjoint_whole_and_evenly_thinned(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, 9)
-    tune, report = split_photos(folder, "tune", 99), split_photos(folder, "report", 99)
-    assert tune == ["0.png", "2.png", "4.png", "6.png", "8.png"]
-    assert sorted(tune + report) == [f"{i}.png" for i in range(9)]
-    assert split_photos(folder, "tune", 2) == ["0.png", "4.png"]
-    assert split_photos(folder, "report", 2) == ["1.png", "5.png"]
-
-
-def test_label_files_are_checked(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
-    with pytest.raises(ImageError, match="cannot be read as a label file"):
-        read_labels(path)
-    path.write_bytes(b"not a picture")
-    with pytest.raises(ImageError, match="cannot be read as a label file"):
-        read_labels(path)
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
-    with pytest.raises(ImageError, match="mode RGB"):
-        read_labels(path)
-    Image.fromarray(np.full((4, 4), 12, np.uint8)).save(path)
-    with pytest.raises(ImageError, match="up to 12"):
-        read_labels(path)
-    Image.fromarray(np.full((4, 4), 11, np.uint8)).save(path)
-    assert read_labels(path).tolist() == [[11] * 4] * 4
+    folder = folder_of(tmp_path / "nine", 9)
+    tune, report = names(folder, "tune", 99), names(folder, "report", 99)
+    assert tune == ["0", "2", "4", "6", "8"]
+    assert sorted(tune + report) == [str(i) for i in range(9)]
+    assert names(folder, "tune", 2) == ["0", "4"]
+    assert names(folder, "report", 2) == ["1", "5"]
+    with pytest.raises(InputError, match="no photos for the split 'report'"):
+        names(folder_of(tmp_path / "single", 1), "report", 3)
 
 
 def test_photo_and_labels_of_different_size(folder: Path) -> None:
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(folder / "images" / "1.png")
-    with pytest.raises(ImageError, match=r"1\.png is of shape \(40, 60\), its photo \(8, 9\)"):
-        next(answers(Drawing(folder), folder, TINY))
+    with pytest.raises(InputError, match=r"1\.png"):
+        measure(Drawing(folder), folder, TINY)
 
 
 def test_nothing_of_the_right_size() -> None:
-    assert targets(np.full((20, 20), CLASSES.index("unlabelled"), np.uint8)) == []
-    assert targets(np.full((20, 20), CAR, np.uint8)) == []
-    labels = np.full((50, 50), CLASSES.index("unlabelled"), np.uint8)
+    assert targets(np.full((20, 20), 255, np.int32), CLASSES) == []
+    assert targets(np.full((20, 20), CAR, np.int32), CLASSES) == []
+    labels = np.full((50, 50), 255, np.int32)
     labels[3, 3:7] = CAR
-    assert targets(labels) == []
+    assert targets(labels, CLASSES) == []
     labels[3, 7] = CAR
-    assert [t.mask.sum() for t in targets(labels)] == [5]
+    assert [t.mask.sum() for t in targets(labels, CLASSES)] == [5]
 
 
 def test_targets_are_components_largest_of_each_class_first() -> None:
-    labels = np.full((60, 60), CLASSES.index("unlabelled"), np.uint8)
+    labels = np.full((60, 60), 255, np.int32)
     labels[0:5, 0:5] = CAR
     labels[10:20, 0:10] = CAR
     labels[25:30, 0:8] = CAR
@@ -194,7 +162,7 @@ def test_targets_are_components_largest_of_each_class_first() -> None:
     labels[40:50, 0:20] = TREE
     labels[40:45, 30:40] = SKY
     labels[50:56, 30:40] = ROAD
-    found = targets(labels, replace(Settings(), things=3, stuff=2))
+    found = targets(labels, CLASSES, replace(Settings(), things=3, stuff=2))
     assert [(t.name, int(t.mask.sum())) for t in found] == [
         ("car", 100),
         ("sign", 16),
@@ -204,13 +172,13 @@ def test_targets_are_components_largest_of_each_class_first() -> None:
     ]
     assert (found[0].mask | found[0].others).sum() == 165
     assert not (found[0].mask & found[0].others).any()
-    assert [t.name for t in targets(labels, replace(Settings(), things=0, stuff=2), turn=4)] == ["sky", "tree"]
+    assert [t.name for t in targets(labels, CLASSES, replace(Settings(), things=0, stuff=2), turn=4)] == ["sky", "tree"]
 
 
 def test_pixels_that_touch_by_a_corner_are_one_component() -> None:
-    labels = np.full((20, 20), CLASSES.index("unlabelled"), np.uint8)
+    labels = np.full((20, 20), 255, np.int32)
     labels[2:4, 2:4] = labels[4:6, 4:6] = CAR
-    assert [int(t.mask.sum()) for t in targets(labels)] == [8]
+    assert [int(t.mask.sum()) for t in targets(labels, CLASSES)] == [8]
 
 
 def test_patch_means_of_whole_patches() -> None:
@@ -296,31 +264,32 @@ def test_peak_point() -> None:
     assert points.labels.tolist() == [1]
 
 
-def test_answers_encode_a_photo_once_and_ask_every_prompt(folder: Path) -> None:
+def test_a_photo_is_encoded_once_and_every_prompt_is_asked(folder: Path) -> None:
     predictor = Drawing(folder)
-    found = list(answers(predictor, folder, TINY))
+    cases = measure(predictor, folder, TINY)["cases"]
     assert predictor.encoded == 2
-    assert {a.photo for a in found} == {"1.png", "3.png"}
-    # the car: TINY wants no stuff
-    assert {(a.target.name, a.number) for a in found} == {("car", 0)}
-    assert len(found) == len(predictor.prompts) == 2 * 2 * 2
-    for answer in found:
-        if answer.strength == "exact":
-            assert answer.ious.tolist() == pytest.approx([7 / 15, 1.0, 360 / 2400])
-    one = [a for a in found if a.points_rule == "peak"]
-    assert all(len(a.points) == 1 for a in one)
-    assert all(len(a.points.negative) for a in found if a.points_rule == "paper")
+    assert {c["photo"] for c in cases} == {"1.png", "3.png"}
+    assert {(c["class"], c["number"]) for c in cases} == {("car", 0)}  # TINY wants no stuff
+    assert len(cases) == len(predictor.prompts) == 2 * 2 * 2
+    for case in cases:
+        if case["strength"] == "exact":
+            assert case["ious"] == pytest.approx([7 / 15, 1.0, 360 / 2400])
 
 
 def test_a_map_does_not_depend_on_the_other_photos(folder: Path) -> None:
-    both = {(a.photo, a.strength): a.similarity.values.tolist() for a in answers(Drawing(folder), folder, TINY)}
-    alone = {
-        (a.photo, a.strength): a.similarity.values.tolist() for a in answers(Drawing(folder), folder, replace(TINY, photos=1))
-    }
-    assert alone
-    assert alone == {key: both[key] for key in alone}
-    other_seed = next(a for a in answers(Drawing(folder), folder, replace(TINY, seed=1)) if a.strength == "noisy")
-    assert other_seed.similarity.values.tolist() != both[other_seed.photo, "noisy"]
+    def maps(settings: Settings) -> list[list[float]]:
+        seen: list[list[float]] = []
+
+        def rule(masks: Any, scores: Any, similarity: SimilarityMap, points: Any, logits: Any) -> Choice:
+            seen.append(similarity.values.ravel().tolist())
+            return Choice(0, "")
+
+        measure(Drawing(folder), folder, settings, {"spy": rule})
+        return seen
+
+    both, alone = maps(TINY), maps(replace(TINY, photos=1))
+    assert alone == both[: len(alone)]
+    assert maps(replace(TINY, seed=1)) != both
 
 
 def test_measure_tells_score_rule_and_best(folder: Path) -> None:
@@ -331,9 +300,7 @@ def test_measure_tells_score_rule_and_best(folder: Path) -> None:
     assert [overall[name]["met"] for name in rules] == [False, True, False]
     assert [overall[name]["right"] for name in rules] == [0.0, 1.0, 0.0]
     assert [row["score"] for row in result["rows"]] == pytest.approx([7 / 15] * len(result["rows"]))
-    assert result["tune"] == ["0.png", "2.png"]
-    assert result["report"] == ["1.png", "3.png"]
-    assert {c["photo"] for c in result["cases"]} == set(result[result["split"]])
+    assert result["photos"] == ["1", "3"]
     assert len(result["rows"]) == 3 * 3 * 2
     json.dumps(result, allow_nan=False)
 
@@ -344,27 +311,9 @@ def test_no_target_anywhere(folder: Path) -> None:
 
 
 def test_the_default_rule_is_that_of_the_objects_recipe(folder: Path) -> None:
-    assert photos.default_rules() == {"objects": get_strategy("objects").choose}
     result = measure(Drawing(folder), folder, replace(TINY, strengths=(EXACT,)))
     assert {row["rule"] for row in result["rows"]} == {"objects"}
     assert all(row["closed"] == pytest.approx(1.0) for row in result["rows"])
-
-
-def test_rules_are_given_what_they_need(folder: Path) -> None:
-    seen: list[tuple[Any, ...]] = []
-
-    def rule(masks: Any, scores: Any, similarity: Any, points: Any, logits: Any) -> Choice:
-        seen.append((masks, scores, similarity, points, logits))
-        return Choice(0, "")
-
-    measure(Drawing(folder), folder, TINY, {"spy": rule})
-    masks, scores, similarity, points, logits = seen[0]
-    assert masks.shape == (3, 40, 60)
-    assert masks.dtype == bool
-    assert scores.tolist() == pytest.approx([0.9, 0.7, 0.5])
-    assert similarity.values.shape == (16, 16)
-    assert len(points) > 1
-    assert logits.shape == (3, 4, 4)
 
 
 def case(photo: str, ious: list[float], taken: int, strength: str = "mild", points: str = "peak") -> dict[str, Any]:
@@ -440,14 +389,13 @@ def drawn_sam(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_command_writes_and_prints(folder: Path, drawn_sam: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "photos.json"
-    evaluate_photos(folder, sam_checkpoint=drawn_sam, settings=TINY, rules={"ours": take(1)}, out=out, json_output=True)
+    main_command(folder, str(drawn_sam), TINY, out, True)
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(out.read_text())
+    assert printed == {**json.loads(out.read_text()), "warnings": []}
     assert printed["sam"]["file"] == "sam.pt"
-    assert len(printed["sam"]["sha256"]) == 64
     assert printed["settings"]["strengths"][1] == {"name": "noisy", "blur": 0.5, "shift": 1.0, "noise": 0.1, "others": 0.0}
-    evaluate_photos(folder, sam_checkpoint=drawn_sam, settings=TINY, rules={"ours": take(1)})
-    assert capsys.readouterr().out.startswith("rule  points  strength")
+    main_command(folder, str(drawn_sam), TINY)
+    assert capsys.readouterr().out.startswith("rule     points  strength")
 
 
 def test_command_tries_everything_before_it_measures(
@@ -455,29 +403,9 @@ def test_command_tries_everything_before_it_measures(
 ) -> None:
     monkeypatch.setattr(photos, "measure", lambda *_, **__: pytest.fail("measured first"))
     with pytest.raises(OutputError, match="folder"):
-        evaluate_photos(folder, sam_checkpoint=drawn_sam, settings=TINY, rules={}, out=tmp_path)
-    with pytest.raises(InputError, match="no photos"):
-        evaluate_photos(tmp_path, sam_checkpoint=drawn_sam, settings=TINY, rules={})
-
-
-def test_command_line_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(photos, "evaluate_photos", lambda folder, **options: calls.append((folder, options)))
-    assert CliRunner().invoke(app, ["evaluate", "photos", "data"]).exit_code == 0
-    options = "--photos 3 --split tune --sam-checkpoint x.pt --device cpu --out r.json --json"
-    assert CliRunner().invoke(app, ["evaluate", "photos", "data", *options.split()]).exit_code == 0
-    defaults = {"sam_checkpoint": "mobile-sam", "settings": Settings(), "out": None, "json_output": False, "device": None}
-    assert calls[0] == (Path("data"), defaults)
-    assert calls[1] == (
-        Path("data"),
-        {
-            "sam_checkpoint": "x.pt",
-            "settings": Settings("tune", 3),
-            "out": Path("r.json"),
-            "json_output": True,
-            "device": "cpu",
-        },
-    )
+        main_command(folder, str(drawn_sam), TINY, tmp_path)
+    with pytest.raises(InputError, match="CamVid"):
+        main_command(tmp_path, str(drawn_sam), TINY)
 
 
 @pytest.mark.slow

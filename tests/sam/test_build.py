@@ -158,18 +158,17 @@ def test_vit_t_without_weights_and_back_from_its_own_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("small_vit_b")
-def test_building_under_another_default_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_under_another_default_dtype(tmp_path: Path) -> None:
     path = save(tiny_sam(seed=7).state_dict(), tmp_path)
     expected = predictions(build_sam("vit_b", path, device="cpu"))
     torch.set_default_dtype(torch.float64)
     try:
         sam = build_sam("vit_b", path, device="cpu")
-        assert {t.dtype for t in [*sam.parameters(), *sam.buffers()]} == {torch.float32}
-        got = predictions(sam)
     finally:
         torch.set_default_dtype(torch.float32)
-    for one, other in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert {t.dtype for t in [*sam.parameters(), *sam.buffers()]} == {torch.float32}
+    for value, right in zip(predictions(sam), expected, strict=True):
+        np.testing.assert_array_equal(value, right)
 
 
 # half precision

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from text2sam.checks import check_number
-from text2sam.errors import InputError
+from text2sam.errors import InputError, one_line
 from text2sam.files import write_json
-from text2sam.tables import aligned, one_line
+from text2sam.tables import aligned
 
 LONGEST_REASON = 500
 """Characters of a reason that are kept."""
@@ -118,18 +118,16 @@ class Report:
         """
         if most < 0:
             raise InputError(f"most must be at least 0, not {most!r}")
-        lines = aligned(
-            [
-                ["images", str(self.images), ""],
-                ["  done", str(self.done), "something was found"],
-                ["  empty", str(self.empty), "nothing was found"],
-                ["  failed", str(len(self.failed)), ""],
-                ["  skipped", str(self.skipped), "finished in an earlier run"],
-            ]
-        )
+        counts = [
+            ["done", str(self.done), "something was found"],
+            ["empty", str(self.empty), "nothing was found"],
+            ["failed", str(len(self.failed)), ""],
+            ["skipped", str(self.skipped), "finished in an earlier run"],
+        ]
+        lines = [aligned(["images", str(self.images), ""], counts)]
         if self.objects:
-            counts = [[f"  {_shorten(one_line(label), _LONGEST_PATH)}", str(n)] for label, n in self.objects.items()]
-            lines += aligned([["objects", str(sum(self.objects.values()))], *counts])
+            found = [[_shorten(one_line(label), _LONGEST_PATH), str(n)] for label, n in self.objects.items()]
+            lines.append(aligned(["objects", str(sum(self.objects.values()))], found))
         lines.append(f"{self.seconds:.1f} s, {self.images_per_second:.2f} images/s")
         lines += self.notes
         return "\n".join(lines + _failures(self.failed, most))

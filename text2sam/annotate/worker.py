@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -158,8 +158,7 @@ class Worker:
             item, image = batch[done].item, encoded[done]
             encoded[done] = record = None
             with trouble:
-                assert image is not None
-                record = self._segment(item, image, fresh)
+                record = self._segment(item, cast(EncodedImage, image), fresh)
             image = None
             if trouble and not (trouble.memory and len(batch) > 1):
                 record = Record(item.path, reason=trouble.reason(item))

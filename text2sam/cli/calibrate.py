@@ -13,8 +13,9 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, Json, app, check_folder, split_list
 from text2sam.cli.options import Against, ImageOptions, ModelOptions, with_options
-from text2sam.cli.output import echo, print_json, table
+from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError, OutputError
+from text2sam.tables import aligned
 
 _PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _COLUMNS = ("image", "text", "present")
@@ -87,7 +88,7 @@ def calibrate(
         ["falsely found", f"{100 * calibration.false_rate:.1f} % of the absent"],
         ["AUROC", f"{calibration.auroc:.3f}"],
     ]
-    echo(table(None, rows))
+    echo(aligned(None, rows))
     echo(f"calibration in {out}", to_stderr=True)
 
 

@@ -9,7 +9,8 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, Json, Out, app, check_folder, split_list
 from text2sam.cli.options import Device
-from text2sam.cli.output import corners, echo, figures, print_json, table
+from text2sam.cli.output import corners, echo, figures, print_json
+from text2sam.tables import aligned
 
 
 @app.command(epilog=CODES_HELP)
@@ -30,7 +31,7 @@ def demo(
         print_json({**record, "out": str(out)})
         return
     echo(
-        table(
+        aligned(
             ["scene", "text", "answer", "presence", "score", "IoU", "box", "files"],
             [
                 [

@@ -10,8 +10,9 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
-from text2sam.cli.output import corners, echo, print_json, table
+from text2sam.cli.output import corners, echo, print_json
 from text2sam.errors import InputError
+from text2sam.tables import aligned
 
 _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles")
 
@@ -55,7 +56,7 @@ def explain(
         stem = f"{file_stems(image, [text])[0]}_words"
         figure = plot.words(pixels, explanation)
         document = explanation.to_json()
-        lines = table(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in explanation.ranked()])
+        lines = aligned(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in explanation.ranked()])
     else:
         model = models.build()
         if calibration is not None:
@@ -99,11 +100,11 @@ def describe(result: Mapping[str, Any]) -> str:
         ("strategy", result["strategy"]),
         ("why", result["reason"] or "SAM was not asked"),
     ]
-    parts = [table(None, [[name, value] for name, value in facts if value])]
+    parts = [aligned(None, [[name, value] for name, value in facts if value])]
     objects, masks = result["objects"], result["candidates"]
     if objects:
         rows = [[str(n), f"{o['score']:.3f}", corners(o["box"]), str(o["area"])] for n, o in enumerate(objects, 1)]
-        parts.append(table(["object", "score", "box", "area"], rows))
+        parts.append(aligned(["object", "score", "box", "area"], rows))
     if masks:
         names = list(masks[0]["figures"])
         rows = [
@@ -115,7 +116,7 @@ def describe(result: Mapping[str, Any]) -> str:
             ]
             for number, mask in enumerate(masks, 1)
         ]
-        parts.append(table(["mask", "chosen", "score", *names, "area"], rows))
+        parts.append(aligned(["mask", "chosen", "score", *names, "area"], rows))
     return "\n\n".join(parts)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_CORRUPT, Json, app, new_app
-from text2sam.cli.output import echo, print_json, table
+from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError, WeightsError
+from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     from text2sam.zoo.download import VerifyResult
@@ -120,10 +121,10 @@ def list_models(as_json: Json = False) -> None:
         print_json({"cache": str(cache_folder()), "files": listed, "presets": described})
         return
     rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
-    echo(table(["name", "kind", "size", "licence", "cached", "what it is"], rows))
+    echo(aligned(["name", "kind", "size", "licence", "cached", "what it is"], rows))
     echo("")
     echo(
-        table(
+        aligned(
             ["preset", "clip", "sam", "ready", "what it is"],
             [
                 [name, *parts, "yes" if all(files[p].cached for p in parts) else "no", PRESETS[name].description]
@@ -172,7 +173,7 @@ def verify_models(
     """Compare the SHA-256 of files with the recorded one."""
     chosen = named_files(names) if names else [f for f in model_files().values() if f.shipped or f.path.is_file()]
     results = [_verify(file) for file in chosen]
-    echo(table(["name", "status", "finding"], [[r.name, r.status, r.detail] for r in results]))
+    echo(aligned(["name", "status", "finding"], [[r.name, r.status, r.detail] for r in results]))
     if not all(r.ok for r in results):
         raise typer.Exit(EXIT_CORRUPT)
 

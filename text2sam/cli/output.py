@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -100,29 +100,6 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Prints a document with the hints as ``"warnings"``; in ASCII, so that any terminal and pipe takes it."""
     typer.echo(json.dumps({**document, "warnings": list(hints.texts)}, indent=2, allow_nan=False))
     hints.texts = {}
-
-
-def table(headers: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns. On a terminal long cells are wrapped; in pipes and files each row is one line of plain text.
-
-    Args:
-        headers: of the columns; None for a table without them.
-        rows: of cells.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=headers is not None)
-    for header in headers or [""] * len(rows[0]):
-        grid.add_column(Text(one_line(header)), overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(one_line(cell)) for cell in row))
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 1_000_000, force_terminal=terminal, color_system="auto" if terminal else None)
-    with console.capture() as captured:
-        console.print(grid)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def figures(result: Segmentation) -> list[str]:

@@ -23,8 +23,9 @@ from text2sam.cli.common import (
     split_list,
 )
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
-from text2sam.cli.output import corners, echo, figures, print_json, table
+from text2sam.cli.output import corners, echo, figures, print_json
 from text2sam.errors import InputError, one_line
+from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def segment(
             ]
             for result, written in zip(results, files, strict=True)
         ]
-        echo(table(["text", "present", "presence", "score", "objects", "box", "files"], rows))
+        echo(aligned(["text", "present", "presence", "score", "objects", "box", "files"], rows))
         echo(f"files in {out}", to_stderr=True)
     if require_present and not all(result.present for result in results):
         raise typer.Exit(EXIT_ABSENT)

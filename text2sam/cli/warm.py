@@ -10,8 +10,9 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
 from text2sam.cli.options import BatchSize, FolderOptions, ImageOptions, Method, ModelOptions, Tiles, parse_tiles, with_options
-from text2sam.cli.output import echo, print_json, table
+from text2sam.cli.output import echo, print_json
 from text2sam.errors import one_line
+from text2sam.tables import aligned
 
 
 @app.command(epilog=CODES_HELP)
@@ -47,7 +48,7 @@ def warm(
         print_json({**report.to_json(), "failed": [{"path": path, "reason": reason} for path, reason in failed]})
     else:
         rows = [["made", str(report.made)], ["found", str(report.found)], ["failed", str(len(failed))]]
-        echo(table(["embeddings", "images"], rows))
+        echo(aligned(["embeddings", "images"], rows))
         for path, reason in failed:
             echo(one_line(f"{path}: {reason}"))
         echo(f"embeddings in {embeddings}", to_stderr=True)

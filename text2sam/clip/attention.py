@@ -1,9 +1,9 @@
 """The kinds of attention that turn a CLIP into a map, as one table, and the one function that computes any of them.
 
-A kind is a second path beside the original one: it reads the queries, keys and values of the original path (for a head of d
-channels, (L, d) each, L tokens with the class token first) and differs in what it lets attend to what, in how many of the
-last blocks, and in what else of a block it keeps. :data:`KINDS` says all of that; :data:`METHODS` says which tokens and
-which text features a similarity map is then made of.
+A kind is a second path beside the original one. It reads the queries, keys and values of the original path (for a head of d
+channels, (L, d) each, L tokens with the class token first), and differs in what attends to what, in how many of the last
+blocks, and in which other parts of a block it keeps: :data:`KINDS`. :data:`METHODS` says which tokens and text features a
+similarity map is made of.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AttentionKind:
 
     Attributes:
         name: key in :data:`KINDS`.
-        source: the paper, its arXiv number, and what of it is our reading.
+        source: the paper, its arXiv number, and where we had to interpret it.
         products: the logits are these, over sqrt(d); each goes through a softmax of its own and weights the values. Without
             any, each token keeps its own value.
         mean: the results of several products are averaged; otherwise added up.
@@ -41,7 +41,7 @@ class AttentionKind:
         iterations: None takes ``q``, ``k`` and ``v`` as they are. A number attends this many times from each to itself
             first, L2-normalised before every attention, the one over the values included; the logits are then cosines times
             the mean length of the tokens that enter the attention over sqrt(d).
-        blocks: how many of the last blocks have the second path; None, as many as surgery is asked to operate on.
+        blocks: how many of the last blocks have the second path; None: as many as ``depth``.
         residual: the path starts from the stream that enters its first block, and each block adds to it.
         mlp: each block's MLP follows, with its own residual.
         pool: a ResNet's attention pool can have it too.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -15,8 +14,11 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number
 from text2sam.clip.attention import KINDS, METHODS, check_method
 from text2sam.clip.attention import Method as Method
+from text2sam.clip.features import ImageFeatures as ImageFeatures
+from text2sam.clip.features import tokens_for
+from text2sam.clip.labels import check_labels, check_request, without
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
-from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text, hint_of
+from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise, presence_logit
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
@@ -26,26 +28,6 @@ from text2sam.errors import InputError
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike, read_image
 from text2sam.types import SimilarityMap
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures:
-    """What CLIP knows of one image: kept, so that further texts cost no further encoding.
-
-    Attributes:
-        surgery: (1 + gh*gw, C) float32 L2-normalised tokens of the surgery path, class token first.
-        raw: (1 + gh*gw, C) float32 L2-normalised tokens of the original path.
-        grid: (gh, gw).
-        shape: (H, W) of the image in pixels.
-        others: kind of attention (:data:`text2sam.clip.attention.KINDS`) -> its tokens likewise, for the kinds that were asked
-            for; their class token is that of ``raw``.
-    """
-
-    surgery: torch.Tensor
-    raw: torch.Tensor
-    grid: tuple[int, int]
-    shape: tuple[int, int]
-    others: Mapping[str, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
 
 class ClipSurgery:
@@ -117,7 +99,7 @@ class ClipSurgery:
         self.presence_rivals = check_number("presence_rivals", presence_rivals, 0, 1)
         self.mean = per_channel("mean", mean if mean is not None else self.tower.mean or OPENAI_MEAN)
         self.std = per_channel("std", std if std is not None else self.tower.std or OPENAI_STD)
-        self.vocabulary = tuple(_labels(vocabulary, "vocabulary") or ())
+        self.vocabulary = tuple(check_labels(vocabulary, "vocabulary") or ())
         if dtype is not None or self.device.type == "cpu":
             dtype = check_dtype(dtype, self.device)
             model = model.to(dtype)
@@ -266,7 +248,7 @@ class ClipSurgery:
             InputError: ``method`` is unknown, or its tokens are not in ``features``; or, for feature surgery, ``against`` is
                 empty or names nothing but the text.
         """
-        wanted, labels = _request(texts, against, method)
+        wanted, labels = check_request(texts, against, method)
         if not wanted:
             return []
         tokens = tokens_for(features, method)
@@ -311,15 +293,15 @@ class ClipSurgery:
 
     def prepare(self, texts: Sequence[str], *, against: Sequence[str] | None = None, method: Method = "surgery") -> None:
         """Encodes texts ahead of an image, in one batch; raises what :meth:`maps` would raise for them."""
-        wanted, labels = _request(texts, against, method)
+        wanted, labels = check_request(texts, against, method)
         if wanted:
             self.encode_texts([*wanted, *(labels or ()), ""])
             if self.vocabulary:
                 self._names([*wanted, *(labels or ()), *self.vocabulary])
 
     def hint(self, text: str) -> str | None:
-        """Advice about a text in a script that this CLIP was not trained on; None where there is none to give."""
-        return hint_of(self.prompts.tokenizer, text)
+        """Advice about a text, such as one in a script that the tokenizer was not made for; None when there is none."""
+        return self.prompts.hint(text)
 
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""
@@ -343,14 +325,14 @@ class ClipSurgery:
             PromptError: the text is empty or too long.
         """
         text = check_text(text)
-        rivals = _without(text, [*(self.vocabulary or [""]), *(_labels(against) or ())]) or [""]
+        rivals = without(text, [*(self.vocabulary or [""]), *(check_labels(against) or ())]) or [""]
         encode = self._names if self.vocabulary else self.prompts
         weights = {"offset": self.presence_offset, "rivals": self.presence_rivals, "peak": self.presence_peak}
         with exact(features.raw.device):
             logits = (encode([text, *rivals]) @ features.raw[0]).cpu()  # (1 + R,)
             logits *= self._logit_scale().cpu()
             odds = 0.0
-            if self.presence_peak and _without(text, self.vocabulary):
+            if self.presence_peak and without(text, self.vocabulary):
                 odds = self.region_odds(features, text, self._hottest(features, text))
             return float(presence_logit(logits, odds=odds, **weights).sigmoid())
 
@@ -370,7 +352,7 @@ class ClipSurgery:
             PromptError: the text is empty or too long.
             InputError: there is no vocabulary, ``shares`` is not on the grid, or the region is empty.
         """
-        others = _without(check_text(text), self.vocabulary)
+        others = without(check_text(text), self.vocabulary)
         if not others:
             raise InputError("region_odds sets a text against a vocabulary; give ClipSurgery one")
         if shares.shape != features.grid or not shares.any():
@@ -411,14 +393,14 @@ class ClipSurgery:
         for text in dict.fromkeys(texts):
             if text in columns:
                 continue
-            label_set = labels if text in labels else [text, *_without(text, labels)]
+            label_set = labels if text in labels else [text, *without(text, labels)]
             result = self.similarities(features, self.encode_texts(label_set), method)
             columns.update({label: result[:, i] for i, label in enumerate(label_set) if label == text or label_set is labels})
         return torch.stack([columns[text] for text in texts], dim=1)
 
     def _against_vocabulary(self, features: ImageFeatures, text: str, method: Method) -> torch.Tensor:
         """(1 + N,) similarities of one text, with the vocabulary as the label set."""
-        others = _without(text, self.vocabulary)
+        others = without(text, self.vocabulary)
         if not others:
             return self.similarities(features, self.encode_texts([text]), method, self.encode_texts([""]))[:, 0]
         return self.similarities(features, torch.cat([self.encode_texts([text]), self._names(others)]), method)[:, 0]
@@ -479,51 +461,3 @@ class ClipSurgery:
 
 def _normalized(tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(tokens.float(), dim=-1)
-
-
-def tokens_for(features: ImageFeatures, method: Method) -> torch.Tensor:
-    """(1 + gh*gw, C) tokens, class token first, that a method's maps are made of.
-
-    Raises:
-        InputError: the image was not encoded for the method.
-    """
-    name = METHODS[method].tokens
-    tokens = {"architecture": features.surgery, "raw": features.raw}.get(name, features.others.get(name))
-    if tokens is None:
-        raise InputError(
-            f"these features are of an image that was not encoded for method={method!r}; encode it with "
-            f"encode([image], methods=[{method!r}])"
-        )
-    return tokens
-
-
-def _request(texts: Sequence[str], against: Sequence[str] | None, method: Method) -> tuple[list[str], list[str] | None]:
-    check_method(method)
-    if isinstance(texts, str):
-        raise InputError(f"texts must be a sequence of strings; for one text pass [{texts!r}]")
-    wanted = [check_text(text) for text in texts]
-    labels = _labels(against)
-    alone = [text for text in wanted if labels is not None and not _without(text, labels)]
-    if METHODS[method].removes and alone:
-        raise InputError(
-            f"against={labels!r} leaves {alone[0]!r} alone in its label set, where feature surgery gives 0 everywhere; "
-            "name at least one other text or pass against=None"
-        )
-    return wanted, labels
-
-
-def _without(text: str, others: Sequence[str]) -> list[str]:
-    """``others`` without repeats and without the text itself; CLIP's tokenizer knows no case."""
-    return [other for other in dict.fromkeys(others) if other.casefold() != text.casefold()]
-
-
-def _labels(given: Sequence[str] | None, name: str = "against") -> list[str] | None:
-    """Texts, stripped; of texts that differ in case alone the first."""
-    if given is None:
-        return None
-    if isinstance(given, str) or not isinstance(given, Collection):
-        raise InputError(f"{name} must be a sequence of strings, such as ['dog'], not {given!r}")
-    distinct: dict[str, str] = {}
-    for text in given:
-        distinct.setdefault(check_text(text).casefold(), check_text(text))
-    return list(distinct.values())

@@ -70,21 +70,6 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return given
 
 
-def hint_of(tokenizer: Tokenizer, text: str) -> str | None:
-    """Advice about a text in a script that a tokenizer was not made for; None where there is none to give."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    foreign = [
-        c for c in text if c.isalpha() and not unicodedata.name(c, "LATIN").startswith(("LATIN", "FEMININE", "MASCULINE"))
-    ]
-    if not foreign or not isinstance(tokenizer, SimpleTokenizer):
-        return None
-    return (
-        f"{text!r} is not written in Latin letters, and this CLIP was trained on English texts: what it finds, or misses, says "
-        "little; translate the text, or use a multilingual CLIP"
-    )
-
-
 class PromptEnsemble:
     """Text features of a model, averaged over templates and cached.
 
@@ -164,6 +149,10 @@ class PromptEnsemble:
             self._fill(missing)
         device = next(self._model.parameters()).device
         return torch.stack([self._memory[t] for t in texts]).to(device)
+
+    def hint(self, text: str) -> str | None:
+        """Advice about a text that can be encoded, but that the text tower is unlikely to know; None when there is none."""
+        return self._tower.hint(text)
 
     def forget(self) -> None:
         """Drops what was computed from the weights, also by ensembles made with :meth:`using`; needed after they changed."""

@@ -1,9 +1,9 @@
 """Several sizes of one image: their tokens as one.
 
-An object fills few patches of a small image and many of a large one, and CLIP knows it best at the size it has
-learned it at. Tokens of several sizes, averaged where they lie, keep what the sizes agree on. Multi-scale inference is
-common in semantic segmentation (e.g. arXiv 1606.00915, section 4.1); similarity is linear in the tokens, so that
-averaging them is averaging maps, but for the length of the mean.
+An object fills few patches of a small image and many of a large one, and CLIP recognises it best at the size it was
+trained on. The mean of the tokens of several sizes keeps what the sizes agree on. Multi-scale inference is common in
+semantic segmentation (e.g. arXiv 1606.00915, section 4.1). Similarity is linear in the tokens, so averaging tokens is
+averaging maps, up to the length of the mean.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def average_scales(scales: Sequence[TowerTokens], grid: tuple[int, int]) -> Towe
         return scales[0]
 
     def mean(kind: Sequence[torch.Tensor]) -> torch.Tensor:
-        every = [resize_tokens(tokens, one.grid, grid) for tokens, one in zip(kind, scales, strict=True)]
+        every = [resize_tokens(tokens, scale.grid, grid) for tokens, scale in zip(kind, scales, strict=True)]
         return F.normalize(torch.stack(every).mean(dim=0), dim=-1)
 
     return TowerTokens(
-        mean([one.surgery for one in scales]),
-        mean([one.raw for one in scales]),
+        mean([scale.surgery for scale in scales]),
+        mean([scale.raw for scale in scales]),
         grid,
-        {name: mean([one.others[name] for one in scales]) for name in scales[0].others},
+        {name: mean([scale.others[name] for scale in scales]) for name in scales[0].others},
     )

@@ -1,16 +1,14 @@
 """Overlapping tiles of a large picture, and the blending of what is computed on them: pure functions.
 
-Everything is laid on one grid of cells. A cell is what one patch token of a tile stands for, so a tile has as many cells
-as the model's input has patches, the cells of the picture are whole numbers of rows and columns stretched over it, and
-tiles begin on whole cells. A picture resized once to the grid's own resolution (one patch of pixels a cell) then has its
-tiles as plain windows: every token of a tile falls exactly on one cell, nothing is resampled, and where the grid is that of
-one tile, what comes out is the picture resized to the model's input, as without tiles.
+All tiles lie on one grid of cells. A cell is the area of one patch token, so a tile has as many cells as the model's input has
+patches; the grid is stretched over the picture, and tiles begin on whole cells. The picture is resized once, to one patch of
+pixels per cell. Tiles are windows of that: every token of a tile falls exactly on one cell, and nothing is resampled. A grid of
+one tile is the picture resized to the model's input, as without tiles.
 
-Tokens are blended, not maps: the similarities of CLIP Surgery are linear in the patch tokens (its weights come from the
-class token alone), so a weighted mean of L2-normalised tokens has the weighted mean of the tiles' maps, for every text and
-label set to come, and no text needs a pass over the tiles. Blending before L2-normalisation would let long tokens outvote
-others. The blended tokens are L2-normalised once more: where tiles disagree that divides the mean by its length, the same
-for all texts.
+Tokens are blended, not maps. The similarities of CLIP Surgery are linear in the patch tokens (its weights come from the class
+token alone), so a weighted mean of L2-normalised tokens has the weighted mean of the tiles' maps, for every text and label
+set, and no text needs a pass over the tiles. Tokens are normalised before blending, or long tokens would outvote others, and
+once more afterwards, which divides the mean by its length, the same for all texts.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 
 from text2sam import __version__
-from text2sam.cli.output import table as aligned
 from text2sam.clip.prompts import PromptEnsemble, Tokenizer, ensemble_templates
 from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
@@ -48,6 +47,7 @@ from text2sam.lab.experiments import plain
 from text2sam.lab.output import reporting
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes.choose import mask_iou
+from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     from text2sam.demo import DemoScene

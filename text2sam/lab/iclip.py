@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from text2sam import __version__
-from text2sam.cli.output import table as aligned
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.towers import evaluating, vit_stream
 from text2sam.errors import InputError, StateError
@@ -35,6 +34,7 @@ from text2sam.lab.output import reporting
 from text2sam.lab.sticker.evaluate import VARIANTS, MapTally, evaluation_scenes
 from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import THINGS, Scene, World
+from text2sam.tables import aligned
 from text2sam.targets import check_text
 from text2sam.tasks._inputs import logit_scale_of
 from text2sam.tasks.iclip import ICLIP, TokenPath

@@ -281,8 +281,7 @@ def _bare_clip(architecture: str) -> tuple[Any, Any]:
             if architecture in open_clip.list_models():
                 return open_clip.create_model(architecture, pretrained=None), open_clip.get_tokenizer(architecture)
     except (RuntimeError, ValueError, TypeError, OSError, KeyError) as error:
-        hint = f" ({LOCAL} needs open_clip_torch 3)" if architecture.startswith(LOCAL) else ""
-        raise InputError(f"open_clip cannot build clip_model {architecture!r}{hint}: {error}") from error
+        raise InputError(f"open_clip cannot build clip_model {architecture!r}: {error}") from error
     raise InputError(f"clip_model must be one of open_clip.list_models(), or {LOCAL}FOLDER, not {architecture!r}")
 
 

@@ -94,6 +94,10 @@ class TextTower(Protocol):
         """
         ...
 
+    def hint(self, text: str) -> str | None:
+        """Advice about a text that the tower can encode, but is unlikely to know."""
+        ...
+
     def features(self, tokens: torch.Tensor) -> torch.Tensor:
         """(P, C) text features of (P, L) token ids, not normalised."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from text2sam.errors import PromptError, UnsupportedModelError
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
+_CLIPS_A = (49406, 320, 49407)  # what "a" is to CLIP's own tokenizer, whoever's code it is in
+_LATIN = ("LATIN", "FEMININE", "MASCULINE")  # how Unicode names begin; the latter two of Spanish ordinals
 _WORD = " x"  # a word put behind a prompt, to see whether the tokenizer still sees what stands there
 
 
@@ -26,7 +29,7 @@ class OpenClipText:
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._padding: int | None = None
+        self._a: torch.Tensor | None = None
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """(P, L) int64 token ids on the CPU.
@@ -38,16 +41,32 @@ class OpenClipText:
             UnsupportedModelError: the tokenizer gives no token ids, or ids that the text tower does not know.
         """
         tokens = self._ids(prompts)
-        if self._padding is None:
-            self._padding = int(self._ids(["a"])[0, -1])
+        padding = int(self._short()[-1])
         # rows that end in two padding tokens are not cut; padding may be the end token, which a cut row has once
-        rows = (tokens[:, -2:] != self._padding).any(dim=1).nonzero().flatten().tolist()
+        rows = (tokens[:, -2:] != padding).any(dim=1).nonzero().flatten().tolist()
         longer = self._ids([prompts[row] + _WORD for row in rows]) if rows else tokens[:0]
         for row, other in zip(rows, longer, strict=True):
             if torch.equal(tokens[row], other):
                 start = prompts[row][:60]
                 raise PromptError(f"the prompt {start!r}... has more than {tokens.shape[1]} tokens")
         return tokens
+
+    def hint(self, text: str) -> str | None:
+        """Advice about a text in letters of another script than the tokenizer was made for; None when there is none."""
+        letters = [c for c in text if c.isalpha()]
+        foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith(_LATIN)]
+        if 2 * len(foreign) <= len(letters) or tuple(self._short()[:3].tolist()) != _CLIPS_A:
+            return None
+        return (
+            f"{text!r} is not written in Latin letters, and this CLIP was trained on English texts: what it finds, or misses, "
+            "says little; translate the text, or use a multilingual CLIP"
+        )
+
+    def _short(self) -> torch.Tensor:
+        """(L,) token ids of a text that is padded for certain."""
+        if self._a is None:
+            self._a = self._ids(["a"])[0]
+        return self._a
 
     def _ids(self, prompts: Sequence[str]) -> torch.Tensor:
         try:

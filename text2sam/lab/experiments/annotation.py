@@ -45,7 +45,6 @@ from PIL import Image
 from text2sam import __version__
 from text2sam.annotate.journal import JOURNAL, STATE, chunks_of
 from text2sam.annotate.sources import find_images
-from text2sam.cli.output import table as aligned
 from text2sam.errors import InputError, Text2SamError, one_line
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import export
@@ -58,6 +57,7 @@ from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
 from text2sam.lab.output import reporting, track
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
+from text2sam.tables import aligned
 
 SEEDS = 4_000_000
 """First seed of the scenes. Training draws from 1,000,000,000 upwards, ``evaluate sticker`` from 2,000,000 (reporting) and

@@ -36,7 +36,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from text2sam import __version__
-from text2sam.cli.output import table as aligned
 from text2sam.errors import InputError
 from text2sam.lab.datasets import Dataset, open_dataset
 from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
@@ -46,6 +45,7 @@ from text2sam.recipes.choose import MaskRule, mask_iou
 from text2sam.recipes.points import points_from_similarity
 from text2sam.sam.build import build_predictor
 from text2sam.sam.predictor import MaskPredictor, predict_points
+from text2sam.tables import aligned
 from text2sam.types import PointPrompts, SimilarityMap
 
 THINGS = ("car", "pedestrian", "bicyclist", "sign", "pole")

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
-from text2sam.cli.output import table as aligned
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
 from text2sam.lab.metrics import (
@@ -40,6 +39,7 @@ from text2sam.lab.output import reporting, track
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
+from text2sam.tables import aligned
 from text2sam.types import Segmentation
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from text2sam.cli.output import table as aligned
 from text2sam.errors import one_line
+from text2sam.tables import aligned
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "recognition": {"map": "mAP"},

@@ -1,0 +1,77 @@
+"""The commands of the lab on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from text2sam.errors import InputError
+from text2sam.lab import bench, runner
+from text2sam.lab.cli import DataOptions, register
+from text2sam.lab.experiments import annotation, photos, sticker
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the commands hand on to the modules that measure."""
+    made: list[Any] = []
+    for module in (bench, photos, sticker, annotation, runner):
+        monkeypatch.setattr(module, "main_command", lambda *given, **named: made.append((given, named)))
+    return made
+
+
+def run(line: str) -> Any:
+    app = typer.Typer()
+    register(app)
+    return CliRunner().invoke(app, line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluate semantic voc --method itsm --compare gem", "give one of the two"),
+        ("evaluate semantic voc --option x", "KEY=VALUE"),
+        ("evaluate semantic voc --option a=1 --option a=2", "given twice"),
+        ("evaluate semantic voc --no-background --option background=true", "given twice"),
+        ("evaluate semantic voc --method magic", "method must be one of"),
+        ("evaluate recognition voc --preset none", "none"),
+        ("evaluate recognition voc --sam-checkpoint x.pt", "CLIP alone"),
+        ("evaluate recognition voc --scales a", "--scales"),
+    ],
+)
+def test_unusable_options(line: str, message: str, calls: list[Any]) -> None:
+    result = run(line)
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
+    assert calls == []
+
+
+def test_bench_and_the_experiments(calls: list[Any]) -> None:
+    assert run("bench text --device cpu --json").exit_code == 0
+    assert calls.pop() == (("text", None, True, bench.Settings(device="cpu")), {})
+    assert run("evaluate sticker --scenes 3 --split tune --strategy paper,objects --strategy paper").exit_code == 0
+    assert calls.pop() == ((sticker.Settings(scenes=3, split="tune"), None, False, None), {})
+    assert run("evaluate photos data --photos 2 --out r.json").exit_code == 0
+    assert calls.pop() == ((Path("data"), "mobile-sam", photos.Settings(photos=2), Path("r.json"), False, None), {})
+    assert run("evaluate annotation --kills 1 --no-undisturbed").exit_code == 0
+    assert calls.pop() == ((annotation.Settings(kills=1, undisturbed=False), None, False, None), {})
+
+
+def test_tasks(calls: list[Any]) -> None:
+    line = "evaluate explainability voc --root d --compare all --average classes --image-size 96 --templates short --limit 3"
+    assert run(line).exit_code == 0
+    [((settings, name, choice), options)] = calls
+    assert (settings.task, settings.average, len(settings.methods), name) == ("explainability", "classes", 10, "voc")
+    assert choice == runner.ModelChoice(image_size=96, short_templates=True)
+    assert (options["root"], options["limit"], options["options"], options["json_output"]) == (Path("d"), 3, {}, False)
+
+
+def test_options_of_readers_are_json_or_text() -> None:
+    data = DataOptions("voc", reader_option=["a=1", "b=true", "c=x=y", "d=[1, 2]"])
+    assert data.reader_options(False) == {"background": False, "a": 1, "b": True, "c": "x=y", "d": [1, 2]}
+    assert json.dumps(data.reader_options())
