@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from text2sam.annotate.report import LONGEST_REASON, Failure, Report
-from text2sam.errors import ImageError, InputError, OutputError, one_line
+from text2sam.errors import ImageError, InputError, OutputError
 from text2sam.image import read_image
 
 NOTHING: dict[str, Any] = {
