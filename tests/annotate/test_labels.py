@@ -246,7 +246,7 @@ def test_encodings(tmp_path: Path, encoding: str, name: str) -> None:
 def test_a_text_file_has_a_name_per_line(tmp_path: Path) -> None:
     labels = read(tmp_path, "# animals\ncat\n\n  black, white dog \nno\n12\n", "labels.TXT")
     assert labels.names == ("cat", "black, white dog", "no", "12")
-    with pytest.raises(PromptError, match=r"labels\.txt', label 2: .*names something"):
+    with pytest.raises(PromptError, match=r"labels\.txt': label 2: .*names something"):
         read(tmp_path, "cat\n\n--\n", "labels.txt")
 
 

@@ -315,6 +315,22 @@ def test_places_that_are_none(where: str, tmp_path: Path) -> None:
         list(read_table(where if "://" in where else tmp_path / where))
 
 
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t.parquet", [{"path": "a"}])
+    (tmp_path / "no.parquet").touch()
+    for source, options, said in (
+        (table, {"paths": "name"}, "has no column 'name'; it has path"),
+        (table, {"content": "data"}, "no column 'data'"),
+        (tmp_path / "no.parquet", {}, "cannot be read"),
+        (tmp_path / "gone.parquet", {}, "no table"),
+        (tmp_path / "gone", {}, "no folder"),
+        ("nothing://here", {}, "cannot be reached"),
+    ):
+        with pytest.raises(InputError, match=said):
+            annotate_table(model, source, LABELS, tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 # Ray itself
 
 
@@ -424,9 +440,6 @@ def test_images_in_a_table(cluster: Any, images: Path, undisturbed: Any, tmp_pat
     report = annotate_table(worker_model(tmp_path), tmp_path / "t.parquet", LABELS, tmp_path / "out", **how)
     assert (report.done, len(report.failed)) == (17, 3)
     assert same_images(tmp_path / "out", undisturbed, tmp_path / "coco")
-    for wrong, said in (({"paths": "nothing"}, "nothing"), ({"content": "nothing"}, "nothing")):
-        with pytest.raises(Text2SamError, match=said):
-            annotate_table(model, tmp_path / "t.parquet", LABELS, tmp_path / "b", **(how | wrong))
 
 
 def test_a_model_that_cannot_be_sent(cluster: Any, tmp_path: Path) -> None:

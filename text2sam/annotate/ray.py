@@ -511,6 +511,8 @@ def annotate_table(
     _ray()
     (origin, start), (store, place) = (_at(os.fspath(path), filesystem) for path in (source, out))
     table = start.lower().endswith(".parquet")
+    columns = [paths, *([content] if content else [])] if table else ["path", "bytes"]
+    _check_source(origin, start, columns if table else None)
     _begin(store, place, {**settings_of(wanted, how_to), "batch_size": batch_size}, overwrite)
     before = _rows(store, place)
     finished = frozenset(path for path, row in before.items() if not (retry_failed and row["status"] == "failed"))
@@ -521,13 +523,14 @@ def annotate_table(
         embeddings=None if embeddings is None else Path(embeddings).absolute(),
         model=next((row["model"] for row in before.values()), ""),
         threads=1,  # the number of cores must not show in the results
-        columns=[paths, *([content] if content else [])] if table else ["path", "bytes"],
+        columns=columns,
         root="" if table else start,
         finished=finished,
     )
     with _hands(cluster or Cluster(), job, MOST_ROWS) as (ray, how):
         if table:
-            data = ray.data.read_parquet(start, filesystem=origin, columns=[*job.columns], **_free(ray.data.read_parquet))
+            data = ray.data.read_parquet(start, filesystem=origin, **_free(ray.data.read_parquet))
+            data = data.select_columns(columns, **_free(data.select_columns))
         else:
             kinds = [suffix[1:] for suffix in suffixes()]
             how_to_read = {"include_paths": True, "file_extensions": kinds, **_free(ray.data.read_binary_files)}
@@ -551,6 +554,22 @@ def annotate_table(
     with store.open_output_stream(f"{place}/{_REPORT}") as stream:
         stream.write(json.dumps(report.to_json(), indent=2).encode())
     return report
+
+
+def _check_source(origin: Any, start: str, columns: Sequence[str] | None) -> None:
+    """Raises InputError when there is no such folder, or no table with these columns."""
+    import pyarrow.parquet as pq
+
+    try:
+        there = origin.get_file_info(start).type.name != "NotFound"
+        known = pq.ParquetFile(origin.open_input_file(start)).schema_arrow.names if there and columns else []
+    except Exception as error:  # pyarrow raises OSError, ValueError and others
+        raise InputError(f"{start!r} cannot be read: {_first_line(error)}") from error
+    if not there:
+        raise InputError(f"there is no {'table' if columns else 'folder'} {start!r}")
+    for column in columns or ():
+        if column not in known:
+            raise InputError(f"{start!r} has no column {column!r}; it has {', '.join(known)}")
 
 
 def _free(function: Any) -> dict[str, Any]:
