@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from text2sam.checks import check_shape
 from text2sam.clip.similarity import similarity_map
 from text2sam.errors import InputError
-from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of, check_shape
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
 fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -340,8 +341,9 @@ def _figure(**options: Any) -> Figure:
 def _canvas(shape: Sequence[int]) -> Axes:
     """Axes that fill a figure of an image's size in pixels."""
     h, w = shape[:2]
-    dpi = max(100.0, max(h, w) / 8)  # of a large image marks and letters grow with it
-    ax = _figure(figsize=((w + 0.01) / dpi, (h + 0.01) / dpi), dpi=dpi).add_axes((0, 0, 1, 1))
+    # of a large image marks and letters grow with it; a power of two gives back the image's size without rounding
+    dpi = 2.0 ** max(7, round(math.log2(max(h, w) / 8)))
+    ax = _figure(figsize=(w / dpi, h / dpi), dpi=dpi).add_axes((0, 0, 1, 1))
     ax.set_axis_off()
     return ax
 

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_number
-from text2sam.checks import check_shape as check_shape
+from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError
 from text2sam.files import write_png
 from text2sam.paint import overlay
 from text2sam.rle import roll, unroll
 
 if TYPE_CHECKING:
+    import torch
+
     from text2sam.image import ImageLike
 
 _T = TypeVar("_T")
@@ -48,6 +49,13 @@ def min_max(values: NDArray[Any], magnitude: float = 0.0) -> NDArray[np.float32]
         return np.zeros(values.shape, np.float32)
     scaled: NDArray[np.float32] = ((values - values.min()) / (values.max() - values.min())).astype(np.float32)
     return scaled
+
+
+def bilinear(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(B, C, h, w) -> (B, C, H, W), bilinear with half-pixel centres (``align_corners=False``)."""
+    import torch
+
+    return torch.nn.functional.interpolate(maps, tuple(shape), mode="bilinear", align_corners=False)
 
 
 class _Packed:
@@ -200,8 +208,7 @@ class SimilarityMap:
         h, w = check_shape(shape)
         import torch
 
-        grid = torch.from_numpy(self.normalized())[None, None]
-        image = torch.nn.functional.interpolate(grid, (h, w), mode="bilinear", align_corners=False)[0, 0]
+        image = bilinear(torch.from_numpy(self.normalized())[None, None], (h, w))[0, 0]
         return image.clamp_(0, 1).numpy()  # rounding leaves the range by a bit
 
     def peak(self, shape: Sequence[int]) -> tuple[float, float]:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from text2sam.errors import InputError
-from text2sam.types import NOISE
+from text2sam.types import NOISE, bilinear
 
 Weighting = Literal["code", "paper"]
 """Which form of feature surgery, see :func:`feature_surgery`."""
@@ -102,11 +101,6 @@ def min_max(similarity: torch.Tensor, dim: int = 1) -> torch.Tensor:
     span = high - low
     varies = span > noise_of(similarity.dtype) * torch.maximum(low.abs(), high.abs())
     return torch.where(varies, (similarity - low) / torch.where(varies, span, torch.ones_like(span)), torch.zeros_like(span))
-
-
-def bilinear(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """(B, C, h, w) -> (B, C, H, W), half-pixel centres."""
-    return F.interpolate(maps, tuple(shape), mode="bilinear", align_corners=False)
 
 
 def similarity_map(similarity: torch.Tensor, grid: Sequence[int], shape: Sequence[int]) -> torch.Tensor:

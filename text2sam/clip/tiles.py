@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_shape
 from text2sam.errors import InputError
-from text2sam.types import check_shape
 
 if TYPE_CHECKING:
     import torch

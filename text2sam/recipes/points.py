@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError
-from text2sam.types import NOISE, PointPrompts, SimilarityMap, min_max
+from text2sam.types import NOISE, PointPrompts, SimilarityMap, bilinear, min_max
 
 PointRule: TypeAlias = Callable[[SimilarityMap, tuple[int, int], Sequence[NDArray[np.bool_]]], PointPrompts]
 """A map, (H, W) of the image, and (H, W) bool masks of the objects found or tried so far -> points of the next object; no
@@ -74,9 +74,7 @@ def points_from_similarity(
     check_number("threshold", threshold, 0, 1)
     check_number("downsample", downsample, 1, whole=True)
     rows, columns = (max(1, n // downsample) for n in grid.shape)
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(np.ascontiguousarray(grid))[None, None], (rows, columns), mode="bilinear", align_corners=False
-    )
+    small = bilinear(torch.from_numpy(np.ascontiguousarray(grid))[None, None], (rows, columns))
     flat = min_max(small.flatten().numpy(), magnitude=float(np.abs(grid).max()))
     if not flat.any() or grid.max() - grid.min() <= NOISE * np.abs(grid).max():
         return PointPrompts.empty()

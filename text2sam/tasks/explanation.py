@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_number
+from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError, PromptError, UnsupportedModelError
-from text2sam.types import SimilarityMap, check_shape
+from text2sam.types import SimilarityMap
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from text2sam.checks import check_number
+from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError, PromptError
 from text2sam.paint import voc_palette
 from text2sam.recipes.points import patch_shares
-from text2sam.types import PointPrompts, SimilarityMap, check_shape
+from text2sam.types import PointPrompts, SimilarityMap, bilinear
 
 if TYPE_CHECKING:
     import torch
@@ -361,9 +361,8 @@ def _slide(
 
 def _enlarge(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """(columns, h, w) -> (columns, H, W), bilinear with half-pixel centres."""
-    import torch
 
-    return torch.nn.functional.interpolate(values[None], shape, mode="bilinear", align_corners=False)[0]
+    return bilinear(values[None], shape)[0]
 
 
 def _classify(field: Field, shape: tuple[int, int], scale: float, plan: _Plan) -> NDArray[np.uint16]:

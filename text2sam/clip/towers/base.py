@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from text2sam.clip.attention import AttentionKind
-from text2sam.clip.similarity import bilinear
+from text2sam.types import bilinear
 
 
 @dataclass(frozen=True, eq=False)
