@@ -179,14 +179,14 @@ class EmbeddingStore:
             # clones: memory aligned as torch aligns it, so that its kernels do the same as the first time
             tensors = {name: tensor.clone() for name, tensor in load(data).items()}
             record = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            rows, columns = json.loads(record["grid"])
+            rows, columns = (int(number) for number in json.loads(record["grid"]))
             packed = json.loads(record["sam"])
             names = ["surgery", "raw", *(f"other.{kind}" for kind in self._kinds)]
             surgery, raw, *others = (tensors[name].to(self._model.generator.device) for name in names)
             state = None if packed is None else dict(_unpack(packed, tensors, _device(self._model)))
         except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-        fits = surgery.ndim == 2 and len(surgery) == 1 + rows * columns
+        fits = surgery.ndim == 2 and min(rows, columns) > 0 and len(surgery) == 1 + rows * columns
         if not fits or any(t.shape != surgery.shape or t.dtype != torch.float32 for t in (surgery, raw, *others)):
             return None
         shape = pixels.shape[0], pixels.shape[1]
