@@ -209,4 +209,4 @@ def test_importing_the_package_is_quick() -> None:
 )
 def test_light_modules_import_no_torch(module: str) -> None:
     _, modules = imported(f"text2sam.{module}")
-    assert not modules & {"torch", "torchvision", "open_clip", "segment_anything", "timm", "skimage", "httpx", "tqdm"}
+    assert not modules & {"torch", "torchvision", "open_clip", "segment_anything", "timm", "skimage", "httpx", "rich"}

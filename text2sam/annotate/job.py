@@ -459,10 +459,14 @@ def _progress(progress: Progress, done: int, total: int) -> Iterator[Callable[[i
         progress(done, total)
         yield tell
     elif progress:
-        from tqdm import tqdm
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
-        with tqdm(total=total, initial=done, unit="image", smoothing=0.1) as bar:
-            yield lambda more: bar.update(more)
+        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("images", total=total, completed=done)
+            yield lambda more: bar.advance(task, more)
     else:
         yield lambda more: None
 
