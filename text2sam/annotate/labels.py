@@ -316,13 +316,13 @@ def _parse(text: str, is_json: bool) -> Any:
             raise InputError(f"{_short(next(key for key in keys if keys.count(key) > 1))} is given twice")
         return value
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             """A mapping without repeated keys; all inside is constructed first, so that keys can be compared."""
             return unique([(self.construct_object(k, deep=True), self.construct_object(v, deep=True)) for k, v in node.value])
 
     try:
-        return json.loads(text, object_pairs_hook=unique) if is_json else yaml.load(text, Loader)
+        return json.loads(text, object_pairs_hook=unique) if is_json else yaml.load(text, _Loader)
     except InputError:
         raise
     except yaml.MarkedYAMLError as error:
