@@ -331,6 +331,38 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_no_type_of_anyone_is_made_from_a_table(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    made = []
+
+    class Theirs(pa.ExtensionType):
+        def __init__(self) -> None:
+            super().__init__(pa.string(), "theirs")
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage: Any, data: bytes) -> Any:
+            made.append(data)
+            return cls()
+
+    pa.register_extension_type(Theirs())
+    try:
+        table = pa.table({"path": pa.ExtensionArray.from_storage(Theirs(), pa.array(["a"])), "status": ["done"]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        made.clear()
+        with pytest.raises(InputError, match="extension types"):
+            list(read_table(tmp_path / "t.parquet"))
+        assert made == []
+        pq.ParquetFile(tmp_path / "t.parquet").close()
+        assert made  # so it would have been
+    finally:
+        pa.unregister_extension_type("theirs")
+
+
 # Ray itself
 
 

@@ -9,6 +9,7 @@ here, so that an image that kills every worker fails alone, and a model that kil
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import inspect
@@ -54,6 +55,8 @@ MOST_ROWS = 10_000
 _STORE = 256 << 20
 _SETTINGS, _REPORT = "_text2sam.json", "_report.json"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}")
+_LARGEST_FOOTER = 1 << 28
 _GIVEN_UP = "every worker that took it on died; most often memory did not suffice"
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """No reports to Ray's makers, and no GPU for workers that are given none; what the user has set stays."""
@@ -558,11 +561,14 @@ def annotate_table(
 
 def _check_source(origin: Any, start: str, columns: Sequence[str] | None) -> None:
     """Raises InputError when there is no such folder, or no table with these columns."""
-    import pyarrow.parquet as pq
-
+    known: list[str] = []
     try:
         there = origin.get_file_info(start).type.name != "NotFound"
-        known = pq.ParquetFile(origin.open_input_file(start)).schema_arrow.names if there and columns else []
+        if there and columns:
+            with _parquet(origin, start) as table:
+                known = table.schema_arrow.names
+    except InputError:
+        raise
     except Exception as error:  # pyarrow raises OSError, ValueError and others
         raise InputError(f"{start!r} cannot be read: {_first_line(error)}") from error
     if not there:
@@ -570,6 +576,40 @@ def _check_source(origin: Any, start: str, columns: Sequence[str] | None) -> Non
     for column in columns or ():
         if column not in known:
             raise InputError(f"{start!r} has no column {column!r}; it has {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def _parquet(filesystem: Any, path: str) -> Iterator[Any]:
+    """A Parquet file, open.
+
+    Files with extension types are refused before they are opened: such types run code of whoever registered them, Ray among
+    others, whose code unpickles.
+    """
+    import pyarrow.parquet as pq
+
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length > min(size - 8, _LARGEST_FOOTER):
+            raise InputError(f"{path!r} is no Parquet file, or was not written to its end")
+        file.seek(size - 8 - length)
+        if _has_extensions(file.read(length)):
+            raise InputError(f"{path!r} has columns of extension types, which are not read; write it with plain types")
+        file.seek(0)
+        with pq.ParquetFile(file) as parquet:
+            yield parquet
+
+
+def _has_extensions(footer: bytes) -> bool:
+    """Whether the Arrow schema in a Parquet footer, base64 behind bytes that may look like it, names extension types."""
+    for run in _BASE64.findall(footer):
+        for start in range(4):
+            part = run[start:]
+            if b"ARROW:extension" in base64.b64decode(part[: len(part) // 4 * 4]):
+                return True
+    return False
 
 
 def _free(function: Any) -> dict[str, Any]:
@@ -628,8 +668,6 @@ def _tables(store: Any, place: str) -> list[str]:
 
 def _begin(store: Any, place: str, settings: Mapping[str, Any], overwrite: bool) -> None:
     """Takes a place for a run with these settings; removes tables that are to be overwritten, or not written to their end."""
-    import pyarrow.parquet as pq
-
     store.create_dir(place, recursive=True)
     given = json.loads(json.dumps(settings))
     before: dict[str, Any] = {}
@@ -646,7 +684,8 @@ def _begin(store: Any, place: str, settings: Mapping[str, Any], overwrite: bool)
         )
     for file in _tables(store, place):
         try:
-            whole = not overwrite and bool(pq.ParquetFile(store.open_input_file(file)).metadata)
+            with _parquet(store, file) as table:
+                whole = not overwrite and bool(table.metadata)
         except Exception:  # pyarrow raises OSError, ValueError and others
             whole = False
         if not whole:
@@ -657,14 +696,15 @@ def _begin(store: Any, place: str, settings: Mapping[str, Any], overwrite: bool)
 
 def _rows(store: Any, place: str) -> dict[str, dict[str, Any]]:
     """The rows of all tables by path; of several rows of an image the one that did not fail."""
-    import pyarrow.parquet as pq
-
     rows: dict[str, dict[str, Any]] = {}
     for file in _tables(store, place):
         try:
-            table = pq.ParquetFile(store.open_input_file(file)).read(columns=_schema().names)
+            with _parquet(store, file) as parquet:
+                table = parquet.read(columns=_schema().names)
             table.validate(full=True)  # offsets from outside, which compiled code would trust
             found = {row["path"]: row for row in table.to_pylist()}
+        except InputError:
+            raise
         except Exception as error:  # pyarrow raises OSError, ValueError and others
             raise InputError(f"{file!r} is no table of annotated images: {_first_line(error)}") from error
         rows |= {path: row for path, row in found.items() if path not in rows or rows[path]["status"] == "failed"}
