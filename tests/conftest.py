@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No test touches the user's cache or the network table's downloads."""
     monkeypatch.setenv("TEXT2SAM_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("TEXT2SAM_OFFLINE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _guard_against_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """labelme takes Pillow's guard away when it is imported."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", _MOST_PIXELS)

@@ -90,6 +90,8 @@ def read_tiff(
         raise ForPillow(f"photometric interpretation {photometric}, extra samples {extra}")
     if bands > 4 or (bands == 2 and not extra) or (bands == 4 and photometric != _RGB):
         raise ImageError(f"the TIFF has {bands} bands of {dtype}; pass the one or three that make a picture as an array")
+    if min(size) < 1 or bands < 1:
+        raise ImageError(f"the TIFF says that it has {size[1]} x {size[0]} pixels of {bands} bands; it is damaged")
     check_pixels(max(size[0] * size[1], int(chosen.tilelength) * int(chosen.tilewidth)))
     try:
         values = np.asarray(chosen.asarray())

@@ -113,6 +113,7 @@ def test_kills_are_spread() -> None:
 # what is drawn
 
 
+@pytest.mark.filterwarnings("ignore:the values of:text2sam.errors.Text2SamWarning")  # few colours span a part of 16 bits
 @pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("shape", [(30, 44), (41, 23)])
 def test_encodings_hold_the_picture_as_it_is_seen(kind: str, shape: tuple[int, int], tmp_path: Path) -> None:
