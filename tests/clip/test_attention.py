@@ -288,7 +288,7 @@ def test_kinds_on_stickers() -> None:
     from text2sam import TextPromptedSAM
     from text2sam.lab.sticker.evaluate import evaluation_scenes
 
-    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=SHORT_TEMPLATES).generator
+    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=SHORT_TEMPLATES, scales=(1,)).generator
     hits: dict[str, list[bool]] = {method: [] for method in METHODS}
     for scene in evaluation_scenes(range(12)):
         for method, maps in surgery.compare(scene.image, scene.names, methods=tuple(METHODS)).items():
