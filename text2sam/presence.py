@@ -1,4 +1,7 @@
-"""Is a text in the image at all: the presence of a target, and thresholds fitted to examples."""
+"""Is a text in the image at all: presence scores, and thresholds fitted to examples.
+
+A text is absent when its score is below the threshold: :meth:`text2sam.TextPromptedSAM.segment` compares the two.
+"""
 
 from __future__ import annotations
 

@@ -341,7 +341,7 @@ def _download(item: Checkpoint, path: Path, part: Path, urls: Sequence[str], pro
             part.unlink(missing_ok=True)
     size = "" if item.size is None else f", {item.size:,} bytes"
     reasons = "\n".join(f"  {url}: {error}" for url, error in failures) or "  it has none"
-    message = f"could not get {item.name} ({item.filename}{size}) from any of its addresses:\n{reasons}\n{_help(item, path)}"
+    message = f"could not get {item.name} ({item.filename}{size}) from any of its addresses:\n{reasons}.\n{_help(item, path)}"
     if any(error.actual for _, error in failures):
         raise ChecksumError(message)
     raise DownloadError(message)
