@@ -1333,3 +1333,45 @@ def test_a_pipeline_can_be_pickled() -> None:
     copy = pickle.loads(pickle.dumps(model))
     assert copy.presence_threshold == 0.25
     assert same(copy.segment(picture(), "cat", strategy="paper"), model.segment(picture(), "cat", strategy="paper"))
+
+
+def test_what_a_recipe_finds_is_sorted_and_not_empty() -> None:
+    class Given(Recipe):
+        def find(self, view: Any, query: Any) -> Any:
+            [similarity] = view.maps(query)
+            found = [view.prompt(similarity, PointPrompts([at], [1]), choose_by_score) for at in ((40, 60), (120, 50))]
+            return [replace(found[0], mask=np.zeros(SHAPE, bool)), *found]
+
+    model, _, _ = painted()
+    result = model.segment(TWO, "red", strategy=Given())
+    assert len(result.objects) == 2
+    assert result.score == max(o.score for o in result.objects)
+    assert all(o.mask.any() for o in result.objects)
+
+
+def test_a_predictor_that_uses_its_arrays_again() -> None:
+    class Reusing(Painter):
+        def predict(self, *arguments: Any, **options: Any) -> Any:
+            masks, scores, logits = super().predict(*arguments, **options)
+            self.buffer = getattr(self, "buffer", masks)
+            self.buffer[...] = masks
+            return self.buffer, scores, logits
+
+    expected = painted()[0].segment(TWO, "red")
+    found = TextPromptedSAM(Reusing(), Colours()).segment(TWO, "red")
+    assert len(found.objects) == len(expected.objects) == 2
+    assert np.array_equal(found.mask, expected.mask)
+
+
+def test_images_too_thin_for_sam() -> None:
+    model = TextPromptedSAM(tiny_predictor(), tiny_surgery(), presence_threshold=0.0)
+    for shape in ((1, 600, 3), (600, 1, 3)):
+        with pytest.raises(ImageError, match="too thin for SAM"):
+            model.segment(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8), "cat", strategy="paper")
+
+
+def test_tiles_are_for_images_that_are_encoded_now() -> None:
+    c = Counted()
+    [encoded] = c.model.encode([picture()])
+    with pytest.raises(InputError, match="tiles= is for images"):
+        c.segment(encoded, "cat", tiles=32)

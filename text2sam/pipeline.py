@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from text2sam.checks import check_number
+from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
@@ -65,8 +66,7 @@ class EncodedImage:
         ok = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
         if not ok:
             raise InputError(f"image must be a uint8 array of shape (H, W, 3), not {type(image).__name__}")
-        shape = getattr(self.features, "shape", self.shape)
-        if self.features is None or tuple(shape) != self.shape:
+        if isinstance(self.features, ImageFeatures) and self.features.shape != self.shape:
             raise InputError(f"features must be those of an image of {self.shape}, not {self.features!r:.80}")
 
     @property
@@ -284,6 +284,8 @@ class TextPromptedSAM:
             if held is None:
                 raise StateError("no image is set: pass one, or call set_image first")
             if isinstance(held, EncodedImage):
+                if wanted.options.tiles is not False:
+                    raise InputError("tiles= is for images that are encoded by this call; give it to set_image or encode")
                 self._prepare(wanted)
                 encoded = held
             else:
@@ -445,6 +447,7 @@ class TextPromptedSAM:
             there = tuple(text for text, score in zip(query.texts, scores, strict=True) if score >= threshold)
             looked = replace(query, texts=there or query.texts)
         found = recipe.find(view, looked) if presence >= threshold or recipe.answers_absent else []
+        found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
         # an answer that may be "not here" is only as good as the chance that the text is there
         sure = 1.0 if recipe.answers_absent else presence
 

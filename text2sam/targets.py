@@ -18,6 +18,7 @@ Target = str | Sequence[str] | Mapping[str, Sequence[str]]
 Texts = Sequence[Target] | Mapping[str, Sequence[str]]
 """Several targets; a mapping holds one target per key, each with its synonyms."""
 
+_LONGEST = 1000
 _LIST = re.compile(r"\w\s*[,;]\s*\w|\w\s+(\.|and|or)\s+\w")
 
 
@@ -25,12 +26,14 @@ def check_text(text: str) -> str:
     """A text prompt, stripped.
 
     Raises:
-        PromptError: it is not a string or has no letter, digit or emoji in it.
+        PromptError: it is not a string, has no letter, digit or emoji in it, or is far too long.
     """
     if not isinstance(text, str):
         raise PromptError(f"a text prompt is a string, not {type(text).__name__}: {text!r}")
     if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):  # So: emoji
         raise PromptError(f"a text prompt names something to look for; {text!r} does not")
+    if len(text) > _LONGEST:  # tokenizers take minutes for what no text tower can hold
+        raise PromptError(f"a text prompt has at most {_LONGEST:,} characters, not {len(text):,}: {text[:40]!r}...")
     return text.strip()
 
 

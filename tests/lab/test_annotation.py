@@ -365,7 +365,7 @@ def trial(tmp_path: Path) -> tuple[Drawn, Path, Run]:
         Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(root / name)
     export(images(TRUTH), tmp_path / "truth", format="coco", labels=["cat", "dog", "key"])
     for kind in ("coco", "labelme"):
-        export(images(FOUND), out, format=kind, labels=["cat", "dog"], images_root=root)
+        export(images(FOUND), out / kind, format=kind, labels=["cat", "dog"], images_root=root)
     pictures = tuple(Picture(name, seed, kind) for seed, (name, kind) in enumerate(KINDS.items()))
     hostile = (Hostile("x.png", "text"), Hostile("y\n.png", "HTML"))
     drawn = Drawn(root, tmp_path / "labels.yaml", tmp_path / "truth" / "annotations.json", pictures, hostile)
@@ -382,7 +382,7 @@ def trial(tmp_path: Path) -> tuple[Drawn, Path, Run]:
 
 
 def test_pycocotools_reads_back(trial: tuple[Drawn, Path, Run], capsys: pytest.CaptureFixture[str]) -> None:
-    coco = CocoFile(trial[1] / "annotations.json")
+    coco = CocoFile(trial[1] / "coco" / "annotations.json")
     assert capsys.readouterr().out == ""
     assert coco.sizes == dict.fromkeys(KINDS, SHAPE)
     assert coco.images == 3
@@ -414,10 +414,8 @@ LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyt
 def test_labelme_reads_the_same(trial: tuple[Drawn, Path, Run], labelme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 123456)
     drawn, out, _ = trial
-    coco = CocoFile(out / "annotations.json")
-    (out / ".text2sam").mkdir()
-    (out / ".text2sam" / "report.json").write_text("{}")
-    checked = check_labelme(out, drawn.root, coco)
+    coco = CocoFile(out / "coco" / "annotations.json")
+    checked = check_labelme(out / "labelme", drawn.root, coco)
     assert (checked.note, checked.files, checked.shapes) == ("", 3, 4)
     assert checked.different == checked.foreign == ()
     assert Image.MAX_IMAGE_PIXELS == 123456
@@ -426,8 +424,8 @@ def test_labelme_reads_the_same(trial: tuple[Drawn, Path, Run], labelme: Any, mo
 @LEAVES_OPEN
 def test_labelme_files_that_differ_are_told(trial: tuple[Drawn, Path, Run], labelme: Any) -> None:
     drawn, out, _ = trial
-    coco = CocoFile(out / "annotations.json")
-    first = out / "a" / "one.json"
+    coco = CocoFile(out / "coco" / "annotations.json")
+    first = out / "labelme" / "a" / "one.json"
     good = json.loads(first.read_text())
     for change in ("points", "label", "fewer", "kind"):
         bad = json.loads(json.dumps(good))
@@ -440,18 +438,18 @@ def test_labelme_files_that_differ_are_told(trial: tuple[Drawn, Path, Run], labe
         else:
             bad["shapes"][0] |= {"shape_type": "rectangle", "mask": None}
         first.write_text(json.dumps(bad))
-        assert check_labelme(out, drawn.root, coco).different == ("a/one.png",), change
+        assert check_labelme(out / "labelme", drawn.root, coco).different == ("a/one.png",), change
     first.write_text(json.dumps(good))
-    (out / "copy.json").write_text((out / "two.json").read_text())
-    (out / "three.json").unlink()
-    assert sorted(check_labelme(out, drawn.root, coco).different) == ["three.png", "two.jpg"]
+    (out / "labelme" / "copy.json").write_text((out / "labelme" / "two.json").read_text())
+    (out / "labelme" / "three.json").unlink()
+    assert sorted(check_labelme(out / "labelme", drawn.root, coco).different) == ["three.png", "two.jpg"]
 
 
 @LEAVES_OPEN
 def test_pictures_that_labelme_cannot_open(trial: tuple[Drawn, Path, Run], labelme: Any) -> None:
     drawn, out, _ = trial
     Image.new("CMYK", SHAPE[::-1]).save(drawn.root / "two.jpg")
-    checked = check_labelme(out, drawn.root, CocoFile(out / "annotations.json"))
+    checked = check_labelme(out / "labelme", drawn.root, CocoFile(out / "coco" / "annotations.json"))
     assert checked.foreign == ("two.jpg",)
     assert checked.different == ()
 
@@ -459,7 +457,7 @@ def test_pictures_that_labelme_cannot_open(trial: tuple[Drawn, Path, Run], label
 def test_without_labelme_nothing_is_claimed(trial: tuple[Drawn, Path, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "labelme", None)
     drawn, out, killed = trial
-    checked = check_labelme(out, drawn.root, CocoFile(out / "annotations.json"))
+    checked = check_labelme(out / "labelme", drawn.root, CocoFile(out / "coco" / "annotations.json"))
     assert "pip install labelme" in checked.note
     result = report(SMALL, drawn, out, killed, None, out)
     assert result["checks"]["labelme_reads_the_same"] is None
@@ -530,7 +528,7 @@ def other(trial: tuple[Drawn, Path, Run], tmp_path: Path) -> tuple[Path, Run]:
     drawn, _, killed = trial
     folder = tmp_path / "undisturbed"
     for kind in ("coco", "labelme"):
-        export(images(FOUND), folder, format=kind, labels=["cat", "dog"], images_root=drawn.root)
+        export(images(FOUND), folder / kind, format=kind, labels=["cat", "dog"], images_root=drawn.root)
     said = {**killed.report, "done": 2, "empty": 1, "skipped": 0}
     return folder, Run(killed.command, 3, (Attempt("finished", 7.0, 0, 3, 0.0),), said)
 
@@ -587,7 +585,7 @@ def test_every_check_can_fail(
         alone = replace(alone, report={**alone.report, "done": 1})
     elif broken == "labelme_reads_the_same":
         for place in (out, folder):
-            (place / "two.json").unlink()
+            (place / "labelme" / "two.json").unlink()
     else:
         (tmp_path / "text2sam-canary").touch()
     result = report(SMALL, drawn, out, killed, alone, folder)

@@ -149,7 +149,7 @@ def predict_points(
         raise UnsupportedModelError(
             f"{name}.predict returned scores that are not finite ({scores}); in half precision try float32"
         )
-    on = masks if masks.dtype == np.bool_ else masks > 0
+    on = masks.copy() if masks.dtype == np.bool_ else masks > 0  # a predictor may use its arrays again
     return on, scores.astype(np.float32).clip(0, 1), logits.astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.errors import InputError
+from text2sam.errors import ImageError, InputError
 from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
 
 if TYPE_CHECKING:
@@ -150,6 +150,11 @@ class Session:
         if self._current is image and self._left is not None and _same(self._left, _held(self._predictor)):
             return
         self._current = self._left = None
+        side, (h, w) = getattr(getattr(self._predictor, "transform", None), "target_length", None), image.pixels.shape[:2]
+        if isinstance(side, int) and round(min(h, w) * side / max(h, w)) < 1:
+            raise ImageError(
+                f"an image of {w} x {h} pixels is too thin for SAM, which resizes its longer side to {side}; crop it"
+            )
         before = _held(self._predictor)
         with self._float32():
             self._predictor.set_image(image.pixels)

@@ -331,7 +331,7 @@ def run(settings: Settings, drawn: Drawn, out: Path, *, kills: int = 0, progress
         "--batch-size", str(settings.batch_size), *(["--device", settings.device] if settings.device else []), "--json",
     ]  # fmt: skip
     middle = sorted(one.path for one in drawn.pictures)[len(drawn.pictures) // 2]
-    watch = _Watch(out, out / LabelmeExporter.names_of(middle)[0])
+    watch = _Watch(out, out / "labelme" / LabelmeExporter.names_of(middle)[0])
     rng = np.random.default_rng([settings.seed, 3])
     attempts: list[Attempt] = []
     for point in [*kill_points(kills, batches), -1]:
@@ -513,7 +513,7 @@ def check_labelme(out: Path, root: Path, coco: CocoFile) -> LabelmeCheck:
     """Reads every label file with labelme's ``LabelFile`` and holds the masks labelme paints against those of the COCO file.
 
     Args:
-        out: the dataset.
+        out: the folder of label files.
         root: the folder of the images.
         coco: the dataset's COCO file.
     """
@@ -524,8 +524,6 @@ def check_labelme(out: Path, root: Path, coco: CocoFile) -> LabelmeCheck:
         foreign, different, shapes = [], [], 0
         home, images = Path(os.path.realpath(out)), os.path.realpath(root)
         for path in sorted(home.rglob("*.json")):
-            if path == home / "annotations.json" or STATE in path.relative_to(home).parts:
-                continue
             file, embedded = _label_file(labelme, path)
             name = os.path.relpath(os.path.join(path.parent, file.image_path), images).replace(os.sep, "/")
             seen[name] += 1
@@ -715,8 +713,8 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
     """
     from text2sam.zoo.sticker.models import recorded_sha256
 
-    truth, found = CocoFile(drawn.truth), CocoFile(out / "annotations.json")
-    labelme = check_labelme(out, drawn.root, found)
+    truth, found = CocoFile(drawn.truth), CocoFile(out / "coco" / "annotations.json")
+    labelme = check_labelme(out / "labelme", drawn.root, found)
     answers = {
         one.path: judge_image(truth.objects(one.path), found.objects(one.path), settings.labels) for one in drawn.pictures
     }
