@@ -447,7 +447,8 @@ class TextPromptedSAM:
             there = tuple(text for text, score in zip(query.texts, scores, strict=True) if score >= threshold)
             looked = replace(query, texts=there or query.texts)
         found = recipe.find(view, looked) if presence >= threshold or recipe.answers_absent else []
-        found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
+        if not recipe.single:
+            found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
         # an answer that may be "not here" is only as good as the chance that the text is there
         sure = 1.0 if recipe.answers_absent else presence
 
@@ -455,7 +456,7 @@ class TextPromptedSAM:
             mask = np.logical_or.reduce([part.mask for part in parts]) if parts else np.zeros(encoded.shape, bool)
             return Segmentation(
                 mask=mask,
-                score=parts[0].score * sure if parts else 0.0,
+                score=parts[0].score * sure if mask.any() else 0.0,
                 box=box_of(mask),
                 points=_all_points([part.points for part in parts]),
                 similarity=parts[0].similarity if len(parts) == 1 else joint_map(view.maps(query)),

@@ -321,7 +321,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     for source, options, said in (
         (table, {"paths": "name"}, "has no column 'name'; it has path"),
         (table, {"content": "data"}, "no column 'data'"),
-        (tmp_path / "no.parquet", {}, "cannot be read"),
+        (tmp_path / "no.parquet", {}, "cannot be read|is no Parquet file"),
         (tmp_path / "gone.parquet", {}, "no table"),
         (tmp_path / "gone", {}, "no folder"),
         ("nothing://here", {}, "cannot be reached"),
