@@ -691,6 +691,7 @@ def equal(one: Segmentation, other: Segmentation) -> bool:
 def test_two_blobs_are_two_objects() -> None:
     model, predictor, surgery = painted()
     result = model.segment(TWO, "red")
+    assert len(surgery.asked) == 1  # the union's map is that of its objects
     right, left = result.objects
     assert np.array_equal(right.mask, disc(120, 50, BIG))  # the surer one comes first
     assert np.array_equal(left.mask, disc(40, 60, BIG))

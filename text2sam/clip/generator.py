@@ -331,7 +331,7 @@ class ClipSurgery:
         weights = {"offset": self.presence_offset, "rivals": self.presence_rivals, "peak": self.presence_peak}
         with exact(features.raw.device):
             logits = (encode([text, *rivals]) @ features.raw[0]).cpu()  # (1 + R,)
-            logits *= self._logit_scale().cpu()
+            logits *= self.logit_scale().cpu()
             odds = 0.0
             if self.presence_peak and without(text, self.vocabulary):
                 odds = self.region_odds(features, text, self._hottest(features, text))
@@ -361,7 +361,7 @@ class ClipSurgery:
         with exact(features.surgery.device):
             weights = torch.from_numpy(shares).flatten().to(features.surgery)
             token = torch.nn.functional.normalize(weights @ features.surgery[1:], dim=0)  # (C,)
-            logits = self._names([text, *others]) @ token * self._logit_scale()
+            logits = self._names([text, *others]) @ token * self.logit_scale()
             return float(logits[0] - logits[1:].logsumexp(0))
 
     def fingerprint(self) -> str:
@@ -375,7 +375,8 @@ class ClipSurgery:
         digest.update(repr((settings, templates)).encode())
         return digest.hexdigest()[:16]
 
-    def _logit_scale(self) -> torch.Tensor:
+    def logit_scale(self) -> torch.Tensor:
+        """The factor that CLIP learned for its cosines, 100 for OpenAI's: a float32 scalar on the model's device."""
         scale: torch.Tensor = self.model.logit_scale.detach().float().exp().mean()
         return scale
 

@@ -80,7 +80,7 @@ def class_activation(
     pixels = pixels.to(surgery.device, next(visual.parameters()).dtype)
     with torch.inference_mode(False), evaluating(visual), _frozen(visual), torch.no_grad():
         features = surgery.encode_texts(wanted).clone()  # not an inference tensor, whatever the ensemble's cache holds
-        features = features * surgery.model.logit_scale.detach().float().exp().mean()
+        features = features * surgery.logit_scale()
         step = surgery.tower.last_step(pixels)
         last = _Last(step, features)
         canvas = torch.zeros(1, 1, *step.grid, device=surgery.device)

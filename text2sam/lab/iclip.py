@@ -36,7 +36,6 @@ from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import THINGS, Scene, World
 from text2sam.tables import aligned
 from text2sam.targets import check_text
-from text2sam.tasks._inputs import logit_scale_of
 from text2sam.tasks.iclip import ICLIP, TokenPath
 
 Pooling = Literal["channel", "similarity"]
@@ -220,7 +219,7 @@ def fit(
         raise InputError(f"captions must be one or more texts for each of {len(tokens)} images")
     sets = [[check_text(text) for text in texts] for texts in captions]
     surgery = iclip.surgery
-    encode, scale = surgery.prompts.using(templates), min(_HIGHEST_SCALE, logit_scale_of(surgery))
+    encode, scale = surgery.prompts.using(templates), min(_HIGHEST_SCALE, float(surgery.logit_scale()))
     generator = torch.Generator().manual_seed(seed)
     losses: list[list[float]] = []
     order: list[torch.Tensor] = []

@@ -96,9 +96,15 @@ class View:
     max_objects: int = 100
     avoid: Avoid = Avoid()
     vocabulary: bool = False
+    _made: dict[Query, list[SimilarityMap]] = field(default_factory=dict, init=False, repr=False)
 
     def maps(self, query: Query) -> list[SimilarityMap]:
-        """Similarity maps of what is looked for: one for synonyms, one per text joined in a target."""
+        """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query."""
+        if query not in self._made:
+            self._made[query] = self._make(query)
+        return list(self._made[query])
+
+    def _make(self, query: Query) -> list[SimilarityMap]:
         # a generator of the user's own need not know options that are not used
         options: dict[str, Any] = {} if self.method == "surgery" else {"method": self.method}
         if self.vocabulary and self._names:

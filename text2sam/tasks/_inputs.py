@@ -89,8 +89,3 @@ def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templ
     features = surgery.prompts.using(templates)([word for group in words for word in group])
     means = torch.stack([part.mean(dim=0) for part in features.split([len(group) for group in words])])
     return torch.nn.functional.normalize(means, dim=-1)
-
-
-def logit_scale_of(surgery: ClipSurgery) -> float:
-    """The factor that CLIP learned for its cosines, 100 for OpenAI's."""
-    return float(surgery.model.logit_scale.detach().float().exp().mean())

@@ -162,7 +162,7 @@ def _recognize(
 ) -> list[Recognition]:
     import torch
 
-    from text2sam.tasks._inputs import class_features, logit_scale_of, parse_labels
+    from text2sam.tasks._inputs import class_features, parse_labels
 
     classes = parse_labels(labels)
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def _recognize(
         single = len(classes) == 1
         redundant = empty if single else None
         reduced = torch.stack([surgery.similarities(each, texts, "features", redundant)[0] for each in images])  # (B, T)
-        scale, bias = logit_scale_of(surgery), getattr(surgery.model, "logit_bias", None)
+        scale, bias = float(surgery.logit_scale()), getattr(surgery.model, "logit_bias", None)
         compared = torch.cat([cosines, neutral], dim=1) if single else cosines
         softmax = (scale * compared).softmax(dim=1)[:, : len(classes)]
         logits = scale * (cosines - neutral) if bias is None else scale * cosines + bias.detach().float().mean()
