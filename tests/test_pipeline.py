@@ -1251,7 +1251,7 @@ def test_results_are_light_and_can_be_looked_at(tmp_path: Path) -> None:
     assert (over[result.mask] != image[result.mask]).any()
     with pytest.raises(InputError, match="the image is"):
         result.save(tmp_path / "x.png", image[:-1])
-    with pytest.raises(InputError, match="PNG file, not 'x.jpg'"):
+    with pytest.raises(InputError, match=r"PNG file, not 'x\.jpg'"):
         result.save(tmp_path / "x.jpg")
     nothing = model.segment(image, "absent")
     assert "not here" in repr(nothing)

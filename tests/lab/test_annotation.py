@@ -29,30 +29,20 @@ from text2sam.lab.experiments import annotation
 from text2sam.lab.experiments import sticker as sticker_evaluation
 from text2sam.lab.experiments.annotation import (
     CHECKS,
-    ENCODINGS,
-    HOSTILE,
-    LABELS,
     MEASURED,
-    Attempt,
-    CocoFile,
-    Drawn,
-    Hostile,
-    Item,
-    Picture,
-    Run,
-    Settings,
-    check_labelme,
-    dataset_files,
-    draw_folder,
-    draw_hostile,
     judge_image,
-    kill_points,
+    kills,
     main_command,
     measure,
     report,
     summarize,
     table,
 )
+from text2sam.lab.experiments.annotation import folder as trial_folder
+from text2sam.lab.experiments.annotation.folder import LABELS, Drawn, Hostile, Picture, Settings, draw_folder, draw_hostile
+from text2sam.lab.experiments.annotation.kills import Attempt, Run, dataset_files, kill_points, run
+from text2sam.lab.experiments.annotation.readers import CocoFile, Item, check_labelme
+from text2sam.lab.experiments.hostile import ENCODINGS, HOSTILE
 from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import background
 
@@ -96,7 +86,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_seeds_are_those_of_nothing_else() -> None:
-    seeds = Settings(scenes=annotation.MOST_SCENES).seeds
+    seeds = Settings(scenes=trial_folder.MOST_SCENES).seeds
     assert seeds.stop <= TRAIN_SEEDS
     for first in sticker_evaluation.SPLITS.values():
         assert seeds.start >= first + sticker_evaluation.MOST_SCENES or seeds.stop <= first
@@ -164,7 +154,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def paths_of(count: int) -> list[str]:
     kinds = list(ENCODINGS)
-    return [f"{annotation._stem(index)}{ENCODINGS[kinds[index % len(kinds)]][0]}" for index in range(count)]
+    return [f"{trial_folder._stem(index)}{ENCODINGS[kinds[index % len(kinds)]][0]}" for index in range(count)]
 
 
 @drawing
@@ -193,7 +183,7 @@ def test_the_truth_is_what_a_person_sees(tmp_path: Path) -> None:
     asked = 0
     for one in drawn.pictures:
         seed_rng = np.random.default_rng([one.seed, 1])
-        scene = annotation.draw_scene(one.seed, settings, seed_rng)
+        scene = trial_folder.draw_scene(one.seed, settings, seed_rng)
         pixels = read_image(drawn.root / one.path)
         assert truth.sizes[one.path] == pixels.shape[:2] == scene.image.shape[:2]
         objects = truth.objects(one.path)
@@ -273,10 +263,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     (tmp_path / "a_job.py").write_text(JOB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     out = tmp_path / "out"
-    watch = annotation._Watch(out, out / "half.json")
+    watch = kills._Watch(out, out / "half.json")
 
     def start(point: int | None, fail: str = "") -> tuple[Attempt, bytes]:
-        return annotation._attempt(["a_job", str(out), "5", fail], tmp_path, watch, point, 0.5)
+        return kills._attempt(["a_job", str(out), "5", fail], tmp_path, watch, point, 0.5)
 
     return start
 
@@ -308,7 +298,7 @@ def test_a_job_that_fails_is_told(job: Callable[..., tuple[Attempt, bytes]]) -> 
 
 
 def test_a_job_that_hangs_is_ended(job: Callable[..., tuple[Attempt, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotation, "_PATIENCE", 0.01)
+    monkeypatch.setattr(kills, "_PATIENCE", 0.01)
     with pytest.raises(Text2SamError, match="has done nothing"):
         job(-1)
 
@@ -316,7 +306,7 @@ def test_a_job_that_hangs_is_ended(job: Callable[..., tuple[Attempt, bytes]], mo
 def test_a_run_needs_a_new_folder(tmp_path: Path) -> None:
     drawn = Drawn(tmp_path, tmp_path, tmp_path, (), ())
     with pytest.raises(InputError, match="there already"):
-        annotation.run(SMALL, drawn, tmp_path)
+        run(SMALL, drawn, tmp_path)
 
 
 def test_the_files_of_a_dataset(tmp_path: Path) -> None:
