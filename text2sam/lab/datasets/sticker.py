@@ -55,7 +55,7 @@ def open_sticker(
         scene = functools.cache(lambda: draw(first + place))
 
         def instances(_: Any) -> list[Instance]:
-            return [Instance(one.name, one.mask) for one in scene().objects]
+            return [Instance(thing.name, thing.mask) for thing in scene().objects]
 
         return Sample(ids[place], classes, background, read_image=lambda: scene().image, read_instances=instances)
 
