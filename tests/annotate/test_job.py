@@ -25,7 +25,8 @@ from jobs import dataset, draw, forked, killed_at, model, run
 
 from text2sam import TextPromptedSAM
 from text2sam.annotate import worker as worker_module
-from text2sam.annotate.job import Done, Plan, annotate, run_threads, warm
+from text2sam.annotate.engine import Done, Plan, run_threads
+from text2sam.annotate.job import annotate, warm
 from text2sam.annotate.journal import JOURNAL, STATE, RunFolder
 from text2sam.annotate.labels import LabelSet, LabelSpec
 from text2sam.annotate.sources import find_images

@@ -31,7 +31,7 @@ import torch
 from typing_extensions import Unpack
 
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.job import MOST_WORKERS, Done, Engine, Plan, device_of
+from text2sam.annotate.engine import MOST_WORKERS, Done, Engine, Plan, device_of
 from text2sam.annotate.journal import Record, differences
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
@@ -68,7 +68,7 @@ class Cluster:
 
     Attributes:
         workers: how many; None is one per GPU (``num_gpus`` of them), or on CPUs one per ``num_cpus`` cores, at most
-            :data:`text2sam.annotate.job.MOST_WORKERS` a machine, since each holds a model.
+            :data:`text2sam.annotate.engine.MOST_WORKERS` a machine, since each holds a model.
         num_gpus: GPUs of a worker; None is 1 when the driver's model is on CUDA, or for tables when the cluster has GPUs.
         num_cpus: cores set aside for a worker.
         address: of the cluster, as for ``ray.init``. None takes ``RAY_ADDRESS`` or a Ray that runs on this machine; otherwise

@@ -443,7 +443,8 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         model: the pair.
         settings: ``folder_images`` pictures are written: the scenes that ship with text2sam, mirrored and lit differently.
     """
-    from text2sam.annotate.job import annotate, default_workers
+    from text2sam.annotate.engine import default_workers
+    from text2sam.annotate.job import annotate
     from text2sam.demo import load_scenes
     from text2sam.files import write_png
 

@@ -59,10 +59,10 @@ def judge_image(truth: Sequence[Item], found: Sequence[Item], labels: Sequence[s
     """
     answers = []
     for label in labels:
-        truths = [one.mask for one in truth if one.label == label]
-        mine = sorted((one for one in found if one.label == label and one.mask.any()), key=lambda one: -one.score)
-        ious = np.array([[_iou(one.mask, mask) for mask in truths] for one in mine], np.float64)
-        union = [np.logical_or.reduce(masks) for masks in ([one.mask for one in mine], truths) if masks]
+        truths = [item.mask for item in truth if item.label == label]
+        mine = sorted((item for item in found if item.label == label and item.mask.any()), key=lambda item: -item.score)
+        ious = np.array([[_iou(item.mask, mask) for mask in truths] for item in mine], np.float64)
+        union = [np.logical_or.reduce(masks) for masks in ([item.mask for item in mine], truths) if masks]
         answers.append(
             Answer(
                 name=label,
@@ -73,8 +73,8 @@ def judge_image(truth: Sequence[Item], found: Sequence[Item], labels: Sequence[s
                 points=0,
                 points_on=0,
                 present=bool(mine),
-                presence=max((one.score for one in mine), default=0.0),
-                scores=np.array([one.score for one in mine], np.float64),
+                presence=max((item.score for item in mine), default=0.0),
+                scores=np.array([item.score for item in mine], np.float64),
                 instance_ious=ious.reshape(len(mine), len(truths)),
             )
         )
@@ -179,15 +179,16 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
     truth, found = CocoFile(drawn.truth), CocoFile(out / "coco" / "annotations.json")
     labelme = check_labelme(out / "labelme", drawn.root, found)
     answers = {
-        one.path: judge_image(truth.objects(one.path), found.objects(one.path), settings.labels) for one in drawn.pictures
+        name: judge_image(truth.objects(name), found.objects(name), settings.labels)
+        for name in (picture.path for picture in drawn.pictures)
     }
-    kinds = {one.path: one.kind for one in drawn.pictures}
+    kinds = {picture.path: picture.kind for picture in drawn.pictures}
     problems = _problems(settings, drawn, truth, found, killed, alone, labelme)
     if alone is not None:
         mine, theirs = dataset_files(out), dataset_files(other)
         problems["identical_to_undisturbed"] = sorted(n for n in mine.keys() | theirs if mine.get(n) != theirs.get(n))
     unchecked = ([] if alone is not None else ["identical_to_undisturbed"]) + ["labelme_reads_the_same"] * bool(labelme.note)
-    reasons = {one["path"]: one["reason"] for one in killed.report["failed"]}
+    reasons = {failure["path"]: failure["reason"] for failure in killed.report["failed"]}
     undisturbed = None if alone is None else alone.seconds
     return {
         "text2sam": __version__,
@@ -206,7 +207,7 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
             "scenes": len(drawn.pictures),
             "encodings": dict(Counter(kinds.values())),
             "hostile": len(drawn.hostile),
-            "hostile_kinds": len({one.kind for one in drawn.hostile}),
+            "hostile_kinds": len({file.kind for file in drawn.hostile}),
             "true_objects": sum(len(truth.objects(name)) for name in truth.sizes),
             "true_objects_asked_for": sum(a.objects for entries in answers.values() for a in entries),
             "found_objects": sum(len(found.objects(name)) for name in found.sizes),
@@ -217,14 +218,14 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
         "differences": {name: list(map(str, entries[:50])) for name, entries in problems.items() if entries},
         "report": dict(killed.report),
         "undisturbed_report": None if alone is None else dict(alone.report),
-        "hostile": [{**asdict(one), "reason": reasons.get(one.path)} for one in drawn.hostile],
+        "hostile": [{**asdict(file), "reason": reasons.get(file.path)} for file in drawn.hostile],
         "attempts": [{k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(a).items()} for a in killed.attempts],
         "batches": killed.batches,
         "speed": {
             "seconds": round(killed.seconds, 2),
             "undisturbed_seconds": None if undisturbed is None else round(undisturbed, 2),
             "lost_to_kills": None if undisturbed is None else round(killed.seconds - undisturbed, 2),
-            "unsaved_work": round(sum(one.unsaved for one in killed.attempts), 2),
+            "unsaved_work": round(sum(attempt.unsaved for attempt in killed.attempts), 2),
             "images_per_second": round(float((alone or killed).report["images_per_second"]), 3),
         },
         "labelme": {**asdict(labelme), "different": list(labelme.different), "foreign": len(labelme.foreign)},
@@ -252,13 +253,13 @@ def _problems(
     pictures = [name for name in truth.sizes.keys() | found.sizes if truth.sizes.get(name) != found.sizes.get(name)]
     hostile: list[str] = []
     counts: list[str] = []
-    for one in runs:
-        failures = Counter(failure["path"] for failure in one.report["failed"])
+    for each in runs:
+        failures = Counter(failure["path"] for failure in each.report["failed"])
         hostile += sorted((failures - Counter(h.path for h in drawn.hostile)).keys())
         hostile += sorted((Counter(h.path for h in drawn.hostile) - failures).keys())
-        done = sum(int(one.report[name]) for name in ("done", "empty", "skipped"))
-        if done != len(drawn.pictures) or one.report["images"] != len(drawn.pictures) + len(drawn.hostile):
-            counts.append(f"{done} of {len(drawn.pictures)} pictures, {one.report['images']} images")
+        done = sum(int(each.report[name]) for name in ("done", "empty", "skipped"))
+        if done != len(drawn.pictures) or each.report["images"] != len(drawn.pictures) + len(drawn.hostile):
+            counts.append(f"{done} of {len(drawn.pictures)} pictures, {each.report['images']} images")
     marks = [path for path in (drawn.root.parent / CANARY, Path(CANARY)) if path.exists()]
     return {
         "killed_as_asked": [] if killed.kills == settings.kills else [f"{killed.kills} times"],

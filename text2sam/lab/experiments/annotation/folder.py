@@ -152,7 +152,7 @@ def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> 
             picture = Picture(f"{_stem(index)}{suffix}", seed, kind)
             pictures.append(picture)
             write_bytes(root / picture.path, encode(scene.image, rng))
-            objects = tuple(AnnotatedObject.from_mask(one.name, one.mask) for one in scene.objects)
+            objects = tuple(AnnotatedObject.from_mask(thing.name, thing.mask) for thing in scene.objects)
             height, width = scene.image.shape[:2]
             yield AnnotatedImage(picture.path, height, width, objects)
 

@@ -68,12 +68,12 @@ class Run:
     @property
     def kills(self) -> int:
         """How often the command was killed."""
-        return sum(one.end != "finished" for one in self.attempts)
+        return sum(attempt.end != "finished" for attempt in self.attempts)
 
     @property
     def seconds(self) -> float:
         """Of all attempts."""
-        return sum(one.seconds for one in self.attempts)
+        return sum(attempt.seconds for attempt in self.attempts)
 
 
 def kill_points(kills: int, batches: int) -> list[int | None]:
@@ -108,7 +108,7 @@ def run(settings: Settings, drawn: Drawn, out: Path, *, kills: int = 0, progress
         "--out", os.path.abspath(out), "--format", "coco,labelme", "--preset", "sticker",
         "--batch-size", str(settings.batch_size), *(["--device", settings.device] if settings.device else []), "--json",
     ]  # fmt: skip
-    middle = sorted(one.path for one in drawn.pictures)[len(drawn.pictures) // 2]
+    middle = sorted(picture.path for picture in drawn.pictures)[len(drawn.pictures) // 2]
     watch = _Watch(out, out / "labelme" / LabelmeExporter.names_of(middle)[0])
     rng = np.random.default_rng([settings.seed, 3])
     attempts: list[Attempt] = []
@@ -208,7 +208,7 @@ def dataset_files(out: Path) -> dict[str, str]:
     """SHA-256 of every file of a dataset by its name, the job's own state apart; of a link what it leads to."""
     found = {}
     for place, folders, files in os.walk(out):
-        folders[:] = [one for one in folders if one != STATE or place != os.fspath(out)]
+        folders[:] = [name for name in folders if name != STATE or place != os.fspath(out)]
         for name in files:
             path = Path(place, name)
             data = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()

@@ -53,9 +53,9 @@ class CocoFile:
                 self._coco = COCO(os.fspath(path))
             entries = self._coco.loadImgs(self._coco.getImgIds())
             self.images = len(entries)
-            self.sizes = {str(one["file_name"]): (int(one["height"]), int(one["width"])) for one in entries}
-            self._ids = {str(one["file_name"]): one["id"] for one in entries}
-            self._names = {one["id"]: str(one["name"]) for one in self._coco.loadCats(self._coco.getCatIds())}
+            self.sizes = {str(entry["file_name"]): (int(entry["height"]), int(entry["width"])) for entry in entries}
+            self._ids = {str(entry["file_name"]): entry["id"] for entry in entries}
+            self._names = {entry["id"]: str(entry["name"]) for entry in self._coco.loadCats(self._coco.getCatIds())}
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise Text2SamError(f"pycocotools cannot read {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
 
@@ -66,10 +66,10 @@ class CocoFile:
         entries = self._coco.loadAnns(sorted(self._coco.getAnnIds(imgIds=[self._ids[name]])))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools has an __array__ of before NumPy 2
-            masks = [self._coco.annToMask(one).astype(bool) for one in entries]
+            masks = [self._coco.annToMask(entry).astype(bool) for entry in entries]
         return [
-            Item(self._names[one["category_id"]], mask, float(one.get("score", 1.0)))
-            for one, mask in zip(entries, masks, strict=True)
+            Item(self._names[entry["category_id"]], mask, float(entry.get("score", 1.0)))
+            for entry, mask in zip(entries, masks, strict=True)
         ]
 
 
