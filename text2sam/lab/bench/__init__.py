@@ -19,7 +19,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,17 +29,7 @@ import torch
 from text2sam import __version__
 from text2sam.devices import pick_device
 from text2sam.errors import InputError
-from text2sam.lab.bench.suites import (
-    Result,
-    Settings,
-    build_pair,
-    measure_annotate,
-    measure_images,
-    measure_recipe,
-    measure_surgery,
-    measure_text,
-    pairs,
-)
+from text2sam.lab.bench.suites import Settings, measure
 from text2sam.lab.bench.timing import Row
 from text2sam.lab.output import reporting
 from text2sam.tables import aligned
@@ -73,7 +62,7 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
     benchmarks: dict[str, Any] = {}
     rows: list[Row] = []
     for name in SUITES if suite == "all" else (suite,):
-        results = list(_suite(name, chosen))
+        results = list(measure(name, chosen))
         rows += [row for _, lines in results for row in lines]
         details = [detail for detail, _ in results]
         benchmarks[name] = {"pairs": details} if name in ("images", "recipe") else details[0]
@@ -85,20 +74,6 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
         "benchmarks": benchmarks,
         "rows": [asdict(row) for row in rows],
     }
-
-
-def _suite(name: str, settings: Settings) -> Iterator[Result]:
-    if name in ("text", "surgery"):
-        yield (measure_text if name == "text" else measure_surgery)(settings)
-    elif name == "annotate":
-        yield measure_annotate(build_pair(None, settings)[0], settings)
-    else:
-        for pair, checkpoint, rounds in pairs(settings):
-            model, tokenizer = build_pair(checkpoint, settings)
-            if name == "images":
-                yield measure_images(pair, model, tokenizer, settings, rounds)
-            else:
-                yield measure_recipe(pair, model, rounds)
 
 
 def main_command(

@@ -396,6 +396,21 @@ def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, flo
     return {part: seconds / whole for part, seconds in spent.items()}
 
 
+def measure(name: str, settings: Settings) -> Iterator[Result]:
+    """The results of a suite, one per pair of models where it takes several."""
+    if name in ("text", "surgery"):
+        yield (measure_text if name == "text" else measure_surgery)(settings)
+    elif name == "annotate":
+        yield measure_annotate(build_pair(None, settings)[0], settings)
+    else:
+        for pair, checkpoint, rounds in pairs(settings):
+            model, tokenizer = build_pair(checkpoint, settings)
+            if name == "images":
+                yield measure_images(pair, model, tokenizer, settings, rounds)
+            else:
+                yield measure_recipe(pair, model, rounds)
+
+
 def draw(shape: Sequence[int]) -> NDArray[np.uint8]:
     """An image to measure with: (H, W, 3) uint8 RGB, a slope of grey with a disc and a box on it."""
     height, width = shape
