@@ -55,7 +55,12 @@ MOST_ROWS = 10_000
 _STORE = 256 << 20
 _SETTINGS, _REPORT = "_text2sam.json", "_report.json"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}")
+_OUTCOME = ("path", "status", "reason", "model", "objects.list.element.label")
+"""What a report is made from: columns without masks."""
+_EXTENSION = tuple(
+    base64.b64encode(b"\0" * k + b"ARROW:extension")[start:end] for k, start, end in ((0, 0, 20), (1, 2, 21), (2, 3, 22))
+)
+"""The key of extension types in base64, at each of the three places it can have in a group."""
 _LARGEST_FOOTER = 1 << 28
 _GIVEN_UP = "every worker that took it on died; most often memory did not suffice"
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
@@ -515,9 +520,9 @@ def annotate_table(
     (origin, start), (store, place) = (_at(os.fspath(path), filesystem) for path in (source, out))
     table = start.lower().endswith(".parquet")
     columns = [paths, *([content] if content else [])] if table else ["path", "bytes"]
-    _check_source(origin, start, columns if table else None)
+    _check_source(origin, start, columns if table else ())
     _begin(store, place, {**settings_of(wanted, how_to), "batch_size": batch_size}, overwrite)
-    before = _rows(store, place)
+    before = _rows(store, place, _OUTCOME)
     finished = frozenset(path for path, row in before.items() if not (retry_failed and row["status"] == "failed"))
     job = _Job(
         source=model,
@@ -540,7 +545,7 @@ def annotate_table(
             data = ray.data.read_binary_files(start, filesystem=origin, **how_to_read)
         done = data.map_batches(_TableHand, batch_size=batch_size, **how)
         done.write_parquet(place, filesystem=store, **_free(done.write_parquet))
-    after, seconds = _rows(store, place), time.perf_counter() - started
+    after, seconds = _rows(store, place, _OUTCOME), time.perf_counter() - started
     if len({row["model"] for row in after.values()}) > 1:
         raise Text2SamError("workers had different models; all need the same weights, settings and kind of device")
     fresh = Counter(row["status"] for path, row in after.items() if path not in finished)
@@ -559,21 +564,19 @@ def annotate_table(
     return report
 
 
-def _check_source(origin: Any, start: str, columns: Sequence[str] | None) -> None:
+def _check_source(origin: Any, start: str, columns: Sequence[str]) -> None:
     """Raises InputError when there is no such folder, or no table with these columns."""
-    known: list[str] = []
     try:
-        there = origin.get_file_info(start).type.name != "NotFound"
-        if there and columns:
+        if origin.get_file_info(start).type.name == "NotFound":
+            raise InputError(f"there is no {'table' if columns else 'folder'} {start!r}")
+        if columns:
             with _parquet(origin, start) as table:
                 known = table.schema_arrow.names
     except InputError:
         raise
     except Exception as error:  # pyarrow raises OSError, ValueError and others
         raise InputError(f"{start!r} cannot be read: {_first_line(error)}") from error
-    if not there:
-        raise InputError(f"there is no {'table' if columns else 'folder'} {start!r}")
-    for column in columns or ():
+    for column in columns:
         if column not in known:
             raise InputError(f"{start!r} has no column {column!r}; it has {', '.join(known)}")
 
@@ -595,21 +598,12 @@ def _parquet(filesystem: Any, path: str) -> Iterator[Any]:
         if tail[4:] != b"PAR1" or length > min(size - 8, _LARGEST_FOOTER):
             raise InputError(f"{path!r} is no Parquet file, or was not written to its end")
         file.seek(size - 8 - length)
-        if _has_extensions(file.read(length)):
+        footer = file.read(length)
+        if any(key in footer for key in _EXTENSION):
             raise InputError(f"{path!r} has columns of extension types, which are not read; write it with plain types")
         file.seek(0)
         with pq.ParquetFile(file) as parquet:
             yield parquet
-
-
-def _has_extensions(footer: bytes) -> bool:
-    """Whether the Arrow schema in a Parquet footer, base64 behind bytes that may look like it, names extension types."""
-    for run in _BASE64.findall(footer):
-        for start in range(4):
-            part = run[start:]
-            if b"ARROW:extension" in base64.b64decode(part[: len(part) // 4 * 4]):
-                return True
-    return False
 
 
 def _free(function: Any) -> dict[str, Any]:
@@ -694,13 +688,13 @@ def _begin(store: Any, place: str, settings: Mapping[str, Any], overwrite: bool)
         stream.write(json.dumps(given, indent=2).encode())
 
 
-def _rows(store: Any, place: str) -> dict[str, dict[str, Any]]:
-    """The rows of all tables by path; of several rows of an image the one that did not fail."""
+def _rows(store: Any, place: str, columns: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The rows of all tables by path, all columns or some; of several rows of an image the one that did not fail."""
     rows: dict[str, dict[str, Any]] = {}
     for file in _tables(store, place):
         try:
             with _parquet(store, file) as parquet:
-                table = parquet.read(columns=_schema().names)
+                table = parquet.read(columns=columns or _schema().names)
             table.validate(full=True)  # offsets from outside, which compiled code would trust
             found = {row["path"]: row for row in table.to_pylist()}
         except InputError:
