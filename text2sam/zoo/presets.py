@@ -8,7 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,10 +170,12 @@ class ModelOptions:
         unknown = [name for name in keywords if name not in names]
         if unknown:
             raise InputError(f"no option {unknown[0]!r}; the options are {', '.join(names)}")
-        return dataclasses.replace(options or cls(), **keywords)
+        return replace(options or cls(), **keywords)
 
 
-def build(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> tuple[Any, ClipSurgery | WordClassifier]:
+def build(
+    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
+) -> tuple[Any, ClipSurgery | WordClassifier]:
     """Builds the models of a preset.
 
     Args:
@@ -189,19 +191,31 @@ def build(preset: str = "mobile", options: ModelOptions | None = None, **keyword
         WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
     """
     options = ModelOptions.of(options, keywords)
-    surgery = build_clip(preset, options)
-    return load_predictor(get_preset(preset), dataclasses.replace(options, device=surgery.device)), surgery
+    generator = build_generator(preset, options)
+    return load_predictor(get_preset(preset), replace(options, device=generator.device)), generator
 
 
-def build_clip(
+def build_generator(
     preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
 ) -> ClipSurgery | WordClassifier:
     """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
     chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
+    if chosen.clip_model == PHOTO and options.clip_checkpoint is None:
+        return _word_classifier(chosen, options)
+    return build_clip(preset, options)
+
+
+def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> ClipSurgery:
+    """Builds the CLIP of a preset alone, for what only a CLIP can do; arguments and errors are those of :func:`build`.
+
+    Raises:
+        InputError: the preset has a word classifier in its place.
+    """
+    chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
     if chosen.clip_model == PHOTO:
         if options.clip_checkpoint is None:
-            return _word_classifier(chosen, options)
-        chosen = dataclasses.replace(PRESETS["mobile"], name=PHOTO, clip_model=PHOTO, sam_checkpoint=None)
+            raise InputError(f"the preset {preset!r} has a word classifier and no CLIP, which this needs; give another preset")
+        chosen = replace(PRESETS["mobile"], clip_model=PHOTO, clip_checkpoint=None)  # sizes that a CLIP is used with
     from text2sam.clip.generator import ClipSurgery
     from text2sam.devices import check_dtype, pick_device
     from text2sam.zoo.download import cache_folder

@@ -69,7 +69,9 @@ class Shipped:
 
         path = self.folder / filename
         if not path.exists():
-            raise WeightsError(f"{path} is not there: this installation of text2sam lacks the {self.name} weights; reinstall it")
+            raise WeightsError(
+                f"{path} is not there: this installation of text2sam lacks the {self.name} weights; reinstall it"
+            )
         expected = self.sha256(filename)
         actual = file_sha256(path)
         if actual != expected:

@@ -13,10 +13,11 @@ from text2sam.errors import UnsupportedModelError
 
 
 class PooledCNN:
-    """Adapter of a classifier that averages its last feature map; see :class:`text2sam.clip.towers.base.ImageTower`.
+    """Adapter of a classifier that averages its last feature map.
 
-    Tokens are what the average pooling takes the mean of, so the head (:attr:`weight`, :attr:`bias`) may be applied to each of
-    them, and the mean of the results is the classifier's answer. There is no attention: both paths are the same.
+    It has what :class:`text2sam.clip.towers.base.ImageTower` asks for but for attention: both paths are the same. Tokens are
+    what the average pooling takes the mean of, so the head (:attr:`weight`) may be applied to each of them, and the mean of the
+    results is the classifier's answer.
 
     Args:
         module: a timm model with ``forward_features`` that gives (B, C, gh, gw), average pooling, and a linear head.
@@ -24,9 +25,6 @@ class PooledCNN:
     Raises:
         UnsupportedModelError: the model is of another kind.
     """
-
-    blocks: int | None = None
-    kinds: tuple[str, ...] = ()
 
     def __init__(self, module: Any) -> None:
         head = module.get_classifier() if callable(getattr(module, "get_classifier", None)) else None
@@ -50,7 +48,7 @@ class PooledCNN:
         weight: torch.Tensor = self.module.get_classifier().weight
         return weight
 
-    def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
+    def tokens(self, pixels: torch.Tensor, depth: int = 0, kinds: Sequence[AttentionKind] = ()) -> TowerTokens:
         """(B, 1 + gh*gw, C): the pooled feature, and what it is the mean of."""
         x: torch.Tensor = self.module.forward_features(pixels)  # (B, C, gh, gw)
         patches = x.flatten(2).transpose(1, 2)
