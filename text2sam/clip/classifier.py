@@ -108,12 +108,12 @@ class WordClassifier:
         self.model = model.to(self.device, check_dtype(dtype, self.device)).eval()
         head = self.tower.weight.detach().float()
         self._rows = F.normalize(head - head.mean(dim=0), dim=1)  # (K, C)
-        self._learned = head.new_zeros((0, head.shape[1])) if learned is None else learned.to(head)
-        self._offsets = head.new_zeros(len(self._learned)) if offsets is None else offsets.to(head)
-        if self._learned.shape[1:] != head.shape[1:] or self._offsets.shape != self._learned.shape[:1]:
+        self.learned = head.new_zeros((0, head.shape[1])) if learned is None else learned.to(head)
+        self.offsets = head.new_zeros(len(self.learned)) if offsets is None else offsets.to(head)
+        if self.learned.shape[1:] != head.shape[1:] or self.offsets.shape != self.learned.shape[:1]:
             raise InputError(
-                f"learned must be (L, {head.shape[1]}) and offsets (L,), not {tuple(self._learned.shape)} and "
-                f"{tuple(self._offsets.shape)}"
+                f"learned must be (L, {head.shape[1]}) and offsets (L,), not {tuple(self.learned.shape)} and "
+                f"{tuple(self.offsets.shape)}"
             )
 
     def encode(
@@ -196,7 +196,7 @@ class WordClassifier:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: weights, words and settings."""
         digest = hashlib.sha256(fingerprint(self.model).encode())
-        for tensor in (self._learned, self._offsets):
+        for tensor in (self.learned, self.offsets):
             digest.update(tensor.cpu().numpy().tobytes())
         meanings = [(word, self.words.senses(word)) for word in self.words]
         settings = (self.presence_offset, self.presence_slope, PLACES, RIVALRY, *self.settings)
@@ -265,7 +265,7 @@ class WordClassifier:
         rows = self._rows[list(meaning.classes)] if meaning.classes else self._rows.new_zeros((1, self._rows.shape[1]))
         if meaning.learned is None:
             return rows, rows.new_zeros(())
-        return rows + self._learned[meaning.learned], self._offsets[meaning.learned]
+        return rows + self.learned[meaning.learned], self.offsets[meaning.learned]
 
     @property
     def _dtype(self) -> torch.dtype:

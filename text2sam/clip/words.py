@@ -7,7 +7,7 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,12 +45,12 @@ class Meaning:
     """What a text stands for.
 
     Attributes:
-        name: the table's word that the text was understood as.
+        name: the table's word that the text was understood as; words for one thing are equal all the same.
         classes: indices of the classifier's classes that are kinds of it; empty for a learned word that no class is of.
         learned: index of its learned vector; None where it has none.
     """
 
-    name: str
+    name: str = field(compare=False)
     classes: tuple[int, ...]
     learned: int | None = None
 
@@ -184,7 +184,7 @@ def _key(text: str) -> str:
 
 
 def _forms(text: str) -> list[str]:
-    """A text, then its singulars, then its plural."""
+    """A text, then its singulars, then its plurals."""
     head, _, last = text.rpartition(" ")
     forms = [last, _IRREGULAR.get(last, last)]
     if last.endswith("ies"):
@@ -197,5 +197,5 @@ def _forms(text: str) -> list[str]:
         forms.append(last[:-3] + "man")
     if last.endswith("s") and not last.endswith("ss") and len(last) > 2:
         forms.append(last[:-1])
-    forms.append(last + "s")
+    forms += [last + "s", last + "es"]
     return [f"{head} {form}".strip() for form in dict.fromkeys(forms)]

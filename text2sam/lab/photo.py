@@ -118,8 +118,8 @@ DECAY = 0.1
 """Weight of the vectors' squared length beside the losses."""
 HOTTEST = 10
 """Places of a photo, over all sizes, whose mean similarity is taught to tell whether the thing is there."""
-SHARE = 1.0
-"""A vector beside classes counts ``SHARE * n / (n + 3)`` when n photos taught it."""
+LENGTH = 2.0
+"""A vector that is added to those of classes has the length ``LENGTH * n / (n + 3)`` when n photos taught it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,13 +198,17 @@ def classifier_with(
         photos: those that taught; ``taught`` is :func:`learn`'s answer.
     """
     counts = torch.stack([photo.there for photo in photos]).sum(dim=0).tolist()
+    mean = torch.stack([photo.tokens.mean(dim=0) for photo in photos]).mean(dim=0)  # (C,)
     entries, vectors, offsets = [], [], []
     for k, (spelt, synset) in enumerate(NAMES.values()):
         if counts[k] >= (1 if synset else FEWEST):
-            share = SHARE * counts[k] / (counts[k] + 3) if synset else 1.0
+            vector, offset = taught[0][k], taught[1][k]
+            if synset:
+                vector = F.normalize(vector, dim=0) * LENGTH * counts[k] / (counts[k] + 3)
+                offset = vector @ mean  # on the average it adds nothing
             entries.append({"words": list(spelt), "synset": synset, "photos": counts[k]})
-            vectors.append(share * taught[0][k])
-            offsets.append(share * taught[1][k])
+            vectors.append(vector)
+            offsets.append(offset)
     words = WordTable(table["synsets"], table["words"], entries)
     preset = PRESETS["photo"]
     classifier = WordClassifier(
@@ -307,8 +311,7 @@ def build(folder: Path, encoder_file: Path, words_file: Path, sam_file: Path, ou
             vectors[k] *= slope1 / slope
             offsets[k] = offsets[k] * slope1 / slope - (offset1 - offset) / slope
     classifier, entries = classifier_with(encoder, table, photos, (vectors, offsets))
-    learned, shifts = (torch.stack([getattr(classifier, which)]) for which in ("_learned", "_offsets"))
-    state = {**encoder.state_dict(), "learned.vectors": learned[0], "learned.offsets": shifts[0]}
+    state = {**encoder.state_dict(), "learned.vectors": classifier.learned, "learned.offsets": classifier.offsets}
     figures = {
         "auroc": roc_auc_score(answers[~single], scores[~single]),
         "auroc_without_classes": roc_auc_score(answers[single], scores[single]),
