@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import FakePredictor, draw_weights, picture
-from test_words import LEARNED, SYNSETS, WORDS
+from helpers import LEARNED, SYNSETS, WORDS, FakePredictor, picture, word_network
 
 from text2sam import TextPromptedSAM
 from text2sam.clip.classifier import RIVALRY, WordClassifier
@@ -18,16 +17,9 @@ from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import WordTable
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 
-CLASSES = 11
-
-
-def network(seed: int = 0) -> Any:
-    model = timm.create_model("test_efficientnet", pretrained=False, num_classes=CLASSES)
-    return draw_weights(model, 0.2, seed)
-
 
 def tiny(model: Any = None, *, taught: bool = False, **options: Any) -> WordClassifier:
-    model = network() if model is None else model
+    model = word_network() if model is None else model
     words = WordTable(SYNSETS, WORDS, LEARNED if taught else ())
     if taught:
         draw = torch.Generator().manual_seed(3)
@@ -40,7 +32,7 @@ def tiny(model: Any = None, *, taught: bool = False, **options: Any) -> WordClas
 
 
 def test_tokens_average_to_the_classifiers_answer() -> None:
-    model = network()
+    model = word_network()
     tower = PooledCNN(model)
     pixels = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -178,7 +170,7 @@ def test_presence_follows_the_hottest_place() -> None:
 def test_vague_words_get_advice() -> None:
     synsets = {"n1": {"words": ["thing"], "classes": [0] * 400}, "n2": {"words": ["cat"], "classes": [0]}}
     words = WordTable(synsets, {"thing": ["n1"], "cat": ["n2"]})
-    classifier = WordClassifier(network(), words, device="cpu", image_size=64)
+    classifier = WordClassifier(word_network(), words, device="cpu", image_size=64)
     assert "400 kinds" in str(classifier.hint("things"))
     assert classifier.hint("cat") is None
 
@@ -207,7 +199,7 @@ def test_in_the_pipeline() -> None:
 def test_fingerprint_sees_what_changes_presence() -> None:
     made = {
         tiny().fingerprint(),
-        tiny(network(1)).fingerprint(),
+        tiny(word_network(1)).fingerprint(),
         tiny(taught=True).fingerprint(),
         tiny(scales=(1, 2)).fingerprint(),
         tiny(presence_slope=2.0).fingerprint(),

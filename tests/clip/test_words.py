@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from helpers import LEARNED, SYNSETS, WORDS
 
 from text2sam.clip.words import WordTable
 from text2sam.errors import PromptError, WeightsError
-
-SYNSETS = {
-    "n1": {"words": ["animal"], "classes": [0, 1, 2, 3]},
-    "n2": {"words": ["cat", "true cat"], "classes": [0]},
-    "n3": {"words": ["bird"], "classes": [2, 3]},
-    "n4": {"words": ["crane"], "classes": [4]},
-    "n5": {"words": ["crane"], "classes": [3]},
-    "n6": {"words": ["mouse"], "classes": [1]},
-    "n7": {"words": ["hot dog"], "classes": [5]},
-    "n8": {"words": ["tee shirt", "T-shirt"], "classes": [6]},
-    "n9": {"words": ["knife"], "classes": [7]},
-    "n10": {"words": ["machine"], "classes": [4, 8]},
-    "n11": {"words": ["Turkey"], "classes": [9]},
-    "n12": {"words": ["turkey"], "classes": [2]},
-    "n13": {"words": ["sunglasses"], "classes": [10]},
-}
-WORDS: dict[str, list[str]] = {}
-for _name, _synset in SYNSETS.items():
-    for _word in _synset["words"]:
-        WORDS.setdefault(str(_word), []).append(_name)
-LEARNED = [
-    {"words": ["person", "man", "woman"], "synset": None},
-    {"words": ["cat", "kitty"], "synset": "n2"},
-]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +69,13 @@ def test_learned_words(table: WordTable) -> None:
 
 @pytest.mark.parametrize(
     ("text", "near"),
-    [("red cat", ["cat"]), ("catt", ["cat"]), ("hot dog stand", ["hot dog"]), ("a spaceship", []), ("sunglases", ["sunglasses"])],
+    [
+        ("red cat", ["cat"]),
+        ("catt", ["cat"]),
+        ("hot dog stand", ["hot dog"]),
+        ("a spaceship", []),
+        ("sunglases", ["sunglasses"]),
+    ],
 )
 def test_unknown_words(table: WordTable, text: str, near: list[str]) -> None:
     with pytest.raises(PromptError) as caught:

@@ -214,8 +214,8 @@ def classifier_with(
     classifier = WordClassifier(
         encoder,
         words,
-        learned=torch.stack(vectors),
-        offsets=torch.stack(offsets),
+        learned=torch.stack(vectors) if vectors else None,
+        offsets=torch.stack(offsets) if offsets else None,
         image_size=preset.image_size,
         scales=preset.scales,
         mean=MEAN,
