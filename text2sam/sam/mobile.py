@@ -88,10 +88,11 @@ def prepare_for_cpu(encoder: MobileImageEncoder) -> MobileImageEncoder:
     """
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(getattr(child, "conv", None), nn.Conv2d) and isinstance(getattr(child, "bn", None), nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(child.conv, child.bn))
+            convolution, norm = getattr(child, "conv", None), getattr(child, "bn", None)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
     encoder.channels_last = True
-    return encoder.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload,no-any-return]
+    return encoder.to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 def rename_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
