@@ -40,6 +40,8 @@ class MapGenerator(Protocol):
       against; features then have a ``grid``.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``fingerprint() -> str``: stands for the model in calibrations.
+    - ``model``, ``device``, ``settings``, ``pack(features)`` and ``unpack(tensors, shape)``: for embeddings on disk
+      (:class:`text2sam.annotate.embeddings.EmbeddingStore`).
     - keyword arguments ``methods`` and ``tiles`` of ``encode``, ``method`` of ``maps``: only passed where the user gives them.
     """
 
