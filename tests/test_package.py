@@ -45,7 +45,7 @@ HOUSE = [
     ["pipeline"],
     ["export", "tasks"],
     ["plot"],
-    ["annotate"],
+    ["annotate", "serve"],
     ["app"],
     ["demo"],
     ["cli"],

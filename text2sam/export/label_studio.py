@@ -72,17 +72,7 @@ class LabelStudioExporter(Exporter):
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         number = self._spools[0].count + 1
         regions = [
-            {
-                "id": f"{number}-{index}",
-                "from_name": self.from_name,
-                "to_name": self.to_name,
-                "type": "brushlabels",
-                "original_width": image.width,
-                "original_height": image.height,
-                "image_rotation": 0,
-                "score": float(item.score),
-                "value": {"format": "rle", "rle": brush_rle(item.mask), "brushlabels": [item.label]},
-            }
+            brush_region(item.mask, item.label, item.score, f"{number}-{index}", self.from_name, self.to_name)
             for index, item in enumerate(objects, 1)
         ]
         score = sum(float(item.score) for item in objects) / max(1, len(objects))
@@ -100,6 +90,34 @@ class LabelStudioExporter(Exporter):
         with atomic_path(self._path("tasks.json")) as temporary, open(temporary, "wb") as file:
             self._spools[0].copy_to(file)
             file.write(b"\n")
+
+
+def brush_region(
+    mask: NDArray[np.bool_], label: str, score: float, identity: str, from_name: str, to_name: str
+) -> dict[str, Any]:
+    """A region of a task's ``result``, painted by a brush.
+
+    Args:
+        mask: (H, W) bool.
+        label: of the region.
+        score: in [0, 1].
+        identity: different for each region of a task.
+        from_name, to_name: names of the ``BrushLabels`` and ``Image`` tags.
+
+    Raises:
+        InputError: as :func:`brush_rle`.
+    """
+    return {
+        "id": identity,
+        "from_name": from_name,
+        "to_name": to_name,
+        "type": "brushlabels",
+        "original_width": mask.shape[1],
+        "original_height": mask.shape[0],
+        "image_rotation": 0,
+        "score": float(score),
+        "value": {"format": "rle", "rle": brush_rle(mask), "brushlabels": [label]},
+    }
 
 
 def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
