@@ -582,7 +582,7 @@ def main_command(
         raise InputError("--pictures compares two recipes; name a second one with --strategy")
     progress = sys.stderr.isatty()
     with reporting(table, out, json_output) as tell:
-        draw_scene(chosen.seeds.start)  # a missing package is told before models are built
+        draw_scene(chosen.seeds.start)  # a missing package fails before models are built
         scikit_learn()
         model = TextPromptedSAM.from_pretrained(
             "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress

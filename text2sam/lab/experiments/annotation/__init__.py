@@ -129,8 +129,8 @@ def summarize(
 
 def _estimate(value: float, samples: NDArray[np.float64], count: int) -> dict[str, float | int | None]:
     low, high = interval(samples)
-    told = {"value": float(value), "low": low, "high": high}
-    return {key: round(number, 4) if math.isfinite(number) else None for key, number in told.items()} | {"count": count}
+    estimate = {"value": float(value), "low": low, "high": high}
+    return {key: round(number, 4) if math.isfinite(number) else None for key, number in estimate.items()} | {"count": count}
 
 
 def measure(settings: Settings, folder: Path, *, progress: bool = False) -> dict[str, Any]:
