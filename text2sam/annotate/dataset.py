@@ -51,6 +51,7 @@ class Results:
 
     @property
     def objects(self) -> dict[str, int]:
+        """How many objects of each label are in the dataset."""
         return {name: self._objects[name] for name in self.labels.names}
 
     def export(self, root: Path, exports: Sequence[Export]) -> list[str]:
@@ -93,6 +94,7 @@ class Results:
             self.empty += by
 
     def review(self, thresholds: Mapping[str, float]) -> Iterator[ReviewItem]:
+        """What a contact sheet shows of each image that did not fail."""
         for chunk in self.chunks:
             for record in self.folder.records(chunk):
                 if record.image is not None:

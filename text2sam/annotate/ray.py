@@ -201,8 +201,8 @@ class Hand:
             torch.set_num_threads(self._threads)  # each thread has a number of its own
             return self._rows(rows)
         except Exception as error:
-            told = str(error) if isinstance(error, Text2SamError) else f"{type(error).__name__}: {error}"
-            self._ask("fail", f"a worker cannot go on: {told}")
+            reason = str(error) if isinstance(error, Text2SamError) else f"{type(error).__name__}: {error}"
+            self._ask("fail", f"a worker cannot go on: {reason}")
             raise
 
     def _rows(self, rows: Any) -> Any:

@@ -42,7 +42,7 @@ class Published:
 
 
 _VIT, _RN = "ViT-B-16-quickgelu", "RN50-quickgelu"
-_UNSAID = "the size of the pictures is not told, CLIP's own is taken"
+_UNSAID = "the size of the pictures is not given; CLIP's own is taken"
 
 PUBLISHED: tuple[Published, ...] = (
     Published("semantic", "context", "val", _VIT, "openai", 512, "architecture", "miou", 29.3),

@@ -39,7 +39,7 @@ from text2sam.lab.experiments.annotation.kills import Run, dataset_files, run
 from text2sam.lab.experiments.annotation.readers import CocoFile, Item, LabelmeCheck, check_labelme
 from text2sam.lab.experiments.hostile import CANARY
 from text2sam.lab.experiments.sticker import FIGURES, OBJECTS, REPEAT, Answer, Tally
-from text2sam.lab.metrics import bootstrap_weights, interval, weighted_ratio
+from text2sam.lab.metrics import bootstrap_weights, interval
 from text2sam.lab.output import reporting
 from text2sam.recipes.choose import mask_iou
 from text2sam.tables import aligned
@@ -113,17 +113,9 @@ def summarize(
     values, samples, counts = tally.figures(once), tally.figures(weights), tally.counts()
 
     def part(belongs: Callable[[str], bool]) -> dict[str, Any]:
-        sums = {figure: (np.zeros(len(names)), np.zeros(len(names))) for figure in ("iou", "missed", "false")}
-        for place, name in enumerate(names):
-            for a in answers[name] if belongs(kinds[name]) else ():
-                values = {"iou": a.iou, "missed": not a.present} if a.objects else {"false": a.present}
-                for figure, value in values.items():
-                    sums[figure][0][place] += value
-                    sums[figure][1][place] += 1
-        return {
-            figure: _estimate(weighted_ratio(total, number, once)[0], weighted_ratio(total, number, weights), int(number.sum()))
-            for figure, (total, number) in sums.items()
-        }
+        some = Tally([answers[name] if belongs(kinds[name]) else () for name in names])
+        values, samples, counts = some.means(once), some.means(weights), some.counts()
+        return {figure: _estimate(values[figure][0], samples[figure], counts[figure]) for figure in ("iou", "missed", "false")}
 
     return {
         "figures": {figure: _estimate(values[figure][0], samples[figure], counts[figure]) for figure in MEASURED},
@@ -137,8 +129,8 @@ def summarize(
 
 def _estimate(value: float, samples: NDArray[np.float64], count: int) -> dict[str, float | int | None]:
     low, high = interval(samples)
-    told = {"value": float(value), "low": low, "high": high}
-    return {key: round(number, 4) if math.isfinite(number) else None for key, number in told.items()} | {"count": count}
+    estimate = {"value": float(value), "low": low, "high": high}
+    return {key: round(number, 4) if math.isfinite(number) else None for key, number in estimate.items()} | {"count": count}
 
 
 def measure(settings: Settings, folder: Path, *, progress: bool = False) -> dict[str, Any]:

@@ -113,14 +113,14 @@ def run(settings: Settings, drawn: Drawn, out: Path, *, kills: int = 0, progress
     rng = np.random.default_rng([settings.seed, 3])
     attempts: list[Attempt] = []
     for point in [*kill_points(kills, batches), -1]:
-        attempt, said = _attempt(command, drawn.root.parent, watch, point, float(rng.random()))
+        attempt, output = _attempt(command, drawn.root.parent, watch, point, float(rng.random()))
         attempts.append(attempt)
         if progress:
-            told = f"start {len(attempts)}: {attempt.end} after {attempt.seconds:.1f} s, {attempt.after} of {batches} batches"
-            print(told, file=sys.stderr, flush=True)
+            line = f"start {len(attempts)}: {attempt.end} after {attempt.seconds:.1f} s, {attempt.after} of {batches} batches"
+            print(line, file=sys.stderr, flush=True)
         if attempt.end == "finished":
             break
-    return Run(tuple(command), batches, tuple(attempts), json.loads(said))
+    return Run(tuple(command), batches, tuple(attempts), json.loads(output))
 
 
 class _Watch:
@@ -147,7 +147,7 @@ class _Watch:
 
 
 def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | None, delay: float) -> tuple[Attempt, bytes]:
-    """Starts the command; kills it at ``point`` batches, None while it writes, negative never. What it printed comes along."""
+    """Starts the command; kills it at ``point`` batches, None while it writes, negative never. Its output comes along."""
     home = os.fspath(Path(text2sam.__file__).parents[1])
     paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     before = commits = watch.commits()
@@ -194,14 +194,14 @@ def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | N
         if code and not killed:
             raise Text2SamError(f"the command failed with {code}: {_tail(errors)}")
         printed.seek(0)
-        said = printed.read()
+        output = printed.read()
     unsaved = ended - last if killed else 0.0
-    return Attempt(killed or "finished", ended - started, before, watch.commits(), unsaved), said
+    return Attempt(killed or "finished", ended - started, before, watch.commits(), unsaved), output
 
 
 def _tail(file: IO[bytes]) -> str:
     file.seek(0)
-    return one_line(file.read().decode("utf-8", "replace"))[-500:] or "it said nothing"
+    return one_line(file.read().decode("utf-8", "replace"))[-500:] or "there was no output"
 
 
 def dataset_files(out: Path) -> dict[str, str]:
