@@ -17,7 +17,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_outputs_are_stripped() -> None:
-    assert len(NOTEBOOKS) == 5
+    assert len(NOTEBOOKS) == 7
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, as_version=4).cells:
             assert not cell.get("outputs"), path.name
