@@ -132,16 +132,17 @@ def check_method(method: Method) -> Method:
     return method
 
 
-def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:
+def gaussian_window(grid: tuple[int, int], sigma: float, *, prefix: int = 1) -> torch.Tensor:
     """How near patches are to each other, for NACLIP (arXiv 2404.08181).
 
     Args:
         grid: (gh, gw) patches.
         sigma: standard deviation in patches, above 0.
+        prefix: number of tokens before the patches, such as the class token.
 
     Returns:
-        (1 + gh*gw, 1 + gh*gw) float32: ``exp(-distance^2 / (2 sigma^2))`` between patches, 1 for a patch and itself; 0 in the
-        row and the column of the class token.
+        (prefix + gh*gw, prefix + gh*gw) float32: ``exp(-distance^2 / (2 sigma^2))`` between patches, 1 for a patch and itself;
+        0 in the rows and the columns of the tokens before them.
 
     Raises:
         InputError: a side or ``sigma`` is not positive.
@@ -154,7 +155,7 @@ def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:
         torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
         for places in (torch.arange(side, dtype=torch.float32) for side in grid)
     )
-    return torch.nn.functional.pad(torch.kron(rows, columns), (1, 0, 1, 0))
+    return torch.nn.functional.pad(torch.kron(rows, columns), (prefix, 0, prefix, 0))
 
 
 def attend(

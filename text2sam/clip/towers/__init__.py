@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.attention import KINDS, AttentionKind
-from text2sam.clip.towers import resnet, vit
+from text2sam.clip.towers import resnet, timm_cnn, timm_vit, vit
 from text2sam.clip.towers.base import (
     ImageTower,
     LastStep,
@@ -45,7 +45,7 @@ from text2sam.clip.towers.base import (
     resize_tokens,
 )
 from text2sam.clip.towers.text import OpenClipText, Tokenizer, encode_token_features, encode_tokens
-from text2sam.clip.towers.vit import project, queries_keys_values, step, vit_stream
+from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
 
 __all__ = [
@@ -64,19 +64,16 @@ __all__ = [
     "exact",
     "image_tower",
     "patch_size",
-    "project",
-    "queries_keys_values",
     "resize_positions",
     "resize_tokens",
     "run_tower",
-    "step",
     "surgery_tokens",
     "text_tower",
     "tower_of",
     "vit_stream",
 ]
 
-FAMILIES = (vit.adapt, resnet.adapt)
+FAMILIES = (vit.adapt, resnet.adapt, timm_vit.adapt, timm_cnn.adapt)
 """Each takes an image tower, and gives its adapter, or None for a tower of another family."""
 
 _WORKS = (
