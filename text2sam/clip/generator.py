@@ -319,6 +319,9 @@ class ClipSurgery:
         (:meth:`region_odds`) of the place where the text's map is hottest: its hottest patch and the patches around it, by
         feature surgery against the vocabulary. A small thing shows less in the class token than in its place.
 
+        A model with a logit bias (SigLIP) was trained to say of each text alone whether it is there: its score is the sigmoid of
+        scale times cosine plus bias, and rivals do not count.
+
         How well the score separates present from absent depends on the model and on how well the vocabulary covers what its
         images show.
 
@@ -335,6 +338,8 @@ class ClipSurgery:
             odds = 0.0
             if self.presence_peak and without(text, self.vocabulary):
                 odds = self.region_odds(features, text, self._hottest(features, text))
+            if (bias := self.logit_bias()) is not None:
+                logits, weights = logits + bias.cpu(), weights | {"rivals": 0.0}
             return float(presence_logit(logits, odds=odds, **weights).sigmoid())
 
     def region_odds(self, features: ImageFeatures, text: str, shares: NDArray[np.float32]) -> float:
@@ -379,6 +384,11 @@ class ClipSurgery:
         """The factor that CLIP learned for its cosines, 100 for OpenAI's: a float32 scalar on the model's device."""
         scale: torch.Tensor = self.model.logit_scale.detach().float().exp().mean()
         return scale
+
+    def logit_bias(self) -> torch.Tensor | None:
+        """What a model trained with a sigmoid (SigLIP) adds to its logits, float32 on the model's device; None without."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.detach().float().mean()
 
     def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:
         """(gh, gw) float32: 1 in the patch most similar to a text and in the patches around it, else 0."""

@@ -77,8 +77,8 @@ FAMILIES = (vit.adapt, resnet.adapt, timm_vit.adapt, timm_cnn.adapt)
 """Each takes an image tower, and gives its adapter, or None for a tower of another family."""
 
 _WORKS = (
-    "Surgery works on open_clip's VisionTransformer with a class token (pool_type 'tok', no attentional pooling, default "
-    "blocks) and on its ModifiedResNet: for example ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336, ViT-H-14, RN50, RN101."
+    "Surgery works on open_clip's VisionTransformer and ModifiedResNet, and on timm's VisionTransformer, Eva, ConvNeXt, FastViT, "
+    "ResNet and Swin: for example ViT-B-16, RN50, ViT-B-16-SigLIP2, MobileCLIP2-B; text2sam models towers lists them all"
 )
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # length of the difference of two unit vectors; in half precision 0.05
 

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from text2sam.clip.attention import KINDS, AttentionKind, attend, gaussian_window
 from text2sam.clip.towers.base import Grid, LastStep, Tap, TowerTokens
 
+AFTER_MEAN = "the image feature is normalised after the mean of the patches, the patches one by one"
+"""Note on towers whose patches are an approximation: their mean is not the image feature."""
+
 
 class Block(Protocol):
     """A transformer block as surgery sees it; streams are (B, L, D), heads (B, heads, L, d)."""
@@ -104,5 +107,3 @@ class TransformerTower:
 def _step(block: Block, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
     """A block as trained: what leaves it, from the stream and what the attention is given of it."""
     return block.mlp(x + block.update(F.scaled_dot_product_attention(*block.queries_keys_values(entered)), entered))
-
-

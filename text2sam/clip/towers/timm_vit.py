@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from text2sam.clip.towers.base import Grid, join_heads, pair, split_heads
-from text2sam.clip.towers.blocks import Block, TransformerTower
+from text2sam.clip.towers.blocks import AFTER_MEAN, Block, TransformerTower
 from text2sam.errors import UnsupportedModelError
 
 
@@ -44,8 +44,9 @@ class TimmViT(TransformerTower):
     @property
     def note(self) -> str:
         """What is an approximation in the patches' features; may be empty."""
-        normalised = self.trunk.attn_pool is None and self.trunk.global_pool == "avg" and _is_norm(self.trunk.fc_norm)
-        return "patches are normalised one by one, the image feature after its mean" if normalised else ""
+        trunk = self.trunk
+        normalised = trunk.attn_pool is None and trunk.global_pool == "avg" and not isinstance(trunk.fc_norm, nn.Identity)
+        return AFTER_MEAN if normalised else ""
 
     def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
         """What ``trunk.forward_features`` does before its blocks, on any grid."""
@@ -165,9 +166,14 @@ def adapt(visual: nn.Module) -> TimmViT | None:
     from timm.models.vision_transformer import VisionTransformer
 
     trunk: Any = getattr(visual, "trunk", visual)
+    name = f"timm's {type(trunk).__name__}"
+    if type(trunk).__name__ == "VisionTransformerRelPos":
+        raise UnsupportedModelError(
+            f"surgery cannot be applied to {name}, whose positions are a bias on queries times keys, which the other kinds of "
+            "attention have not"
+        )
     if not isinstance(trunk, (VisionTransformer, Eva)):
         return None
-    name = f"timm's {type(trunk).__name__}"
     if type(trunk) not in (VisionTransformer, Eva):
         raise UnsupportedModelError(f"surgery cannot be applied to {name}, which changes timm's own forward pass")
     for block in trunk.blocks:
@@ -188,10 +194,6 @@ def adapt(visual: nn.Module) -> TimmViT | None:
 
 def _name(part: Any) -> str:
     return f"{type(part).__module__}.{type(part).__qualname__}"
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return not isinstance(module, nn.Identity)
 
 
 def _patches(embed: Any, pixels: torch.Tensor) -> torch.Tensor:

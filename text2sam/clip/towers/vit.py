@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.towers.base import Grid, join_heads, pair, resize_positions, split_heads
-from text2sam.clip.towers.blocks import Block, TransformerTower
+from text2sam.clip.towers.blocks import AFTER_MEAN, Block, TransformerTower
 from text2sam.errors import UnsupportedModelError
 
 
@@ -28,6 +28,12 @@ class ViT(TransformerTower):
         self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
         self.std: Sequence[float] | None = getattr(visual, "image_std", None)
         self.blocks: int | None = len(visual.transformer.resblocks)
+
+    @property
+    def note(self) -> str:
+        """What is an approximation in the patches' features; may be empty."""
+        mean = self.module.attn_pool is None and self.module.pool_type == "avg"
+        return AFTER_MEAN if mean and self.module.final_ln_after_pool else ""
 
     def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
         """See :func:`vit_stream`."""
