@@ -319,8 +319,8 @@ class ClipSurgery:
         (:meth:`region_odds`) of the place where the text's map is hottest: its hottest patch and the patches around it, by
         feature surgery against the vocabulary. A small thing shows less in the class token than in its place.
 
-        A model with a logit bias (SigLIP) was trained to say of each text alone whether it is there: its score is the sigmoid of
-        scale times cosine plus bias, and rivals do not count.
+        A model with a logit bias (SigLIP) was trained to say of each text alone whether it is there: its score is the sigmoid
+        of scale times cosine plus bias, and rivals do not count.
 
         How well the score separates present from absent depends on the model and on how well the vocabulary covers what its
         images show.

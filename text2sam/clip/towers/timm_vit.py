@@ -186,8 +186,8 @@ def adapt(visual: nn.Module) -> TimmViT | None:
         raise UnsupportedModelError(f"surgery cannot be applied to {name} with the pooling {trunk.global_pool!r}")
     if pool is not None and (type(pool).__name__ != "AttentionPoolLatent" or pool.pos_embed is not None):
         raise UnsupportedModelError(
-            f"surgery cannot be applied to {name} with {_name(pool)}: a patch alone must make sense to the attention pool, which "
-            "has positions of its own"
+            f"surgery cannot be applied to {name} with {_name(pool)}: a patch alone must make sense to the attention pool, "
+            "which has positions of its own"
         )
     return TimmViT(visual)
 
@@ -203,7 +203,8 @@ def _patches(embed: Any, pixels: torch.Tensor) -> torch.Tensor:
         x = embed.backbone(x)
         x = x[-1] if isinstance(x, (list, tuple)) else x
     x = embed.proj(x).permute(0, 2, 3, 1)
-    return embed.norm(x) if hasattr(embed, "norm") else x
+    patches: torch.Tensor = embed.norm(x) if hasattr(embed, "norm") else x
+    return patches
 
 
 def _positions(trunk: Any, grid: Grid) -> torch.Tensor | None:
@@ -228,11 +229,9 @@ def _rotations(trunk: Any, grid: Grid) -> torch.Tensor | None:
     rope = getattr(trunk, "rope", None)
     if rope is None:
         return None
-    if getattr(rope, "feat_shape", None) is None:
-        rotations: torch.Tensor = rope.get_embed(shape=list(grid))
-        return rotations
-    if list(rope.feat_shape) != list(grid):  # the trunk's own tables stay as they are
+    cached = getattr(rope, "feat_shape", None) is not None
+    if cached and list(rope.feat_shape) != list(grid):  # the trunk's own tables stay as they are
         rope = copy.deepcopy(rope)
         rope.update_feat_shape(list(grid))
-    rotations = rope.get_embed()
+    rotations: torch.Tensor = rope.get_embed() if cached else rope.get_embed(shape=list(grid))
     return rotations

@@ -49,7 +49,8 @@ class ViT(TransformerTower):
         visual = self.module
         x = patches if visual.attn_pool is None else _value_path(visual.attn_pool, patches)
         x = visual.ln_post(x)
-        return x if visual.proj is None else x @ visual.proj
+        projected: torch.Tensor = x if visual.proj is None else x @ visual.proj
+        return projected
 
 
 class ResidualBlock:
