@@ -78,7 +78,8 @@ FAMILIES = (vit.adapt, resnet.adapt, timm_vit.adapt, timm_cnn.adapt)
 
 _WORKS = (
     "Surgery works on open_clip's VisionTransformer and ModifiedResNet, and on timm's VisionTransformer, Eva, ConvNeXt, "
-    "FastViT, ResNet and Swin: for example ViT-B-16, RN50, ViT-B-16-SigLIP2, MobileCLIP2-B; text2sam models towers lists them all"
+    "FastViT, ResNet and Swin: for example ViT-B-16, RN50, ViT-B-16-SigLIP2, MobileCLIP2-B; text2sam models towers lists "
+    "them all"
 )
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # length of the difference of two unit vectors; in half precision 0.05
 
