@@ -22,7 +22,7 @@ from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, ch
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
-from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check_kinds, exact, image_tower, run_tower
+from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check_kinds, exact, image_tower, opened, run_tower
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError
 from text2sam.fingerprint import fingerprint
@@ -36,8 +36,9 @@ class ClipSurgery:
 
     Args:
         model: a CLIP built by open_clip, of a family in :mod:`text2sam.clip.towers`. Its weights are never changed; it is
-            moved to ``device`` in place.
-        tokenizer: the model's tokenizer, ``open_clip.get_tokenizer(name)``.
+            moved to ``device`` in place. Models of OpenAI's ``clip`` and transformers' ``CLIPModel``, ``SiglipModel``,
+            ``Siglip2Model`` and ``MetaClip2Model`` become open_clip's first; what is hooked into them does not.
+        tokenizer: the model's tokenizer, ``open_clip.get_tokenizer(name)``; or transformers' tokenizer or processor.
         image_size: side in pixels to which images are resized, squarely, as the papers do; or (height, width).
             Rounded to whole patches.
         depth: how many of the last blocks get the second path; at most the tower's number of blocks.
@@ -86,6 +87,7 @@ class ClipSurgery:
         scales: Sequence[float] = (1.0,),
         check: bool = True,
     ) -> None:
+        model, tokenizer = opened(model, tokenizer)
         self.tower = image_tower(model)
         self.depth = check_depth(self.tower, depth)
         self.device = pick_device(device)

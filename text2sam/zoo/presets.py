@@ -244,6 +244,8 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
     from text2sam.zoo.download import resolve
     from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
 
+    if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
+        return found
     model, tokenizer = _bare_clip(architecture)
     path = resolve(spec, "clip", progress=options.progress)
     loaded = load_checkpoint(path)
@@ -259,6 +261,22 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
     _check_activation(architecture, path, openai=loaded.openai, named=options.clip_model is not None)
     model.load_state_dict(loaded.tensors, strict=False)
     return model.eval(), tokenizer
+
+
+def _transformers_clip(spec: Spec) -> tuple[Any, Any] | None:
+    """The CLIP of a folder or a file of transformers' with its ``config.json``, and its tokenizer; None for anything else."""
+    place = Path(spec).expanduser()
+    folder = place if place.is_dir() else place.parent
+    if not (place.is_dir() or place.is_file()) or not (folder / "config.json").is_file():
+        return None
+    from text2sam.clip.towers.hf import folder_tokenizer, open_clip_model, read_folder
+    from text2sam.zoo.state_dicts import is_transformers_clip
+
+    tensors, config, pixels = read_folder(folder, place if place.is_file() else None)
+    if not is_transformers_clip(tensors):
+        return None
+    model = open_clip_model(tensors, config, mean=pixels.get("image_mean"), std=pixels.get("image_std"))
+    return model, folder_tokenizer(folder, model)
 
 
 def _bare_clip(architecture: str) -> tuple[Any, Any]:

@@ -44,6 +44,7 @@ from text2sam.clip.towers.base import (
     resize_positions,
     resize_tokens,
 )
+from text2sam.clip.towers.hf import opened
 from text2sam.clip.towers.text import OpenClipText, Tokenizer, encode_token_features, encode_tokens
 from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
@@ -63,6 +64,7 @@ __all__ = [
     "evaluating",
     "exact",
     "image_tower",
+    "opened",
     "patch_size",
     "resize_positions",
     "resize_tokens",
@@ -91,21 +93,10 @@ def image_tower(model: Any) -> ImageTower:
         UnsupportedModelError: the model is not open_clip's, its weights are not there, or its tower is of another family.
     """
     visual = getattr(model, "visual", None)
-    if type(model).__module__.startswith("transformers.") or hasattr(model, "vision_model"):
-        raise UnsupportedModelError(
-            f"this {type(model).__name__} is a model of the package transformers, and ClipSurgery needs a CLIP built by "
-            "open_clip: open_clip.create_model has the same architectures, and takes weights from the hub as 'hf-hub:...'"
-        )
     if not isinstance(visual, nn.Module):
         raise UnsupportedModelError(f"ClipSurgery needs a CLIP built by open_clip, not {type(model).__name__}")
     if any(p.is_meta for p in getattr(model, "parameters", visual.parameters)()):
         raise UnsupportedModelError("the model is on the device 'meta', without weights: load them before building ClipSurgery")
-    if hasattr(visual, "input_resolution") and not type(visual).__module__.startswith("open_clip"):
-        raise UnsupportedModelError(
-            "this is a model of OpenAI's own package clip, and ClipSurgery needs a CLIP built by open_clip: hand over "
-            "open_clip.model.build_model_from_openai_state_dict(model.state_dict()), or save the state_dict to a file and give "
-            "that as clip_checkpoint"
-        )
     return tower_of(visual)
 
 
