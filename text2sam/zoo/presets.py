@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from text2sam.errors import InputError, Text2SamWarning, WeightsError
+from text2sam.errors import DownloadError, InputError, Text2SamWarning, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +119,12 @@ class ModelOptions:
     Attributes:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; None takes the first available of cuda, mps, cpu.
         dtype: float32 on the CPU; also float16 or bfloat16 on a GPU.
-        clip_checkpoint: a local file, or a name from ``text2sam models list``; None takes the preset's.
-        clip_model: open_clip's name of the architecture of ``clip_checkpoint``, or ``"local-dir:FOLDER"`` for a folder with
-            an ``open_clip_config.json``. None takes the table's for a name and the preset's for a file; with the preset
-            ``sticker`` any other file needs it.
+        clip_checkpoint: a local file, or a name from ``text2sam models list``; or a folder of transformers' CLIP or SigLIP, or
+            the file in it, with its ``config.json``. None takes the preset's.
+        clip_model: open_clip's name of the architecture of ``clip_checkpoint``; or ``"local-dir:FOLDER"`` for a folder with an
+            ``open_clip_config.json``, or ``"hf-hub:OWNER/NAME"``, whose own weights are taken where ``clip_checkpoint`` is
+            None. None takes the table's for a name and the preset's for a file; with the preset ``sticker`` any other file
+            needs it. Not for files of transformers, whose ``config.json`` tells.
         sam_checkpoint: a local file or a name; its architecture is read off the weights.
         templates: prompt templates; None takes the papers' 85.
         depth: number of CLIP's last blocks that get the second path; None takes the preset's.
@@ -188,7 +190,7 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
     device = pick_device(options.device)
     dtype = None if options.dtype is None else check_dtype(options.dtype, device)
     model, tokenizer = load_clip(chosen, options)
-    own = options.clip_checkpoint is None
+    own = options.clip_checkpoint is None and not (options.clip_model or "").startswith((LOCAL, HUB))
     terms = chosen.presence if own else PresenceTerms()
     return ClipSurgery(
         model,
@@ -239,6 +241,9 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
         from text2sam.zoo.sticker.models import load_clip as load_sticker_clip
 
         return load_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
+    if options.clip_checkpoint is None and architecture.startswith((LOCAL, HUB)):
+        model, tokenizer = _bare_clip(architecture, weights=True)
+        return model.eval(), tokenizer
     if spec is None:
         raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
     from text2sam.zoo.download import resolve
@@ -279,28 +284,48 @@ def _transformers_clip(spec: Spec) -> tuple[Any, Any] | None:
     return model, folder_tokenizer(folder, model)
 
 
-def _bare_clip(architecture: str) -> tuple[Any, Any]:
-    """A CLIP with random weights, and its tokenizer."""
+def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
+    """A CLIP with random weights, or those of its folder or repository, and its tokenizer."""
     import open_clip
 
     if architecture == "sticker":
         from text2sam.zoo.sticker.models import build_clip as build_sticker_clip
 
         return build_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
-    if architecture.startswith(HUB):
+    known = architecture in open_clip.list_models()
+    if not known and not architecture.startswith((LOCAL, HUB)):
         raise InputError(
-            f"clip_model {architecture!r} is on the Hugging Face hub, from which text2sam does not download; download the "
-            f"repository and give clip_model='{LOCAL}FOLDER' and its weights as clip_checkpoint="
+            f"clip_model must be one of open_clip.list_models(), {LOCAL}FOLDER or {HUB}OWNER/NAME, not {architecture!r}"
         )
     try:
         with _without_random_warning():
-            if architecture.startswith(LOCAL):
-                return open_clip.create_model(architecture, load_weights=False), open_clip.get_tokenizer(architecture)
-            if architecture in open_clip.list_models():
+            if known:
                 return open_clip.create_model(architecture, pretrained=None), open_clip.get_tokenizer(architecture)
-    except (RuntimeError, ValueError, TypeError, OSError, KeyError) as error:
+            return open_clip.create_model(architecture, load_weights=weights), open_clip.get_tokenizer(architecture)
+    except Exception as error:  # the hub's client has errors of its own, with and without network
+        needed = _from_hub(architecture)
+        if needed:
+            raise DownloadError(
+                f"clip_model {architecture!r} needs {needed} from the Hugging Face hub. Where there is no network, put the files "
+                f"of its repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
+            ) from error
+        if not isinstance(error, (RuntimeError, ValueError, TypeError, OSError, KeyError)):
+            raise
         raise InputError(f"open_clip cannot build clip_model {architecture!r}: {error}") from error
-    raise InputError(f"clip_model must be one of open_clip.list_models(), or {LOCAL}FOLDER, not {architecture!r}")
+
+
+def _from_hub(architecture: str) -> str:
+    """What a model of open_clip needs from the hub besides its weights; empty when nothing."""
+    import open_clip
+
+    if architecture.startswith(HUB):
+        return "its configuration and tokenizer"
+    if architecture.startswith(LOCAL):
+        return ""
+    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+    if text.get("hf_model_name"):
+        return f"the text tower and tokenizer {text['hf_model_name']}"
+    return f"the tokenizer {text['hf_tokenizer_name']}" if text.get("hf_tokenizer_name") else ""
 
 
 def _check_activation(architecture: str, path: Path, *, openai: bool, named: bool) -> None:

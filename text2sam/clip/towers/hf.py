@@ -89,7 +89,7 @@ def opened(model: Any, tokenizer: Any) -> tuple[Any, Tokenizer]:
     if type(model).__module__.startswith("transformers.") or (hasattr(model, "vision_model") and hasattr(config, "to_dict")):
         processor = getattr(tokenizer, "image_processor", None)
         mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-        settings = config.to_dict() if hasattr(config, "to_dict") else {}
+        settings = config.to_dict() if hasattr(config, "to_dict") else {"model_type": type(model).__name__}
         model = open_clip_model(model.state_dict(), settings, mean=mean, std=std)
     elif _is_openais(model):
         model = openai_model(model.state_dict())
@@ -301,8 +301,9 @@ def _clip(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[
         "norm_kwargs": {"eps": float(vision.get("layer_norm_eps", 1e-5))},
         "act_kwargs": _activation(vision, "quick_gelu")[1],
     }
-    text_cfg = _text(tensors, "", text) | {"pool_type": "argmax" if highest else "eos", "eos_id": end}
-    text_cfg |= {
+    text_cfg = _text(tensors, "", int(text.get("num_attention_heads", 8))) | {
+        "pool_type": "argmax" if highest else "eos",
+        "eos_id": end,
         "norm_kwargs": {"eps": float(text.get("layer_norm_eps", 1e-5))},
         "act_kwargs": _activation(text, "quick_gelu")[1],
     }
