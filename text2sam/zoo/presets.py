@@ -306,8 +306,8 @@ def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
         needed = _from_hub(architecture)
         if needed:
             raise DownloadError(
-                f"clip_model {architecture!r} needs {needed} from the Hugging Face hub. Where there is no network, put the files "
-                f"of its repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
+                f"clip_model {architecture!r} needs {needed} from the Hugging Face hub. Where there is no network, put the "
+                f"files of its repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
             ) from error
         if not isinstance(error, (RuntimeError, ValueError, TypeError, OSError, KeyError)):
             raise
