@@ -125,7 +125,8 @@ class ModelOptions:
             ``open_clip_config.json``, or ``"hf-hub:OWNER/NAME"``, whose own weights are taken where ``clip_checkpoint`` is
             None. None takes the table's for a name and the preset's for a file; with the preset ``sticker`` any other file
             needs it. Not for files of transformers, whose ``config.json`` tells.
-        sam_checkpoint: a local file or a name; its architecture is read off the weights.
+        sam_checkpoint: a local file or a name; its architecture is read off the weights. Files of SAM 2 and SAM 2.1 need the
+            package ``sam2``; a folder is one of transformers' SAMs with its processor.
         templates: prompt templates; None takes the papers' 85.
         depth: number of CLIP's last blocks that get the second path; None takes the preset's.
         image_size: side in pixels, or (height, width), of CLIP's input; None takes the preset's.
@@ -351,7 +352,7 @@ def _check_activation(architecture: str, path: Path, *, openai: bool, named: boo
 
 
 def load_predictor(preset: Preset, options: ModelOptions) -> Any:
-    """The SAM of a preset as a ``SamPredictor``; the architecture of a checkpoint is read off its weights."""
+    """The SAM of a preset as a mask predictor; the architecture of a checkpoint is read off its weights."""
     from text2sam.devices import check_dtype, pick_device
 
     device = pick_device(options.device)
@@ -367,8 +368,8 @@ def load_predictor(preset: Preset, options: ModelOptions) -> Any:
     from text2sam.zoo.download import resolve
     from text2sam.zoo.table import CHECKPOINTS
 
-    path = resolve(spec, "sam", progress=options.progress)
-    known = CHECKPOINTS.get(str(spec))
+    known, folder = CHECKPOINTS.get(str(spec)), Path(spec).expanduser()
+    path = folder if known is None and folder.is_dir() else resolve(spec, "sam", progress=options.progress)
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
 
 

@@ -116,11 +116,12 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         (r"^(shared_image_embedding|vision_encoder)\.", r"^mask_decoder\."),
-        f"a SAM {_TRANSFORMERS}; take the publisher's own file, or a name from text2sam models list",
+        f"a SAM {_TRANSFORMERS}; give the folder it is in, with its config.json and preprocessor_config.json, take the "
+        "publisher's own file, or a name from text2sam models list",
     ),
     (
         (r"^image_encoder\.trunk\.",),
-        "a SAM 2, which text2sam does not build; build it with the package sam2 and give its SAM2ImagePredictor to "
+        "a SAM 2 of a size that the package sam2 has no configuration of; build it and give its SAM2ImagePredictor to "
         "TextPromptedSAM",
     ),
     ((r"^image_encoder\.", r"^mask_decoder\."), "a SAM"),
