@@ -126,6 +126,17 @@ def tiny(kind: str) -> tuple[Any, Any]:
         decoder = DECODER | {"vit_dim": 16}
         config = transformers.SamHQConfig(vision_config=seen, prompt_encoder_config=PROMPTS, mask_decoder_config=decoder)
         return transformers.SamHQModel(config).eval(), sam_processor()
+    prompts = {"hidden_size": 32, "image_size": 64, "mask_input_channels": 16}
+    decoder = {"hidden_size": 32, "num_attention_heads": 2, "mlp_dim": 32, "iou_head_hidden_dim": 16}
+    if kind == "Sam3Tracker":
+        vit = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64}
+        vit |= {"model_type": "sam3_vit_model", "patch_size": 16, "window_size": 2, "global_attn_indexes": [1]}
+        seen = {"backbone_config": vit | {"pretrain_image_size": 32}, "fpn_hidden_size": 32}
+        seen |= {"model_type": "sam3_vision_model", "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+        config = transformers.Sam3TrackerConfig(
+            vision_config=seen, prompt_encoder_config=prompts | {"patch_size": 16}, mask_decoder_config=decoder
+        )
+        return transformers.Sam3TrackerModel(config).eval(), square_processor("Sam3")
     trunk = transformers.Sam2HieraDetConfig(
         hidden_size=8,
         image_size=[64, 64],
@@ -145,13 +156,11 @@ def tiny(kind: str) -> tuple[Any, Any]:
         backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
         fpn_hidden_size=32,
     )
-    prompts = {"hidden_size": 32, "image_size": 64, "mask_input_channels": 16}
-    decoder = {"hidden_size": 32, "num_attention_heads": 2, "mlp_dim": 32, "iou_head_hidden_dim": 16}
     config = transformers.Sam2Config(vision_config=seen, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     return transformers.Sam2Model(config).eval(), square_processor("Sam2")
 
 
-@pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2"])
+@pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2", "Sam3Tracker"])
 def test_kinds_of_models(kind: str) -> None:
     model, processor = tiny(kind)
     predictor, image = HFPredictor(model, processor), picture(2)
@@ -171,7 +180,7 @@ def test_kinds_of_models(kind: str) -> None:
     assert not np.allclose(moved, predict_points(predictor, PointPrompts([[9, 9]], [1]))[2])
 
 
-@pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2"])
+@pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2", "Sam3Tracker"])
 def test_images_take_turns(kind: str) -> None:
     model, processor = tiny(kind)
     predictor = HFPredictor(model, processor)

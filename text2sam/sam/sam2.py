@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,4 +52,6 @@ def build_sam2_predictor(state_dict: Mapping[str, Tensor], source: str, device: 
     if difference:
         raise WeightsError(f"{source} does not fit {config}: {difference}")
     model.load_state_dict(state_dict)
-    return SAM2ImagePredictor(model.float().eval().requires_grad_(False).to(device))
+    with warnings.catch_warnings():  # it compiles its transforms in a way that new versions of torch advise against
+        warnings.simplefilter("ignore")
+        return SAM2ImagePredictor(model.float().eval().requires_grad_(False).to(device))
