@@ -15,6 +15,7 @@ from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam import HFPredictor, build_predictor, predict_points
 from text2sam.sam.session import Session
 from text2sam.types import PointPrompts
+from text2sam.zoo.presets import ModelOptions, get_preset, load_predictor
 
 transformers = pytest.importorskip("transformers")
 
@@ -218,6 +219,7 @@ def test_folders(kind: str, tmp_path: Path) -> None:
     for predictor in (found, direct):
         predictor.set_image(picture(2))
     np.testing.assert_allclose(predict_points(found, CLICKS)[2], predict_points(direct, CLICKS)[2], rtol=1e-3, atol=1e-6)
+    assert type(load_predictor(get_preset("mobile"), ModelOptions(device="cpu", sam_checkpoint=tmp_path))) is HFPredictor
     result = TextPromptedSAM(found, tiny_surgery(), presence_threshold=0.0).segment(picture(2), "cat")
     assert result.mask.shape == (30, 44)
 
