@@ -37,6 +37,7 @@ VITS: dict[str, tuple[str, str, str | None, int, dict[str, Any]]] = {  # trunk, 
     "DINOv3's rotations": ("vit_small_patch16_dinov3", "token", None, 64, SMALL),
     "mixed rotations": ("vit_small_patch16_rope_mixed_224", "token", None, 64, SMALL),
 }
+VITS = {family: row for family, row in VITS.items() if timm.is_model(row[0])}
 CNNS: dict[str, tuple[str, str, str | None, int, dict[str, Any]]] = {
     "ConvNeXt": ("test_convnext", "", "linear", 64, {}),
     "ConvNeXt with MLP": ("test_convnext", "", "mlp", 64, {}),
@@ -126,6 +127,11 @@ def test_other_sizes_are_timms(family: str) -> None:
     dynamic.load_state_dict(fixed.state_dict())
     ph, pw = tower_of(fixed).patch
     before = condition(fixed)
+    rope = getattr(fixed.trunk, "rope", None)
+    if rope is not None and not hasattr(rope, "update_feat_shape"):
+        with pytest.raises(UnsupportedModelError, match="install a newer one"):
+            surgery_tokens(fixed, noise(1, 3, 5 * ph, 3 * pw), depth=1)
+        return
     for grid in ((5, 3), (2, 7)):
         pixels = noise(1, 3, grid[0] * ph, grid[1] * pw)
         tokens = surgery_tokens(fixed, pixels, depth=1)
@@ -174,7 +180,7 @@ def test_the_same_weights_in_open_clips_tower() -> None:
         same(other.others[kind], one.others[kind])
 
 
-@pytest.mark.parametrize("family", ["SigLIP", "PE-Core-T", "PE-Core-G", "ViTamin", "average"])
+@pytest.mark.parametrize("family", [family for family, row in VITS.items() if row[1] != "token"])
 @torch.no_grad()
 def test_equal_patches_pool_to_any_of_them(family: str) -> None:
     tower = tower_of(timm_tower(VITS[family]))
@@ -208,8 +214,12 @@ def test_averages_are_the_mean_of_the_patches() -> None:
     ],
 )
 def test_timm_vits_that_are_refused(name: str, options: dict[str, Any], told: str) -> None:
+    try:
+        trunk = timm.create_model(name, **options)
+    except (AssertionError, TypeError):
+        pytest.skip("this timm has no such option")
     with pytest.raises(UnsupportedModelError, match=told):
-        tower_of(timm.create_model(name, **options))
+        tower_of(trunk)
 
 
 # pooled networks

@@ -38,7 +38,10 @@ def test_an_unknown_name() -> None:
 
 
 def test_the_page_is_what_the_models_say() -> None:
-    for line in markdown(tower_rows([name for name in SAMPLE if name in open_clip.list_models()])).splitlines():
+    rows = tower_rows([name for name in SAMPLE if name in open_clip.list_models()])
+    built = [row for row in rows if "this timm cannot build it" not in row.note]
+    assert len(built) > 12
+    for line in markdown(built).splitlines():
         assert line in PAGE.splitlines()
 
 

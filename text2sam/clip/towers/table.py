@@ -72,8 +72,15 @@ def _row(name: str) -> TowerRow:
     text = config["text_cfg"]
     hub = f"text tower and tokenizer {text['hf_model_name']}" if text.get("hf_model_name") else ""
     hub = hub or (f"tokenizer {text['hf_tokenizer_name']}" if text.get("hf_tokenizer_name") else "")
-    with torch.device("meta"):
-        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], bool(config.get("quick_gelu")))
+    arguments = config["embed_dim"], config["vision_cfg"], bool(config.get("quick_gelu"))
+    try:
+        with torch.device("meta"):
+            visual = _build_vision_tower(*arguments)
+    except (NotImplementedError, RuntimeError):  # some towers of older timm compute while they are built
+        try:
+            visual = _build_vision_tower(*arguments)
+        except RuntimeError as error:
+            return TowerRow(name, "", None, None, (), f"this timm cannot build it: {error}", hub)
     try:
         tower = tower_of(visual)
     except UnsupportedModelError as error:
