@@ -233,7 +233,7 @@ def _rotations(trunk: Any, grid: Grid) -> torch.Tensor | None:
     if cached and list(rope.feat_shape) != list(grid):  # the trunk's own tables stay as they are
         if not hasattr(rope, "update_feat_shape"):
             raise UnsupportedModelError(
-                f"this timm cannot make rotary positions of {type(trunk).__name__} for a grid of {grid[0]} x {grid[1]}; install "
+                f"this timm makes no rotary positions of {type(trunk).__name__} for a grid of {grid[0]} x {grid[1]}; install "
                 f"a newer one, or give image_size={trunk.patch_embed.img_size}"
             )
         rope = copy.deepcopy(rope)
