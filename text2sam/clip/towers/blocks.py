@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-from text2sam.clip.attention import KINDS, AttentionKind, attend, gaussian_window
+from text2sam.clip.attention import KINDS, AttentionKind, attend, gaussian_window, middle_blocks
 from text2sam.clip.towers.base import Grid, LastStep, Tap, TowerTokens
 
 AFTER_MEAN = "the image feature is normalised after the mean of the patches, the patches one by one"
@@ -62,12 +62,18 @@ class TransformerTower:
         x, grid, blocks = self.stream(pixels)
         every = (KINDS["architecture"], *kinds)
         streams: dict[str, torch.Tensor] = {}
+        between = middle_blocks(len(blocks)) if any(kind.middle for kind in every) else range(0)
+        middle: torch.Tensor | None = None
         for i, block in enumerate(blocks):
             entered = block.enter(x)
             q, k, v = block.queries_keys_values(entered)
+            if i in between:
+                weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) / len(between)
+                middle = weights if middle is None else middle + weights
             for kind in every:
                 if i >= len(blocks) - (kind.blocks or depth):
-                    streams[kind.name] = self._beside(block, kind, streams.get(kind.name, x), (q, k, v), entered, grid)
+                    stream = streams.get(kind.name, x)
+                    streams[kind.name] = self._beside(block, kind, stream, (q, k, v), entered, grid, middle)
             x = block.mlp(x + block.update(F.scaled_dot_product_attention(q, k, v), entered))
         pooled = self.pool(x)[:, None]
         raw, surgery, *others = (
@@ -95,11 +101,12 @@ class TransformerTower:
         qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         entered: torch.Tensor,
         grid: Grid,
+        middle: torch.Tensor | None,
     ) -> torch.Tensor:
         """What leaves a block on the path of a kind, from what enters it there and what the original path made."""
         bias = None if kind.window is None else gaussian_window(grid, kind.window, prefix=self.prefix).to(qkv[2])
         length = None if kind.iterations is None else entered.norm(dim=-1).mean(dim=-1)  # (B,)
-        update = block.update(attend(kind, *qkv, bias=bias, length=length), entered)
+        update = block.update(attend(kind, *qkv, bias=bias, length=length, middle=middle), entered)
         stream = stream + update if kind.residual else update
         return block.mlp(stream) if kind.mlp else stream
 
