@@ -21,7 +21,7 @@ from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap
 
-FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
 TINY: dict[str, Any] = {"image_size": 16, "depth": 2, "device": "cpu", "templates": ["a {}."]}
 
 
