@@ -14,12 +14,12 @@ import torch
 from helpers import condition, tiny_clip
 from numpy.typing import NDArray
 
-from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window
+from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window, middle_blocks, rotated
 from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.clip.towers import patch_size, resize_positions, surgery_tokens
 from text2sam.errors import InputError, UnsupportedModelError
 
-FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
 Array = NDArray[np.float64]
 
 
@@ -37,7 +37,7 @@ def test_unknown_kinds(kinds: Any) -> None:
             surgery_tokens(tiny_clip(family).visual, noise(1, 3, 64, 64), depth=1, kinds=kinds)
 
 
-@pytest.mark.parametrize("kind", ["sclip", "clearclip", "naclip", "gem"])
+@pytest.mark.parametrize("kind", ["sclip", "clearclip", "naclip", "gem", "pearl", "resclip"])
 def test_kinds_a_resnet_cannot_have(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"'{kind}' .* ModifiedResNet .* architecture, maskclip and .* ViT-B-16"):
         surgery_tokens(tiny_clip("resnet").visual, noise(1, 3, 64, 64), kinds=["maskclip", kind])
@@ -52,6 +52,27 @@ def test_windows_that_are_none(grid: tuple[int, int], sigma: float) -> None:
 def test_iterated_attention_needs_the_tokens_length() -> None:
     with pytest.raises(InputError, match=r"'gem' needs the mean length"):
         attend(KINDS["gem"], *(noise(1, 1, 2, 4) for _ in range(3)))
+
+
+def test_residual_attention_needs_the_middle_blocks() -> None:
+    with pytest.raises(InputError, match=r"'resclip' needs that of the middle blocks"):
+        attend(KINDS["resclip"], *(noise(1, 1, 2, 4) for _ in range(3)))
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [(1, [0]), (2, [0]), (3, [1]), (12, [5, 6, 7, 8]), (24, list(range(10, 18)))])
+def test_middle_blocks(blocks: int, expected: list[int]) -> None:
+    assert list(middle_blocks(blocks)) == expected
+
+
+def test_rotations() -> None:
+    keys = noise(2, 3, 40, 8)
+    turn, _ = torch.linalg.qr(noise(8, 8, seed=1))
+    queries = keys @ turn + 5.0  # turned and moved
+    torch.testing.assert_close(rotated(keys, queries), keys @ turn, rtol=0, atol=1e-5)
+    mine = rotated(keys, noise(2, 3, 40, 8, seed=2))
+    torch.testing.assert_close(mine.norm(dim=-1), keys.norm(dim=-1), rtol=0, atol=1e-5)  # a rotation keeps lengths
+    assert torch.equal(rotated(torch.ones(1, 4, 8), noise(1, 4, 8)), torch.zeros(1, 4, 8))  # keys that are all alike
+    assert rotated(keys.half(), queries.half()).dtype == torch.float16
 
 
 # the tables
@@ -95,8 +116,17 @@ def near(grid: tuple[int, int]) -> Array:
     return window
 
 
-def slow_head(kind: str, q: Array, k: Array, v: Array, normed: Array, grid: tuple[int, int]) -> Array:
-    """(L, d) of one head."""
+def slow_rotation(keys: Array, queries: Array) -> Array:
+    """The rotation of PEARL by its definition: from the symmetric root of M^T M, and not from singular vectors."""
+    m = (keys - keys.mean(0)).T @ (queries - queries.mean(0))
+    values, vectors = np.linalg.eigh(m.T @ m)
+    inverse = np.array([0.0 if value < 1e-10 * values.max() else value**-0.5 for value in values])
+    out: Array = m @ (vectors * inverse) @ vectors.T
+    return out
+
+
+def slow_head(kind: str, q: Array, k: Array, v: Array, normed: Array, grid: tuple[int, int], middle: list[Array]) -> Array:
+    """(L, d) of one head; ``middle`` is its attention in the middle blocks."""
     root = math.sqrt(q.shape[1])
     if kind == "maskclip":
         return v
@@ -106,6 +136,10 @@ def slow_head(kind: str, q: Array, k: Array, v: Array, normed: Array, grid: tupl
         return softmax(q @ q.T / root) @ v
     if kind == "naclip":
         return softmax(k @ k.T / root + near(grid)) @ v
+    if kind == "pearl":
+        return softmax(q @ (k @ slow_rotation(k, q)).T / root) @ v
+    if kind == "resclip":
+        return (softmax(k @ k.T / root + near(grid)) / 2 + sum(middle) / len(middle) / 2) @ v
     assert kind == "gem"
     sharpness = np.mean([math.sqrt(sum(token**2)) for token in normed]) / root
     results = []
@@ -137,15 +171,18 @@ def slow_kind(visual: Any, image: torch.Tensor, kind: str, depth: int, heads: in
 
     x = norm(np.stack([w["class_embedding"], *patches]) + positions, "ln_pre")
     layers = len(visual.transformer.resblocks)
-    own = None
+    own, seen = None, {}
     for i in range(layers):
         name = f"transformer.resblocks.{i}"
         normed = norm(x, f"{name}.ln_1")
         q, k, v = np.split(normed @ w[f"{name}.attn.in_proj_weight"].T + w[f"{name}.attn.in_proj_bias"], 3, axis=1)
         out, theirs = np.zeros_like(q), np.zeros_like(q)
         for part in np.split(np.arange(q.shape[1]), heads):
-            out[:, part] = softmax(q[:, part] @ k[:, part].T / math.sqrt(len(part))) @ v[:, part]
-            theirs[:, part] = slow_head(kind, q[:, part], k[:, part], v[:, part], normed, grid)
+            weights = softmax(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
+            out[:, part] = weights @ v[:, part]
+            seen[i, part[0]] = weights
+            middle = [seen[j, part[0]] for j in middle_blocks(layers) if j <= i]
+            theirs[:, part] = slow_head(kind, q[:, part], k[:, part], v[:, part], normed, grid, middle or [weights])
         out, theirs = (
             (mixed @ w[f"{name}.attn.out_proj.weight"].T + w[f"{name}.attn.out_proj.bias"]) * w.get(f"{name}.ls_1.gamma", 1.0)
             for mixed in (out, theirs)

@@ -21,7 +21,7 @@ from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap
 
-FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
 TINY: dict[str, Any] = {"image_size": 16, "depth": 2, "device": "cpu", "templates": ["a {}."]}
 
 
@@ -49,8 +49,8 @@ def test_no_clip(model: Any) -> None:
 
 
 def test_towers_that_cannot_be_operated_on() -> None:
-    with pytest.raises(UnsupportedModelError, match="pool_type 'avg'"):
-        tiny_surgery(tiny_clip(vision={"pool_type": "avg"}))
+    with pytest.raises(UnsupportedModelError, match="pool_type 'none'"):
+        tiny_surgery(tiny_clip(vision={"pool_type": "none"}))
     with pytest.raises(InputError, match="from 1 to 3"):
         tiny_surgery(depth=6)
 
@@ -705,3 +705,17 @@ def test_region_odds_against_plain_numpy() -> None:
     for alone in (tiny_surgery(image_size=(16, 24)), tiny_surgery(image_size=(16, 24), vocabulary=["cat"])):
         with pytest.raises(InputError, match="vocabulary"):
             alone.region_odds(features, "cat", shares)
+
+
+def test_presence_of_a_model_with_a_bias() -> None:
+    model = tiny_clip(init_logit_scale=np.log(10), init_logit_bias=-1.5)
+    with torch.no_grad():
+        model.logit_scale.fill_(np.log(10))
+        model.logit_bias.fill_(-1.5)
+    for options in ({}, {"vocabulary": ["sky", "dog"]}, {"presence_rivals": 0.2}):
+        surgery = tiny_surgery(model, **options)
+        features = surgery.encode_image(picture())
+        encode = surgery._names if options.get("vocabulary") else surgery.encode_texts
+        expected = torch.sigmoid(10 * encode(["cat"])[0] @ features.raw[0] - 1.5).item()
+        for against in (None, ["dog"]):
+            assert surgery.presence(features, "cat", against=against) == pytest.approx(expected, abs=1e-6)

@@ -46,7 +46,7 @@ def openais(model: Any) -> Any:
 
 
 def transformers(model: Any) -> Any:
-    return type("CLIPModel", (nn.Module,), {"__module__": "transformers.models.clip.modeling_clip"})()
+    return type("CLIPVisionModel", (nn.Module,), {"__module__": "transformers.models.clip.modeling_clip"})()
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def transformers(model: Any) -> Any:
     [
         (attention_with_adapter, r"adapter on its attention.*merge_and_unload\(\)"),
         (compiled_tower, r"torch\.compile.*_orig_mod"),
-        (openais, "OpenAI's own package clip.*build_model_from_openai_state_dict.*clip_checkpoint"),
-        (transformers, "CLIPModel is a model of the package transformers.*open_clip"),
+        (openais, "not those of a CLIP of OpenAI's package clip"),
+        (transformers, "models of transformers work when their model_type is one of clip.*not 'CLIPVisionModel'"),
         (lambda model: model.to("meta"), "'meta', without weights"),
     ],
 )

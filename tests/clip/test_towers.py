@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from helpers import after, condition, raising, tiny_clip
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.nn import functional as F
 
-from text2sam.clip.towers import check_tower, patch_size, resize_positions, surgery_tokens
+from text2sam.clip.towers import check_tower, patch_size, resize_positions, surgery_tokens, tower_of
 from text2sam.errors import InputError, UnsupportedModelError
 
 FAMILIES = ("vit", "resnet")
@@ -46,8 +45,9 @@ def test_pixels_of_another_shape(family: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("vision", "name"),
     [
-        ({"pool_type": "avg"}, "VisionTransformer with pool_type 'avg'"),
-        ({"attentional_pool": True, "attn_pooler_heads": 2}, "VisionTransformer with attentional pooling"),
+        ({"attentional_pool": "cascade", "attn_pooler_heads": 2}, "VisionTransformer whose attentional pooling .*cascade"),
+        ({"attentional_pool": True, "attn_pooler_heads": 2, "pool_type": "avg"}, "attentional pooling .*'avg'"),
+        ({"pool_type": "none"}, "VisionTransformer with pool_type 'none'"),
         ({"block_type": "custom"}, "CustomResidualAttentionBlock"),
         ({"qk_norm": True}, "Attention attention"),
     ],
@@ -62,9 +62,8 @@ def test_other_vision_transformers(vision: dict[str, Any], name: str) -> None:
 
 
 def test_other_towers() -> None:
-    trunk = "test_vit" if "test_vit" in timm.list_models() else "vit_tiny_patch16_224"
-    tower = TimmModel(trunk, embed_dim=8, image_size=32)
-    with pytest.raises(UnsupportedModelError, match=r"TimmModel around timm's VisionTransformer.*works on.*RN50"):
+    tower = TimmModel("test_efficientnet", embed_dim=8, image_size=32)
+    with pytest.raises(UnsupportedModelError, match=r"TimmModel around timm's EfficientNet.*works on.*RN50"):
         check_tower(tower, 1)
     with pytest.raises(UnsupportedModelError, match=r"image tower Sequential.*works on.*RN50"):
         check_tower(nn.Sequential(nn.Linear(2, 2)), 1)
@@ -306,3 +305,26 @@ def test_depth_matters_on_transformers_alone() -> None:
     results = [surgery_tokens(visual, pixels, depth=depth).surgery for depth in (1, 2, 3)]
     assert min((a - b)[:, 1:].abs().max() for a, b in ((results[0], results[1]), (results[1], results[2]))) > 1e-3
     assert torch.equal(results[0][:, 0], results[2][:, 0])
+
+
+# other ways of pooling
+
+
+COCA = {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 5, "output_tokens": True}
+CLIPA = {"pool_type": "avg", "no_ln_pre": True, "final_ln_after_pool": True}
+
+
+@pytest.mark.parametrize("vision", [COCA, CLIPA, {"pool_type": "avg"}])
+@torch.no_grad()
+def test_pooled_features_stand_in_the_class_tokens_place(vision: dict[str, Any]) -> None:
+    visual, pixels = tiny_clip(vision=vision).visual, noise(2, 3, 16, 16)
+    pooled = visual(pixels)[0] if vision is COCA else visual(pixels)
+    tokens = surgery_tokens(visual, pixels, depth=2, kinds=("gem", "sclip"))
+    for each in (tokens.raw, tokens.surgery, *tokens.others.values()):
+        torch.testing.assert_close(each[:, 0], pooled, rtol=0, atol=1e-5)
+    tower = tower_of(visual)
+    equal = noise(2, 1, 32).expand(-1, 7, -1)
+    torch.testing.assert_close(tower.project(equal[:, 1:])[:, 4], tower.pool(equal), rtol=0, atol=1e-5)
+    assert bool(tower.note) == (vision is CLIPA)
+    if vision == {"pool_type": "avg"}:
+        torch.testing.assert_close(tokens.raw[:, 1:].mean(1), pooled, rtol=0, atol=1e-5)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import ChecksumError, InputError, Text2SamWarning, UnsupportedModelError, WeightsError
+from text2sam.errors import ChecksumError, DownloadError, InputError, Text2SamWarning, UnsupportedModelError, WeightsError
 from text2sam.lab.sticker.world import THINGS
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.zoo import presets
@@ -29,7 +29,7 @@ from text2sam.zoo.sticker import models
 from text2sam.zoo.sticker.names import NAMES
 from text2sam.zoo.table import CHECKPOINTS
 
-ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg": {"vision": {"pool_type": "avg"}}}
+ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg": {"vision": {"pool_type": "none"}}}
 
 
 # names
@@ -178,7 +178,7 @@ def test_unknown_architectures(tmp_path: Path) -> None:
     path = write("pt", tiny_clip(), tmp_path)
     with pytest.raises(InputError, match=r"clip_model must be one of open_clip\.list_models"):
         load(path, "ViT-Z-1")
-    with pytest.raises(UnsupportedModelError, match="pool_type 'avg'"):
+    with pytest.raises(UnsupportedModelError, match="pool_type 'none'"):
         build("sticker", clip_checkpoint=path, clip_model="tiny-avg", device="cpu", depth=1)
 
 
@@ -229,9 +229,22 @@ def test_models_in_a_folder(tmp_path: Path) -> None:
     model, _ = load(path, f"local-dir:{tmp_path}")
     assert weights_hash(model) == weights_hash(trained)
     assert tuple(model.visual.image_mean) == (0.5, 0.5, 0.5)
-    for name, message in ((f"local-dir:{tmp_path}/no", "local-dir"), ("hf-hub:timm/no", "Hugging Face.*local-dir:FOLDER")):
-        with pytest.raises(InputError, match=message):
-            load(path, name)
+    own, _ = load_clip(get_preset("mobile"), ModelOptions(clip_model=f"local-dir:{tmp_path}", device="cpu"))
+    assert weights_hash(own) == weights_hash(trained)  # without a checkpoint the folder's own weights are taken
+    with pytest.raises(InputError, match="local-dir"):
+        load(path, f"local-dir:{tmp_path}/no")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/no", "ViT-B-16-SigLIP2", "xlm-roberta-base-ViT-B-32"])
+def test_names_that_need_the_hub_say_so_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", away)
+    monkeypatch.setattr(open_clip, "get_tokenizer", away)
+    path = write("pt", tiny_clip(), tmp_path)
+    with pytest.raises(DownloadError, match=rf"clip_model '{name}' needs .*Hugging Face hub.*local-dir:FOLDER.*no network"):
+        load(path, name)
 
 
 def test_foreign_layouts_say_whose_they_are(tmp_path: Path) -> None:

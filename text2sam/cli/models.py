@@ -1,10 +1,10 @@
-"""``text2sam models list | pull | verify | path | words``."""
+"""``text2sam models list | words | towers | pull | verify | path``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -133,6 +133,30 @@ def list_models(as_json: Json = False) -> None:
         )
     )
     echo(f"cache folder: {cache_folder()}", to_stderr=True)
+
+
+@models.command("towers")
+def list_towers(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Names of open_clip (default: all there are).", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
+) -> None:
+    """List open_clip's models: which work as --clip-model, and with which methods."""
+    from text2sam.clip.towers.table import markdown, methods, tower_rows
+
+    rows = tower_rows(names or None)
+    if as_markdown:
+        echo(markdown(rows).rstrip())
+        return
+    if as_json:
+        print_json({"towers": [asdict(row) for row in rows]})
+        return
+    columns = [[r.name, r.adapter or "refused", "x".join(map(str, r.patch or ())), methods(r), r.hub, r.note] for r in rows]
+    echo(aligned(["name", "adapter", "patch", "methods", "from the hub", "note"], columns))
+    echo(f"{sum(bool(r.adapter) for r in rows)} of {len(rows)} work", to_stderr=True)
 
 
 def _size(size: int | None) -> str:

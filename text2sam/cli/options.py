@@ -111,13 +111,22 @@ class ModelOptions(OptionGroup):
 
     preset: Annotated[str, option("--preset", "NAME", "The pair of models; text2sam models list shows them.")] = "mobile"
     clip_checkpoint: Annotated[
-        str | None, option("--clip-checkpoint", "FILE|NAME", "Other CLIP weights: a file, or a listed name.")
+        str | None,
+        option("--clip-checkpoint", "FILE|FOLDER|NAME", "Other CLIP weights: a file, a transformers folder, or a listed name."),
     ] = None
     clip_model: Annotated[
-        str | None, option("--clip-model", "NAME", "open_clip's name of the architecture of --clip-checkpoint.")
+        str | None,
+        option(
+            "--clip-model", "NAME", "open_clip's name of the CLIP (text2sam models towers), local-dir:FOLDER or hf-hub:NAME."
+        ),
     ] = None
     sam_checkpoint: Annotated[
-        str | None, option("--sam-checkpoint", "FILE|NAME", "Other SAM weights: a file, or a listed name.")
+        str | None,
+        option(
+            "--sam-checkpoint",
+            "FILE|FOLDER|NAME",
+            "Other SAM weights: a file (SAM 2 too), a transformers folder, or a listed name.",
+        ),
     ] = None
     device: Device = None
     dtype: Annotated[str | None, option("--dtype", "NAME", "float32; on a GPU also float16 or bfloat16.")] = None

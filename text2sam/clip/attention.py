@@ -20,7 +20,7 @@ from text2sam.errors import InputError
 if TYPE_CHECKING:  # the command line lists METHODS in its help, without torch
     import torch
 
-Product = Literal["qq", "kk", "vv"]
+Product = Literal["qq", "kk", "vv", "qk"]
 
 Method: TypeAlias = str
 """How a similarity map is made: a name in :data:`METHODS`."""
@@ -42,6 +42,9 @@ class AttentionKind:
             first, L2-normalised before every attention, the one over the values included; the logits are then cosines times
             the mean length of the tokens that enter the attention over sqrt(d).
         blocks: how many of the last blocks have the second path; None: as many as ``depth``.
+        rotate: keys are rotated onto the queries first, by the orthogonal Procrustes solution of each head.
+        middle: share in [0, 1] of the weights that come from the model's own attention in its middle blocks, their mean
+            (:func:`middle_blocks`); the rest is that of ``products``.
         residual: the path starts from the stream that enters its first block, and each block adds to it.
         mlp: each block's MLP follows, with its own residual.
         pool: a ResNet's attention pool can have it too.
@@ -54,6 +57,8 @@ class AttentionKind:
     window: float | None = None
     iterations: int | None = None
     blocks: int | None = 1
+    rotate: bool = False
+    middle: float = 0.0
     residual: bool = False
     mlp: bool = False
     pool: bool = False
@@ -103,6 +108,21 @@ KINDS: Mapping[str, AttentionKind] = MappingProxyType(
                 blocks=None,
                 residual=True,
             ),
+            AttentionKind(
+                "pearl",
+                "PEARL, Pei et al. 2026, arXiv 2603.21528, its first step. Our reading: the rotation is fitted to the centred "
+                "queries and keys of all tokens, and the last block gives its attention alone, without residual and MLP",
+                ("qk",),
+                rotate=True,
+            ),
+            AttentionKind(
+                "resclip",
+                "ResCLIP, Yang et al. 2024, arXiv 2411.15851, its residual cross-correlation on top of NACLIP; blocks 6 to 9 "
+                "of 12 as in the authors' code, and a share of 0.5, where theirs is 0.4 or 0.6 by data set",
+                ("kk",),
+                window=5.0,
+                middle=0.5,
+            ),
         )
     }
 )
@@ -132,16 +152,17 @@ def check_method(method: Method) -> Method:
     return method
 
 
-def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:
+def gaussian_window(grid: tuple[int, int], sigma: float, *, prefix: int = 1) -> torch.Tensor:
     """How near patches are to each other, for NACLIP (arXiv 2404.08181).
 
     Args:
         grid: (gh, gw) patches.
         sigma: standard deviation in patches, above 0.
+        prefix: number of tokens before the patches, such as the class token.
 
     Returns:
-        (1 + gh*gw, 1 + gh*gw) float32: ``exp(-distance^2 / (2 sigma^2))`` between patches, 1 for a patch and itself; 0 in the
-        row and the column of the class token.
+        (prefix + gh*gw, prefix + gh*gw) float32: ``exp(-distance^2 / (2 sigma^2))`` between patches, 1 for a patch and itself;
+        0 in the rows and the columns of the tokens before them.
 
     Raises:
         InputError: a side or ``sigma`` is not positive.
@@ -154,7 +175,7 @@ def gaussian_window(grid: tuple[int, int], sigma: float) -> torch.Tensor:
         torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
         for places in (torch.arange(side, dtype=torch.float32) for side in grid)
     )
-    return torch.nn.functional.pad(torch.kron(rows, columns), (1, 0, 1, 0))
+    return torch.nn.functional.pad(torch.kron(rows, columns), (prefix, 0, prefix, 0))
 
 
 def attend(
@@ -165,6 +186,7 @@ def attend(
     *,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
+    middle: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention of a kind, before the heads are put together.
 
@@ -173,27 +195,58 @@ def attend(
         q, k, v: (B, heads, L, d) of the original path.
         bias: (L, L) added to the logits, in the dtype of ``v``; for kinds with a ``window``.
         length: (B,) mean length of the tokens that enter the attention, in the dtype of ``v``; for kinds with ``iterations``.
+        middle: (B, heads, L, L) mean attention of the middle blocks, each row adding up to 1; for kinds with ``middle``.
 
     Returns:
         (B, heads, L, d).
 
     Raises:
-        InputError: the kind needs ``length`` and there is none.
+        InputError: the kind needs ``length`` or ``middle`` and there is none.
     """
     from torch.nn import functional as F
 
     if not kind.products:
         return v
-    sides = {"qq": q, "kk": k, "vv": v}
+    if kind.middle and middle is None:
+        raise InputError(f"attention of the kind {kind.name!r} needs that of the middle blocks; pass middle (B, heads, L, L)")
+    sides = {"q": q, "k": rotated(k, q) if kind.rotate else k, "v": v}
     if kind.iterations is None:
-        results = [F.scaled_dot_product_attention(sides[p], sides[p], v, attn_mask=bias) for p in kind.products]
+        results = [F.scaled_dot_product_attention(sides[a], sides[b], v, attn_mask=bias) for a, b in kind.products]
     elif length is None:
         raise InputError(f"attention of the kind {kind.name!r} needs the mean length of its tokens; pass length (B,)")
     else:
         sharpness = length[:, None, None, None] * q.shape[-1] ** -0.5  # the inverse temperature
-        results = [_iterated(sides[p], v, sharpness, kind.iterations, bias) for p in kind.products]
+        results = [_iterated(sides[p[0]], v, sharpness, kind.iterations, bias) for p in kind.products]
     total = reduce(add, results)
-    return total / len(results) if kind.mean else total
+    total = total / len(results) if kind.mean else total
+    return total if middle is None or not kind.middle else (1 - kind.middle) * total + kind.middle * (middle @ v)
+
+
+def middle_blocks(blocks: int) -> range:
+    """Numbers of a tower's middle blocks, from 0: the 6th to the 9th of 12, and the like of any other number of blocks."""
+    first = blocks * 5 // 12
+    return range(first, max(first + 1, blocks * 9 // 12))
+
+
+def rotated(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Keys, rotated onto queries: ``keys @ R`` with the orthogonal R that brings centred keys nearest to centred queries.
+
+    R is the orthogonal Procrustes solution ``U V^T`` of ``keys^T queries = U S V^T`` (Schoenemann 1966). Directions in which
+    keys and queries have nothing in common (singular values of 0, as with few tokens) are left out, as any R would do for them.
+
+    Args:
+        keys, queries: (..., L, d).
+
+    Returns:
+        (..., L, d) in the dtype of ``keys``.
+    """
+    import torch
+
+    a, b = (x.float() - x.float().mean(dim=-2, keepdim=True) for x in (keys, queries))
+    u, s, v = torch.linalg.svd(a.transpose(-2, -1) @ b)  # (..., d, d), (..., d), (..., d, d)
+    common = s > s[..., :1] * s.shape[-1] * torch.finfo(s.dtype).eps
+    turned: torch.Tensor = keys.float() @ ((u * common[..., None, :]) @ v)
+    return turned.to(keys)
 
 
 def _iterated(

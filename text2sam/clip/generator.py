@@ -22,7 +22,7 @@ from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, ch
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
-from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check_kinds, exact, image_tower, run_tower
+from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check_kinds, exact, image_tower, opened, run_tower
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError
 from text2sam.fingerprint import fingerprint
@@ -36,8 +36,9 @@ class ClipSurgery:
 
     Args:
         model: a CLIP built by open_clip, of a family in :mod:`text2sam.clip.towers`. Its weights are never changed; it is
-            moved to ``device`` in place.
-        tokenizer: the model's tokenizer, ``open_clip.get_tokenizer(name)``.
+            moved to ``device`` in place. Models of OpenAI's ``clip`` and transformers' ``CLIPModel``, ``SiglipModel``,
+            ``Siglip2Model`` and ``MetaClip2Model`` become open_clip's first; what is hooked into them does not.
+        tokenizer: the model's tokenizer, ``open_clip.get_tokenizer(name)``; or transformers' tokenizer or processor.
         image_size: side in pixels to which images are resized, squarely, as the papers do; or (height, width).
             Rounded to whole patches.
         depth: how many of the last blocks get the second path; at most the tower's number of blocks.
@@ -86,6 +87,7 @@ class ClipSurgery:
         scales: Sequence[float] = (1.0,),
         check: bool = True,
     ) -> None:
+        model, tokenizer = opened(model, tokenizer)
         self.tower = image_tower(model)
         self.depth = check_depth(self.tower, depth)
         self.device = pick_device(device)
@@ -319,6 +321,9 @@ class ClipSurgery:
         (:meth:`region_odds`) of the place where the text's map is hottest: its hottest patch and the patches around it, by
         feature surgery against the vocabulary. A small thing shows less in the class token than in its place.
 
+        A model with a logit bias (SigLIP) was trained to say of each text alone whether it is there: its score is the sigmoid
+        of scale times cosine plus bias, and rivals do not count.
+
         How well the score separates present from absent depends on the model and on how well the vocabulary covers what its
         images show.
 
@@ -335,6 +340,8 @@ class ClipSurgery:
             odds = 0.0
             if self.presence_peak and without(text, self.vocabulary):
                 odds = self.region_odds(features, text, self._hottest(features, text))
+            if (bias := self.logit_bias()) is not None:
+                logits, weights = logits + bias.cpu(), weights | {"rivals": 0.0}
             return float(presence_logit(logits, odds=odds, **weights).sigmoid())
 
     def region_odds(self, features: ImageFeatures, text: str, shares: NDArray[np.float32]) -> float:
@@ -392,6 +399,11 @@ class ClipSurgery:
         """The factor that CLIP learned for its cosines, 100 for OpenAI's: a float32 scalar on the model's device."""
         scale: torch.Tensor = self.model.logit_scale.detach().float().exp().mean()
         return scale
+
+    def logit_bias(self) -> torch.Tensor | None:
+        """What a model trained with a sigmoid (SigLIP) adds to its logits, float32 on the model's device; None without."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.detach().float().mean()
 
     def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:
         """(gh, gw) float32: 1 in the patch most similar to a text and in the patches around it, else 0."""

@@ -8,10 +8,12 @@ from text2sam.sam.build import MODEL_TYPES, build_predictor, build_sam, guess_mo
 from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
 
 if TYPE_CHECKING:
+    from text2sam.sam.hf import HFPredictor
     from text2sam.sam.mobile import MobileImageEncoder
 
 __all__ = [
     "MODEL_TYPES",
+    "HFPredictor",
     "MaskPredictor",
     "MobileImageEncoder",
     "build_predictor",
@@ -23,9 +25,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # A torch module: imported on demand, so that this package stays light.
+    # With torch in them: imported on demand, so that this package stays light.
     if name == "MobileImageEncoder":
         from text2sam.sam.mobile import MobileImageEncoder
 
         return MobileImageEncoder
+    if name == "HFPredictor":
+        from text2sam.sam.hf import HFPredictor
+
+        return HFPredictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from text2sam.devices import check_dtype, pick_device
@@ -54,12 +55,16 @@ def build_sam(
         raise InputError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {model_type!r}")
     device = pick_device(device)
     dtype = check_dtype(dtype, device)
-    import torch
-
     if checkpoint is None:
         sam = _bare_sam(str(model_type))
     else:
         sam = _sam_from(load_state_dict(checkpoint), model_type, os.fspath(checkpoint))
+    return _ready(sam, device, dtype)
+
+
+def _ready(sam: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    import torch
+
     sam = sam.float().eval().requires_grad_(False)
     if dtype != torch.float32:
         from text2sam.sam._half import HalfPrecisionEncoder
@@ -75,15 +80,35 @@ def build_predictor(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> Any:
-    """A ``segment_anything.SamPredictor`` on :func:`build_sam`'s model; arguments and errors are the same.
+    """A mask predictor: ``segment_anything.SamPredictor`` on :func:`build_sam`'s model, or what fits the checkpoint.
 
-    On the CPU MobileSAM's encoder is made faster, see :func:`text2sam.sam.mobile.prepare_for_cpu`.
+    Arguments and errors are those of :func:`build_sam`. Without a model type the checkpoint may also be one of SAM 2 or SAM
+    2.1, which gives the package ``sam2``'s ``SAM2ImagePredictor``, or a folder of a SAM of transformers, which gives a
+    :class:`~text2sam.sam.hf.HFPredictor`; both compute in float32, whatever ``dtype`` says. On the CPU MobileSAM's encoder is
+    made faster, see :func:`text2sam.sam.mobile.prepare_for_cpu`.
+
+    Raises:
+        MissingDependencyError: the package of such a model is not installed.
     """
     from segment_anything import SamPredictor
 
+    if model_type is None and checkpoint is not None:
+        device = pick_device(device)
+        check_dtype(dtype, device)
+        if os.path.isdir(checkpoint):
+            from text2sam.sam.hf import HFPredictor
+
+            return HFPredictor.from_folder(Path(checkpoint), device)
+        from text2sam.sam.sam2 import build_sam2_predictor, sam2_config
+
+        state_dict = load_state_dict(checkpoint)
+        if sam2_config(state_dict) is not None:
+            return build_sam2_predictor(state_dict, os.fspath(checkpoint), device)
+        sam = _ready(_sam_from(state_dict, None, os.fspath(checkpoint)), device, check_dtype(dtype, device))
+    else:
+        sam = build_sam(model_type, checkpoint, device=device, dtype=dtype)
     from text2sam.sam.mobile import MobileImageEncoder, prepare_for_cpu
 
-    sam = build_sam(model_type, checkpoint, device=device, dtype=dtype)
     if isinstance(sam.image_encoder, MobileImageEncoder) and sam.device.type == "cpu":
         prepare_for_cpu(sam.image_encoder)
     return SamPredictor(sam)

@@ -134,11 +134,14 @@ class ModelOptions:
     Attributes:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; None takes the first available of cuda, mps, cpu.
         dtype: float32 on the CPU; also float16 or bfloat16 on a GPU.
-        clip_checkpoint: a local file, or a name from ``text2sam models list``; None takes the preset's.
-        clip_model: open_clip's name of the architecture of ``clip_checkpoint``, or ``"local-dir:FOLDER"`` for a folder with
-            an ``open_clip_config.json``. None takes the table's for a name and the preset's for a file; with the presets
-            ``photo`` and ``sticker`` any other file needs it.
-        sam_checkpoint: a local file or a name; its architecture is read off the weights.
+        clip_checkpoint: a local file, or a name from ``text2sam models list``; or a folder of transformers' CLIP or SigLIP, or
+            the file in it, with its ``config.json``. None takes the preset's.
+        clip_model: open_clip's name of the architecture of ``clip_checkpoint``; or ``"local-dir:FOLDER"`` for a folder with an
+            ``open_clip_config.json``, or ``"hf-hub:OWNER/NAME"``, whose own weights are taken where ``clip_checkpoint`` is
+            None. None takes the table's for a name and the preset's for a file; with the presets ``photo`` and
+            ``sticker`` any other file needs it. Not for files of transformers, whose ``config.json`` tells.
+        sam_checkpoint: a local file or a name; its architecture is read off the weights. Files of SAM 2 and SAM 2.1 need the
+            package ``sam2``; a folder is one of transformers' SAMs with its processor.
         templates: prompt templates; None takes the papers' 85.
         depth: number of CLIP's last blocks that get the second path; None takes the preset's.
         image_size: side in pixels, or (height, width), of CLIP's input; None takes the preset's.
@@ -200,7 +203,7 @@ def build_generator(
 ) -> ClipSurgery | WordClassifier:
     """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
     chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
-    if chosen.clip_model == PHOTO and options.clip_checkpoint is None:
+    if chosen.clip_model == PHOTO and not _own_clip(options):
         return _word_classifier(chosen, options)
     return build_clip(preset, options)
 
@@ -213,7 +216,7 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
     """
     chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
     if chosen.clip_model == PHOTO:
-        if options.clip_checkpoint is None:
+        if not _own_clip(options):
             raise InputError(f"the preset {preset!r} has a word classifier and no CLIP, which this needs; give another preset")
         chosen = replace(PRESETS["mobile"], clip_model=PHOTO, clip_checkpoint=None)  # sizes that a CLIP is used with
     from text2sam.clip.generator import ClipSurgery
@@ -223,7 +226,7 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
     device = pick_device(options.device)
     dtype = None if options.dtype is None else check_dtype(options.dtype, device)
     model, tokenizer = load_clip(chosen, options)
-    own = options.clip_checkpoint is None
+    own = not _own_clip(options)
     terms = chosen.presence if own else PresenceTerms()
     return ClipSurgery(
         model,
@@ -240,6 +243,11 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
         presence_peak=terms.peak,
         presence_rivals=terms.rivals,
     )
+
+
+def _own_clip(options: ModelOptions) -> bool:
+    """Whether the options name a CLIP with its weights."""
+    return options.clip_checkpoint is not None or str(options.clip_model or "").startswith((LOCAL, HUB))
 
 
 def _word_classifier(preset: Preset, options: ModelOptions) -> WordClassifier:
@@ -291,10 +299,15 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
         from text2sam.zoo.sticker.models import load_clip as load_sticker_clip
 
         return load_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
+    if options.clip_checkpoint is None and architecture.startswith((LOCAL, HUB)):
+        model, tokenizer = _bare_clip(architecture, weights=True)
+        return model.eval(), tokenizer
     if spec is None:
         raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
     from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
 
+    if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
+        return found
     model, tokenizer = _bare_clip(architecture)
     path = _resolved(spec, "clip", options)
     loaded = load_checkpoint(path)
@@ -312,28 +325,64 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _bare_clip(architecture: str) -> tuple[Any, Any]:
-    """A CLIP with random weights, and its tokenizer."""
+def _transformers_clip(spec: Spec) -> tuple[Any, Any] | None:
+    """The CLIP of a folder or a file of transformers' with its ``config.json``, and its tokenizer; None for anything else."""
+    place = Path(spec).expanduser()
+    folder = place if place.is_dir() else place.parent
+    if not (place.is_dir() or place.is_file()) or not (folder / "config.json").is_file():
+        return None
+    from text2sam.clip.towers.hf import folder_tokenizer, open_clip_model, read_folder
+    from text2sam.zoo.state_dicts import is_transformers_clip
+
+    tensors, config, pixels = read_folder(folder, place if place.is_file() else None)
+    if not is_transformers_clip(tensors):
+        return None
+    model = open_clip_model(tensors, config, mean=pixels.get("image_mean"), std=pixels.get("image_std"))
+    return model, folder_tokenizer(folder, model)
+
+
+def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
+    """A CLIP with random weights, or those of its folder or repository, and its tokenizer."""
     import open_clip
 
     if architecture == STICKER:
         from text2sam.zoo.sticker.models import build_clip as build_sticker_clip
 
         return build_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
-    if architecture.startswith(HUB):
+    known = architecture in open_clip.list_models()
+    if not known and not architecture.startswith((LOCAL, HUB)):
         raise InputError(
-            f"clip_model {architecture!r} is on the Hugging Face hub, from which text2sam does not download; download the "
-            f"repository and give clip_model='{LOCAL}FOLDER' and its weights as clip_checkpoint="
+            f"clip_model must be one of open_clip.list_models(), {LOCAL}FOLDER or {HUB}OWNER/NAME, not {architecture!r}"
         )
     try:
         with _without_random_warning():
-            if architecture.startswith(LOCAL):
-                return open_clip.create_model(architecture, load_weights=False), open_clip.get_tokenizer(architecture)
-            if architecture in open_clip.list_models():
+            if known:
                 return open_clip.create_model(architecture, pretrained=None), open_clip.get_tokenizer(architecture)
-    except (RuntimeError, ValueError, TypeError, OSError, KeyError) as error:
+            return open_clip.create_model(architecture, load_weights=weights), open_clip.get_tokenizer(architecture)
+    except Exception as error:  # the hub's client has errors of its own, with and without network
+        needed = _from_hub(architecture)
+        if needed:
+            raise DownloadError(
+                f"clip_model {architecture!r} needs {needed} from the Hugging Face hub. Where there is no network, put the "
+                f"files of its repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
+            ) from error
+        if not isinstance(error, (RuntimeError, ValueError, TypeError, OSError, KeyError)):
+            raise
         raise InputError(f"open_clip cannot build clip_model {architecture!r}: {error}") from error
-    raise InputError(f"clip_model must be one of open_clip.list_models(), or {LOCAL}FOLDER, not {architecture!r}")
+
+
+def _from_hub(architecture: str) -> str:
+    """What a model of open_clip needs from the hub besides its weights; empty when nothing."""
+    import open_clip
+
+    if architecture.startswith(HUB):
+        return "its configuration and tokenizer"
+    if architecture.startswith(LOCAL):
+        return ""
+    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+    if text.get("hf_model_name"):
+        return f"the text tower and tokenizer {text['hf_model_name']}"
+    return f"the tokenizer {text['hf_tokenizer_name']}" if text.get("hf_tokenizer_name") else ""
 
 
 def _check_activation(architecture: str, path: Path, *, openai: bool, named: bool) -> None:
@@ -359,7 +408,7 @@ def _check_activation(architecture: str, path: Path, *, openai: bool, named: boo
 
 
 def load_predictor(preset: Preset, options: ModelOptions) -> Any:
-    """The SAM of a preset as a ``SamPredictor``; the architecture of a checkpoint is read off its weights."""
+    """The SAM of a preset as a mask predictor; the architecture of a checkpoint is read off its weights."""
     from text2sam.devices import check_dtype, pick_device
     from text2sam.sam.build import build_predictor
 
@@ -378,8 +427,8 @@ def load_predictor(preset: Preset, options: ModelOptions) -> Any:
         return SamPredictor(load_sam().to(device))
     from text2sam.zoo.table import CHECKPOINTS
 
-    path = _resolved(spec, "sam", options)
-    known = CHECKPOINTS.get(str(spec))
+    known, folder = CHECKPOINTS.get(str(spec)), Path(spec).expanduser()
+    path = folder if known is None and folder.is_dir() else _resolved(spec, "sam", options)
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
 
 

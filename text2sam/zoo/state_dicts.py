@@ -105,27 +105,33 @@ def _shorten(keys: list[str]) -> str:
     return ", ".join(keys[:_LISTED]) + (", ..." if len(keys) > _LISTED else "")
 
 
-_TRANSFORMERS = "with the key names of Hugging Face transformers, which text2sam does not read"
+_TRANSFORMERS = "with the key names of Hugging Face transformers"
 # Patterns that each match a key, and what weights with such keys are.
 _LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"\.lora_",), "LoRA adapters; merge them into the model before saving (PEFT: merge_and_unload)"),
     (
         (r"^vision_model\.", r"^text_model\."),
-        f"a CLIP {_TRANSFORMERS}; take the same model with open_clip's names: a name from text2sam models list "
-        "(openai/clip-vit-base-patch16 is clip-vit-b-16-openai), or the file open_clip_model.safetensors of its repository",
+        f"a CLIP {_TRANSFORMERS}; put its config.json beside the file, which says heads and activation, and leave clip_model "
+        "out. Or take a name from text2sam models list (openai/clip-vit-base-patch16 is clip-vit-b-16-openai)",
     ),
     (
         (r"^(shared_image_embedding|vision_encoder)\.", r"^mask_decoder\."),
-        f"a SAM {_TRANSFORMERS}; take the publisher's own file, or a name from text2sam models list",
+        f"a SAM {_TRANSFORMERS}; give the folder it is in, with its config.json and preprocessor_config.json, take the "
+        "publisher's own file, or a name from text2sam models list",
     ),
     (
         (r"^image_encoder\.trunk\.",),
-        "a SAM 2, which text2sam does not build; build it with the package sam2 and give its SAM2ImagePredictor to "
+        "a SAM 2 of a size that the package sam2 has no configuration of; build it and give its SAM2ImagePredictor to "
         "TextPromptedSAM",
     ),
     ((r"^image_encoder\.", r"^mask_decoder\."), "a SAM"),
     ((r"^visual\.", r"^(text\.)?token_embedding\."), "a CLIP"),
 )
+
+
+def is_transformers_clip(tensors: Mapping[str, Any]) -> bool:
+    """Whether a state dict has the key names of a CLIP or SigLIP of Hugging Face transformers."""
+    return all(any(key.startswith(prefix) for key in tensors) for prefix in ("vision_model.", "text_model."))
 
 
 def layout_of(tensors: Mapping[str, Any]) -> str:

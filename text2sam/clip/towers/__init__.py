@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.attention import KINDS, AttentionKind
-from text2sam.clip.towers import resnet, vit
+from text2sam.clip.towers import resnet, timm_cnn, timm_vit, vit
 from text2sam.clip.towers.base import (
     ImageTower,
     LastStep,
@@ -44,8 +44,9 @@ from text2sam.clip.towers.base import (
     resize_positions,
     resize_tokens,
 )
+from text2sam.clip.towers.hf import opened
 from text2sam.clip.towers.text import OpenClipText, Tokenizer, encode_token_features, encode_tokens
-from text2sam.clip.towers.vit import project, queries_keys_values, step, vit_stream
+from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
 
 __all__ = [
@@ -63,25 +64,24 @@ __all__ = [
     "evaluating",
     "exact",
     "image_tower",
+    "opened",
     "patch_size",
-    "project",
-    "queries_keys_values",
     "resize_positions",
     "resize_tokens",
     "run_tower",
-    "step",
     "surgery_tokens",
     "text_tower",
     "tower_of",
     "vit_stream",
 ]
 
-FAMILIES = (vit.adapt, resnet.adapt)
+FAMILIES = (vit.adapt, resnet.adapt, timm_vit.adapt, timm_cnn.adapt)
 """Each takes an image tower, and gives its adapter, or None for a tower of another family."""
 
 _WORKS = (
-    "Surgery works on open_clip's VisionTransformer with a class token (pool_type 'tok', no attentional pooling, default "
-    "blocks) and on its ModifiedResNet: for example ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336, ViT-H-14, RN50, RN101."
+    "Surgery works on open_clip's VisionTransformer and ModifiedResNet, and on timm's VisionTransformer, Eva, ConvNeXt, "
+    "FastViT, ResNet and Swin: for example ViT-B-16, RN50, ViT-B-16-SigLIP2, MobileCLIP2-B; text2sam models towers lists "
+    "them all"
 )
 _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # length of the difference of two unit vectors; in half precision 0.05
 
@@ -93,21 +93,10 @@ def image_tower(model: Any) -> ImageTower:
         UnsupportedModelError: the model is not open_clip's, its weights are not there, or its tower is of another family.
     """
     visual = getattr(model, "visual", None)
-    if type(model).__module__.startswith("transformers.") or hasattr(model, "vision_model"):
-        raise UnsupportedModelError(
-            f"this {type(model).__name__} is a model of the package transformers, and ClipSurgery needs a CLIP built by "
-            "open_clip: open_clip.create_model has the same architectures, and takes weights from the hub as 'hf-hub:...'"
-        )
     if not isinstance(visual, nn.Module):
         raise UnsupportedModelError(f"ClipSurgery needs a CLIP built by open_clip, not {type(model).__name__}")
     if any(p.is_meta for p in getattr(model, "parameters", visual.parameters)()):
         raise UnsupportedModelError("the model is on the device 'meta', without weights: load them before building ClipSurgery")
-    if hasattr(visual, "input_resolution") and not type(visual).__module__.startswith("open_clip"):
-        raise UnsupportedModelError(
-            "this is a model of OpenAI's own package clip, and ClipSurgery needs a CLIP built by open_clip: hand over "
-            "open_clip.model.build_model_from_openai_state_dict(model.state_dict()), or save the state_dict to a file and give "
-            "that as clip_checkpoint"
-        )
     return tower_of(visual)
 
 

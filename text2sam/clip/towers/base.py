@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -33,7 +33,9 @@ class TowerTokens:
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-Tap = Callable[[torch.Tensor], torch.Tensor]
+Grid: TypeAlias = tuple[int, int]
+"""(gh, gw): patches from top to bottom and from left to right."""
+Tap: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,3 +192,8 @@ def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
 def join_heads(x: torch.Tensor) -> torch.Tensor:
     """(B, heads, L, D / heads) -> (B, L, D)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

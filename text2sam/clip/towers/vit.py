@@ -1,4 +1,4 @@
-"""open_clip's VisionTransformer with a class token."""
+"""open_clip's VisionTransformer, with any of its ways of pooling."""
 
 from __future__ import annotations
 
@@ -9,67 +9,94 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from text2sam.clip.attention import KINDS, AttentionKind, attend, gaussian_window
-from text2sam.clip.towers.base import LastStep, Tap, TowerTokens, join_heads, resize_positions, split_heads, with_class
+from text2sam.clip.towers.base import Grid, join_heads, pair, resize_positions, split_heads
+from text2sam.clip.towers.blocks import AFTER_MEAN, Block, TransformerTower
 from text2sam.errors import UnsupportedModelError
 
 
-class ViT:
-    """Adapter of a ``VisionTransformer``; see :class:`text2sam.clip.towers.base.ImageTower`."""
+class ViT(TransformerTower):
+    """Adapter of a ``VisionTransformer``; see :class:`text2sam.clip.towers.base.ImageTower`.
 
-    kinds: tuple[str, ...] = tuple(KINDS)
+    With a class token the image feature is that token, else the mean of the patches (CLIPA) or what an attention pool makes of
+    all tokens (CoCa). A patch then goes through that pool alone, where a softmax over one token is 1: its value path.
+    """
 
     def __init__(self, visual: Any) -> None:
         self.module: Any = visual
-        self.patch = _pair(visual.patch_size)
-        self.size = _pair(visual.image_size)
+        self.patch = pair(visual.patch_size)
+        self.size = pair(visual.image_size)
         self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
         self.std: Sequence[float] | None = getattr(visual, "image_std", None)
         self.blocks: int | None = len(visual.transformer.resblocks)
 
-    def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
-        """Every path in one pass over the blocks."""
-        x, grid = vit_stream(self.module, pixels)
-        every, blocks = (KINDS["architecture"], *kinds), self.module.transformer.resblocks
-        streams: dict[str, torch.Tensor] = {}
-        for i, block in enumerate(blocks):
-            normed = block.ln_1(x)
-            q, k, v = queries_keys_values(block, normed)
-            for kind in every:
-                if i >= len(blocks) - (kind.blocks or depth):
-                    streams[kind.name] = _beside(block, kind, streams.get(kind.name, x), q, k, v, normed, grid)
-            x = step(block, x, q, k, v)
-        surgery, *others = [project(self.module, with_class(x, streams[kind.name])) for kind in every]
-        return TowerTokens(surgery, project(self.module, x), grid, {k.name: o for k, o in zip(kinds, others, strict=True)})
+    @property
+    def note(self) -> str:
+        """What is an approximation in the patches' features; may be empty."""
+        mean = self.module.attn_pool is None and self.module.pool_type == "avg"
+        return AFTER_MEAN if mean and self.module.final_ln_after_pool else ""
 
-    def last_step(self, pixels: torch.Tensor) -> LastStep:
-        """The last block mixes the tokens after its first norm."""
-        x, grid = vit_stream(self.module, pixels)
-        *blocks, last = self.module.transformer.resblocks
-        for block in blocks:
-            x = step(block, x, *queries_keys_values(block, block.ln_1(x)))
+    def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
+        """See :func:`vit_stream`."""
+        return *vit_stream(self.module, pixels), [ResidualBlock(block) for block in self.module.transformer.resblocks]
 
-        def finish(stream: torch.Tensor, tap: Tap) -> torch.Tensor:
-            mixed = step(last, stream, *queries_keys_values(last, tap(last.ln_1(stream))))
-            return project(self.module, mixed)[:, 0]
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """The image feature, as ``VisionTransformer.forward`` makes it."""
+        pooled: torch.Tensor = self.module._pool(x)[0]
+        return pooled if self.module.proj is None else pooled @ self.module.proj
 
-        return LastStep(x, grid, finish, lambda layer: layer[:, 1:].transpose(1, 2).unflatten(2, grid))
+    def project(self, patches: torch.Tensor) -> torch.Tensor:
+        """Each patch through the norm and the projection that are meant for the image feature."""
+        visual = self.module
+        x = patches if visual.attn_pool is None else _value_path(visual.attn_pool, patches)
+        x = visual.ln_post(x)
+        projected: torch.Tensor = x if visual.proj is None else x @ visual.proj
+        return projected
+
+
+class ResidualBlock:
+    """open_clip's ``ResidualAttentionBlock`` as a :class:`~text2sam.clip.towers.blocks.Block`."""
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """The first norm."""
+        entered: torch.Tensor = self.block.ln_1(x)
+        return entered
+
+    def queries_keys_values(self, entered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From the one matrix of ``nn.MultiheadAttention``."""
+        attn = self.block.attn
+        qkv = F.linear(entered, attn.in_proj_weight, attn.in_proj_bias)
+        q, k, v = (split_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
+        return q, k, v
+
+    def update(self, mixed: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+        """The output projection and layer scale."""
+        update: torch.Tensor = self.block.ls_1(self.block.attn.out_proj(join_heads(mixed)))
+        return update
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """The second half of the block."""
+        after: torch.Tensor = x + self.block.ls_2(self.block.mlp(self.block.ln_2(x)))
+        return after
 
 
 def adapt(visual: nn.Module) -> ViT | None:
     """The adapter of a ``VisionTransformer``; None for a tower of another family.
 
     Raises:
-        UnsupportedModelError: it pools in another way, or its attention is of another kind.
+        UnsupportedModelError: it pools in a way that open_clip's own models do not, or its attention is of another kind.
     """
     from open_clip.transformer import VisionTransformer
 
     if not isinstance(visual, VisionTransformer):
         return None
     name = type(visual).__name__
-    if visual.attn_pool is not None:
-        raise UnsupportedModelError(f"surgery cannot be applied to a {name} with attentional pooling")
-    if visual.pool_type != "tok":
+    if visual.attn_pool is not None and (visual.attn_pool_contrastive is not None or visual.pool_type != "tok"):
+        how = visual.attn_pool_type or f"pool_type {visual.pool_type!r}"
+        raise UnsupportedModelError(f"surgery cannot be applied to a {name} whose attentional pooling is of the kind {how}")
+    if visual.pool_type not in ("tok", "avg"):
         raise UnsupportedModelError(f"surgery cannot be applied to a {name} with pool_type {visual.pool_type!r}")
     for block in visual.transformer.resblocks:
         attention, kind = block.attn, f"{type(block.attn).__module__}.{type(block.attn).__qualname__}"
@@ -86,7 +113,7 @@ def adapt(visual: nn.Module) -> ViT | None:
     return ViT(visual)
 
 
-def vit_stream(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+def vit_stream(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid]:
     """What enters the first block of a ``VisionTransformer``: (B, 1 + gh*gw, D), class token first, and (gh, gw)."""
     x = visual.conv1(pixels)  # (B, D, gh, gw)
     grid = (int(x.shape[2]), int(x.shape[3]))
@@ -96,48 +123,10 @@ def vit_stream(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[i
     return visual.ln_pre(x + resize_positions(visual.positional_embedding, native, grid).to(x.dtype)), grid
 
 
-def queries_keys_values(block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, heads, L, D / heads) each, of a transformer block, from (B, L, D) after its first norm."""
-    attn = block.attn
-    qkv = F.linear(normed, attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = (split_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
-    return q, k, v
-
-
-def step(block: Any, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """A transformer block as trained: what leaves it, (B, L, D), from what enters it and its queries, keys and values."""
-    x = x + block.ls_1(block.attn.out_proj(join_heads(F.scaled_dot_product_attention(q, k, v))))
-    return _with_mlp(block, x)
-
-
-def project(visual: Any, x: torch.Tensor) -> torch.Tensor:
-    """Tokens of a ``VisionTransformer``'s last block, (B, L, D), in the space of the texts: (B, L, C)."""
-    x = visual.ln_post(x)
-    return x if visual.proj is None else x @ visual.proj
-
-
-def _beside(
-    block: Any,
-    kind: AttentionKind,
-    stream: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    normed: torch.Tensor,
-    grid: tuple[int, int],
-) -> torch.Tensor:
-    """What leaves a block on the path of a kind, (B, L, D), from what enters it there and what the original path made."""
-    bias = None if kind.window is None else gaussian_window(grid, kind.window).to(v)
-    length = None if kind.iterations is None else normed.norm(dim=-1).mean(dim=-1)  # (B,)
-    update = block.ls_1(block.attn.out_proj(join_heads(attend(kind, q, k, v, bias=bias, length=length))))
-    stream = stream + update if kind.residual else update
-    return _with_mlp(block, stream) if kind.mlp else stream
-
-
-def _with_mlp(block: Any, x: torch.Tensor) -> torch.Tensor:
-    after: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return after
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def _value_path(pool: Any, patches: torch.Tensor) -> torch.Tensor:
+    """What open_clip's ``AttentionalPooler`` makes of each patch alone: (B, N, D) -> (B, N, E); any query gives the same."""
+    attn, normed = pool.attn, pool.ln_k(patches)
+    weight = attn.in_proj_weight[-attn.embed_dim :] if attn.v_proj_weight is None else attn.v_proj_weight
+    bias = None if attn.in_proj_bias is None else attn.in_proj_bias[-attn.embed_dim :]
+    values: torch.Tensor = attn.out_proj(F.linear(normed, weight, bias))
+    return values

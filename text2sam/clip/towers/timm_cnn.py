@@ -1,0 +1,111 @@
+"""timm's pooled networks: ConvNeXt, FastViT (MobileCLIP-S, MobileCLIP2-S), ResNet, Swin.
+
+Their image feature is the mean of the last feature map, projected by a head. Here every position goes through that head alone,
+and the image feature stands in the class token's place. Where the head is linear the mean of the positions is the image
+feature; where it normalises after the mean (ConvNeXt), or has an MLP, positions are an approximation.
+
+There is no attention whose queries and keys could be replaced: the second path is the original one, so that method ``surgery``
+is ``features`` and ``architecture`` is ``itsm``, and the other kinds of attention are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from text2sam.clip.attention import AttentionKind
+from text2sam.clip.towers.base import LastStep, Tap, TowerTokens, pair
+from text2sam.errors import UnsupportedModelError
+
+_FAMILIES = ("ConvNeXt", "FastVit", "ResNet", "SwinTransformer")
+
+
+class TimmCNN:
+    """Adapter of a ``TimmModel`` around a pooled network; see :class:`text2sam.clip.towers.base.ImageTower`."""
+
+    blocks: int | None = None
+    kinds: tuple[str, ...] = ("architecture",)
+
+    def __init__(self, visual: Any) -> None:
+        self.module: Any = visual
+        reduction = int(visual.trunk.feature_info[-1]["reduction"])
+        self.patch = (reduction, reduction)
+        self.size = pair(visual.image_size)
+        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
+        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
+
+    @property
+    def note(self) -> str:
+        """What is an approximation in the features of positions; may be empty."""
+        heads = (getattr(self.module.trunk, "head", nn.Identity()), self.module.head)
+        made = {type(part).__name__ for head in heads for part in head.modules() if not next(part.children(), None)}
+        curved = sorted(name for name in made if "Norm" in name or name.endswith(("GELU", "GELUTanh")))
+        return f"positions go one by one through {', '.join(curved)}, the image feature after its mean" if curved else ""
+
+    def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
+        """One path; ``depth`` has no effect."""
+        x, channels_last = self._features(pixels)  # (B, gh, gw, D)
+        pooled = self._head(x, channels_last)[:, None]
+        alone = self._head(x.flatten(0, 2)[:, None, None], channels_last).unflatten(0, x.shape[:3])
+        tokens = torch.cat([pooled, alone.flatten(1, 2)], dim=1)
+        return TowerTokens(tokens, tokens, (int(x.shape[1]), int(x.shape[2])))
+
+    def last_step(self, pixels: torch.Tensor) -> LastStep:
+        """The head takes the mean of the last feature map."""
+        x, channels_last = self._features(pixels)
+
+        def finish(stream: torch.Tensor, tap: Tap) -> torch.Tensor:
+            return self._head(tap(stream), channels_last)
+
+        return LastStep(x, (int(x.shape[1]), int(x.shape[2])), finish, lambda layer: layer.permute(0, 3, 1, 2))
+
+    def _features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """(B, gh, gw, D) last feature map, and whether the trunk keeps its channels last."""
+        trunk, (height, width) = self.module.trunk, self.patch
+        pixels = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
+        if hasattr(trunk, "set_input_size"):
+            trunk = _for_size(trunk, (int(pixels.shape[2]), int(pixels.shape[3])))
+        x = trunk.forward_features(pixels)
+        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        return x if channels_last else x.permute(0, 2, 3, 1), channels_last
+
+    def _head(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        """(B, C) image features from (B, h, w, D)."""
+        visual = self.module
+        features: torch.Tensor = visual.head(visual.trunk.forward_head(x if channels_last else x.permute(0, 3, 1, 2)))
+        return features
+
+
+def adapt(visual: nn.Module) -> TimmCNN | None:
+    """The adapter of a ``TimmModel`` around one of these networks; None for another tower.
+
+    Raises:
+        UnsupportedModelError: it does not pool by the mean.
+    """
+    trunk: Any = getattr(visual, "trunk", None)
+    if type(trunk).__name__ not in _FAMILIES or not type(trunk).__module__.startswith("timm."):
+        return None
+    if hasattr(visual.head, "pool"):
+        raise UnsupportedModelError(
+            f"surgery cannot be applied to timm's {type(trunk).__name__} with {type(visual.head.pool).__name__}: its positions "
+            "are pooled by attention"
+        )
+    pool = getattr(getattr(trunk, "head", trunk), "global_pool", None)
+    if getattr(pool, "pool_type", None) != "avg":
+        raise UnsupportedModelError(
+            f"surgery cannot be applied to timm's {type(trunk).__name__} with the pooling {getattr(pool, 'pool_type', pool)!r}"
+        )
+    return TimmCNN(visual)
+
+
+def _for_size(trunk: Any, size: tuple[int, int]) -> Any:
+    """A trunk of windows for images of a size: itself, or a copy with the same weights and windows."""
+    if tuple(trunk.patch_embed.img_size) == size:
+        return trunk
+    twin = copy.deepcopy(trunk, {id(parameter): parameter for parameter in trunk.parameters()})
+    twin.set_input_size(img_size=size, window_size=trunk.layers[0].blocks[0].window_size)
+    return twin
