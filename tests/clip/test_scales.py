@@ -114,7 +114,8 @@ def test_what_is_kept_for_one_set_of_scales_is_not_taken_for_another() -> None:
     assert len({tiny_surgery(scales=scales).fingerprint() for scales in ((1.0,), (1.0, 0.5), (0.5, 1.0), (1.0, 0.75))}) == 4
 
 
-def test_only_the_sticker_preset_sees_several_sizes() -> None:
+def test_only_the_shipped_pairs_see_several_sizes() -> None:
     assert {name: preset.scales for name, preset in PRESETS.items() if preset.scales != (1.0,)} == {
-        "sticker": (1.0, 0.75, 4 / 3)
+        "photo": (8 / 11, 1.0, 15 / 11),
+        "sticker": (1.0, 0.75, 4 / 3),
     }
