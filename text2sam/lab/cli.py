@@ -107,6 +107,21 @@ def evaluate_photos(
     main_command(folder, str(sam_checkpoint), settings, out, as_json, device)
 
 
+@evaluate.command("dataset", epilog=CODES_HELP)
+def evaluate_dataset(
+    found: Annotated[
+        Path, typer.Argument(metavar="FOUND", help="What text2sam annotate wrote: annotations.json.", show_default=False)
+    ],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="The true data set in COCO's format.", show_default=False)],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an annotated data set with a true one: labels found, missed and wrong, and the IoU of their masks."""
+    from text2sam.lab.experiments.dataset import main_command
+
+    main_command(found, truth, out, as_json)
+
+
 def evaluate_annotation(
     scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 500,
     hostile: Annotated[int, option("--hostile", "N", "Number of hostile files among them.", min=0)] = 30,

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,17 @@ def open_coco(
         options={"background": background, "frame": frame, "annotations": annotations, "images": images},
         synonyms=names.synonyms(classes),
     )  # fmt: skip
+
+
+def read_annotations(path: Path) -> tuple[tuple[str, ...], dict[str, Callable[[], list[Instance]]]]:
+    """The categories of a file in COCO's format, and for the name of each picture what makes its objects; no picture is read.
+
+    Raises:
+        InputError: the file is missing or not in that format.
+    """
+    categories, pictures = _index(disk.read_json(path), path)
+    where = f"in {path}"
+    return categories, {p.file: partial(_instances, p, p.shape, f"the annotations of {p.file} {where}") for p in pictures}
 
 
 def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:

@@ -1,0 +1,89 @@
+"""An annotated data set against a true one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from text2sam.cli import app
+from text2sam.errors import InputError
+from text2sam.export.annotated import AnnotatedObject
+from text2sam.lab.experiments.dataset import compare
+
+SIZE = (20, 30)
+
+
+def square(x: int, side: int = 10) -> dict[str, Any]:
+    mask = np.zeros(SIZE, bool)
+    mask[:side, x : x + side] = True
+    return AnnotatedObject.from_mask("a", mask).rle
+
+
+def dataset(path: Path, images: dict[str, dict[str, list[Any]]], labels: list[str]) -> Path:
+    """Writes a set: file name -> label -> masks."""
+    items, records = [], []
+    for k, (name, objects) in enumerate(images.items()):
+        records.append({"id": k, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
+        for label, masks in objects.items():
+            for mask in masks:
+                number = len(items) + 1
+                items.append(
+                    {"id": number, "image_id": k, "category_id": labels.index(label) + 7, "segmentation": mask, "iscrowd": 0}
+                )
+    categories = [{"id": k + 7, "name": name} for k, name in enumerate(labels)]
+    path.write_text(json.dumps({"images": records, "annotations": items, "categories": categories}))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    polygon = [[0, 0, 10, 0, 10, 10, 0, 10]]
+    truth = {
+        "a.jpg": {"cat": [polygon, square(15)]},
+        "b.jpg": {"cat": [square(0)]},
+        "c.jpg": {"dog": [square(0)]},
+        "d.jpg": {},
+    }
+    found = {
+        "x/a.jpg": {"cat": [square(0)]},
+        "x/b.jpg": {},
+        "x/c.jpg": {"cat": [square(0)]},
+        "x/other.jpg": {"dog": [square(0)]},
+    }
+    return dataset(tmp_path / "found.json", found, ["dog", "cat"]), dataset(
+        tmp_path / "true.json", truth, ["bird", "cat", "dog"]
+    )
+
+
+def test_figures_by_hand(files: tuple[Path, Path]) -> None:
+    dog, cat, every = compare(*files)
+    assert (dog.label, dog.there, dog.found, dog.missed, dog.wrong, dog.iou, dog.iou_there) == ("dog", 1, 0, 1, 0, None, 0.0)
+    assert (cat.there, cat.found, cat.missed, cat.wrong) == (2, 1, 1, 1)
+    assert cat.iou == pytest.approx(0.5)
+    assert cat.iou_there == pytest.approx(0.25)
+    assert (every.label, every.there, every.found, every.wrong) == ("all", 3, 1, 1)
+    assert every.iou_there == pytest.approx(0.5 / 3)
+
+
+def test_the_command(files: tuple[Path, Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "dataset", *map(str, files), "--out", str(tmp_path / "figures.json")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].split() == ["all", "3", "1", "2", "1", "0.500", "0.167"]
+    assert json.loads((tmp_path / "figures.json").read_text())["labels"][1]["missed"] == 1
+
+
+def test_files_that_cannot_be_compared(files: tuple[Path, Path], tmp_path: Path) -> None:
+    found, truth = files
+    (tmp_path / "none.json").write_text("[]")
+    for broken in (tmp_path / "none.json", tmp_path / "missing.json", tmp_path):
+        with pytest.raises(InputError):
+            compare(broken, truth)
+    with pytest.raises(InputError, match="no label 'bird'"):
+        compare(truth, found)
+    with pytest.raises(InputError, match="same file name"):
+        compare(found, dataset(tmp_path / "far.json", {"far.jpg": {}}, ["dog", "cat"]))
