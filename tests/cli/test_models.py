@@ -112,3 +112,21 @@ def test_verify_checks_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("command", ["pull", "verify", "path"])
 def test_unknown_names(command: str) -> None:
     assert "did you mean mobile-sam" in failed(run("models", command, "mobile-sma"), 2)
+
+
+def test_towers() -> None:
+    names = ("RN50", "convnext_tiny", "vit_relpos_medium_patch16_cls_224")
+    done = run("models", "towers", *names)
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["name", "adapter"],
+        ["RN50", "ResNet"],
+        ["convnext_tiny", "TimmCNN"],
+        ["vit_relpos_medium_patch16_cls_224", "refused"],
+    ]
+    assert "2 of 3 work" in done.stderr
+    rows = json.loads(run("models", "towers", *names, "--json").stdout)["towers"]
+    assert [row["name"] for row in rows] == list(names)
+    assert rows[0]["methods"][:3] == ["surgery", "architecture", "features"]
+    assert run("models", "towers", "RN50", "--markdown").stdout.splitlines()[2].startswith("| RN50 | ResNet | 32 x 32 |")
+    assert "no model 'ViT-Z'" in failed(run("models", "towers", "ViT-Z"), 2)
