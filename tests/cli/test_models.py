@@ -133,3 +133,21 @@ def test_words() -> None:
 @pytest.mark.parametrize(("preset", "message"), [("mobile", "takes any text"), ("nonsense", "must be one of")])
 def test_words_of_other_presets(preset: str, message: str) -> None:
     assert message in failed(run("models", "words", "--preset", preset), 2)
+
+
+def test_towers() -> None:
+    names = ("RN50", "convnext_tiny", "vit_relpos_medium_patch16_cls_224")
+    done = run("models", "towers", *names)
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["name", "adapter"],
+        ["RN50", "ResNet"],
+        ["convnext_tiny", "TimmCNN"],
+        ["vit_relpos_medium_patch16_cls_224", "refused"],
+    ]
+    assert "2 of 3 work" in done.stderr
+    rows = json.loads(run("models", "towers", *names, "--json").stdout)["towers"]
+    assert [row["name"] for row in rows] == list(names)
+    assert rows[0]["methods"][:3] == ["surgery", "architecture", "features"]
+    assert run("models", "towers", "RN50", "--markdown").stdout.splitlines()[2].startswith("| RN50 | ResNet | 32 x 32 |")
+    assert "no model 'ViT-Z'" in failed(run("models", "towers", "ViT-Z"), 2)

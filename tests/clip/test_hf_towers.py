@@ -42,10 +42,6 @@ def tiny_hf(kind: str = "CLIP", *, vision: dict[str, Any] | None = None, text: d
     return draw_weights(getattr(transformers, f"{kind}Model")(config).float(), 0.15)
 
 
-def draw_weights_of(model: Any) -> Any:
-    return draw_weights(model, 0.15)
-
-
 def own_image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     if type(model).__name__ != "Siglip2Model":
         return model.get_image_features(pixels).pooler_output
@@ -166,7 +162,7 @@ def test_folders_and_files(saved: str, tmp_path: Path) -> None:
     if saved == "bin":
         (tmp_path / "model.safetensors").unlink()
         torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-    assert len(list(tmp_path.glob("*.safetensors"))) == {"bin": 0, "pieces": 3}.get(saved, 1) or saved == "pieces"
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (saved == "pieces")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3}))
     spec = tmp_path / "model.safetensors" if saved == "file" else tmp_path
     options: dict[str, Any] = {"clip_checkpoint": spec, "device": "cpu", "templates": TEMPLATES, "text_cache": False}

@@ -457,15 +457,30 @@ def test_token_features_know_what_came_before_them() -> None:
 
 @pytest.mark.parametrize("pool", ["first", "last"])
 def test_token_features_of_towers_pooled_elsewhere(pool: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"pools at '{pool}'"):
+    with pytest.raises(UnsupportedModelError, match=f"it pools at '{pool}'"):
         encode_token_features(tiny_clip(text={"pool_type": pool}), tokenizer()(["cat"]))
 
 
-def test_token_features_of_towers_of_their_own() -> None:
-    tower = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    model = CustomTextCLIP(16, {"image_size": 16, "layers": 1, "width": 32, "patch_size": 4, "head_width": 16}, tower)
-    with pytest.raises(UnsupportedModelError, match="CustomTextCLIP, which keeps its text tower apart"):
-        encode_token_features(model, tokenizer()(["cat"]))
+@pytest.mark.parametrize(
+    "text", [{}, {"proj_bias": True}, {"no_causal_mask": True}, {"embed_cls": True}, {"pool_type": "last"}]
+)
+@torch.no_grad()
+def test_towers_of_their_own_are_trimmed_and_have_token_features(text: dict[str, Any]) -> None:
+    sizes = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1} | text
+    torch.manual_seed(0)
+    model = CustomTextCLIP(16, {"image_size": 16, "layers": 1, "width": 32, "patch_size": 4, "head_width": 16}, sizes).eval()
+    tokens = tokenizer()(["a cat.", "there is the black cat in the scene."])
+    expected, calls = model.encode_text(tokens), count_calls(model.text.transformer)
+    torch.testing.assert_close(encode_tokens(model, tokens), expected, rtol=0, atol=1e-6)
+    length = calls[0][1]
+    assert (length == 11) == (text in ({}, {"proj_bias": True}))
+    if "embed_cls" in text or "pool_type" in text:
+        told = "its TextTransformer is of another kind" if "embed_cls" in text else "pools at 'last'"
+        with pytest.raises(UnsupportedModelError, match=told):
+            encode_token_features(model, tokens)
+    else:
+        found = encode_token_features(model, tokens)
+        torch.testing.assert_close(found[torch.arange(2), tokens.argmax(dim=-1)], expected, rtol=0, atol=1e-6)
 
 
 # the same model with other templates

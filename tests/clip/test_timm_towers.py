@@ -67,7 +67,7 @@ def timm_tower(row: tuple[str, str, str | None, int, dict[str, Any]], **more: An
 
 
 def same(mine: torch.Tensor, theirs: torch.Tensor, close: float = 1e-5) -> None:
-    torch.testing.assert_close(mine, theirs, rtol=close, atol=close * float(theirs.abs().max()))
+    torch.testing.assert_close(mine, theirs, rtol=close, atol=close * float(theirs.detach().abs().max()))
 
 
 # ViTs
@@ -274,3 +274,42 @@ def test_pooled_networks_that_are_refused() -> None:
     ):
         with pytest.raises(UnsupportedModelError, match=told):
             tower_of(timm_tower((name, pool, proj, 64, {})))
+
+
+@pytest.mark.parametrize("family", [*VITS, *CNNS])
+def test_last_steps(family: str) -> None:
+    """What class-activation maps look at: the last step gives the image feature, and its layer is on the grid."""
+    row = (VITS | CNNS)[family]
+    visual = timm_tower(row)
+    tower, pixels, seen = tower_of(visual), noise(2, 3, row[3], row[3]), []
+
+    def tap(layer: torch.Tensor) -> torch.Tensor:
+        seen.append(layer.detach().requires_grad_())
+        return seen[0]
+
+    with torch.no_grad():
+        step = tower.last_step(pixels)
+    feature = step.finish(step.stream, tap)
+    same(feature, visual(pixels))
+    [gradient] = torch.autograd.grad(feature.sum(), seen)
+    assert step.layer_map(gradient).shape == (2, gradient.shape[-1], *step.grid)
+    assert gradient.abs().max() > 0
+
+
+@torch.no_grad()
+def test_half_precision() -> None:
+    """bfloat16 computes on the CPU too; tokens stay near those in float32."""
+    for family in ("EVA02", "PE-Core-T", "SigLIP", "ConvNeXt"):
+        if family in VITS or family in CNNS:
+            visual, size = timm_tower((VITS | CNNS)[family]), (VITS | CNNS)[family][3]
+            kinds = tuple(kind for kind in KINDS if kind in tower_of(visual).kinds)
+            pixels = noise(1, 3, size + 32, size)
+            whole = surgery_tokens(visual, pixels, depth=2, kinds=kinds)
+            half = surgery_tokens(visual.bfloat16(), pixels.bfloat16(), depth=2, kinds=kinds)
+            assert half.raw.dtype == torch.bfloat16
+            for mine, theirs in ((half.raw, whole.raw), (half.surgery, whole.surgery), *zip_kinds(half, whole)):
+                assert F.cosine_similarity(mine.float(), theirs, dim=-1).min() > 0.95
+
+
+def zip_kinds(one: Any, other: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(one.others[kind], other.others[kind]) for kind in one.others if kind != "gem"]

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from text2sam.clip.attention import METHODS
 from text2sam.errors import InputError
 from text2sam.lab import bench, runner
 from text2sam.lab.cli import DataOptions, register
@@ -66,7 +67,7 @@ def test_tasks(calls: list[Any]) -> None:
     line = "evaluate explainability voc --root d --compare all --average classes --image-size 96 --templates short --limit 3"
     assert run(line).exit_code == 0
     [((settings, name, choice), options)] = calls
-    assert (settings.task, settings.average, len(settings.methods), name) == ("explainability", "classes", 10, "voc")
+    assert (settings.task, settings.average, len(settings.methods), name) == ("explainability", "classes", len(METHODS), "voc")
     assert choice == runner.ModelChoice(image_size=96, short_templates=True)
     assert (options["root"], options["limit"], options["options"], options["json_output"]) == (Path("d"), 3, {}, False)
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, count_calls, picture, raising, tiny_clip, tiny_surgery, tokenizer
+from helpers import TEXT as TEXT_TOWER
+from helpers import VIT, condition, count_calls, picture, raising, tiny_clip, tiny_surgery, tokenizer
 from numpy.typing import NDArray
+from open_clip.model import CustomTextCLIP
 
 from text2sam import ClipSurgery, TextPromptedSAM
 from text2sam.clip.attention import METHODS
@@ -116,6 +118,19 @@ def test_a_tower_that_is_not_causal() -> None:
 def test_refused(options: dict[str, Any], error: Any) -> None:
     with pytest.raises(error):
         explain_text(**{"model": tiny_surgery(), "image": picture(), "text": TEXT} | options)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_text_tower_of_its_own(causal: bool) -> None:
+    plain = tiny_clip(text={"no_causal_mask": not causal})
+    model = CustomTextCLIP(16, VIT, TEXT_TOWER | {"no_causal_mask": not causal}).eval()
+    weights = plain.state_dict()
+    parts = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+    model.load_state_dict({f"text.{key}" if key.startswith(parts) else key: value for key, value in weights.items()})
+    one, other = (explain_text(tiny_surgery(m), picture(), TEXT) for m in (plain, model))
+    for mine, theirs in zip(one.words, other.words, strict=True):
+        assert mine.carries == pytest.approx(theirs.carries, abs=1e-6)
+        np.testing.assert_allclose(mine.similarity.values, theirs.similarity.values, atol=1e-6)
 
 
 def test_as_many_words_as_fit() -> None:

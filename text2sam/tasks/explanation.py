@@ -288,9 +288,10 @@ def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
     """Tokens with zeros behind the end token, as the tokenizer pads them, for a tower that is not causal."""
     import torch
 
-    if getattr(model, "attn_mask", None) is not None:
+    text = getattr(model, "text", model)
+    if getattr(text, "attn_mask", None) is not None:
         return tokens
-    return torch.nn.functional.pad(tokens, (0, int(model.positional_embedding.shape[0]) - tokens.shape[1]))
+    return torch.nn.functional.pad(tokens, (0, max(0, int(getattr(text, "context_length", 0)) - tokens.shape[1])))
 
 
 def _maps(

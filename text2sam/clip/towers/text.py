@@ -1,4 +1,4 @@
-"""open_clip's text towers: those that are part of ``CLIP``, and those kept apart in ``CustomTextCLIP``."""
+"""open_clip's text towers, part of the model in ``CLIP``, apart in ``CustomTextCLIP``."""
 
 from __future__ import annotations
 
@@ -109,12 +109,13 @@ def encode_tokens(model: Any, tokens: torch.Tensor, *, trim: bool = True) -> tor
     Returns:
         (P, C) features in the tower's dtype.
     """
-    if not (trim and _plain(model) and model.attn_mask is not None and model.text_pool_type == "argmax"):
+    tower = _open(model)
+    if not trim or tower is None or tower.attn_mask is None or _pool_type(tower) != "argmax":
         features: torch.Tensor = model.encode_text(tokens)
         return features
     ends = tokens.argmax(dim=-1)  # (P,)
-    x = _positions(model, tokens[:, : int(ends.max()) + 1])  # (P, l, D)
-    return _project(model, x[torch.arange(len(x), device=x.device), ends])
+    x = _positions(tower, tokens[:, : int(ends.max()) + 1])  # (P, l, D)
+    return _project(tower, x[torch.arange(len(x), device=x.device), ends])
 
 
 def encode_token_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -125,7 +126,7 @@ def encode_token_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     text up to itself: the start token's feature is the same for every text, the end token's is the text's own.
 
     Args:
-        model: an open_clip ``CLIP`` whose text tower is pooled at the end token.
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` whose text tower is pooled at the end token.
         tokens: (P, L) int64 token ids, padded behind the end token, which has the highest id.
 
     Returns:
@@ -136,18 +137,32 @@ def encode_token_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     Raises:
         UnsupportedModelError: the text tower is of another kind, or pooled elsewhere.
     """
-    if not _plain(model) or model.text_pool_type != "argmax":
-        pooled = getattr(model, "text_pool_type", None)
-        what = f"{type(model).__name__}" + (f", which pools at {pooled!r}" if pooled else ", which keeps its text tower apart")
+    tower = _open(model)
+    if tower is None or _pool_type(tower) != "argmax":
+        text = getattr(model, "text", model)
+        what = f"its {type(text).__name__} is of another kind" if tower is None else f"it pools at {_pool_type(tower)!r}"
         raise UnsupportedModelError(
-            f"features of single tokens need open_clip's CLIP with a text tower pooled at the end token, not {what}"
+            f"features of single tokens need a text tower of open_clip that is pooled at the end token, and of this "
+            f"{type(model).__name__} {what}"
         )
-    length = tokens.shape[1] if model.attn_mask is None else int(tokens.argmax(dim=-1).max()) + 1
-    return _project(model, _positions(model, tokens[:, :length]))
+    length = tokens.shape[1] if tower.attn_mask is None else int(tokens.argmax(dim=-1).max()) + 1
+    return _project(tower, _positions(tower, tokens[:, :length]))
 
 
-def _plain(model: Any) -> bool:
-    return isinstance(getattr(model, "token_embedding", None), nn.Module)
+def _open(model: Any) -> Any:
+    """What holds the parts of open_clip's plain text tower: the model itself, or its ``text``; None for any other tower."""
+    from open_clip.transformer import TextTransformer
+
+    if isinstance(getattr(model, "token_embedding", None), nn.Module):
+        return model
+    text: Any = getattr(model, "text", None)
+    plain = type(text) is TextTransformer and text.cls_emb is None and not getattr(text, "use_pad_mask", False)
+    return text if plain else None
+
+
+def _pool_type(tower: Any) -> str:
+    """Where a text tower is pooled; ``CLIP`` and ``TextTransformer`` call it differently."""
+    return str(getattr(tower, "text_pool_type", None) or tower.pool_type)
 
 
 def _vocabulary_size(model: Any) -> int:

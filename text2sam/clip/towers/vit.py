@@ -41,6 +41,8 @@ class ViT(TransformerTower):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """The image feature, as ``VisionTransformer.forward`` makes it."""
+        if self.module.attn_pool is None and self.module.pool_type == "tok":
+            return self.project(x)[:, 0]  # all tokens: the last bits of a product of few rows depend on the size of the batch
         pooled: torch.Tensor = self.module._pool(x)[0]
         return pooled if self.module.proj is None else pooled @ self.module.proj
 
