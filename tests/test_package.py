@@ -34,7 +34,7 @@ CONTRACT = {
 HOUSE = [
     ["errors"],
     ["tiff"],
-    ["checks", "decode", "devices", "files", "fingerprint", "paint", "rle", "tables"],
+    ["checks", "decode", "devices", "files", "fingerprint", "folding", "paint", "rle", "tables"],
     ["image", "targets", "zoo.table"],
     ["types", "presence", "zoo.download", "zoo.state_dicts"],
     ["zoo.shipped"],
