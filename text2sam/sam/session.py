@@ -52,6 +52,9 @@ class Session:
         predictor: any :class:`~text2sam.sam.predictor.MaskPredictor`. All pipelines on one predictor must share its session:
             :meth:`of` gives it.
 
+    Attributes:
+        calls: how many times the predictor was asked for masks.
+
     Raises:
         UnsupportedModelError: the predictor lacks a method or an argument.
     """
@@ -61,6 +64,7 @@ class Session:
 
     def __init__(self, predictor: MaskPredictor) -> None:
         self._predictor: Any = check_predictor(predictor)
+        self.calls = 0
         self._lock = threading.RLock()
         self._current: SamImage | None = None
         self._left: dict[str, tuple[Any, ...]] | None = None  # the predictor's attributes, as this session left them
@@ -117,6 +121,7 @@ class Session:
         h, w = image.pixels.shape[:2]
         with self._lock, self._float32():
             self._use(image)
+            self.calls += 1
             try:
                 return predict_points(
                     self._predictor, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w)
@@ -142,7 +147,8 @@ class Session:
             held = state["_features"].get("image_embed")
         if not isinstance(held, torch.Tensor) or held.ndim != 4 or len(held) != 1:
             return None
-        features, side = held.detach().float().cpu(), getattr(getattr(self._predictor, "transform", None), "target_length", None)
+        features = held.detach().float().cpu()
+        side = getattr(getattr(self._predictor, "transform", None), "target_length", None)
         if "input_size" not in state or not side:  # SAM 2 squashes the image to a square
             return features[0].numpy()
         # the image fills a part of the square, which need not end between two places
