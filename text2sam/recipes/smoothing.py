@@ -8,20 +8,24 @@ from numpy.typing import NDArray
 from text2sam.errors import InputError
 from text2sam.types import SimilarityMap
 
-SHARPNESS = 7.0
-"""Inverse temperature of the softmax, chosen on tuning photos with MobileSAM (:mod:`text2sam.lab`)."""
+SHARPNESS, REACH = 5.0, 0.25
+"""Chosen on tuning photos with MobileSAM, see the lab."""
 
 
-def smooth(similarity: SimilarityMap, embedding: NDArray[np.float32], sharpness: float = SHARPNESS) -> SimilarityMap:
-    """A map on the grid of an embedding, where each place holds a mean over the places that look like it.
+def smooth(
+    similarity: SimilarityMap, embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH
+) -> SimilarityMap:
+    """A map on the grid of an embedding, in which each place holds a mean over the places near it that look like it.
 
-    ``softmax(sharpness * e @ e.T) @ values``, where e are the embedding's places, minus their mean and L2-normalised. Without
-    the mean subtracted all places of a picture look alike.
+    A bilateral filter: place i holds ``sum_j softmax_j(sharpness * cos_ij - (d_ij / reach)**2 / 2) * values_j``, where cos is
+    the cosine of the places' embeddings, minus the mean over all places (without which all places of a photo look alike), and
+    d the distance of the places in units of the longer side.
 
     Args:
-        similarity: the map, of any grid over the image; it is resampled bicubically.
+        similarity: the map, on any grid over the image; it is resampled bicubically.
         embedding: (C, gh, gw) float32 over the image.
-        sharpness: at least 0; 0 gives every place the mean of the map.
+        sharpness: at least 0; 0 looks at distances only.
+        reach: above 0, in units of the longer side.
 
     Returns:
         A map of (gh, gw) values, within the range of the resampled map.
@@ -38,8 +42,9 @@ def smooth(similarity: SimilarityMap, embedding: NDArray[np.float32], sharpness:
     values = torch.from_numpy(np.ascontiguousarray(similarity.values))[None, None]
     if similarity.values.shape != grid:
         values = F.interpolate(values, grid, mode="bicubic", align_corners=False)
-    places = torch.from_numpy(np.ascontiguousarray(embedding, np.float32)).flatten(1).T  # (gh*gw, C)
-    places = F.normalize(places - places.mean(0), dim=1)
-    weights = torch.softmax(sharpness * places @ places.T, dim=1)
+    looks = torch.from_numpy(np.ascontiguousarray(embedding, np.float32)).flatten(1).T  # (gh*gw, C)
+    looks = F.normalize(looks - looks.mean(0), dim=1)
+    at = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).reshape(-1, 2) / (reach * max(grid))
+    weights = torch.softmax(sharpness * looks @ looks.T - torch.cdist(at, at).square() / 2, dim=1)
     smoothed = (weights @ values.flatten()).reshape(grid).numpy()
     return SimilarityMap(smoothed, similarity.text, similarity.method)
