@@ -139,6 +139,8 @@ class Session:
         """
         import torch
 
+        if not self.keeps_state:
+            return None
         with self._lock:
             self._use(image)
         state = image.state or {}
