@@ -43,7 +43,9 @@ def test_parity_with_loops(grid: tuple[int, int], map_grid: tuple[int, int]) -> 
     similarity, embedding = a_map(map_grid), an_embedding((8, *grid))
     seen = smooth(similarity, embedding, sharpness=3.0, reach=0.4)
     assert (seen.text, seen.method, seen.values.dtype) == ("cat", "itsm", np.float32)
-    values = torch.nn.functional.interpolate(torch.from_numpy(similarity.values)[None, None], grid, mode="bicubic")[0, 0].numpy()
+    values = torch.nn.functional.interpolate(torch.from_numpy(similarity.values)[None, None], grid, mode="bicubic")[
+        0, 0
+    ].numpy()
     centred = embedding - embedding.mean((1, 2), keepdims=True)
     expected = np.zeros(grid)
     for place in np.ndindex(grid):
