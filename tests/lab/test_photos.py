@@ -133,7 +133,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path, model: TextPromptedSAM)
         photos_of(open_photos(folder), Settings())
     folder_of(tmp_path)
     model.generator.prepare = lambda texts: (_ for _ in ()).throw(PromptError("no"))
-    with pytest.raises(InputError, match="knows none of the names in .*cat, cup, fly, unicorn"):
+    with pytest.raises(InputError, match=r"knows none of the names in .*cat, cup, fly, unicorn"):
         measure(model, open_photos(folder))
 
 
@@ -218,4 +218,4 @@ def test_command(tmp_path: Path, model: TextPromptedSAM, capsys: pytest.CaptureF
         main_command(folder, build, out=folder / "instances.json" / "out.json")
     assert built == []
     main_command(folder, build, Settings("all", (CLICK,), resamples=5), out, json_output=True)
-    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text()) | {"warnings": []}

@@ -51,7 +51,7 @@ def test_parity_with_loops(grid: tuple[int, int], map_grid: tuple[int, int]) -> 
     for place in np.ndindex(grid):
         weights = np.zeros(grid)
         for other in np.ndindex(grid):
-            a, b = centred[:, *place], centred[:, *other]
+            a, b = centred[(slice(None), *place)], centred[(slice(None), *other)]
             cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
             apart = np.hypot(place[0] - other[0], place[1] - other[1]) / max(grid)
             weights[other] = np.exp(3.0 * cosine - (apart / 0.4) ** 2 / 2)
