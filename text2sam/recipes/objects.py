@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,12 @@ class Objects(Recipe):
     def _search(self, view: View, similarity: SimilarityMap) -> list[Found]:
         """One object after the other, until the points end."""
         found: list[Found] = []
-        prompted: set[bytes] = set()
+        prompted, asked = set[bytes](), set[bytes]()
+        smoothed = view.smoothed(similarity)
+        around = getattr(self.points, "around", lambda *_: [])
         taken = [] if view.avoid.mask is None else [view.avoid.mask]
         for _ in range(3 * view.max_objects):  # a rule need not heed what was tried
-            points = self.points(similarity, view.shape, taken)
+            points = self.points(smoothed, view.shape, taken)
             if not len(points.positive):  # a flat map points nowhere
                 break
             if len(found) == view.max_objects:
@@ -89,12 +91,20 @@ class Objects(Recipe):
             # a point comes again where its peak lies in the patch beside it; SAM would answer as before
             again = points.coords.tobytes() in prompted
             prompted.add(points.coords.tobytes())
-            taken.append(_patch_at(points.positive[0], similarity.values.shape, view.shape, reach=int(again)))
-            points = view.avoid.points(points)
-            if again or not len(points):
+            taken.append(_patch_at(points.positive[0], smoothed.values.shape, view.shape, reach=int(again)))
+            if again:
                 continue
-            found.append(view.prompt(similarity, points, self.choose))
-            taken[-1] |= found[-1].mask
+            answers = []
+            for prompt, box in [(points, None), *around(smoothed, view.shape, points)]:
+                allowed = view.avoid.points(prompt)
+                key = allowed.coords.tobytes() + (b"" if box is None else box.tobytes())
+                if len(allowed) and key not in asked:
+                    asked.add(key)
+                    answers.append(view.prompt(smoothed, allowed, self.choose, box))
+            if answers:
+                best = max(answers, key=lambda found: found.score)
+                found.append(replace(best, similarity=similarity))
+                taken[-1] |= best.mask
         return found
 
     def _supported(self, found: Sequence[Found]) -> list[Found]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
+from text2sam.recipes.smoothing import smooth
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
@@ -112,15 +113,31 @@ class View:
         maps: list[SimilarityMap] = self.generator.maps(self.features, query.texts, against=self.against, **options)
         return [mean_map(maps, query.label)] if query.synonyms else maps
 
-    def prompt(self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule) -> Found:
+    def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
+        """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`).
+
+        As it is where the predictor keeps no embedding, and where it has more places than that, since the embedding tells
+        nothing between its places.
+        """
+        if similarity.flat:
+            return similarity
+        embedding = self.session.embedding(self.image)
+        if embedding is None or similarity.values.size > embedding[0].size:
+            return similarity
+        return smooth(similarity, embedding)
+
+    def prompt(
+        self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None
+    ) -> Found:
         """SAM's answer to points, with one of its masks chosen.
 
         Args:
             similarity: the map the points came from.
             points: at least one.
             choose: the mask rule.
+            box: (4,) float32 xyxy in pixels, or None.
         """
-        masks, scores, logits = self.session.ask(self.image, points)
+        masks, scores, logits = self.session.ask(self.image, points, box=box)
         choice = choose(masks, scores, similarity, points, logits)
         candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
         return Found(masks[choice.index], points, candidates, similarity)
