@@ -95,7 +95,7 @@ class Objects(Recipe):
             if again:
                 continue
             answers = []
-            for prompt, box in [(points, None), *around(smoothed, view.shape, points)]:
+            for prompt, box in [(points, None), *([] if found else around(smoothed, view.shape, points))]:
                 allowed = view.avoid.points(prompt)
                 key = allowed.coords.tobytes() + (b"" if box is None else box.tobytes())
                 if len(allowed) and key not in asked:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
-from text2sam.recipes.smoothing import smooth
+from text2sam.recipes.smoothing import affinity, smooth
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
@@ -98,6 +98,7 @@ class View:
     avoid: Avoid = Avoid()
     vocabulary: bool = False
     _made: dict[Query, list[SimilarityMap]] = field(default_factory=dict, init=False, repr=False)
+    _weights: list[NDArray[np.float32] | None] = field(default_factory=list, init=False, repr=False)
 
     def maps(self, query: Query) -> list[SimilarityMap]:
         """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query."""
@@ -121,10 +122,13 @@ class View:
         """
         if similarity.flat:
             return similarity
-        embedding = self.session.embedding(self.image)
-        if embedding is None or similarity.values.size > embedding[0].size:
+        if not self._weights:
+            embedding = self.session.embedding(self.image)
+            self._weights.append(None if embedding is None else affinity(embedding))
+        [weights] = self._weights
+        if weights is None or similarity.values.size > weights[0, 0].size:
             return similarity
-        return smooth(similarity, embedding)
+        return smooth(similarity, weights)
 
     def prompt(
         self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None
