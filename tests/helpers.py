@@ -23,6 +23,31 @@ RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 TEMPLATES = ("a {}.", "there is the {} in the scene.")
 
+# a table of words as WordNet has them, for 11 classes, and what was learned besides
+SYNSETS = {
+    "n1": {"words": ["animal"], "classes": [0, 1, 2, 3]},
+    "n2": {"words": ["cat", "true cat"], "classes": [0]},
+    "n3": {"words": ["bird"], "classes": [2, 3]},
+    "n4": {"words": ["crane"], "classes": [4]},
+    "n5": {"words": ["crane"], "classes": [3]},
+    "n6": {"words": ["mouse"], "classes": [1]},
+    "n7": {"words": ["hot dog"], "classes": [5]},
+    "n8": {"words": ["tee shirt", "T-shirt"], "classes": [6]},
+    "n9": {"words": ["knife"], "classes": [7]},
+    "n10": {"words": ["machine"], "classes": [4, 8]},
+    "n11": {"words": ["Turkey"], "classes": [9]},
+    "n12": {"words": ["turkey"], "classes": [2]},
+    "n13": {"words": ["sunglasses"], "classes": [10]},
+}
+WORDS: dict[str, list[str]] = {}
+for _name, _synset in SYNSETS.items():
+    for _word in _synset["words"]:
+        WORDS.setdefault(str(_word), []).append(_name)
+LEARNED = [
+    {"words": ["person", "man", "woman"], "synset": None},
+    {"words": ["cat", "kitty"], "synset": "n2"},
+]
+
 
 def draw_weights(model: nn.Module, std: float = 0.05, seed: int = 0) -> nn.Module:
     """Weights by the recipe of DESIGN.md (Parity) with ``std`` 0.05; more makes attention sharper."""
@@ -59,6 +84,13 @@ def tiny_clip(
     towers = {"vit": VIT, "resnet": RESNET}[family] | (vision or {})
     model = CLIP(embed_dim, towers, TEXT | (text or {}), quick_gelu=quick_gelu, **options)
     return draw_weights(model, 0.15, seed)
+
+
+def word_network(seed: int = 0) -> Any:
+    """A classifier of timm for the 11 classes of :data:`SYNSETS`."""
+    import timm
+
+    return draw_weights(timm.create_model("test_efficientnet", pretrained=False, num_classes=11), 0.2, seed)
 
 
 @functools.cache

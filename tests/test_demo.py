@@ -77,7 +77,9 @@ def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
     scene = demo.load_scenes()[0]
     half = scene.masks["banana"].copy()
     half[:, : int(np.median(np.nonzero(half)[1]))] = False
-    rows, record = demo.run_demo(tmp_path, model=Oracle({**scene.masks, "banana": half}), scenes=["pets", "pets"])
+    rows, record = demo.run_demo(
+        tmp_path, model=Oracle({**scene.masks, "banana": half}), preset="sticker", scenes=["pets", "pets"]
+    )
 
     assert [(r.scene, r.text, r.there) for r in rows] == [
         ("pets", "cat", True),
@@ -104,28 +106,29 @@ def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:
             assert np.ptp(drawn) > 30
     with Image.open(tmp_path / "pets" / "image.png") as picture:
         np.testing.assert_array_equal(np.array(picture), scene.image)
-    with Image.open(tmp_path / "pets" / "strip.png") as picture:
+    with Image.open(tmp_path / "contact.png") as picture:
         assert picture.width > 5 * 320
+        assert picture.height > 240
 
     assert json.loads((tmp_path / "demo.json").read_text()) == json.loads(json.dumps(record))
     first, absent = record["scenes"][0]["results"][0], record["scenes"][0]["results"][3]
     assert first == {**rows[0].result.to_json(), "there": True, "iou": 1.0, "files": rows[0].files}
     assert (absent["present"], absent["there"], absent["iou"], absent["box"]) == (False, False, None, None)
-    named = {f for r in record["scenes"][0]["results"] for f in r["files"].values()} | {"pets/image.png", "pets/strip.png"}
-    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*")} == named | {"demo.json"}
+    named = {f for r in record["scenes"][0]["results"] for f in r["files"].values()} | {"pets/image.png"}
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*")} == named | {"contact.png", "demo.json"}
 
 
 @pytest.mark.parametrize("scenes", [["nowhere"], ["pets", "nowhere"], []])
 def test_unknown_scene_is_an_error_before_anything_is_written(tmp_path: Path, scenes: list[str]) -> None:
     with pytest.raises(InputError, match="pets, desert, seaside"):
-        demo.run_demo(tmp_path, model=Oracle({}), scenes=scenes)
+        demo.run_demo(tmp_path, model=Oracle({}), preset="sticker", scenes=scenes)
     assert not list(tmp_path.iterdir())
 
 
 def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        demo.run_demo(tmp_path / "file", model=Oracle({}), scenes=["pets"])
+        demo.run_demo(tmp_path / "file", model=Oracle({}), preset="sticker", scenes=["pets"])
 
 
 def test_absent_text_with_a_mask_is_drawn_with_it(tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def test_absent_text_with_a_mask_is_drawn_with_it(tmp_path: Path) -> None:
         def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
             return [answer(t, self.masks["cat"], present=t == "cat") for t in texts]
 
-    rows, _ = demo.run_demo(tmp_path, model=Proposes(scene.masks), scenes=["pets"])
+    rows, _ = demo.run_demo(tmp_path, model=Proposes(scene.masks), preset="sticker", scenes=["pets"])
     assert [row.answer for row in rows] == ["found", "not here", "not here", "not here"]
     pictures = [np.array(Image.open(tmp_path / row.files["overlay"])) for row in rows]
     assert all((picture == pictures[0]).all() for picture in pictures)
@@ -148,7 +151,7 @@ def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    rows, record = demo.run_demo(tmp_path, scenes=["pets"], device="cpu")
+    rows, record = demo.run_demo(tmp_path, preset="sticker", scenes=["pets"], device="cpu")
     assert record["preset"] == "sticker"
     assert len(rows) == 4
     for row in rows:
@@ -160,3 +163,30 @@ def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: 
             assert part.candidates is not None
             assert len(part.candidates) >= 3
     assert rows[3].answer == "not here"
+
+
+def test_photos_are_there_and_only_those_presets_that_ship(tmp_path: Path) -> None:
+    photos = demo.load_photos()
+    assert [photo.name for photo in photos] == ["chelsea", "coffee", "rocket"]
+    for photo in photos:
+        assert photo.image.dtype == np.uint8
+        assert photo.image.ndim == 3
+        assert photo.find
+        assert photo.absent not in photo.find
+    with pytest.raises(InputError, match="photo or sticker, not 'mobile'"):
+        demo.run_demo(tmp_path, preset="mobile")
+
+
+def test_demo_finds_things_in_photos_and_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the demo opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    rows, record = demo.run_demo(tmp_path, device="cpu", scenes=["chelsea"])
+    assert record["preset"] == "photo"
+    assert [(row.text, row.answer, row.there) for row in rows] == [("cat", "found", True), ("banana", "not here", False)]
+    [cat, banana] = rows
+    assert cat.result.mask[100:200, 150:300].mean() > 0.9, "Chelsea's face"
+    assert cat.result.mask[:40, :60].mean() < 0.1, "the blanket in the corner"
+    assert not banana.result.mask.any()
+    assert json.loads((tmp_path / cat.files["figures"]).read_text())["present"] is True

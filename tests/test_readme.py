@@ -20,17 +20,17 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     from text2sam.demo import run_demo
 
     monkeypatch.chdir(tmp_path)
-    run_demo("text2sam-demo", scenes=["pets"])
+    run_demo("text2sam-demo", scenes=["chelsea", "coffee"])
     names: dict[str, Any] = {}
     blocks = [m for m in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8")) if "no-run" not in m["tag"]]
     assert len(blocks) >= 5
     for block in blocks:
         exec(compile(block["code"], "README.md", "exec"), names)
     assert names["result"].present
-    assert names["model"].segment_many(names["picture"], ["cat", "rocket"])[1].box is None
+    assert names["model"].segment_many(None, ["cat", "banana"])[1].box is None
     for mine in (names["Objects"](points=names["hottest"]), names["OneClick"]()):
-        assert names["model"].segment(names["picture"], "cat", strategy=mine).present
-        assert not names["model"].segment(names["picture"], "rocket", strategy=mine).present
+        assert names["model"].segment(text="cat", strategy=mine).present
+        assert not names["model"].segment(text="banana", strategy=mine).present
     own = names["TextPromptedSAM"](names["Square"](), names["Corner"]()).segment(names["picture"], "cat")
     assert own.box.tolist() == [0, 0, 20, 20]
     assert (tmp_path / "dataset" / "annotations.json").is_file()

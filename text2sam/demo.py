@@ -1,7 +1,8 @@
-"""The demo: scenes that ship with the package, three things to find in each and one that is not there.
+"""The demo: pictures that need no download, things to find in each and one that is not there.
 
-The scenes lie in ``text2sam/zoo/sticker/scenes`` with the true mask of each thing; :mod:`text2sam.lab.sticker.scenes` draws
-them. They are made of OpenMoji glyphs, CC BY-SA 4.0 (https://openmoji.org), and under the same licence.
+With the photo pair the pictures are photos that scikit-image ships, free of rights. With the sticker pair they are scenes in
+``text2sam/zoo/sticker/scenes`` with the true mask of each thing; :mod:`text2sam.lab.sticker.scenes` draws them. Those are made
+of OpenMoji glyphs, CC BY-SA 4.0 (https://openmoji.org), and under the same licence.
 """
 
 from __future__ import annotations
@@ -29,20 +30,27 @@ SCENES = Path(__file__).parent / "zoo" / "sticker" / "scenes"
 
 CREDIT = "drawn by text2sam from OpenMoji glyphs (https://openmoji.org), CC BY-SA 4.0"
 
+PHOTO_CREDIT = (
+    "photos that scikit-image ships, dedicated to the public domain (CC0): chelsea by Stefan van der Walt, coffee by Rachel "
+    "Michetti, rocket by SpaceX"
+)
+
 _CAPTION = 18  # height in pixels
+_CONTACT = 320  # width in pixels of a picture in the contact figure
+_PHOTOS = (("chelsea", ("cat",), "banana"), ("coffee", ("cup",), "bus"), ("rocket", ("rocket",), "sheep"))
 
 
 @dataclass(frozen=True, eq=False)
 class DemoScene:
-    """A scene that ships with the package.
+    """A picture of the demo.
 
     Attributes:
         name: of the scene.
         image: (H, W, 3) uint8 RGB.
-        masks: the visible part of each thing, by name, (H, W) bool.
-        find: three names that are in it.
+        masks: the visible part of each thing, by name, (H, W) bool; empty for photos, whose true masks nobody drew.
+        find: names that are in it.
         absent: a name that is not.
-        seed: from which it was drawn.
+        seed: from which it was drawn; None for photos.
     """
 
     name: str
@@ -50,7 +58,7 @@ class DemoScene:
     masks: dict[str, NDArray[np.bool_]]
     find: tuple[str, ...]
     absent: str
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +119,16 @@ def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...
         raise InputError(f"the scenes in {folder} cannot be read ({error}); reinstall text2sam") from error
 
 
+def load_photos() -> tuple[DemoScene, ...]:
+    """Three photos that scikit-image ships."""
+    import skimage.data
+
+    return tuple(
+        DemoScene(name, np.ascontiguousarray(getattr(skimage.data, name)()), {}, find, absent, None)
+        for name, find, absent in _PHOTOS
+    )
+
+
 def _open(path: Path, mode: str) -> Image.Image:
     with Image.open(path) as picture:
         converted: Image.Image = picture.convert(mode)
@@ -121,80 +139,92 @@ def run_demo(
     out: str | os.PathLike[str] = "text2sam-demo",
     *,
     model: SegmentsMany | None = None,
+    preset: str = "photo",
     device: str | None = None,
     scenes: Sequence[str] | None = None,
 ) -> tuple[list[DemoRow], dict[str, Any]]:
-    """Looks for three things that are in each shipped scene and one that is not, and writes the results.
+    """Looks for things that are in each picture and one that is not, and writes the results.
 
-    Each scene has a folder with ``image.png``, a strip of all answers (``strip.png``), and for each text the mask and the
-    overlay with points, which is the scene in pale grey where the mask is empty. ``demo.json`` holds the figures.
+    Each picture has a folder with ``image.png`` and, for each text, the mask, the overlay with points (the picture in pale grey
+    where the mask is empty) and the figures as JSON. ``contact.png`` shows all answers, ``demo.json`` holds all figures.
 
     Args:
         out: the folder to write to.
-        model: the model; by default the sticker pair.
-        device: of the sticker pair; None takes the best there is.
-        scenes: names of scenes; by default all.
+        model: the model; by default the preset's.
+        preset: ``"photo"``, for photos that scikit-image ships, or ``"sticker"``, for drawn scenes.
+        device: of the preset's models; None takes the best there is.
+        scenes: names of pictures; by default all.
 
     Returns:
         One row per question, and what ``demo.json`` holds.
 
     Raises:
-        InputError: a scene is unknown.
-        WeightsError: the sticker weights are not in the package.
+        InputError: the preset or a picture is unknown.
+        WeightsError: the weights are not in the package.
         OutputError: a file cannot be written.
     """
     from text2sam import __version__
+    from text2sam.pipeline import TextPromptedSAM
 
     started = time.perf_counter()
-    shipped = {scene.name: scene for scene in load_scenes()}
+    if preset not in ("photo", "sticker"):
+        raise InputError(f"the demo works without a download, so its preset is photo or sticker, not {preset!r}")
+    shipped = {scene.name: scene for scene in (load_photos() if preset == "photo" else load_scenes())}
     names = list(shipped) if scenes is None else list(dict.fromkeys(scenes))
     unknown = [name for name in names if name not in shipped]
     if unknown or not names:
         raise InputError(f"a scene is one of {', '.join(shipped)}, not {unknown[0] if unknown else 'none'!r}")
     out = Path(out)
-    pair = _sticker_pair(device) if model is None else model
+    pair = TextPromptedSAM.from_pretrained(preset, device=device) if model is None else model
     rows: list[DemoRow] = []
-    records = []
+    records, strips = [], []
     for name in names:
-        answers = _answer(pair, shipped[name], out)
+        answers, strip = _answer(pair, shipped[name], out)
         rows += answers
+        strips.append(strip)
         results = [{**row.result.to_json(), "there": row.there, "iou": row.iou, "files": row.files} for row in answers]
-        files = {kind: f"{name}/{kind}.png" for kind in ("image", "strip")}
-        records.append({"scene": name, "seed": shipped[name].seed, **files, "results": results})
+        records.append({"scene": name, "seed": shipped[name].seed, "image": f"{name}/image.png", "results": results})
+    write_png(out / "contact.png", _stacked(strips))
     record = {
         "text2sam": __version__,
-        "preset": "sticker" if model is None else None,
+        "preset": preset if model is None else None,
         "seconds": round(time.perf_counter() - started, 2),
-        "credit": CREDIT,
+        "credit": PHOTO_CREDIT if preset == "photo" else CREDIT,
+        "contact": "contact.png",
         "scenes": records,
     }
     write_json(out / "demo.json", record)
     return rows, record
 
 
-def _sticker_pair(device: str | None) -> SegmentsMany:
-    from text2sam.pipeline import TextPromptedSAM
-
-    return TextPromptedSAM.from_pretrained("sticker", device=device)
-
-
-def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> list[DemoRow]:
-    """Looks for the texts of a scene and writes its files."""
+def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> tuple[list[DemoRow], NDArray[np.uint8]]:
+    """Looks for the texts of a scene and writes its files; the second value is its row of the contact figure."""
     write_png(out / scene.name / "image.png", scene.image)
     texts = [*scene.find, scene.absent]
     rows, strip = [], [_captioned(scene.image, scene.name)]
     for text, result in zip(texts, model.segment_many(scene.image, texts), strict=True):
-        files = {kind: f"{scene.name}/{text.replace(' ', '-')}_{kind}.png" for kind in ("mask", "overlay")}
+        stem = f"{scene.name}/{text.replace(' ', '-')}"
+        files = {"mask": f"{stem}_mask.png", "overlay": f"{stem}_overlay.png", "figures": f"{stem}.json"}
         result.save(out / files["mask"])
         masks, points = [part.mask for part in result.instances], result.points
         drawn = overlay(scene.image, masks, points=points.coords, labels=points.labels) if masks else _pale(scene.image)
         write_png(out / files["overlay"], drawn)
+        write_json(out / files["figures"], result.to_json())
         truth = scene.masks.get(text)
         iou = None if truth is None else round(float(mask_iou(result.mask, truth)), 4)
-        rows.append(DemoRow(scene.name, text, truth is not None, result, iou, files))
+        rows.append(DemoRow(scene.name, text, text in scene.find, result, iou, files))
         strip.append(_captioned(drawn, f"{text}: {rows[-1].answer} ({result.presence:.2f})"))
-    write_png(out / scene.name / "strip.png", np.concatenate(strip, axis=1))
-    return rows
+    return rows, np.concatenate(strip, axis=1)
+
+
+def _stacked(strips: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Rows of pictures of different width below one another, on white."""
+    out = np.full((sum(len(strip) for strip in strips), max(strip.shape[1] for strip in strips), 3), 255, np.uint8)
+    top = 0
+    for strip in strips:
+        out[top : top + len(strip), : strip.shape[1]] = strip
+        top += len(strip)
+    return out
 
 
 def _pale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -204,9 +234,10 @@ def _pale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _captioned(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """(H + 18, W + 4, 3) uint8: the image with a line of text above it and a white edge."""
-    h, w = image.shape[:2]
-    canvas = Image.new("RGB", (w + 4, h + _CAPTION), "white")
+    """(h + 18, 324, 3) uint8: the image, 320 pixels wide, with a line of text above it and a white edge."""
+    small = Image.fromarray(image)
+    small = small.resize((_CONTACT, max(1, round(small.height * _CONTACT / small.width))), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (small.width + 4, small.height + _CAPTION), "white")
     ImageDraw.Draw(canvas).text((4, 3), text, fill="black")
-    canvas.paste(Image.fromarray(image), (2, _CAPTION))
+    canvas.paste(small, (2, _CAPTION))
     return np.array(canvas)

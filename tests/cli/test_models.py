@@ -10,6 +10,7 @@ from standins import failed, run
 
 from text2sam.cli import common
 from text2sam.zoo import download, table
+from text2sam.zoo.shipped import Shipped
 from text2sam.zoo.sticker import models as sticker
 
 
@@ -36,7 +37,7 @@ def put(name: str, data: bytes) -> Path:
 def test_list(contents: dict[str, bytes]) -> None:
     document = json.loads(run("models", "list", "--json").stdout)
     files = {file["name"]: file for file in document["files"]}
-    assert set(files) == {"sticker-clip", "sticker-sam", *table.CHECKPOINTS}
+    assert set(files) == {"photo-clip", "photo-sam", "sticker-clip", "sticker-sam", *table.CHECKPOINTS}
     assert (files["mobile-sam"]["cached"], files["mobile-sam"]["size"]) == (True, 11)
     assert files["mobile-sam"]["path"] == str(download.cache_path("mobile-sam"))
     assert files["clip-vit-b-16-openai"]["cached"] is False
@@ -44,6 +45,7 @@ def test_list(contents: dict[str, bytes]) -> None:
     presets = {preset["name"]: preset["files"] for preset in document["presets"]}
     assert presets["mobile"] == ["clip-vit-b-16-openai", "mobile-sam"]
     assert presets["sticker"] == ["sticker-clip", "sticker-sam"]
+    assert presets["photo"] == ["photo-clip", "photo-sam"]
     rows = {line.split()[0]: line.split() for line in run("models", "list").stdout.splitlines() if line}
     assert rows["mobile-sam"][4:6] == ["Apache-2.0", "yes"]
     assert rows["clip-vit-b-16-openai"][4:6] == ["MIT", "no"]
@@ -83,7 +85,8 @@ def test_verify(contents: dict[str, bytes]) -> None:
     result = run("models", "verify")
     assert result.exit_code == 0, result.output
     rows = [line.split()[:2] for line in result.stdout.splitlines()]
-    assert rows == [["name", "status"], ["sticker-clip", "ok"], ["sticker-sam", "ok"], ["mobile-sam", "ok"]]
+    shipped = [[f"{pair}-{kind}", "ok"] for pair in ("photo", "sticker") for kind in ("clip", "sam")]
+    assert rows == [["name", "status"], *shipped, ["mobile-sam", "ok"]]
     missing = run("models", "verify", "mobile")
     assert missing.exit_code == common.EXIT_CORRUPT
     assert missing.stdout.splitlines()[1].split()[:2] == ["clip-vit-b-16-openai", "missing"]
@@ -91,12 +94,11 @@ def test_verify(contents: dict[str, bytes]) -> None:
         put("mobile-sam", data)
         corrupt = run("models", "verify")
         assert (corrupt.exit_code, corrupt.stderr) == (common.EXIT_CORRUPT, "")
-        assert corrupt.stdout.splitlines()[3].split()[:2] == ["mobile-sam", "corrupt"]
+        assert corrupt.stdout.splitlines()[5].split()[:2] == ["mobile-sam", "corrupt"]
 
 
 def test_verify_checks_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sticker, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(sticker, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(sticker, "SHIPPED", Shipped("sticker", tmp_path, sticker.SHIPPED.licences))
     assert run("models", "verify", "sticker-clip").exit_code == common.EXIT_CORRUPT
     (tmp_path / "clip.safetensors").write_bytes(b"right")
     record = {"sha256": {"clip.safetensors": hashlib.sha256(b"right").hexdigest()}}
@@ -112,3 +114,22 @@ def test_verify_checks_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("command", ["pull", "verify", "path"])
 def test_unknown_names(command: str) -> None:
     assert "did you mean mobile-sam" in failed(run("models", command, "mobile-sma"), 2)
+
+
+# words
+
+
+def test_words() -> None:
+    result = run("models", "words", "crane")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].split(maxsplit=1) == ["crane", "lifting device | wading bird"]
+    document = json.loads(run("models", "words", "*dog", "--json").stdout)
+    assert {"dog", "hot dog"} <= {entry["word"] for entry in document["words"]}
+    assert document["known"] > 3000
+    assert len(run("models", "words").stdout.splitlines()) == document["known"] + 1
+    assert json.loads(run("models", "words", "qqq", "--json").stdout)["words"] == []
+
+
+@pytest.mark.parametrize(("preset", "message"), [("mobile", "takes any text"), ("nonsense", "must be one of")])
+def test_words_of_other_presets(preset: str, message: str) -> None:
+    assert message in failed(run("models", "words", "--preset", preset), 2)

@@ -214,7 +214,7 @@ def test_reading_of_images(photo: Path, model: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["cat", "--preset", "nonsense"], "sticker, mobile"),
+        (["cat", "--preset", "nonsense"], "photo, mobile"),
         (["cat", "--format", "mask,gif"], "'gif'"),
         (["cat", "--format", ","], "cutout"),
         (["cat", "--strategy", "magic"], "paper"),

@@ -340,14 +340,15 @@ def test_module_can_be_run_and_fails_in_one_line(tmp_path: Path) -> None:
 
 def test_demo(tmp_path: Path, model: Model) -> None:
 
-    result = run("demo", "--out", tmp_path / "d", "--scene", "pets", "--device", "cpu")
+    drawn = ("demo", "--preset", "sticker", "--out", tmp_path / "d")
+    result = run(*drawn, "--scene", "pets", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert model.built == [{"preset": "sticker", "device": "cpu"}]
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["scene", "text", "answer", "presence", "score", "IoU", "box", "files"]
+    assert header.split() == ["picture", "text", "answer", "presence", "score", "IoU", "box", "mask"]
     assert [row.split()[1:3] for row in rows] == [[t, "found"] for t in ("cat", "banana", "umbrella")] + [["rocket", "not"]]
     assert "(not there)" in rows[3]
-    document = json.loads(run("demo", "--out", tmp_path / "d", "--scene", "pets,desert", "--json").stdout)
+    document = json.loads(run(*drawn, "--scene", "pets,desert", "--json").stdout)
     assert [scene["scene"] for scene in document["scenes"]] == ["pets", "desert"]
     assert document["out"] == str(tmp_path / "d")
     failed(run("demo", "--out", tmp_path / "e", "--scene", "nowhere"), 2)

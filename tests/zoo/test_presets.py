@@ -42,7 +42,7 @@ def terms(surgery: ClipSurgery) -> PresenceTerms:
 @pytest.mark.parametrize("name", ["", "Sticker", "large", None])
 def test_unknown_presets(name: Any) -> None:
     for call in (get_preset, build, TextPromptedSAM.from_pretrained):
-        with pytest.raises(InputError, match="sticker, mobile, base, huge"):
+        with pytest.raises(InputError, match="photo, mobile, base, huge, sticker"):
             call(name)
 
 
@@ -66,13 +66,13 @@ def test_devices_are_checked_before_anything_is_loaded(options: dict[str, Any], 
 
 
 def test_table() -> None:
-    assert list(PRESETS) == ["sticker", "mobile", "base", "huge"]
+    assert list(PRESETS) == ["photo", "mobile", "base", "huge", "sticker"]
     names = open_clip.list_models()
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert preset.image_size > 0
         assert (preset.presence == PresenceTerms()) == (name != "sticker")
-        if name != "sticker":
+        if name not in ("photo", "sticker"):
             assert preset.clip_model in names
             # with plain GELU OpenAI's weights load and give wrong features
             assert open_clip.get_model_config(preset.clip_model)["quick_gelu"]
@@ -312,9 +312,8 @@ def test_files_that_hold_no_sam(tmp_path: Path) -> None:
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "weights"
-    shutil.copytree(models.WEIGHTS, folder)
-    monkeypatch.setattr(models, "WEIGHTS", folder)
-    monkeypatch.setattr(models, "RECORD", folder / "record.json")
+    shutil.copytree(models.SHIPPED.folder, folder)
+    monkeypatch.setattr(models, "SHIPPED", dataclasses.replace(models.SHIPPED, folder=folder))
     return folder
 
 

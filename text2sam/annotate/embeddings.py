@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from text2sam.clip.attention import METHODS
-from text2sam.clip.generator import ClipSurgery, ImageFeatures
 from text2sam.errors import InputError, OutputError, Text2SamWarning
 from text2sam.files import write_bytes
 from text2sam.fingerprint import fingerprint
@@ -27,10 +26,12 @@ from text2sam.options import Options
 from text2sam.pipeline import EncodedImage, TextPromptedSAM
 
 # to be raised when the same pixels and weights give other embeddings, or the files have another content
-_FORMAT = 2
+_FORMAT = 3
 _LARGEST_FILE = 1 << 30
 _SETTINGS = {"transform"}
 """Attributes of a predictor that are no data and the same for every image."""
+_CLIP = "clip."
+_NEEDED = ("model", "device", "settings", "pack", "unpack")
 
 
 class EmbeddingStore:
@@ -56,12 +57,15 @@ class EmbeddingStore:
         counts: how many images were ``found`` in the store and how many ``made``, in this process.
 
     Raises:
-        InputError: ``folder`` is a file, or the model's generator is not a ``ClipSurgery``.
+        InputError: ``folder`` is a file, or the model's generator cannot turn features into tensors and back.
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: TextPromptedSAM, options: Options | None = None) -> None:
-        if not isinstance(model.generator, ClipSurgery):
-            raise InputError(f"only embeddings of a ClipSurgery can be kept, not those of a {type(model.generator).__name__}")
+        missing = [name for name in _NEEDED if not hasattr(model.generator, name)]
+        if missing:
+            raise InputError(
+                f"embeddings of a {type(model.generator).__name__} cannot be kept: it has no {missing[0]}; a ClipSurgery has"
+            )
         try:
             self.folder = Path(folder)
             usable = self.folder.is_dir() or not self.folder.exists()
@@ -156,9 +160,8 @@ class EmbeddingStore:
     def _data(self, encoded: EncodedImage) -> bytes:
         from safetensors.torch import save
 
-        features: ImageFeatures = encoded.features
-        tensors = {"surgery": features.surgery, "raw": features.raw}
-        tensors |= {f"other.{name}": tokens for name, tokens in features.others.items()}
+        packed = self._model.generator.pack(encoded.features)
+        tensors: dict[str, torch.Tensor] = {f"{_CLIP}{name}": tensor for name, tensor in packed.items()}
         state: Any = None
         if encoded.sam.state is not None:
             more = dict(tensors)
@@ -169,7 +172,7 @@ class EmbeddingStore:
                 state = None
         # copies: views of a batch share memory, which safetensors refuses
         kept = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        return bytes(save(kept, {"grid": json.dumps(list(features.grid)), "sam": json.dumps(state)}))
+        return bytes(save(kept, {"sam": json.dumps(state)}))
 
     def _encoded(self, data: bytes, pixels: NDArray[np.uint8]) -> EncodedImage | None:
         from safetensors import SafetensorError
@@ -179,18 +182,13 @@ class EmbeddingStore:
             # clones: memory aligned as torch aligns it, so that its kernels do the same as the first time
             tensors = {name: tensor.clone() for name, tensor in load(data).items()}
             record = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            rows, columns = (int(number) for number in json.loads(record["grid"]))
             packed = json.loads(record["sam"])
-            names = ["surgery", "raw", *(f"other.{kind}" for kind in self._kinds)]
-            surgery, raw, *others = (tensors[name].to(self._model.generator.device) for name in names)
+            device = self._model.generator.device
+            own = {name.removeprefix(_CLIP): t.to(device) for name, t in tensors.items() if name.startswith(_CLIP)}
+            features = self._model.generator.unpack(own, (pixels.shape[0], pixels.shape[1]))
             state = None if packed is None else dict(_unpack(packed, tensors, _device(self._model)))
         except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-        fits = surgery.ndim == 2 and min(rows, columns) > 0 and len(surgery) == 1 + rows * columns
-        if not fits or any(t.shape != surgery.shape or t.dtype != torch.float32 for t in (surgery, raw, *others)):
-            return None
-        shape = pixels.shape[0], pixels.shape[1]
-        features = ImageFeatures(surgery, raw, (rows, columns), shape, others=dict(zip(self._kinds, others, strict=True)))
         return EncodedImage(pixels, features, self._model.session.image(pixels, state))
 
 
@@ -200,8 +198,8 @@ def _parts(model: TextPromptedSAM) -> tuple[Any, ...]:
     inner = getattr(predictor, "model", None)
     sam = fingerprint(inner) if isinstance(inner, torch.nn.Module) else ""
     length = getattr(getattr(predictor, "transform", None), "target_length", None)
-    settings = (surgery.image_size, surgery.scales, surgery.depth, surgery.mean, surgery.std)
-    return (*settings, fingerprint(surgery.model), f"{type(predictor).__module__}.{type(predictor).__qualname__}", length, sam)
+    kind = f"{type(predictor).__module__}.{type(predictor).__qualname__}"
+    return (type(surgery).__qualname__, *surgery.settings, fingerprint(surgery.model), kind, length, sam)
 
 
 def _device(model: TextPromptedSAM) -> Any:

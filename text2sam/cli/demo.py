@@ -16,35 +16,40 @@ from text2sam.tables import aligned
 @app.command(epilog=CODES_HELP)
 def demo(
     out: Out = Path("text2sam-demo"),
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="photo, with photos, or sticker, with drawn scenes.")
+    ] = "photo",
     device: Device = None,
     scene: Annotated[
         list[str] | None, typer.Option("--scene", metavar="NAME", help="Only this scene; repeat it or give a comma list.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find three things, and a fourth that is not there, in scenes that ship with text2sam. Needs no network."""
+    """Find things, and one that is not there, in pictures that need no download."""
     from text2sam.demo import run_demo
 
     check_folder(out)
-    rows, record = run_demo(out, device=device, scenes=split_list(scene) or None)
+    rows, record = run_demo(out, preset=preset, device=device, scenes=split_list(scene) or None)
     if as_json:
         print_json({**record, "out": str(out)})
         return
+    drawn = any(row.iou is not None for row in rows)
     echo(
         aligned(
-            ["scene", "text", "answer", "presence", "score", "IoU", "box", "files"],
+            ["picture", "text", "answer", "presence", "score", *(["IoU"] if drawn else []), "box", "mask"],
             [
                 [
                     row.scene,
                     row.text,
                     row.answer,
                     *figures(row.result),
-                    "(not there)" if row.iou is None else f"{row.iou:.2f}",
+                    *(["(not there)" if row.iou is None else f"{row.iou:.2f}"] if drawn else []),
                     corners(row.result.box),
-                    ", ".join(row.files.values()),
+                    row.files["mask"],
                 ]
                 for row in rows
             ],
         )
     )
-    echo(f"{len(record['scenes'])} scenes in {record['seconds']:.1f} s; files in {out}", to_stderr=True)
+    count, seconds = len(record["scenes"]), record["seconds"]
+    echo(f"{count} pictures in {seconds:.1f} s; {out / record['contact']} shows all answers", to_stderr=True)

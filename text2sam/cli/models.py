@@ -1,10 +1,10 @@
-"""``text2sam models list | pull | verify | path``."""
+"""``text2sam models list | pull | verify | path | words``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +17,7 @@ from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     from text2sam.zoo.download import VerifyResult
-
-_STICKER_LICENCE = "CC-BY-SA-4.0"
+    from text2sam.zoo.shipped import Shipped
 
 models = new_app(help="List, download and check model weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
@@ -35,7 +34,7 @@ class ModelFile:
         licence: SPDX identifier.
         path: its place, whether or not it is there.
         cached: whether it is there and of the right size; ``models verify`` compares the contents.
-        shipped: whether it is part of the package.
+        shipped: the weights of the package that it is part of; None for a checkpoint.
         description: one line.
     """
 
@@ -45,27 +44,28 @@ class ModelFile:
     licence: str
     path: Path
     cached: bool
-    shipped: bool
+    shipped: Shipped | None
     description: str
 
 
 def model_files() -> dict[str, ModelFile]:
-    """All files of the presets by name: the shipped pair, then the table of checkpoints."""
+    """All files of the presets by name: the pairs that ship, then the table of checkpoints."""
     from text2sam.zoo.download import cache_path, local_path
-    from text2sam.zoo.sticker import models as sticker
+    from text2sam.zoo.photo.models import SHIPPED as PHOTO
+    from text2sam.zoo.sticker.models import SHIPPED as STICKER
     from text2sam.zoo.table import CHECKPOINTS
 
     files = []
-    for kind in ("clip", "sam"):
-        path = sticker.WEIGHTS / f"{kind}.safetensors"
-        there = path.is_file()
-        size = path.stat().st_size if there else None
-        name = f"sticker-{kind}"
-        files.append(ModelFile(name, kind, size, _STICKER_LICENCE, path, there, True, "ships with the package"))
+    for pair in (PHOTO, STICKER):
+        for kind in ("clip", "sam"):
+            path = pair.folder / f"{kind}.safetensors"
+            size = path.stat().st_size if path.is_file() else None
+            licence, about = pair.licences[path.name], "ships with the package"
+            files.append(ModelFile(f"{pair.name}-{kind}", kind, size, licence, path, size is not None, pair, about))
     for item in CHECKPOINTS.values():
         path, there = cache_path(item.name), local_path(item.name) is not None
         size = path.stat().st_size if there and item.size is None else item.size
-        files.append(ModelFile(item.name, item.kind, size, item.licence, path, there, False, item.description))
+        files.append(ModelFile(item.name, item.kind, size, item.licence, path, there, None, item.description))
     return {file.name: file for file in files}
 
 
@@ -78,7 +78,7 @@ def preset_files(name: str) -> list[str]:
     from text2sam.zoo.presets import get_preset
 
     preset = get_preset(name)
-    return [preset.clip_checkpoint or "sticker-clip", preset.sam_checkpoint or "sticker-sam"]
+    return [preset.clip_checkpoint or f"{name}-clip", preset.sam_checkpoint or f"{name}-sam"]
 
 
 def named_files(names: Sequence[str]) -> list[ModelFile]:
@@ -117,7 +117,7 @@ def list_models(as_json: Json = False) -> None:
     presets = {name: preset_files(name) for name in PRESETS}
     if as_json:
         described = [{"name": n, "files": parts, "description": PRESETS[n].description} for n, parts in presets.items()]
-        listed = [{**asdict(file), "path": str(file.path)} for file in files.values()]
+        listed = [{**vars(file), "path": str(file.path), "shipped": file.shipped is not None} for file in files.values()]
         print_json({"cache": str(cache_folder()), "files": listed, "presets": described})
         return
     rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
@@ -183,20 +183,45 @@ def _verify(file: ModelFile) -> VerifyResult:
 
     if not file.shipped:
         return verify(file.name)
-    from text2sam.zoo.sticker import models as sticker
-
     try:
-        expected = sticker.recorded_sha256(file.path.name)
+        expected = file.shipped.sha256(file.path.name)
     except WeightsError:
         expected = ""
     if not file.cached or not expected:
-        lost = file.path if expected else sticker.RECORD
+        lost = file.path if expected else file.shipped.record_path
         return VerifyResult(file.name, file.path, "missing", expected, None, f"{lost} is missing; reinstall text2sam")
     actual = file_sha256(file.path)
     if actual != expected:
         detail = f"SHA-256 {actual} instead of {expected}; reinstall text2sam"
         return VerifyResult(file.name, file.path, "corrupt", expected, actual, detail)
     return VerifyResult(file.name, file.path, "ok", expected, actual, "SHA-256 as in the record")
+
+
+@models.command("words")
+def list_words(
+    pattern: Annotated[
+        str, typer.Argument(metavar="PATTERN", help="Part of a word, or a pattern such as '*dog'.", show_default=False)
+    ] = "*",
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="Only photo has a list of words.")] = "photo",
+    as_json: Json = False,
+) -> None:
+    """List the words that a preset knows; with several meanings, the first is taken, and "crane bird" asks for another."""
+    from text2sam.zoo.photo.models import load_words
+    from text2sam.zoo.presets import PHOTO, get_preset
+
+    if get_preset(preset).name != PHOTO:
+        raise InputError(f"the preset {preset!r} takes any text and has no list of words; --preset {PHOTO} has")
+    table = load_words()
+    words = {word: [table.kind(meaning) for meaning in table.senses(word)] for word in table.search(pattern)}
+    if as_json:
+        print_json(
+            {"preset": preset, "known": len(table), "words": [{"word": w, "kinds": kinds} for w, kinds in words.items()]}
+        )
+        return
+    echo(
+        aligned(["word", "is a kind of"], [[word, " | ".join(kind or "-" for kind in kinds)] for word, kinds in words.items()])
+    )
+    echo(f"{len(words):,} of {len(table):,} words", to_stderr=True)
 
 
 @models.command("path")

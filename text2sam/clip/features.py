@@ -31,6 +31,27 @@ class ImageFeatures:
     others: Mapping[str, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
 
+def pack(features: ImageFeatures) -> dict[str, torch.Tensor]:
+    """Features as named tensors, for files."""
+    tensors = {"grid": torch.tensor(features.grid), "surgery": features.surgery, "raw": features.raw}
+    return tensors | {f"other.{name}": tokens for name, tokens in features.others.items()}
+
+
+def unpack(tensors: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> ImageFeatures:
+    """The features that :func:`pack` made of an image of (H, W) pixels.
+
+    Raises:
+        KeyError, ValueError: the tensors are not those of features.
+    """
+    rows, columns = (int(number) for number in tensors["grid"])
+    surgery, raw = tensors["surgery"], tensors["raw"]
+    others = {name.removeprefix("other."): tokens for name, tokens in tensors.items() if name.startswith("other.")}
+    fits = surgery.ndim == 2 and min(rows, columns) > 0 and len(surgery) == 1 + rows * columns
+    if not fits or any(t.shape != surgery.shape or t.dtype != torch.float32 for t in (surgery, raw, *others.values())):
+        raise ValueError(f"these are no tokens of a grid of {rows} x {columns} patches")
+    return ImageFeatures(surgery, raw, (rows, columns), shape, others=others)
+
+
 def tokens_for(features: ImageFeatures, method: Method) -> torch.Tensor:
     """(1 + gh*gw, C) tokens, class token first, that a method's maps are made of.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from text2sam.checks import check_number
 from text2sam.clip.attention import KINDS, METHODS, check_method
 from text2sam.clip.attention import Method as Method
 from text2sam.clip.features import ImageFeatures as ImageFeatures
-from text2sam.clip.features import tokens_for
+from text2sam.clip.features import pack, tokens_for, unpack
 from text2sam.clip.labels import check_labels, check_request, without
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
@@ -374,6 +374,19 @@ class ClipSurgery:
         templates = SHORT_TEMPLATES if self.vocabulary else tuple(self.prompts.templates)
         digest.update(repr((settings, templates)).encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What an image's features depend on, besides the weights."""
+        return self.image_size, self.scales, self.depth, self.mean, self.std
+
+    def pack(self, features: ImageFeatures) -> dict[str, torch.Tensor]:
+        """Features as named tensors, for files."""
+        return pack(features)
+
+    def unpack(self, tensors: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> ImageFeatures:
+        """The features that :meth:`pack` made of an image of (H, W) pixels; KeyError or ValueError where they are others."""
+        return unpack(tensors, shape)
 
     def logit_scale(self) -> torch.Tensor:
         """The factor that CLIP learned for its cosines, 100 for OpenAI's: a float32 scalar on the model's device."""

@@ -8,21 +8,26 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from text2sam.errors import InputError, Text2SamWarning, WeightsError
+from text2sam.errors import DownloadError, InputError, OfflineError, Text2SamWarning, WeightsError
 
 if TYPE_CHECKING:
     import torch
 
+    from text2sam.clip.classifier import WordClassifier
     from text2sam.clip.generator import ClipSurgery
+    from text2sam.zoo.table import Kind
 
 Spec = str | os.PathLike[str]
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 """Prefixes of open_clip's names for a model in a folder and for one on the Hugging Face hub."""
+
+PHOTO, STICKER = "photo", "sticker"
+"""Names of the presets whose models ship with the package, and of their architectures."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,14 @@ class Preset:
 
     Attributes:
         name: the name that ``from_pretrained`` takes.
-        clip_model: open_clip's name of the architecture; ``"sticker"`` for the CLIP that ships with the package.
+        clip_model: open_clip's name of the architecture; ``"sticker"`` and ``"photo"`` for what ships with the package.
         clip_checkpoint: name in :data:`text2sam.zoo.table.CHECKPOINTS`; None for the weights that ship with the package.
         sam_checkpoint: likewise.
-        image_size: side in pixels of CLIP's input.
-        depth: number of CLIP's last blocks that get the second path.
+        image_size: side in pixels of CLIP's input; for ``"photo"`` the longer side.
+        depth: number of CLIP's last blocks that get the second path; 0 for a model without blocks.
         description: a few words for people.
         presence: terms of the presence score, fitted so that 0.5 is a good threshold; used with the preset's own CLIP only.
-            Measured for the sticker pair; the plain softmax for the others.
+            Measured for the sticker pair; the plain softmax for the others. The photo pair's are in its record.
         scales: shares of ``image_size`` at which CLIP sees an image.
     """
 
@@ -76,15 +81,14 @@ PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
         Preset(
-            "sticker",
-            "sticker",
+            "photo",
+            "photo",
             None,
             None,
-            192,
-            7,
-            "ships with the package; knows the things of the sticker world",
-            STICKER_PRESENCE,
-            STICKER_SCALES,
+            704,
+            0,
+            "ships with the package; knows some 3,300 words for things in photos",
+            scales=(8 / 11, 1.0, 15 / 11),
         ),
         Preset(
             "mobile",
@@ -97,6 +101,17 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset("base", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "sam-vit-b", 512, 6, "SAM's smallest own encoder"),
         Preset("huge", "ViT-L-14-336-quickgelu", "clip-vit-l-14-336-openai", "sam-vit-h", 512, 6, "for a GPU"),
+        Preset(
+            "sticker",
+            "sticker",
+            None,
+            None,
+            192,
+            7,
+            "ships with the package; knows the things of the sticker world",
+            STICKER_PRESENCE,
+            STICKER_SCALES,
+        ),
     )
 }
 
@@ -121,8 +136,8 @@ class ModelOptions:
         dtype: float32 on the CPU; also float16 or bfloat16 on a GPU.
         clip_checkpoint: a local file, or a name from ``text2sam models list``; None takes the preset's.
         clip_model: open_clip's name of the architecture of ``clip_checkpoint``, or ``"local-dir:FOLDER"`` for a folder with
-            an ``open_clip_config.json``. None takes the table's for a name and the preset's for a file; with the preset
-            ``sticker`` any other file needs it.
+            an ``open_clip_config.json``. None takes the table's for a name and the preset's for a file; with the presets
+            ``photo`` and ``sticker`` any other file needs it.
         sam_checkpoint: a local file or a name; its architecture is read off the weights.
         templates: prompt templates; None takes the papers' 85.
         depth: number of CLIP's last blocks that get the second path; None takes the preset's.
@@ -155,10 +170,12 @@ class ModelOptions:
         unknown = [name for name in keywords if name not in names]
         if unknown:
             raise InputError(f"no option {unknown[0]!r}; the options are {', '.join(names)}")
-        return dataclasses.replace(options or cls(), **keywords)
+        return replace(options or cls(), **keywords)
 
 
-def build(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> tuple[Any, ClipSurgery]:
+def build(
+    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
+) -> tuple[Any, ClipSurgery | WordClassifier]:
     """Builds the models of a preset.
 
     Args:
@@ -174,13 +191,31 @@ def build(preset: str = "mobile", options: ModelOptions | None = None, **keyword
         WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
     """
     options = ModelOptions.of(options, keywords)
-    surgery = build_clip(preset, options)
-    return load_predictor(get_preset(preset), dataclasses.replace(options, device=surgery.device)), surgery
+    generator = build_generator(preset, options)
+    return load_predictor(get_preset(preset), replace(options, device=generator.device)), generator
+
+
+def build_generator(
+    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
+) -> ClipSurgery | WordClassifier:
+    """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
+    chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
+    if chosen.clip_model == PHOTO and options.clip_checkpoint is None:
+        return _word_classifier(chosen, options)
+    return build_clip(preset, options)
 
 
 def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> ClipSurgery:
-    """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
+    """Builds the CLIP of a preset alone, for what only a CLIP can do; arguments and errors are those of :func:`build`.
+
+    Raises:
+        InputError: the preset has a word classifier in its place.
+    """
     chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
+    if chosen.clip_model == PHOTO:
+        if options.clip_checkpoint is None:
+            raise InputError(f"the preset {preset!r} has a word classifier and no CLIP, which this needs; give another preset")
+        chosen = replace(PRESETS["mobile"], clip_model=PHOTO, clip_checkpoint=None)  # sizes that a CLIP is used with
     from text2sam.clip.generator import ClipSurgery
     from text2sam.devices import check_dtype, pick_device
     from text2sam.zoo.download import cache_folder
@@ -207,8 +242,25 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
     )
 
 
+def _word_classifier(preset: Preset, options: ModelOptions) -> WordClassifier:
+    from text2sam.devices import check_dtype, pick_device
+    from text2sam.zoo.photo.models import load_clip as load_classifier
+
+    for name in ("clip_model", "templates", "depth"):
+        if getattr(options, name) is not None:
+            raise InputError(f"the preset {preset.name!r} has no {name}, which is for a CLIP; give its clip_checkpoint= too")
+    device = pick_device(options.device)
+    size = preset.image_size if options.image_size is None else options.image_size
+    return load_classifier(
+        device=device,
+        dtype=None if options.dtype is None else check_dtype(options.dtype, device),
+        image_size=size,
+        scales=preset.scales if options.scales is None else options.scales,
+    )
+
+
 def _vocabulary(preset: Preset) -> tuple[str, ...] | None:
-    if preset.clip_checkpoint is not None:
+    if preset.clip_model != STICKER:
         return None
     from text2sam.zoo.sticker.names import NAMES
 
@@ -235,17 +287,16 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
 
     architecture = clip_architecture(preset, options)
     spec = preset.clip_checkpoint if options.clip_checkpoint is None else options.clip_checkpoint
-    if spec is None and architecture == "sticker":
+    if spec is None and architecture == STICKER:
         from text2sam.zoo.sticker.models import load_clip as load_sticker_clip
 
         return load_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
     if spec is None:
         raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
-    from text2sam.zoo.download import resolve
     from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
 
     model, tokenizer = _bare_clip(architecture)
-    path = resolve(spec, "clip", progress=options.progress)
+    path = _resolved(spec, "clip", options)
     loaded = load_checkpoint(path)
     difference = misfit(model.state_dict(), loaded.tensors)
     if difference:
@@ -265,7 +316,7 @@ def _bare_clip(architecture: str) -> tuple[Any, Any]:
     """A CLIP with random weights, and its tokenizer."""
     import open_clip
 
-    if architecture == "sticker":
+    if architecture == STICKER:
         from text2sam.zoo.sticker.models import build_clip as build_sticker_clip
 
         return build_sticker_clip(), open_clip.get_tokenizer("ViT-B-32")
@@ -310,23 +361,43 @@ def _check_activation(architecture: str, path: Path, *, openai: bool, named: boo
 def load_predictor(preset: Preset, options: ModelOptions) -> Any:
     """The SAM of a preset as a ``SamPredictor``; the architecture of a checkpoint is read off its weights."""
     from text2sam.devices import check_dtype, pick_device
+    from text2sam.sam.build import build_predictor
 
     device = pick_device(options.device)
     dtype = check_dtype(options.dtype, device)
     spec = preset.sam_checkpoint if options.sam_checkpoint is None else options.sam_checkpoint
     if spec is None:
+        if preset.clip_model == PHOTO:
+            from text2sam.zoo.photo.models import SHIPPED
+
+            return build_predictor("vit_t", SHIPPED.file("sam.safetensors"), device=device, dtype=dtype)
         from segment_anything import SamPredictor
 
         from text2sam.zoo.sticker.models import load_sam
 
         return SamPredictor(load_sam().to(device))
-    from text2sam.sam.build import build_predictor
-    from text2sam.zoo.download import resolve
     from text2sam.zoo.table import CHECKPOINTS
 
-    path = resolve(spec, "sam", progress=options.progress)
+    path = _resolved(spec, "sam", options)
     known = CHECKPOINTS.get(str(spec))
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
+
+
+def _resolved(spec: Spec, kind: Kind, options: ModelOptions) -> Path:
+    """A checkpoint's file, downloaded if need be.
+
+    Raises:
+        WeightsError: it cannot be had; the message names the preset that needs no download.
+    """
+    from text2sam.zoo.download import resolve
+
+    try:
+        return resolve(spec, kind, progress=options.progress)
+    except (DownloadError, OfflineError) as error:
+        raise type(error)(
+            f"{error}. The preset {PHOTO!r} (--preset {PHOTO}) works without a download, for the words that "
+            f'"text2sam models words" lists'
+        ) from error
 
 
 @contextlib.contextmanager

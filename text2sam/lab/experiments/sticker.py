@@ -434,12 +434,12 @@ def measure(
 def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
     """The JSON document: what was measured, with which weights, and :func:`summarize`."""
     from text2sam.zoo.download import file_sha256, resolve
-    from text2sam.zoo.sticker.models import recorded_sha256
+    from text2sam.zoo.sticker.models import SHIPPED
 
     seeds = settings.seeds
-    sha256 = {"clip.safetensors": recorded_sha256("clip.safetensors")}
+    sha256 = {"clip.safetensors": SHIPPED.sha256("clip.safetensors")}
     if settings.sam_checkpoint is None:
-        sha256["sam.safetensors"] = recorded_sha256("sam.safetensors")
+        sha256["sam.safetensors"] = SHIPPED.sha256("sam.safetensors")
     else:
         sha256[settings.sam_checkpoint] = file_sha256(resolve(settings.sam_checkpoint, "sam", progress=False))
     return {

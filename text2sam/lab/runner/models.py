@@ -131,12 +131,12 @@ def untrained_clip(name: str, seed: int = 0) -> Any:
 
 def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
     from text2sam.zoo.download import file_sha256, resolve
-    from text2sam.zoo.sticker.models import recorded_sha256
+    from text2sam.zoo.sticker.models import SHIPPED
     from text2sam.zoo.table import CHECKPOINTS
 
     spec = choice.clip_checkpoint or preset.clip_checkpoint
     if spec is None:
-        return ModelInfo("sticker", "sticker", recorded_sha256("clip.safetensors"))
+        return ModelInfo("sticker", "sticker", SHIPPED.sha256("clip.safetensors"))
     known = CHECKPOINTS.get(spec)
     name = choice.clip_model or (_quick(known.model) if known else preset.clip_model)
     sha256 = known.sha256 if known else file_sha256(resolve(spec, "clip", progress=False))

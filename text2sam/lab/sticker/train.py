@@ -74,24 +74,21 @@ def ship_checkpoint(which: str, checkpoint: Path) -> Path:
     """Puts a trained model into the package: weights in half precision, and how they came about in the record."""
     import torch
 
-    from text2sam.files import write_json
-    from text2sam.zoo.sticker.models import RECORD, build_clip, build_sam, ship
+    from text2sam.zoo.sticker.models import SHIPPED, build_clip, build_sam
 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = build_clip() if which == "clip" else build_sam()
     model.load_state_dict(state["model"])
-    path = ship(model, which)
-    record = json.loads(RECORD.read_text())
     log = (checkpoint.parent / f"{which}_log.jsonl").read_text().splitlines()
-    record.setdefault("training", {})[which] = {
+    training = SHIPPED.record().get("training", {})
+    training[which] = {
         "command": f"python -m text2sam.lab.sticker.train {which}",
         "steps": state["step"],
         "stages": json.loads((checkpoint.parent / f"{which}_stages.json").read_text()),
         "last_log_line": json.loads(log[-1]),
         "torch": torch.__version__,
     }
-    write_json(RECORD, record)
-    return path
+    return SHIPPED.write(f"{which}.safetensors", model.state_dict(), training=training)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from text2sam.errors import ChecksumError, WeightsError
-from text2sam.files import write_json
+from text2sam.zoo.shipped import Shipped
 
-WEIGHTS = Path(__file__).parent / "weights"
-RECORD = WEIGHTS / "record.json"
-"""Checksums of the shipped weights, their training and its results."""
+LICENCE = "CC-BY-SA-4.0"
+SHIPPED = Shipped("sticker", Path(__file__).parent / "weights", {f"{part}.safetensors": LICENCE for part in ("clip", "sam")})
+"""The weights; the record also tells their training and its results."""
 
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
@@ -87,7 +85,7 @@ def load_clip() -> Any:
     Raises:
         WeightsError: the weights are not in the package, or differ from the record.
     """
-    return _with_weights(build_clip(), "clip")
+    return _with_weights(build_clip(), "clip.safetensors")
 
 
 def load_sam() -> Any:
@@ -96,53 +94,9 @@ def load_sam() -> Any:
     Raises:
         WeightsError: the weights are not in the package, or differ from the record.
     """
-    return _with_weights(build_sam(), "sam")
+    return _with_weights(build_sam(), "sam.safetensors")
 
 
-def ship(model: Any, name: str, folder: Path = WEIGHTS) -> Path:
-    """Writes a trained model's weights in half precision, with their checksum in the record.
-
-    Args:
-        model: the trained model.
-        name: ``"clip"`` or ``"sam"``.
-        folder: the folder of ``NAME.safetensors`` and ``record.json``.
-    """
-    from safetensors.torch import save
-
-    from text2sam.files import write_bytes
-    from text2sam.zoo.download import file_sha256
-
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    path = folder / f"{name}.safetensors"
-    write_bytes(path, save(state))
-    record = json.loads((folder / "record.json").read_text()) if (folder / "record.json").exists() else {}
-    record.setdefault("sha256", {})[path.name] = file_sha256(path)
-    write_json(folder / "record.json", record)
-    return path
-
-
-def recorded_sha256(filename: str) -> str:
-    """SHA-256 of a shipped file in the record.
-
-    Raises:
-        WeightsError: the record is missing or does not have the file.
-    """
-    try:
-        return str(json.loads(RECORD.read_text(encoding="utf-8"))["sha256"][filename])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{RECORD} has no SHA-256 of {filename}; reinstall text2sam") from error
-
-
-def _with_weights(model: Any, name: str) -> Any:
-    from text2sam.zoo.download import file_sha256
-    from text2sam.zoo.state_dicts import load_state_dict
-
-    path = WEIGHTS / f"{name}.safetensors"
-    if not path.exists():
-        raise WeightsError(f"{path} is not there: this installation of text2sam lacks the sticker weights; reinstall it")
-    expected = recorded_sha256(path.name)
-    actual = file_sha256(path)
-    if actual != expected:
-        raise ChecksumError(f"{path} is damaged: its SHA-256 is {actual}, not {expected}; reinstall text2sam")
-    model.load_state_dict(load_state_dict(path))
+def _with_weights(model: Any, filename: str) -> Any:
+    model.load_state_dict(SHIPPED.state_dict(filename))
     return model.float().eval().requires_grad_(False)

@@ -1,0 +1,221 @@
+"""The word classifier on a tiny network of timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import LEARNED, SYNSETS, WORDS, FakePredictor, picture, word_network
+
+from text2sam import TextPromptedSAM
+from text2sam.clip.classifier import RIVALRY, WordClassifier
+from text2sam.clip.protocol import MapGenerator
+from text2sam.clip.towers.cnn import PooledCNN
+from text2sam.clip.words import WordTable
+from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
+
+
+def tiny(model: Any = None, *, taught: bool = False, **options: Any) -> WordClassifier:
+    model = word_network() if model is None else model
+    words = WordTable(SYNSETS, WORDS, LEARNED if taught else ())
+    if taught:
+        draw = torch.Generator().manual_seed(3)
+        vectors = torch.randn(2, model.num_features, generator=draw)
+        options |= {"learned": vectors, "offsets": torch.tensor([0.5, -0.25])}
+    return WordClassifier(model, words, **({"image_size": 64, "device": "cpu"} | options))
+
+
+# the tower
+
+
+def test_tokens_average_to_the_classifiers_answer() -> None:
+    model = word_network()
+    tower = PooledCNN(model)
+    pixels = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens = tower.tokens(pixels)
+        expected = model(pixels)
+        assert tokens.grid == (96 // tower.patch[0], 64 // tower.patch[1])
+        torch.testing.assert_close(model.classifier(tokens.raw[:, 0]), expected)
+        torch.testing.assert_close(model.classifier(tokens.raw[:, 1:]).mean(dim=1), expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        torch.nn.Linear(2, 2),
+        timm.create_model("test_vit", pretrained=False),
+        timm.create_model("test_efficientnet", pretrained=False, num_classes=0),
+        timm.create_model("test_efficientnet", pretrained=False, global_pool="max"),
+    ],
+)
+def test_other_networks_are_refused(model: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="average pooling and a linear head"):
+        tiny(model)
+
+
+# arguments
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 0},
+        {"image_size": (64, 64)},
+        {"scales": ()},
+        {"presence_slope": -1},
+        {"presence_offset": "a"},
+        {"mean": (1, 2)},
+        {"learned": torch.zeros(2, 3)},
+        {"offsets": torch.zeros(3)},
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        tiny(**options)
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    classifier = tiny()
+    [features] = classifier.encode([picture()])
+    with pytest.raises(UnsupportedModelError, match="one way to make maps"):
+        classifier.encode([picture()], methods=["sclip"])
+    with pytest.raises(UnsupportedModelError, match="one way to make maps"):
+        classifier.maps(features, ["cat"], method="itsm")
+    with pytest.raises(UnsupportedModelError, match="larger scales"):
+        classifier.encode([picture()], tiles="auto")
+    with pytest.raises(ImageError):
+        classifier.encode([np.zeros((2, 2))[:0]])
+    for text in ("unicorn", ""):
+        with pytest.raises(PromptError):
+            classifier.prepare(["cat", text])
+        with pytest.raises(PromptError):
+            classifier.maps(features, ["cat", text])
+        with pytest.raises(PromptError):
+            classifier.presence(features, text)
+    for against in (["cat"], ["CATS"], ["true cat"], []):
+        with pytest.raises(InputError, match="against"):
+            classifier.maps(features, ["cat"], against=against)
+    assert classifier.maps(features, []) == []
+    assert classifier.encode([]) == []
+
+
+# maps
+
+
+def by_hand(classifier: WordClassifier, features: Any, classes: list[int], learned: int | None = None) -> Any:
+    """The map of classes, by loops over places, at one size."""
+    head = classifier.tower.weight.detach().double()
+    rows = head - head.mean(dim=0)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    [tokens] = features.tokens
+    vectors = [rows[c] for c in classes] or [torch.zeros(len(tokens), dtype=torch.float64)]
+    shift = 0.0
+    if learned is not None:
+        vectors = [v + classifier.learned[learned].double() for v in vectors]
+        shift = float(classifier.offsets[learned])
+    out = np.zeros(tuple(tokens.shape[1:]))
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            out[y, x] = max(float(v @ tokens[:, y, x].double()) for v in vectors) - shift
+    return out
+
+
+def test_maps_are_the_best_row_at_each_place() -> None:
+    classifier = tiny(taught=True)
+    image = picture(1, 64, 48)
+    [features] = classifier.encode([image])
+    assert features.grid == (64, 48)
+    for text, classes, learned in (("cat", [0], 1), ("bird", [2, 3], None), ("person", [], 0), ("crane bird", [3], None)):
+        [found] = classifier.maps(features, [text])
+        hand = torch.from_numpy(by_hand(classifier, features, classes, learned))[None, None]
+        expected = torch.nn.functional.interpolate(hand, features.grid, mode="bilinear", align_corners=False)[0, 0]
+        np.testing.assert_allclose(found.values, expected, atol=1e-5)
+        assert found.text == text
+
+
+def test_texts_do_not_change_one_another_and_words_for_one_thing_are_equal() -> None:
+    classifier = tiny(taught=True)
+    [features] = classifier.encode([picture()])
+    cat, bird, same = classifier.maps(features, ["cat", "bird", "a photo of kitties"])
+    np.testing.assert_array_equal(cat.values, same.values)
+    np.testing.assert_array_equal(classifier.maps(features, ["bird"])[0].values, bird.values)
+    against = classifier.maps(features, ["cat"], against=["bird", "cat", "Birds"])[0].values
+    np.testing.assert_allclose(against, cat.values - RIVALRY * np.maximum(bird.values, 0), atol=1e-6)
+
+
+def test_several_sizes_are_averaged() -> None:
+    image = picture(2, 40, 90)
+    maps = [one_map(tiny(scales=(scale,)), image) for scale in (1.0, 2.0)]
+    np.testing.assert_allclose(one_map(tiny(scales=(1.0, 2.0)), image), (maps[0] + maps[1]) / 2, atol=1e-6)
+
+
+def one_map(classifier: WordClassifier, image: Any) -> Any:
+    [features] = classifier.encode([image])
+    return classifier.maps(features, ["bird"])[0].values
+
+
+def test_presence_follows_the_hottest_place() -> None:
+    classifier = tiny(presence_offset=-1.0, presence_slope=0.5)
+    [features] = classifier.encode([picture()])
+    for text in ("cat", "bird"):
+        top = classifier.maps(features, [text])[0].values.max()
+        assert classifier.presence(features, text) == pytest.approx(1 / (1 + np.exp(1.0 - 0.5 * top)))
+    assert classifier.presence(features, "cat", against=["bird"]) <= classifier.presence(features, "cat")
+
+
+def test_vague_words_get_advice() -> None:
+    synsets = {"n1": {"words": ["thing"], "classes": [0] * 400}, "n2": {"words": ["cat"], "classes": [0]}}
+    words = WordTable(synsets, {"thing": ["n1"], "cat": ["n2"]})
+    classifier = WordClassifier(word_network(), words, device="cpu", image_size=64)
+    assert "400 kinds" in str(classifier.hint("things"))
+    assert classifier.hint("cat") is None
+
+
+# in the pipeline
+
+
+def test_in_the_pipeline() -> None:
+    classifier = tiny(taught=True, presence_offset=10.0)
+    assert isinstance(classifier, MapGenerator)
+    model = TextPromptedSAM(FakePredictor(), classifier)
+    result = model.segment(picture(), "cat", against=["bird"])
+    assert result.present
+    assert result.similarity.values.shape == (44, 64)
+    assert model.segment(picture(), {"cat": ["cat", "kitty"]}).present
+    assert model.segment(picture(), "cat+bird").present
+    with pytest.raises(PromptError, match="'unicorn'"):
+        model.segment(picture(), "unicorn")
+    fitted = model.calibrate([picture(), picture(1)], ["cat", "cat"], [True, False])
+    model.use(fitted)
+    other = TextPromptedSAM(FakePredictor(), tiny(presence_offset=10.0))
+    with pytest.raises(InputError, match="another CLIP"):
+        other.use(fitted)
+
+
+def test_fingerprint_sees_what_changes_presence() -> None:
+    made = {
+        tiny().fingerprint(),
+        tiny(word_network(1)).fingerprint(),
+        tiny(taught=True).fingerprint(),
+        tiny(scales=(1, 2)).fingerprint(),
+        tiny(presence_slope=2.0).fingerprint(),
+        tiny(image_size=96).fingerprint(),
+    }
+    assert len(made) == 6
+    assert tiny().fingerprint() in made
+
+
+def test_features_on_disk() -> None:
+    classifier = tiny(scales=(1, 2))
+    [features] = classifier.encode([picture()])
+    packed = classifier.pack(features)
+    again = classifier.unpack(packed, features.shape)
+    assert again.shape == features.shape
+    assert all(torch.equal(a, b) for a, b in zip(again.tokens, features.tokens, strict=True))
+    for broken in ({}, {"0": packed["0"]}, {"0": packed["0"][0], "1": packed["1"]}, packed | {"1": packed["1"].double()}):
+        with pytest.raises((KeyError, ValueError)):
+            classifier.unpack(broken, features.shape)

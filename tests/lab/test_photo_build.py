@@ -1,0 +1,91 @@
+"""How the photo pair's files are built, on drawn tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import SYNSETS, WORDS, word_network
+
+from text2sam.clip.classifier import PlaceFeatures
+from text2sam.lab import photo
+from text2sam.lab.photo import Taught, classifier_with, fit_presence, hottest, known, learn, tuning_half
+
+WIDTH, SIZES = 256, ((3, 4), (5, 6))
+KIND = {"person": 0, "book": 1, "cat": 2}
+
+
+@pytest.fixture(autouse=True)
+def _three_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"person": (("person", "man"), None), "book": (("book",), None), "cat": (("cat",), "n2")}
+    monkeypatch.setattr(photo, "NAMES", names)
+
+
+def drawn(seed: int, *names: str) -> Taught:
+    """A photo whose places of each name have tokens along an axis of their own."""
+    random = np.random.default_rng(seed)
+    tokens, covers = [], []
+    for size in SIZES:
+        values = random.standard_normal((WIDTH, *size)).astype(np.float32) * 0.3
+        cover = np.zeros((len(KIND), *size), np.float32)
+        for name in names:
+            y, x = random.integers(size[0]), random.integers(size[1])
+            cover[KIND[name], y, x] = 1
+            values[10 + KIND[name], y, x] += 4
+        tokens.append(torch.from_numpy(values))
+        covers.append(torch.from_numpy(cover).flatten(1).T)
+    there = torch.tensor([name in names for name in KIND])
+    return Taught(PlaceFeatures(tuple(tokens), (30, 40)), torch.cat(covers), there)
+
+
+PHOTOS = [drawn(k, *(name for j, name in enumerate(KIND) if (k >> j) & 1)) for k in range(24)]
+
+
+def test_halves() -> None:
+    assert tuning_half([]) == []
+    assert tuning_half("abcde") == ["a", "c", "e"]
+
+
+def test_vectors_point_where_the_names_are() -> None:
+    vectors, offsets = learn(PHOTOS)
+    assert vectors.shape == (3, WIDTH)
+    assert offsets.shape == (3,)
+    assert vectors.abs().argmax(dim=1).tolist() == [10, 11, 12]
+    fresh = drawn(99, "book")
+    scores = fresh.tokens @ vectors.T - offsets
+    assert bool(fresh.cover[scores[:, 1].argmax(), 1]), "the hottest place is on the book"
+    assert scores[:, 1].max() > 0 > scores[:, 0].max()
+
+
+def test_a_name_that_no_photo_shows_breaks_nothing() -> None:
+    vectors, offsets = learn([drawn(k, "cat") if k % 2 else drawn(k) for k in range(6)])
+    assert vectors.isfinite().all()
+    assert offsets.isfinite().all()
+
+
+def test_the_classifier_that_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"synsets": SYNSETS, "words": WORDS}
+    classifier, entries = classifier_with(word_network(), table, PHOTOS, learn(PHOTOS))
+    assert [(entry["words"], entry["synset"]) for entry in entries] == [
+        (["person", "man"], None),
+        (["book"], None),
+        (["cat"], "n2"),
+    ]
+    assert known(classifier) == list(KIND)
+    count = entries[2]["photos"]
+    assert classifier.learned[2].norm() == pytest.approx(photo.LENGTH * count / (count + 3), rel=1e-5)
+    mean = torch.stack([each.tokens.mean(dim=0) for each in PHOTOS]).mean(dim=0)
+    assert classifier.learned[2] @ mean == pytest.approx(float(classifier.offsets[2]), abs=1e-5)
+    there = np.array([bool(each.there[0]) for each in PHOTOS])
+    found = hottest(classifier, PHOTOS, "person")
+    assert found[there].min() > found[~there].max()
+    few, entries = classifier_with(word_network(), table, PHOTOS[:5], learn(PHOTOS[:5]))
+    assert [entry["words"][0] for entry in entries] == ["cat"], "fewer than three photos teach no new word"
+    assert known(few) == ["cat"]
+
+
+def test_presence_counts_both_answers_alike() -> None:
+    pytest.importorskip("sklearn")
+    offset, slope = fit_presence(np.array([0.0, 1, 2, 3] + [0.0, 1] * 50), np.array([False, False, True, True] + [False] * 100))
+    assert slope > 0
+    assert 1 < -offset / slope < 2

@@ -1,0 +1,105 @@
+"""The photo pair that ships: its record, its words, and that it finds things in photos."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+import torch
+
+from text2sam import TextPromptedSAM
+from text2sam.errors import ChecksumError, InputError, OfflineError, PromptError, WeightsError
+from text2sam.zoo.photo import models
+from text2sam.zoo.presets import PRESETS, build_clip, build_generator
+
+
+@pytest.fixture(scope="module")
+def model() -> TextPromptedSAM:
+    return TextPromptedSAM.from_pretrained("photo", device="cpu")
+
+
+def test_weights_are_small_and_recorded() -> None:
+    record = models.SHIPPED.record()
+    files = {path.name: path for path in models.SHIPPED.folder.iterdir() if path.name != "record.json"}
+    assert set(files) == set(record["sha256"]) == set(record["sources"]) == set(models.SHIPPED.licences)
+    assert sum(path.stat().st_size for path in files.values()) <= 36_000_000
+    for name in files:
+        models.SHIPPED.file(name)
+    folder = Path(models.__file__).parent
+    assert "Princeton University" in (folder / "LICENSE-WordNet-3.0.txt").read_text()
+    assert all(name in (folder / "NOTICE.md").read_text() for name in files)
+
+
+@pytest.mark.parametrize("name", ["clip.safetensors", "sam.safetensors", "words.json"])
+def test_damaged_and_missing_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(models.SHIPPED.folder, folder)
+    monkeypatch.setattr(models, "SHIPPED", dataclasses.replace(models.SHIPPED, folder=folder))
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+
+    def load() -> None:
+        TextPromptedSAM.from_pretrained("photo", device="cpu")
+
+    with pytest.raises(ChecksumError, match=rf"{name} is damaged.*reinstall"):
+        load()
+    (folder / name).unlink()
+    with pytest.raises(WeightsError, match=rf"{name} is not there.*reinstall"):
+        load()
+    (folder / "record.json").write_text("[]")
+    with pytest.raises(WeightsError, match=r"record\.json"):
+        load()
+
+
+@pytest.mark.parametrize("options", [{"depth": 3}, {"templates": ["a {}"]}, {"clip_model": "RN50"}])
+def test_options_of_a_clip_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="give its clip_checkpoint="):
+        build_generator("photo", **options)
+
+
+def test_it_has_no_clip() -> None:
+    with pytest.raises(InputError, match="word classifier and no CLIP"):
+        build_clip("photo")
+
+
+def test_weights_that_cannot_be_had_name_the_preset_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=r"--preset photo.*text2sam models words"):
+        TextPromptedSAM.from_pretrained("mobile", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [("people", "a man"), ("cows", "cow"), ("sofas", "couch"), ("TVs", "television"), ("a photo of two dogs", "dog")],
+)
+def test_everyday_words(model: TextPromptedSAM, text: str, same: str) -> None:
+    words = model.generator.words
+    assert words.meaning(text) == words.meaning(same)
+
+
+def test_words_that_say_more(model: TextPromptedSAM) -> None:
+    words = model.generator.words
+    assert words.meaning("crane") != words.meaning("crane bird")
+    assert set(words.meaning("crane bird").classes) < set(words.meaning("bird").classes)
+    with pytest.raises(PromptError, match="'sky' is none of the 3,"):
+        words.meaning("sky")
+
+
+def test_it_finds_things_in_photos(model: TextPromptedSAM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.presence_threshold == 0.5
+    assert (model.generator.image_size, model.generator.scales) == (PRESETS["photo"].image_size, PRESETS["photo"].scales)
+    parameters = [*model.generator.model.parameters(), *model.predictor.model.parameters()]  # type: ignore[attr-defined]
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in parameters)
+    cup, bus = model.segment_many(skimage.data.coffee(), ["cup", "bus"])
+    assert cup.present
+    assert cup.box is not None
+    x0, y0, x1, y1 = cup.box
+    assert x0 < 300 < x1, "the cup stands in the middle of the picture"
+    assert y0 < 200 < y1
+    assert not bus.present
+    assert not bus.mask.any()
