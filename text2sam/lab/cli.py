@@ -112,6 +112,9 @@ def evaluate_photos(
         float, option("--smallest", "SHARE", "Make no masks of targets with a smaller share of the picture.", min=0, max=1)
     ] = 0.0,
     photos: Annotated[int | None, option("--photos", "N", "Number of photos of the half at most.", min=1)] = None,
+    embeddings: Annotated[
+        Path | None, option("--embeddings", "FOLDER", "Keep encoded photos in this folder, and take them from there.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -121,7 +124,7 @@ def evaluate_photos(
     models.check()
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
     settings = Settings(half=half, smallest=smallest, photos=photos, **options)
-    main_command(folder, models.build, settings, out, as_json)
+    main_command(folder, models.build, settings, out, as_json, embeddings)
 
 
 def evaluate_annotation(

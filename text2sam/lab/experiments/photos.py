@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
+from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.errors import InputError, PromptError
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
@@ -40,7 +41,7 @@ from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     from text2sam.lab.datasets.sample import Sample
-    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.pipeline import EncodedImage, TextPromptedSAM
 
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "all": slice(None)}
 SIZES = {"> 5 %": (0.05, 1.01), "1 to 5 %": (0.01, 0.05), "< 1 %": (0.0, 0.01), "> 1 %": (0.01, 1.01)}
@@ -124,7 +125,23 @@ def known_names(model: TextPromptedSAM, names: Sequence[str]) -> tuple[str, ...]
     return tuple(known)
 
 
-def measure_photo(model: TextPromptedSAM, sample: Sample, names: Sequence[str], settings: Settings) -> dict[str, Any]:
+def encode_photo(model: TextPromptedSAM, image: NDArray[np.uint8], store: EmbeddingStore | None = None) -> EncodedImage:
+    """A photo as both models know it, from a store where it is there, and kept there where it is not."""
+    encoded = store.load(image) if store else None
+    if encoded is None:
+        [encoded] = model.encode([image], sam=True)
+        if store:
+            store.save(encoded)
+    return encoded
+
+
+def measure_photo(
+    model: TextPromptedSAM,
+    sample: Sample,
+    names: Sequence[str],
+    settings: Settings,
+    store: EmbeddingStore | None = None,
+) -> dict[str, Any]:
     """What a pair and the recipes make of one photo, which is encoded once.
 
     Args:
@@ -132,13 +149,14 @@ def measure_photo(model: TextPromptedSAM, sample: Sample, names: Sequence[str], 
         sample: the photo with its objects.
         names: what is looked for.
         settings: see :class:`Settings`.
+        store: of encoded photos.
 
     Returns:
         JSON-ready: ``photo``; ``targets``, for each ``name``, ``size``, ``presence``, ``told`` (present), whether the map's
         ``peak`` is on it, and ``answers``: recipe -> ``iou`` (taken as present), ``answered`` (as the recipe answers),
         ``calls`` of SAM and ``seconds``; ``absent``, the presence scores of the names that are not there.
     """
-    [encoded] = model.encode([sample.image], sam=True)
+    encoded = encode_photo(model, sample.image, store)
     scores = {name: presence_scores(model.generator, encoded.features, [name], None)[0] for name in names}
     truths: dict[str, NDArray[np.bool_]] = {}
     for one in sample.instances:
@@ -169,7 +187,12 @@ def measure_photo(model: TextPromptedSAM, sample: Sample, names: Sequence[str], 
 
 
 def measure(
-    model: TextPromptedSAM, dataset: Dataset, settings: Settings | None = None, *, progress: bool = False
+    model: TextPromptedSAM,
+    dataset: Dataset,
+    settings: Settings | None = None,
+    *,
+    embeddings: Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """All figures.
 
@@ -177,6 +200,7 @@ def measure(
         model: the pair.
         dataset: photos with their objects, see :func:`open_photos`.
         settings: see :class:`Settings`.
+        embeddings: folder where encoded photos are kept for the next time.
         progress: show a bar on standard error.
 
     Returns:
@@ -191,7 +215,8 @@ def measure(
     if not names:
         raise InputError(f"the pair knows none of the names in {dataset.root}: {', '.join(dataset.foreground)}")
     places = photos_of(dataset, chosen)
-    photos = [measure_photo(model, dataset[place], names, chosen) for place in track(places, "photos", progress)]
+    store = None if embeddings is None else EmbeddingStore(embeddings, model)
+    photos = [measure_photo(model, dataset[place], names, chosen, store) for place in track(places, "photos", progress)]
     return {
         "settings": {"half": chosen.half, "strategies": list(chosen.recipes), "smallest": chosen.smallest, "seed": chosen.seed},
         "names": list(names),
@@ -296,13 +321,14 @@ def main_command(
     settings: Settings | None = None,
     out: Path | None = None,
     json_output: bool = False,
+    embeddings: Path | None = None,
 ) -> None:
     """``text2sam evaluate photos``: measures and prints the table.
 
     Args:
         folder: see :func:`open_photos`.
         build: makes the pair.
-        settings: see :class:`Settings`.
+        settings, embeddings: see :func:`measure`.
         out: file for the whole result as JSON; opened before anything is measured.
         json_output: print that JSON instead of the table.
 
@@ -313,4 +339,5 @@ def main_command(
     dataset, chosen = open_photos(folder), settings or Settings()
     photos_of(dataset, chosen)  # what is missing is told before a model is built
     with reporting(table, out, json_output) as report:
-        report({"text2sam": __version__, **measure(build(), dataset, chosen, progress=sys.stderr.isatty())})
+        result = measure(build(), dataset, chosen, embeddings=embeddings, progress=sys.stderr.isatty())
+        report({"text2sam": __version__, **result})
