@@ -38,6 +38,8 @@ class MapGenerator(Protocol):
     - ``prepare(texts, *, against=None, method="surgery")``: encodes texts ahead, and raises for texts it cannot take.
     - ``vocabulary`` with ``region_odds(features, text, shares)``, and ``maps(..., vocabulary=True)``: names that texts are set
       against; features then have a ``grid``.
+    - ``smooth: bool``: False where the default recipe takes the maps as they are; else it smooths them over SAM's embedding of
+      the image (:mod:`text2sam.recipes.smoothing`).
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``fingerprint() -> str``: stands for the model in calibrations.
     - ``model``, ``device``, ``settings``, ``pack(features)`` and ``unpack(tensors, shape)``: for embeddings on disk

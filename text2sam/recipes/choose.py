@@ -13,7 +13,7 @@ from text2sam.errors import InputError
 from text2sam.recipes.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
 from text2sam.types import PointPrompts, SimilarityMap
 
-_WEIGHTS = {"correlation": 0.5, "contrast": 1.0, "stability": 0.5, "points": 0.25}
+_WEIGHTS = {"correlation": 1.0, "contrast": 0.0, "stability": 0.5, "points": 0.25}
 """How much each figure counts in the total; SAM's own score counts 1."""
 
 

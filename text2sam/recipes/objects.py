@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, Text2SamWarning
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
-from text2sam.recipes.points import PeakRule, PointRule, patch_of
+from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of
 from text2sam.recipes.view import Found, Recipe, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
 
-PEAKS = PeakRule(hot=0.7, negatives=1)
+PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65, box=True)))
 """The default points: chosen on tuning scenes; lower peaks are mostly other things, and one negative point parts objects that
 touch."""
 
@@ -51,7 +51,7 @@ class Objects(Recipe):
     points: PointRule = PEAKS
     choose: MaskRule = choose_by_agreement
     name: str = "objects"
-    support: float = 0.5
+    support: float = 0.7
     margin: float = 5.0
     answers_absent: bool = False
 

@@ -121,10 +121,10 @@ class View:
     def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
         """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`).
 
-        As it is where the predictor keeps no embedding, and where it has more places than that, since the embedding tells
-        nothing between its places.
+        As it is where the generator wants no smoothing (``smooth``), where the predictor keeps no embedding, and where the map
+        has more places than that, since the embedding tells nothing between its places.
         """
-        if similarity.flat:
+        if similarity.flat or not getattr(self.generator, "smooth", True):
             return similarity
         if not self._weights:
             embedding = self.session.embedding(self.image)
