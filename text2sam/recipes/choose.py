@@ -131,7 +131,7 @@ def agreement(
         "stability": stability(logits),
         "points": _right_points(masks, points),
     }
-    total = sum((_WEIGHTS[name] * values for name, values in figures.items()), scores) / (1 + sum(_WEIGHTS.values()))
+    total = sum((weight * figures[name] for name, weight in _WEIGHTS.items()), scores) / (1 + sum(_WEIGHTS.values()))
     figures["total"] = np.where(masks.any((1, 2)), np.clip(total, 0, 1), 0)
     return {name: values.astype(np.float32) for name, values in figures.items()}
 
