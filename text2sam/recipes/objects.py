@@ -18,13 +18,18 @@ from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
 
 PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65, box=True)))
-"""The default points: chosen on tuning scenes; lower peaks are mostly other things, and one negative point parts objects that
-touch."""
+"""The default points. Lower peaks are mostly other things, and one negative point parts objects that touch. Points spread over
+half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
 
 
 @dataclass(frozen=True)
 class Objects(Recipe):
-    """Every object of a text: one prompt per peak of the map, and the mask that agrees best with the map.
+    """Every object of a text: prompts for each peak of the map, and the mask that agrees best with the map.
+
+    The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
+    the only one in most images, gets further prompts where the points rule has a method ``around``, as
+    :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
+    one; no prompt is sent twice.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 
