@@ -12,9 +12,7 @@ SHARPNESS, REACH = 5.0, 0.25
 """Chosen on tuning photos with MobileSAM, see the lab."""
 
 
-def affinity(
-    embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH
-) -> NDArray[np.float32]:
+def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH) -> NDArray[np.float32]:
     """How much each place of an image counts for each other place, by their looks and their distance.
 
     The weights of a bilateral filter: ``softmax_j(sharpness * cos_ij - (d_ij / reach)**2 / 2)``, where cos is the cosine of two
