@@ -1104,7 +1104,8 @@ def test_the_first_object_is_asked_for_in_three_ways() -> None:
     assert [box is None for box in predictor.boxes] == [True, True, False, True]
     first = disc(120, 50, BIG) if disc(120, 50, BIG)[int(peak[0][0, 1]), int(peak[0][0, 0])] else disc(40, 60, BIG)
     for coords, labels in (spread, boxed):
-        assert labels.tolist() == [1] * 4
+        assert len(labels) > 1
+        assert labels.all()
         assert first[tuple(coords.astype(int).T[::-1])].all()
     assert not first[int(other[0][0, 1]), int(other[0][0, 0])]
     x0, y0, x1, y1 = predictor.boxes[2]
