@@ -1096,7 +1096,7 @@ def test_rule_that_repeats_itself_is_asked_no_twice() -> None:
 
 
 def test_the_first_object_is_asked_for_in_three_ways() -> None:
-    model, predictor, _ = painted()
+    model, predictor, generator = painted()
     result = model.segment(TWO, "red")
     assert len(result.objects) == 2
     assert len(predictor.prompts) == model.session.calls == 4
@@ -1119,10 +1119,13 @@ def test_the_first_object_is_asked_for_in_three_ways() -> None:
         for (coords, labels), box in zip(predictor.prompts, predictor.boxes[4:], strict=True)
     }
     assert len(asked) == len(predictor.prompts)
+    generator.fine = True
+    predictor.prompts.clear()
+    assert len(model.segment(TWO, "red").objects) == len(predictor.prompts) == 2
 
 
-@pytest.mark.parametrize("smooth", [True, False])
-def test_maps_are_smoothed_over_the_embedding_where_the_pair_wants_it(smooth: bool) -> None:
+@pytest.mark.parametrize("fine", [True, False])
+def test_maps_are_smoothed_over_the_embedding_unless_they_are_fine(fine: bool) -> None:
     seen: list[SimilarityMap] = []
 
     def points(similarity: SimilarityMap, shape: tuple[int, int], taken: Any) -> PointPrompts:
@@ -1130,12 +1133,12 @@ def test_maps_are_smoothed_over_the_embedding_where_the_pair_wants_it(smooth: bo
         return PointPrompts.empty() if len(taken) else PointPrompts([[5, 7]], [1])
 
     generator = Colours()
-    generator.smooth = smooth
+    generator.fine = fine
     generator.maps = lambda *_, **__: [SimilarityMap(np.eye(2, dtype=np.float32), "red")]  # type: ignore[method-assign]
     predictor = tiny_predictor()
     result = TextPromptedSAM(predictor, generator).segment(drawn(), "red", strategy=replace(EASY, points=points))
     assert result.similarity.values.tolist() == [[1, 0], [0, 1]]  # what the generator made
-    if smooth:
+    if not fine:
         embedding = Session.of(predictor).embedding(SamImage(drawn(), predictor.model))
         assert embedding is not None
         assert np.array_equal(seen[0].values, smoothed_by(result.similarity, affinity(embedding)).values)

@@ -29,7 +29,7 @@ class Objects(Recipe):
     The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
     the only one in most images, gets further prompts where the points rule has a method ``around``, as
     :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
-    one; no prompt is sent twice.
+    one; no prompt is sent twice. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) get neither.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 
@@ -79,7 +79,7 @@ class Objects(Recipe):
         found: list[Found] = []
         prompted, asked = set[bytes](), set[bytes]()
         smoothed = view.smoothed(similarity)
-        around = getattr(self.points, "around", lambda *_: [])
+        around = None if view.fine else getattr(self.points, "around", None)
         taken = [] if view.avoid.mask is None else [view.avoid.mask]
         for _ in range(3 * view.max_objects):  # a rule need not heed what was tried
             points = self.points(smoothed, view.shape, taken)
@@ -104,7 +104,8 @@ class Objects(Recipe):
             if again:
                 continue
             answers = []
-            for prompt, box in [(points, None), *([] if found else around(smoothed, view.shape, points))]:
+            further = around(smoothed, view.shape, points) if around and not found else []
+            for prompt, box in [(points, None), *further]:
                 allowed = view.avoid.points(prompt)
                 key = allowed.coords.tobytes() + (b"" if box is None else box.tobytes())
                 if len(allowed) and key not in asked:

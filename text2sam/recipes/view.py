@@ -118,13 +118,18 @@ class View:
         maps = make_maps(self.generator, self.features, query.texts, against=self.against, **options)
         return [mean_map(maps, query.label)] if query.synonyms else maps
 
+    @property
+    def fine(self) -> bool:
+        """Whether the generator's maps part things that touch; see :class:`~text2sam.clip.protocol.MapGenerator`."""
+        return bool(getattr(self.generator, "fine", False))
+
     def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
         """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`).
 
-        As it is where the generator wants no smoothing (``smooth``), where the predictor keeps no embedding, and where the map
+        As it is where the generator's maps are :attr:`fine`, where the predictor keeps no embedding, and where the map
         has more places than that, since the embedding tells nothing between its places.
         """
-        if similarity.flat or not getattr(self.generator, "smooth", True):
+        if similarity.flat or self.fine:
             return similarity
         if not self._weights:
             embedding = self.session.embedding(self.image)
