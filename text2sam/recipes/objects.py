@@ -45,6 +45,7 @@ class Objects(Recipe):
         name: what ``Segmentation.strategy`` says.
         support: an object stays when the map's contrast at it reaches this share of the contrast at the best object, in
             [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
+        fine_support: the same for fine maps, whose weaker peaks are more often objects.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
@@ -57,11 +58,13 @@ class Objects(Recipe):
     choose: MaskRule = choose_by_agreement
     name: str = "objects"
     support: float = 0.7
+    fine_support: float = 0.5
     margin: float = 5.0
     answers_absent: bool = False
 
     def __post_init__(self) -> None:
         check_number("support", self.support, 0, 1)
+        check_number("fine_support", self.fine_support, 0, 1)
         check_number("margin", self.margin, 0)
 
     def find(self, view: View, query: Query) -> list[Found]:
@@ -69,7 +72,7 @@ class Objects(Recipe):
         found: list[Found] = []
         for similarity in view.maps(query):
             words = query.texts if query.synonyms else (similarity.text,)
-            found += self._fitting(view, self._supported(self._search(view, similarity)), words)
+            found += self._fitting(view, self._supported(view, self._search(view, similarity)), words)
         cut = [view.avoid.cut(each) for each in found]
         rest = [new for new, old in zip(cut, found, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
         return [rest[k] for k in distinct([each.mask for each in rest], [each.score for each in rest])][: view.max_objects]
@@ -117,11 +120,12 @@ class Objects(Recipe):
                 taken[-1] |= best.mask
         return found
 
-    def _supported(self, found: Sequence[Found]) -> list[Found]:
+    def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
         """The objects at which the map stands out enough, compared with the object where it does most."""
         values = [each.figure("contrast", np.ones_like(each.candidates.scores)) for each in found]
         best = max(values, default=0.0)
-        least = self.support * best if best > 0 else best  # where nothing stands out, the object that does least badly stays
+        share = self.fine_support if view.fine else self.support
+        least = share * best if best > 0 else best  # where nothing stands out, the object that does least badly stays
         return [each for each, value in zip(found, values, strict=True) if value >= least]
 
     def _fitting(self, view: View, found: list[Found], words: Sequence[str]) -> list[Found]:
