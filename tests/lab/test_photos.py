@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import count_calls, tiny_predictor, tiny_surgery
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -183,6 +184,18 @@ def test_small_targets_get_no_masks_where_that_is_wanted(tmp_path: Path, model: 
     assert rows["IoU, taken as present"]["< 1 %"] == {"value": None, "low": None, "high": None, "count": 0}
     assert rows["told present"]["< 1 %"]["count"] == 2
     assert " -" in table(result)
+
+
+def test_encoded_photos_are_kept(tmp_path: Path, model: TextPromptedSAM) -> None:
+    dataset, kept = open_photos(folder_of(tmp_path / "photos")), tmp_path / "kept"
+    with pytest.raises(InputError, match="cannot be kept"):
+        measure(model, dataset, embeddings=kept)
+    real = TextPromptedSAM(tiny_predictor(), tiny_surgery())
+    encodings = count_calls(real.predictor.model.image_encoder)
+    first, again = (measure(real, dataset, Settings("all", resamples=5), embeddings=kept) for _ in range(2))
+    assert len(encodings) == len(SHOWN)
+    assert [row["sizes"] for row in first["rows"]] == [row["sizes"] for row in again["rows"]]
+    assert first["names"] == [*BOXES, "unicorn"]  # a CLIP takes any text
 
 
 def test_intervals_are_over_photos() -> None:
