@@ -135,6 +135,7 @@ class FakePredictor:
         self.images: list[NDArray[np.uint8]] = []
         self.prompts: list[tuple[NDArray[Any], NDArray[Any]]] = []
         self.mask_inputs: list[NDArray[Any] | None] = []
+        self.boxes: list[NDArray[Any] | None] = []
         self.fail: str = ""
 
     def set_image(self, image: NDArray[np.uint8]) -> None:
@@ -151,11 +152,11 @@ class FakePredictor:
         return_logits: bool = False,
     ) -> Any:
         self._fail("predict")
-        assert box is None
         assert not return_logits
         assert multimask_output == (mask_input is None)
         self.prompts.append((point_coords.copy(), point_labels.copy()))
         self.mask_inputs.append(None if mask_input is None else mask_input.copy())
+        self.boxes.append(None if box is None else box.copy())
         masks, scores = self.answer(self.images[-1], point_coords[point_labels == 1][0].astype(int), multimask_output)
         return masks, scores, np.full((len(masks), 4, 4), self.images[-1].mean(), np.float32)
 

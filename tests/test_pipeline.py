@@ -33,6 +33,9 @@ from text2sam.recipes import RECIPES, Objects, Recipe
 from text2sam.recipes.choose import Choice, choose_by_agreement, choose_by_score, mask_iou
 from text2sam.recipes.paper import paper_points
 from text2sam.recipes.points import PeakRule
+from text2sam.recipes.smoothing import affinity
+from text2sam.recipes.smoothing import smooth as smoothed_by
+from text2sam.sam.session import SamImage, Session
 from text2sam.types import PointPrompts, Segmentation, SimilarityMap, box_of
 
 
@@ -853,7 +856,7 @@ def test_avoided_point_does_not_end_the_search() -> None:
 
     model, _, _ = painted(animal={"red": 1.0, "blue": 0.9})
     result = model.segment(image, "animal", exclude=["blue"], strategy=replace(EASY, points=points))
-    assert np.array_equal(result.mask, disc(40, 60, BIG))
+    assert (result.mask[60, 40], result.mask[50, 120]) == (True, False)
 
 
 # words
@@ -1088,8 +1091,59 @@ def test_rule_that_repeats_itself_is_asked_no_twice() -> None:
     model, predictor, _ = painted()
     stubborn = replace(EASY, points=lambda *_: PointPrompts([[40, 60]], [1]))
     result = model.segment(TWO, "red", strategy=stubborn)
-    assert np.array_equal(result.mask, disc(40, 60, BIG))
+    assert (result.mask[60, 40], result.mask[50, 120]) == (True, False)
     assert len(predictor.prompts) == 1
+
+
+def test_the_first_object_is_asked_for_in_three_ways() -> None:
+    model, predictor, generator = painted()
+    result = model.segment(TWO, "red")
+    assert len(result.objects) == 2
+    assert len(predictor.prompts) == model.session.calls == 4
+    peak, spread, boxed, other = predictor.prompts
+    assert [box is None for box in predictor.boxes] == [True, True, False, True]
+    first = disc(120, 50, BIG) if disc(120, 50, BIG)[int(peak[0][0, 1]), int(peak[0][0, 0])] else disc(40, 60, BIG)
+    for coords, labels in (spread, boxed):
+        assert len(labels) > 1
+        assert labels.all()
+        assert first[tuple(coords.astype(int).T[::-1])].all()
+    assert not first[int(other[0][0, 1]), int(other[0][0, 0])]
+    x0, y0, x1, y1 = predictor.boxes[2]
+    rows, columns = np.nonzero(first)
+    assert np.abs([x0 - columns.min(), y0 - rows.min(), x1 - columns.max(), y1 - rows.max()]).max() <= 10  # a patch
+    speck = drawn(("red", 40, 60, 2))  # one patch: all prompts are its point, but for the box
+    predictor.prompts.clear()
+    model.segment(speck, "red")
+    asked = {
+        (coords.tobytes(), labels.tobytes(), str(box))
+        for (coords, labels), box in zip(predictor.prompts, predictor.boxes[4:], strict=True)
+    }
+    assert len(asked) == len(predictor.prompts)
+    generator.fine = True
+    predictor.prompts.clear()
+    assert len(model.segment(TWO, "red").objects) == len(predictor.prompts) == 2
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_maps_are_smoothed_over_the_embedding_unless_they_are_fine(fine: bool) -> None:
+    seen: list[SimilarityMap] = []
+
+    def points(similarity: SimilarityMap, shape: tuple[int, int], taken: Any) -> PointPrompts:
+        seen.append(similarity)
+        return PointPrompts.empty() if len(taken) else PointPrompts([[5, 7]], [1])
+
+    generator = Colours()
+    generator.fine = fine
+    generator.maps = lambda *_, **__: [SimilarityMap(np.eye(2, dtype=np.float32), "red")]  # type: ignore[method-assign]
+    predictor = tiny_predictor()
+    result = TextPromptedSAM(predictor, generator).segment(drawn(), "red", strategy=replace(EASY, points=points))
+    assert result.similarity.values.tolist() == [[1, 0], [0, 1]]  # what the generator made
+    if not fine:
+        embedding = Session.of(predictor).embedding(SamImage(drawn(), predictor.model))
+        assert embedding is not None
+        assert np.array_equal(seen[0].values, smoothed_by(result.similarity, affinity(embedding)).values)
+    else:
+        assert seen[0] is result.similarity
 
 
 def test_points_beside_their_peak_are_not_asked_twice() -> None:

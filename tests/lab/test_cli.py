@@ -57,8 +57,10 @@ def test_bench_and_the_experiments(calls: list[Any]) -> None:
     assert calls.pop() == (("text", None, True, bench.Settings(device="cpu")), {})
     assert run("evaluate sticker --scenes 3 --split tune --strategy paper,objects --strategy paper").exit_code == 0
     assert calls.pop() == ((sticker.Settings(scenes=3, split="tune"), None, False, None), {})
-    assert run("evaluate photos data --photos 2 --out r.json").exit_code == 0
-    assert calls.pop() == ((Path("data"), "mobile-sam", photos.Settings(photos=2), Path("r.json"), False, None), {})
+    assert run("evaluate photos data --preset sticker --half all --photos 2 --strategy paper --out r.json").exit_code == 0
+    folder, build, *rest = calls.pop()[0]
+    assert (folder, build.__self__.preset, build.__name__) == (Path("data"), "sticker", "build")
+    assert rest == [photos.Settings("all", ("paper",), photos=2), Path("r.json"), False, None]
     assert run("evaluate annotation --kills 1 --no-undisturbed").exit_code == 0
     assert calls.pop() == ((annotation.Settings(kills=1, undisturbed=False), None, False, None), {})
 

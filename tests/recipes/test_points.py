@@ -15,6 +15,7 @@ from text2sam.errors import InputError
 from text2sam.recipes.points import (
     SMOOTHING,
     PeakRule,
+    RegionRule,
     heat_of,
     hot_component,
     patch_of,
@@ -568,3 +569,76 @@ def test_pixels_under_points_lie_in_the_image() -> None:
     rows, columns = pixels_under(points, (3, 4))
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (2, 3), (2, 0), (0, 3), (2, 3)]
     assert [len(index) for index in pixels_under(np.zeros((0, 2), np.float32), (3, 4))] == [0, 0]
+
+
+# regions
+
+
+def disc_map(*discs: tuple[float, float, float, float], grid: tuple[int, int] = (24, 32)) -> SimilarityMap:
+    """(row, column, radius, heat) each; 0 elsewhere."""
+    rows, columns = np.indices(grid)
+    values = np.zeros(grid, np.float32)
+    for row, column, radius, heat in discs:
+        values[np.hypot(rows - row, columns - column) <= radius] = heat
+    return SimilarityMap(values)
+
+
+def test_the_region_of_a_flat_map_and_of_one_patch() -> None:
+    flat = SimilarityMap(np.zeros((3, 4), np.float32))
+    points, box = RegionRule(0.5, box=True, spread=0)(flat, (30, 40), (1, 2))
+    assert points.coords.tolist() == [[25, 15]]
+    assert box is not None
+    assert box.tolist() == [0, 0, 40, 30]  # everything is as hot as the peak
+    points, box = RegionRule(0.5, box=True)(SimilarityMap(np.ones((1, 1), np.float32)), (7, 9), (0, 0))
+    assert len(points) == 1
+    assert box is not None
+    assert box.tolist() == [0, 0, 9, 7]
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (240, 320), (37, 91)])
+def test_points_and_box_of_a_region(shape: tuple[int, int]) -> None:
+    similarity = disc_map((10, 12, 6, 1.0), (18, 27, 3, 0.9))
+    points, box = RegionRule(0.5, box=True)(similarity, shape, (10, 12))
+    region = hot_component(heat_of(similarity), (10, 12), 0.5)
+    assert points.labels.tolist() == [1] * 4
+    patches = [patch_of(point, shape, (24, 32)) for point in points.coords]
+    if shape[0] >= 24 and shape[1] >= 32:
+        assert patches[0] == (10, 12)
+        assert all(region[patch] for patch in patches)
+        apart = [np.hypot(a[0] - b[0], a[1] - b[1]) for k, a in enumerate(patches) for b in patches[:k]]
+        assert min(apart) >= 4
+    rows, columns = np.nonzero(region)
+    h, w = shape
+    expected = [columns.min() * w / 32, rows.min() * h / 24, (columns.max() + 1) * w / 32, (rows.max() + 1) * h / 24]
+    assert box is not None
+    np.testing.assert_allclose(box, expected, rtol=1e-6)
+    assert box[2] < 24 * w / 32  # the other disc is no part of it
+
+
+def test_levels_count_from_the_median() -> None:
+    """Warm ground is no part of an object, however warm it is."""
+    similarity = disc_map((10, 12, 4, 10.0))
+    raised = SimilarityMap(np.where(similarity.values > 0, similarity.values, np.float32(7.0)))
+    raised.values[0, 0] = -90.0
+    boxes = [RegionRule(0.5, box=True)(each, (240, 320), (10, 12))[1] for each in (similarity, raised)]
+    assert boxes[0] is not None
+    assert boxes[1] is not None
+    assert boxes[1][2] - boxes[1][0] < 120
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_how_many_points_are_spread(count: int) -> None:
+    points, box = RegionRule(0.5, spread=count)(disc_map((10, 12, 6, 1.0)), (240, 320), (10, 12))
+    assert (len(points), box) == (count + 1, None)
+    points, _ = RegionRule(0.5, spread=count)(disc_map((10, 12, 0.5, 1.0)), (240, 320), (10, 12))
+    assert len(points) <= 1 + min(count, 2)  # a region of a few patches holds no more that are apart
+
+
+def test_prompts_around_a_peak_are_those_of_the_rules() -> None:
+    similarity, rule = disc_map((10, 12, 6, 1.0)), PeakRule(regions=(RegionRule(0.5), RegionRule(0.6, box=True)))
+    first = rule(similarity, (240, 320))
+    seen = rule.around(similarity, (240, 320), first)
+    assert [box is None for _, box in seen] == [True, False]
+    assert PeakRule().around(similarity, (240, 320), first) == []
+    at = patch_of(first.positive[0], (240, 320), (24, 32))
+    assert seen[0][0].coords.tolist() == RegionRule(0.5)(similarity, (240, 320), at)[0].coords.tolist()

@@ -48,7 +48,8 @@ def test_flat_maps() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"support": -0.1}, {"support": 1.1}, {"support": "a"}, {"margin": -1.0}, {"margin": float("nan")}]
+    "numbers",
+    [{"support": -0.1}, {"support": 1.1}, {"support": "a"}, {"fine_support": 1.1}, {"margin": -1.0}, {"margin": float("nan")}],
 )
 def test_numbers_out_of_range(numbers: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(numbers))} must be a number"):

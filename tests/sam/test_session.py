@@ -11,7 +11,7 @@ from helpers import FakePredictor, count_calls, picture, tiny_predictor
 from segment_anything import SamPredictor
 
 from text2sam.errors import InputError, UnsupportedModelError
-from text2sam.sam.session import SAM2, Session
+from text2sam.sam.session import SAM2, SamImage, Session
 from text2sam.types import PointPrompts
 
 CLICK = PointPrompts([[5, 6]], [1])
@@ -132,6 +132,40 @@ def test_predictors_with_slots_are_always_given_the_image() -> None:
     session.ask(a, CLICK)
     slotted.image = picture(2)
     assert session.ask(a, CLICK)[2].mean() == pytest.approx(picture(1).mean())
+
+
+def test_embeddings_are_cut_to_the_image() -> None:
+    predictor = tiny_predictor()  # 64 px, 4 x 4 places
+    session = Session.of(predictor)
+    wide, tall, thin = (session.image(picture(1, *shape)) for shape in ((32, 64), (44, 30), (2, 60)))
+    held = session.embedding(wide)
+    assert held is not None
+    assert np.array_equal(held, predictor.features[0, :, :2].numpy())
+    held = session.embedding(tall)
+    assert held is not None
+    assert held.shape == (16, 4, 3)
+    # 30 / 44 of four places: the middles of thirds of the image, between the middles of places
+    columns = (np.arange(3) + 0.5) * (44 / 16) / 3 - 0.5
+    features = predictor.features[0].numpy()
+    left = np.floor(columns).astype(int).clip(0)
+    expected = features[..., left] * (1 - (columns - left).clip(0)) + features[..., left + 1] * (columns - left).clip(0)
+    np.testing.assert_allclose(held, expected, atol=1e-5)
+    held = session.embedding(thin)
+    assert held is not None
+    assert held.shape == (16, 1, 4)
+
+
+def test_embeddings_of_other_predictors() -> None:
+    assert Session.of(FakePredictor()).embedding(SamImage(picture(1), None)) is None
+    predictor = Sam2Like()
+    session = Session.of(predictor)
+    image = session.image(picture(1))
+    assert session.embedding(image) is None  # a relative that keeps something else
+    squashed = torch.arange(2.0 * 3 * 3).reshape(1, 2, 3, 3)
+    image = session.image(picture(1), {"_features": {"image_embed": squashed}, "_orig_hw": [(30, 44)], "_is_image_set": True})
+    held = session.embedding(image)
+    assert held is not None
+    assert np.array_equal(held, squashed[0].numpy())
 
 
 def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch) -> None:

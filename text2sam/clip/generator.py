@@ -57,6 +57,7 @@ class ClipSurgery:
         scales: at which shares of ``image_size`` an image is encoded; the mean of the tokens is taken, on the grid of
             ``image_size`` (:mod:`text2sam.clip.scales`). The papers use one size. Each further scale costs its share,
             squared, of an encoding.
+        fine: whether the maps part things that touch, see :class:`~text2sam.clip.protocol.MapGenerator`.
         check: compare the class token of one small picture with ``model.encode_image``'s, which shows hooks, adapters and
             other changes that surgery would not see.
 
@@ -85,6 +86,7 @@ class ClipSurgery:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         scales: Sequence[float] = (1.0,),
+        fine: bool = False,
         check: bool = True,
     ) -> None:
         model, tokenizer = opened(model, tokenizer)
@@ -93,6 +95,7 @@ class ClipSurgery:
         self.device = pick_device(device)
         self.image_size = whole_patches(image_size, self.tower.patch)
         self.scales = check_scales(scales)
+        self.fine = bool(fine)
         if weighting not in get_args(Weighting):
             raise InputError(f"weighting must be one of {', '.join(get_args(Weighting))}, not {weighting!r}")
         self.weighting: Weighting = weighting

@@ -38,6 +38,8 @@ class MapGenerator(Protocol):
     - ``prepare(texts, *, against=None, method="surgery")``: encodes texts ahead, and raises for texts it cannot take.
     - ``vocabulary`` with ``region_odds(features, text, shares)``, and ``maps(..., vocabulary=True)``: names that texts are set
       against; features then have a ``grid``.
+    - ``fine: bool``: True where maps part things that touch. The default recipe takes these as they are and asks SAM at their
+      peaks. Others it smooths over SAM's embedding of the image, and it also asks for the region around the first peak.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``fingerprint() -> str``: stands for the model in calibrations.
     - ``model``, ``device``, ``settings``, ``pack(features)`` and ``unpack(tensors, shape)``: for embeddings on disk

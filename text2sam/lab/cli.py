@@ -32,6 +32,14 @@ Split = Annotated[
         callback=one_of("--split", ("report", "tune")),
     ),
 ]
+Strategies = Annotated[
+    list[str] | None,
+    option(
+        "--strategy",
+        "NAME",
+        "A recipe; repeat it or give a comma list (default: paper,objects). Differences are to the first.",
+    ),
+]
 Background = Annotated[
     bool | None, typer.Option("--background/--no-background", help="Whether pixels of no class are a class, or ignored.")
 ]
@@ -64,14 +72,7 @@ def bench(
 def evaluate_sticker(
     scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 300,
     split: Split = "report",
-    strategies: Annotated[
-        list[str] | None,
-        option(
-            "--strategy",
-            "NAME",
-            "A recipe; repeat it or give a comma list (default: paper,objects). Differences are to the first.",
-        ),
-    ] = None,
+    strategies: Strategies = None,
     sam_checkpoint: SamCheckpoint = None,
     device: Device = None,
     out: Out = None,
@@ -91,20 +92,39 @@ def evaluate_sticker(
 
 
 @evaluate.command("photos", epilog=CODES_HELP)
+@with_options
 def evaluate_photos(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="CamVid: images/ and labels/.", show_default=False)],
-    photos: Annotated[int, option("--photos", "N", "Number of photos of the split at most.", min=1)] = 24,
-    split: Split = "report",
-    sam_checkpoint: SamCheckpoint = "mobile-sam",
-    device: Device = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="COCO's format: instances.json, and pictures.", show_default=False)
+    ],
+    models: ModelOptions,
+    half: Annotated[
+        str,
+        option(
+            "--half",
+            "tuning|reporting|all",
+            "Every second photo for choosing, the others for reporting, or all.",
+            callback=one_of("--half", ("tuning", "reporting", "all")),
+        ),
+    ] = "reporting",
+    strategies: Strategies = None,
+    smallest: Annotated[
+        float, option("--smallest", "SHARE", "Make no masks of targets with a smaller share of the picture.", min=0, max=1)
+    ] = 0.0,
+    photos: Annotated[int | None, option("--photos", "N", "Number of photos of the half at most.", min=1)] = None,
+    embeddings: Annotated[
+        Path | None, option("--embeddings", "FOLDER", "Keep encoded photos in this folder, and take them from there.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Compare ways to choose among SAM's three masks, on photos, with maps made from the true masks."""
+    """Compare recipes on photos whose objects are known: IoU by size of the target, presence, calls of SAM."""
     from text2sam.lab.experiments.photos import Settings, main_command
 
-    settings = Settings(split=cast("Any", split), photos=photos)
-    main_command(folder, str(sam_checkpoint), settings, out, as_json, device)
+    models.check()
+    options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
+    settings = Settings(half=half, smallest=smallest, photos=photos, **options)
+    main_command(folder, models.build, settings, out, as_json, embeddings)
 
 
 @evaluate.command("dataset", epilog=CODES_HELP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,24 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, Text2SamWarning
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
-from text2sam.recipes.points import PeakRule, PointRule, patch_of
+from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of
 from text2sam.recipes.view import Found, Recipe, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
 
-PEAKS = PeakRule(hot=0.7, negatives=1)
-"""The default points: chosen on tuning scenes; lower peaks are mostly other things, and one negative point parts objects that
-touch."""
+PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65, box=True)))
+"""The default points. Lower peaks are mostly other things, and one negative point parts objects that touch. Points spread over
+half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
 
 
 @dataclass(frozen=True)
 class Objects(Recipe):
-    """Every object of a text: one prompt per peak of the map, and the mask that agrees best with the map.
+    """Every object of a text: prompts for each peak of the map, and the mask that agrees best with the map.
+
+    The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
+    the only one in most images, gets further prompts where the points rule has a method ``around``, as
+    :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
+    one; no prompt is sent twice. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) get neither.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 
@@ -40,6 +45,7 @@ class Objects(Recipe):
         name: what ``Segmentation.strategy`` says.
         support: an object stays when the map's contrast at it reaches this share of the contrast at the best object, in
             [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
+        fine_support: the same for fine maps, whose weaker peaks are more often objects.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
@@ -51,12 +57,14 @@ class Objects(Recipe):
     points: PointRule = PEAKS
     choose: MaskRule = choose_by_agreement
     name: str = "objects"
-    support: float = 0.5
+    support: float = 0.7
+    fine_support: float = 0.5
     margin: float = 5.0
     answers_absent: bool = False
 
     def __post_init__(self) -> None:
         check_number("support", self.support, 0, 1)
+        check_number("fine_support", self.fine_support, 0, 1)
         check_number("margin", self.margin, 0)
 
     def find(self, view: View, query: Query) -> list[Found]:
@@ -64,7 +72,7 @@ class Objects(Recipe):
         found: list[Found] = []
         for similarity in view.maps(query):
             words = query.texts if query.synonyms else (similarity.text,)
-            found += self._fitting(view, self._supported(self._search(view, similarity)), words)
+            found += self._fitting(view, self._supported(view, self._search(view, similarity)), words)
         cut = [view.avoid.cut(each) for each in found]
         rest = [new for new, old in zip(cut, found, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
         return [rest[k] for k in distinct([each.mask for each in rest], [each.score for each in rest])][: view.max_objects]
@@ -72,10 +80,12 @@ class Objects(Recipe):
     def _search(self, view: View, similarity: SimilarityMap) -> list[Found]:
         """One object after the other, until the points end."""
         found: list[Found] = []
-        prompted: set[bytes] = set()
+        prompted, asked = set[bytes](), set[bytes]()
+        smoothed = view.smoothed(similarity)
+        around = None if view.fine else getattr(self.points, "around", None)
         taken = [] if view.avoid.mask is None else [view.avoid.mask]
         for _ in range(3 * view.max_objects):  # a rule need not heed what was tried
-            points = self.points(similarity, view.shape, taken)
+            points = self.points(smoothed, view.shape, taken)
             if not isinstance(points, PointPrompts):
                 raise InputError(
                     f"the points rule {name_of(self.points)} must return PointPrompts, not {type(points).__name__}"
@@ -93,19 +103,29 @@ class Objects(Recipe):
             # a point comes again where its peak lies in the patch beside it; SAM would answer as before
             again = points.coords.tobytes() in prompted
             prompted.add(points.coords.tobytes())
-            taken.append(_patch_at(points.positive[0], similarity.values.shape, view.shape, reach=int(again)))
-            points = view.avoid.points(points)
-            if again or not len(points):
+            taken.append(_patch_at(points.positive[0], smoothed.values.shape, view.shape, reach=int(again)))
+            if again:
                 continue
-            found.append(view.prompt(similarity, points, self.choose))
-            taken[-1] |= found[-1].mask
+            answers = []
+            further = around(smoothed, view.shape, points) if around and not found else []
+            for prompt, box in [(points, None), *further]:
+                allowed = view.avoid.points(prompt)
+                key = allowed.coords.tobytes() + (b"" if box is None else box.tobytes())
+                if len(allowed) and key not in asked:
+                    asked.add(key)
+                    answers.append(view.prompt(smoothed, allowed, self.choose, box))
+            if answers:
+                best = max(answers, key=lambda found: found.score)
+                found.append(replace(best, similarity=similarity))
+                taken[-1] |= best.mask
         return found
 
-    def _supported(self, found: Sequence[Found]) -> list[Found]:
+    def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
         """The objects at which the map stands out enough, compared with the object where it does most."""
         values = [each.figure("contrast", np.ones_like(each.candidates.scores)) for each in found]
         best = max(values, default=0.0)
-        least = self.support * best if best > 0 else best  # where nothing stands out, the object that does least badly stays
+        share = self.fine_support if view.fine else self.support
+        least = share * best if best > 0 else best  # where nothing stands out, the object that does least badly stays
         return [each for each, value in zip(found, values, strict=True) if value >= least]
 
     def _fitting(self, view: View, found: list[Found], words: Sequence[str]) -> list[Found]:

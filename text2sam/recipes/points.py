@@ -138,6 +138,51 @@ def hot_component(heat: NDArray[np.float32], at: tuple[int, int], threshold: flo
 
 
 @dataclass(frozen=True)
+class RegionRule:
+    """Prompts of the hot region around a peak.
+
+    Attributes:
+        level: the region hangs together with the peak and is at least this hot, with 0 for the map's median and 1 for the
+            peak; in [0, 1].
+        box: whether its box is given.
+        spread: how many points at most lie in it besides the peak, each as far as can be from those before.
+    """
+
+    level: float
+    box: bool = False
+    spread: int = 3
+
+    def __call__(
+        self, similarity: SimilarityMap, shape: Sequence[int], peak: tuple[int, int]
+    ) -> tuple[PointPrompts, NDArray[np.float32] | None]:
+        """The prompt for the object at a peak.
+
+        Args:
+            similarity: the map.
+            shape: (H, W) of the image in pixels.
+            peak: (row, column) of a patch.
+
+        Returns:
+            Positive points, in whole pixels at the middles of patches, the peak's first; and the region's box, (4,) float32
+            xyxy in pixels, or None.
+        """
+        h, w = check_shape(shape)
+        heat = heat_of(similarity)
+        low = float(np.median(heat))
+        region = hot_component(heat, peak, low + self.level * (float(heat[peak]) - low))
+        patches = [peak, *_spread(region, peak, self.spread)]
+        points = PointPrompts(
+            np.array([_pixel(patch, (h, w), heat.shape) for patch in patches], np.float32), np.ones(len(patches), np.uint8)
+        )
+        if not self.box:
+            return points, None
+        rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
+        gh, gw = heat.shape
+        x0, x1, y0, y1 = columns[0] * w / gw, (columns[-1] + 1) * w / gw, rows[0] * h / gh, (rows[-1] + 1) * h / gh
+        return points, np.array([x0, y0, x1, y1], np.float32)
+
+
+@dataclass(frozen=True)
 class PeakRule:
     """Points of one object at a time: a positive one at the map's highest free peak, negative ones in the valleys by it.
 
@@ -149,6 +194,7 @@ class PeakRule:
         negatives: how many negative points at most.
         cold: negative points lie where the map is at most this, in [0, 1).
         reach: and at most this many patches from the peak's hot region.
+        regions: further prompts for the same object.
     """
 
     hot: float = 0.6
@@ -156,6 +202,7 @@ class PeakRule:
     negatives: int = 0
     cold: float = 0.15
     reach: int = 3
+    regions: tuple[RegionRule, ...] = ()
 
     def __call__(
         self, similarity: SimilarityMap, shape: Sequence[int], taken: Sequence[NDArray[np.bool_]] = ()
@@ -186,6 +233,13 @@ class PeakRule:
         labels = np.zeros(len(coords), np.uint8)
         labels[0] = 1
         return PointPrompts(coords, labels)
+
+    def around(
+        self, similarity: SimilarityMap, shape: Sequence[int], points: PointPrompts
+    ) -> list[tuple[PointPrompts, NDArray[np.float32] | None]]:
+        """Further prompts, points and box, for the object whose first positive point is given."""
+        peak = patch_of(points.positive[0], shape, similarity.values.shape)
+        return [region(similarity, shape, peak) for region in self.regions]
 
     def _peak(self, heat: NDArray[np.float32], taken: Sequence[NDArray[np.bool_]]) -> tuple[int, int] | None:
         from scipy.ndimage import maximum_filter
@@ -218,6 +272,20 @@ class PeakRule:
                 marks[patch] = 0
             away = np.where(valley, distance_transform_edt(marks), -1.0)
         return chosen
+
+
+def _spread(region: NDArray[np.bool_], peak: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """Patches of a region, of its inside where that is enough, each farthest from the peak and those before."""
+    from scipy.ndimage import binary_erosion
+
+    inside = binary_erosion(region, border_value=1)
+    rows, columns = np.nonzero(inside if inside.sum() >= count else region)
+    away = (rows - peak[0]) ** 2 + (columns - peak[1]) ** 2
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count and away.max() > 1:  # a neighbour tells nothing new
+        chosen.append((int(rows[away.argmax()]), int(columns[away.argmax()])))
+        away = np.minimum(away, (rows - chosen[-1][0]) ** 2 + (columns - chosen[-1][1]) ** 2)
+    return chosen
 
 
 def _centroid(heat: NDArray[np.float32], peak: tuple[int, int]) -> tuple[float, float]:

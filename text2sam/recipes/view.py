@@ -14,6 +14,7 @@ from text2sam.clip.protocol import make_maps
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.recipes.choose import Choice
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
+from text2sam.recipes.smoothing import affinity, smooth
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
@@ -101,6 +102,7 @@ class View:
     avoid: Avoid = Avoid()
     vocabulary: bool = False
     _made: dict[Query, list[SimilarityMap]] = field(default_factory=dict, init=False, repr=False)
+    _weights: list[NDArray[np.float32] | None] = field(default_factory=list, init=False, repr=False)
 
     def maps(self, query: Query) -> list[SimilarityMap]:
         """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query."""
@@ -116,19 +118,43 @@ class View:
         maps = make_maps(self.generator, self.features, query.texts, against=self.against, **options)
         return [mean_map(maps, query.label)] if query.synonyms else maps
 
-    def prompt(self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule) -> Found:
+    @property
+    def fine(self) -> bool:
+        """Whether the generator's maps part things that touch; see :class:`~text2sam.clip.protocol.MapGenerator`."""
+        return bool(getattr(self.generator, "fine", False))
+
+    def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
+        """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`).
+
+        As it is where the generator's maps are :attr:`fine`, where the predictor keeps no embedding, and where the map
+        has more places than that, since the embedding tells nothing between its places.
+        """
+        if similarity.flat or self.fine:
+            return similarity
+        if not self._weights:
+            embedding = self.session.embedding(self.image)
+            self._weights.append(None if embedding is None else affinity(embedding))
+        [weights] = self._weights
+        if weights is None or similarity.values.size > weights[0, 0].size:
+            return similarity
+        return smooth(similarity, weights)
+
+    def prompt(
+        self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None
+    ) -> Found:
         """SAM's answer to points, with one of its masks chosen.
 
         Args:
             similarity: the map the points came from.
             points: at least one.
             choose: the mask rule.
+            box: (4,) float32 xyxy in pixels, or None.
 
         Raises:
             InputError: the mask rule returned no :class:`~text2sam.recipes.choose.Choice` of one of the masks.
             UnsupportedModelError: the predictor's answer is not usable.
         """
-        masks, scores, logits = self.session.ask(self.image, points)
+        masks, scores, logits = self.session.ask(self.image, points, box=box)
         choice, rule = choose(masks, scores, similarity, points, logits), f"the mask rule {name_of(choose)}"
         if not isinstance(choice, Choice):
             raise InputError(f"{rule} must return a Choice, not {type(choice).__name__}")

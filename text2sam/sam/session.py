@@ -52,6 +52,9 @@ class Session:
         predictor: any :class:`~text2sam.sam.predictor.MaskPredictor`. All pipelines on one predictor must share its session:
             :meth:`of` gives it.
 
+    Attributes:
+        calls: how many times the predictor was asked for masks.
+
     Raises:
         UnsupportedModelError: the predictor lacks a method or an argument.
     """
@@ -61,6 +64,7 @@ class Session:
 
     def __init__(self, predictor: MaskPredictor) -> None:
         self._predictor: Any = check_predictor(predictor)
+        self.calls = 0
         self._lock = threading.RLock()
         self._current: SamImage | None = None
         self._left: dict[str, tuple[Any, ...]] | None = None  # the predictor's attributes, as this session left them
@@ -117,6 +121,7 @@ class Session:
         h, w = image.pixels.shape[:2]
         with self._lock, self._float32():
             self._use(image)
+            self.calls += 1
             try:
                 return predict_points(
                     self._predictor, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w)
@@ -124,6 +129,40 @@ class Session:
             finally:
                 if self._left is not None:  # what predict left behind is no other image
                     self._left = _held(self._predictor)
+
+    def embedding(self, image: SamImage) -> NDArray[np.float32] | None:
+        """What SAM's image encoder made of an image, which is encoded where it is not yet.
+
+        Returns:
+            (C, gh, gw) float32 over the image, without padding; None for predictors that do not keep it as ``SamPredictor``
+            and ``SAM2ImagePredictor`` do.
+        """
+        import torch
+
+        if not self.keeps_state:
+            return None
+        with self._lock:
+            self._use(image)
+        state = image.state or {}
+        held = state.get("features")
+        if held is None and isinstance(state.get("_features"), Mapping):
+            held = state["_features"].get("image_embed")
+        if not isinstance(held, torch.Tensor) or held.ndim != 4 or len(held) != 1:
+            return None
+        features = held.detach().float().cpu()
+        side = getattr(getattr(self._predictor, "transform", None), "target_length", None)
+        if "input_size" not in state or not side:  # SAM 2 squashes the image to a square
+            return features[0].numpy()
+        # the image fills a part of the square, which need not end between two places
+        filled = [length / side * places for length, places in zip(state["input_size"], features.shape[2:], strict=True)]
+        at = [
+            (torch.arange(count) + 0.5) * (share / count) * (2 / places) - 1
+            for share, places in zip(filled, features.shape[2:], strict=True)
+            for count in [max(1, round(share))]
+        ]
+        grid = torch.stack(torch.meshgrid(*at, indexing="ij")[::-1], dim=-1)[None]
+        sampled = torch.nn.functional.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return sampled[0].numpy()
 
     def reset(self) -> None:
         """Makes the predictor forget its image. States that images keep stay with them."""

@@ -58,6 +58,8 @@ class Preset:
         presence: terms of the presence score, fitted so that 0.5 is a good threshold; used with the preset's own CLIP only.
             Measured for the sticker pair; the plain softmax for the others. The photo pair's are in its record.
         scales: shares of ``image_size`` at which CLIP sees an image.
+        fine: whether the maps part things that touch, see :class:`~text2sam.clip.protocol.MapGenerator`; used with the preset's
+            own CLIP only.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Preset:
     description: str
     presence: PresenceTerms = PresenceTerms()
     scales: tuple[float, ...] = (1.0,)
+    fine: bool = False
 
 
 STICKER_PRESENCE = PresenceTerms(offset=-0.4, peak=0.3, rivals=0.2)
@@ -111,6 +114,7 @@ PRESETS: dict[str, Preset] = {
             "ships with the package; knows the things of the sticker world",
             STICKER_PRESENCE,
             STICKER_SCALES,
+            fine=True,
         ),
     )
 }
@@ -242,6 +246,7 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
         presence_offset=terms.offset,
         presence_peak=terms.peak,
         presence_rivals=terms.rivals,
+        fine=chosen.fine and own,
     )
 
 

@@ -1,0 +1,62 @@
+"""A similarity map smoothed over SAM's image embedding: places that look alike to SAM share their similarity."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.errors import InputError
+from text2sam.types import SimilarityMap
+
+SHARPNESS, REACH = 5.0, 0.25
+"""Chosen on tuning photos with MobileSAM, see the lab."""
+
+
+def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH) -> NDArray[np.float32]:
+    """How much each place of an image counts for each other place, by their looks and their distance.
+
+    The weights of a bilateral filter: ``softmax_j(sharpness * cos_ij - (d_ij / reach)**2 / 2)``, where cos is the cosine of two
+    places' embeddings, minus the mean over all places (without which all places of a photo look alike), and d the distance of
+    the places in units of the longer side.
+
+    Args:
+        embedding: (C, gh, gw) float32 over the image.
+        sharpness: at least 0; 0 looks at distances only.
+        reach: above 0, in units of the longer side.
+
+    Returns:
+        (gh, gw, gh, gw) float32, the last two axes add up to 1.
+
+    Raises:
+        InputError: the embedding is not of the shape above.
+    """
+    import torch
+
+    if embedding.ndim != 3 or not embedding.size:
+        raise InputError(f"embedding must be a non-empty array of shape (C, gh, gw), not {embedding.shape}")
+    grid = embedding.shape[1:]
+    looks = torch.from_numpy(np.ascontiguousarray(embedding, np.float32)).flatten(1).T  # (gh*gw, C)
+    looks = torch.nn.functional.normalize(looks - looks.mean(0), dim=1)
+    at = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).reshape(-1, 2) / (reach * max(grid))
+    weights = torch.softmax(sharpness * looks @ looks.T - torch.cdist(at, at).square() / 2, dim=1)
+    return weights.reshape(*grid, *grid).numpy()
+
+
+def smooth(similarity: SimilarityMap, weights: NDArray[np.float32]) -> SimilarityMap:
+    """A map in which each place holds a mean over the places near it that look like it.
+
+    Args:
+        similarity: the map, on any grid over the image; it is resampled bicubically.
+        weights: (gh, gw, gh, gw) float32, see :func:`affinity`.
+
+    Returns:
+        A map of (gh, gw) values, within the range of the resampled map.
+    """
+    import torch
+
+    values = torch.from_numpy(np.ascontiguousarray(similarity.values))
+    grid = weights.shape[2:]
+    if similarity.values.shape != grid:
+        values = torch.nn.functional.interpolate(values[None, None], grid, mode="bicubic", align_corners=False)[0, 0]
+    smoothed = np.tensordot(weights, values.numpy(), axes=2)
+    return SimilarityMap(smoothed, similarity.text, similarity.method)
