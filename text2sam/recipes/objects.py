@@ -29,7 +29,8 @@ class Objects(Recipe):
     The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
     the only one in most images, gets further prompts where the points rule has a method ``around``, as
     :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
-    one; no prompt is sent twice. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) get neither.
+    one, until an object comes that the map does not support; no prompt is sent twice. Maps that are fine
+    (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further prompts, and are searched to the end.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 
@@ -118,6 +119,9 @@ class Objects(Recipe):
                 best = max(answers, key=lambda found: found.score)
                 found.append(replace(best, similarity=similarity))
                 taken[-1] |= best.mask
+                # lower peaks are mostly other things yet, and each costs a call; a fine map's need not be
+                if not view.fine and self._supported(view, found)[-1] is not found[-1]:
+                    break
         return found
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
