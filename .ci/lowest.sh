@@ -22,7 +22,7 @@ lowest=$folder/lowest/bin
 "$uv" pip compile --quiet --resolution lowest-direct --python "$lowest/python" pyproject.toml \
   --extra sticker --extra plot --extra supervision --extra lab --output-file "$folder/lowest.txt"
 grep -E "^[a-z]" "$folder/lowest.txt"
-"$uv" pip install --quiet --python "$lowest/python" -r "$folder/lowest.txt" pytest hypothesis
+"$uv" pip install --quiet --python "$lowest/python" -r "$folder/lowest.txt" pytest pytest-xdist hypothesis
 "$uv" pip install --quiet --python "$lowest/python" --no-deps .
 export PATH=$lowest:$PATH
 
