@@ -21,7 +21,7 @@ Frame = Literal["seen", "stored"]
 """What the labels of a picture with an EXIF rotation lie over: the picture as a person sees it, or as it is stored."""
 
 Colour = Literal["number", "corner"]
-"""How a number is in a colour: red + 256 * green, as ImageNet-S has it; or 1 where red is on, plus 2 for green and 4 for blue."""
+"""How a number is in a colour: red + 256 * green, as ImageNet-S has it; or 1 where red is on, 2 for green and 4 for blue."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")

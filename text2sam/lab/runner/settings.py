@@ -68,8 +68,8 @@ RULES: Mapping[RunTask, str] = {
     ),
     "camouflage": (
         "A sample is the min-max map over an image of one class that is in it, compared as a soft mask with the class's pixels "
-        "by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean absolute error "
-        "(MAE, lower is better), all in [0, 1], means over samples. Ignored pixels (255) are off"
+        "by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean absolute "
+        "error (MAE, lower is better), all in [0, 1], means over samples. Ignored pixels (255) are off"
     ),
 }
 """What each figure is."""
