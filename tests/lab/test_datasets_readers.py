@@ -269,7 +269,7 @@ def test_labels_of_another_size(name: str, tmp_path: Path) -> None:
     WHOLE[name](tmp_path)
     sample = open_dataset(name, tmp_path)[0]
     assert sample.label_path is not None
-    Image.fromarray(np.zeros((3, 9), np.uint8)).save(sample.label_path)
+    Image.fromarray(np.ones((3, 9), np.uint8)).save(sample.label_path)
     with pytest.raises(InputError, match=r"3 x 9 pixels .* its picture 4 x 6") as caught:
         sample.semantic  # noqa: B018
     assert str(sample.label_path) in str(caught.value)
@@ -811,7 +811,7 @@ def test_potsdam_colours(tmp_path: Path, labels: str) -> None:
     grey(first, 0)
     with pytest.raises(ImageError, match="of mode L"):
         open_dataset("potsdam", tmp_path)[0].semantic  # noqa: B018
-    with pytest.raises(MissingDataError, match="top_potsdam_2_10, .* and 19 more"):
+    with pytest.raises(MissingDataError, match=r"top_potsdam_2_10, .* and 19 more"):
         open_dataset("potsdam", tmp_path, split="train")
 
 

@@ -238,7 +238,8 @@ def test_camouflage_is_the_package_over_all_samples(surgery: ClipSurgery, datase
     result = measure(surgery, dataset, settings_of("camouflage", "surgery"))
     measures = sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure(), sod.MAE()
     for sample in dataset:
-        for name, similarity in zip(CLASSES[1:], surgery.similarity(sample.image, CLASSES[1:]), strict=True):
+        maps = surgery.similarity(sample.image, CLASSES[1:], against=CLASSES[1:])
+        for name, similarity in zip(CLASSES[1:], maps, strict=True):
             for each in measures:
                 each.step(similarity.to_image(SHAPE).astype(np.float64), sample.masks[name], normalize=False)
     s, e, f, mae = (each.get_results() for each in measures)
@@ -255,7 +256,7 @@ def test_without_pysodmetrics_nothing_is_encoded(dataset: Dataset, monkeypatch: 
     surgery = tiny_surgery()
     encoded = count_calls(surgery.model.visual.conv1)
     monkeypatch.setitem(sys.modules, "py_sod_metrics", None)
-    with pytest.raises(MissingDependencyError, match="'pysodmetrics'.*pip install"):
+    with pytest.raises(MissingDependencyError, match=r"'pysodmetrics'.*pip install"):
         measure(surgery, dataset, settings_of("camouflage"))
     assert not encoded
 
