@@ -43,6 +43,8 @@ def run(line: str) -> Any:
         ("evaluate recognition voc --preset none", "none"),
         ("evaluate recognition voc --sam-checkpoint x.pt", "CLIP alone"),
         ("evaluate recognition voc --scales a", "--scales"),
+        ("evaluate semantic voc --tiles a", "--tiles"),
+        ("evaluate semantic voc --tiles auto --window 9", "one of the two"),
     ],
 )
 def test_unusable_options(line: str, message: str, calls: list[Any]) -> None:
@@ -69,7 +71,7 @@ def test_tasks(calls: list[Any]) -> None:
     line = "evaluate explainability voc --root d --compare all --average classes --image-size 96 --templates short --limit 3"
     assert run(line).exit_code == 0
     [((settings, name, choice), options)] = calls
-    assert (settings.task, settings.average, len(settings.methods), name) == ("explainability", "classes", len(METHODS), "voc")
+    assert (settings.task, settings.average, set(settings.methods), name) == ("explainability", "classes", set(METHODS), "voc")
     assert choice == runner.ModelChoice(image_size=96, short_templates=True)
     assert (options["root"], options["limit"], options["options"], options["json_output"]) == (Path("d"), 3, {}, False)
 

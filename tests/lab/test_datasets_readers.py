@@ -151,6 +151,26 @@ def folder(root: Path) -> None:
     text(root / "classes.txt", "background\ncat, kitten, pussycat\ndog\n\n")
 
 
+POTSDAM_TEST = "2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13"
+COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
+
+
+def cod10k(root: Path, pictures: str = "Test/Image", masks: str = "Test/GT_Object") -> None:
+    photo(root / pictures / "COD10K-CAM-1-Aquatic-13-Pipefish-852.jpg")
+    grey(root / masks / "COD10K-CAM-1-Aquatic-13-Pipefish-852.png", (0, 0, 255, 255, 0, 0))
+
+
+def potsdam(root: Path, colours: Any = COLOURS, labels: str = "5_Labels_all_noBoundary") -> Path:
+    """Gives the first label file; its columns have the colours."""
+    ending = "label_noBoundary" if labels.endswith("noBoundary") else "label"
+    (root / labels).mkdir(parents=True)
+    for area in POTSDAM_TEST.split():
+        photo(root / f"2_Ortho_RGB/top_potsdam_{area}_RGB.tif")
+        values = np.broadcast_to(np.array(colours, np.uint8), (*SHAPE, 3))
+        Image.fromarray(values.copy()).save(root / labels / f"top_potsdam_{area}_{ending}.tif")
+    return root / labels / f"top_potsdam_2_13_{ending}.tif"
+
+
 WHOLE: dict[str, Callable[[Path], object]] = {
     "voc": voc,
     "context": context,
@@ -162,6 +182,8 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     "nus-wide": nus_wide,
     "camvid": camvid,
     "folder": folder,
+    "cod10k": cod10k,
+    "potsdam": potsdam,
 }
 
 
@@ -242,12 +264,12 @@ def test_a_broken_file_is_told_when_it_is_asked_for(name: str, tmp_path: Path) -
         data[0].shape  # noqa: B018
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE.keys() - {"nus-wide", "coco", "imagenet-s50"}))
+@pytest.mark.parametrize("name", sorted(WHOLE.keys() - {"nus-wide", "coco", "imagenet-s50", "potsdam"}))
 def test_labels_of_another_size(name: str, tmp_path: Path) -> None:
     WHOLE[name](tmp_path)
     sample = open_dataset(name, tmp_path)[0]
     assert sample.label_path is not None
-    Image.fromarray(np.zeros((3, 9), np.uint8)).save(sample.label_path)
+    Image.fromarray(np.ones((3, 9), np.uint8)).save(sample.label_path)
     with pytest.raises(InputError, match=r"3 x 9 pixels .* its picture 4 x 6") as caught:
         sample.semantic  # noqa: B018
     assert str(sample.label_path) in str(caught.value)
@@ -743,6 +765,54 @@ def test_camvid_as_it_is(shared_data: Path) -> None:
         assert (mask == (other == known.CAMVID.index(name))).all()
     assert (sample.ignored == (other == 11)).all()
     assert {"road", "car"} <= set(sample.labels)
+
+
+# COD10K, Potsdam
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("Test/Image", "Test/GT_Object"),
+        ("TestDataset/COD10K/Imgs", "TestDataset/COD10K/GT"),
+        ("COD10K-v3/Test/Image", "COD10K-v3/Test/GT_Object"),
+    ],
+)
+def test_cod10k_leaves_out_pictures_in_which_nothing_hides(tmp_path: Path, places: tuple[str, str]) -> None:
+    cod10k(tmp_path, *places)
+    photo(tmp_path / places[0] / "COD10K-NonCAM-5-Other-69-Other-1.jpg")
+    data = open_dataset("cod10k", tmp_path)
+    assert data.ids == ("COD10K-CAM-1-Aquatic-13-Pipefish-852",)
+    assert data.classes == ("background", "camouflaged animal")
+    assert row(data) == [0, 0, 1, 1, 0, 0]
+    assert list(open_dataset("cod10k", tmp_path, label=" fish")[0].masks) == ["fish"]
+    photo(tmp_path / places[0] / "COD10K-CAM-2.jpg")
+    with pytest.raises(MissingDataError, match="COD10K-CAM-2"):
+        open_dataset("cod10k", tmp_path)
+    with pytest.raises(InputError, match="not be an empty text"):
+        open_dataset("cod10k", tmp_path, label=" ")
+
+
+@pytest.mark.parametrize("labels", ["5_Labels_all_noBoundary", "5_Labels_all"])
+def test_potsdam_colours(tmp_path: Path, labels: str) -> None:
+    first = potsdam(tmp_path, labels=labels)
+    data = open_dataset("potsdam", tmp_path)
+    assert (len(data), data.options["labels"], data.prompts[0]) == (14, labels, "road")
+    assert row(data) == [0, 1, 2, 3, 4, 5]
+    assert row(open_dataset("potsdam", tmp_path, clutter=False)) == [0, 1, 2, 3, 4, IGNORE]
+    values = np.broadcast_to(np.array([(0, 0, 0), (252, 255, 3), *COLOURS[2:]], np.uint8), (*SHAPE, 3)).copy()
+    Image.fromarray(values).save(first)
+    assert row(open_dataset("potsdam", tmp_path)) == [IGNORE, 4, 2, 3, 4, 5]
+    for colour, error, says in (((255, 0, 255), InputError, "the numbers 5"), ((255, 128, 0), ImageError, "fully on or off")):
+        values[:, 0] = colour
+        Image.fromarray(values).save(first)
+        with pytest.raises(error, match=says):
+            open_dataset("potsdam", tmp_path)[0].semantic  # noqa: B018
+    grey(first, 0)
+    with pytest.raises(ImageError, match="of mode L"):
+        open_dataset("potsdam", tmp_path)[0].semantic  # noqa: B018
+    with pytest.raises(MissingDataError, match=r"top_potsdam_2_10, .* and 19 more"):
+        open_dataset("potsdam", tmp_path, split="train")
 
 
 # any folder

@@ -247,7 +247,8 @@ def test_stuff_can_be_asked_for_in_plain_words() -> None:
 
 def test_registry() -> None:
     assert set(DATASETS) == {
-        "voc", "context", "coco", "coco-stuff", "cityscapes", "ade", "imagenet-s50", "nus-wide", "camvid", "folder", "sticker"
+        "voc", "context", "coco", "coco-stuff", "cityscapes", "ade", "imagenet-s50", "nus-wide", "camvid", "cod10k",
+        "potsdam", "folder", "sticker",
     }  # fmt: skip
     assert DATASETS["voc"].split == "val"
     assert DATASETS["voc"].options == {"background": True, "labels": "SegmentationClass", "frame": "seen"}

@@ -26,6 +26,7 @@ from text2sam.lab.metrics import (
     mean_average_precision,
     ranked_average_precision,
     row_means,
+    soft_mask_scores,
     weighted_ratio,
 )
 
@@ -66,6 +67,8 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
         (lambda: map_sample("cat", np.zeros((2, 2)), np.ones((2, 3), bool)), "of that shape"),
         (lambda: map_sample("cat", np.zeros((2, 2)), np.ones((2, 2), bool), (0.5, 0.5)), "ascend"),
         (lambda: explainability([]), "at least one sample"),
+        (lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2))), "a bool array"),
+        (lambda: soft_mask_scores(np.full((2, 2), 2.0), np.ones((2, 2), bool)), r"in \[0, 1\]"),
         (lambda: MapSample("cat", np.array([1.5]), 0.5, 0.5), "ious"),
         (lambda: MapSample("cat", np.array([0.5]), 1.5, 0.5), "foreground"),
     ],
@@ -75,17 +78,43 @@ def test_bad_arguments(call: Any, message: str) -> None:
         call()
 
 
-def test_scikit_learn_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("sklearn", lambda: auroc([1.0], [0.0])),
+        ("py_sod_metrics", lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2), bool))),
+    ],
+)
+def test_packages_are_asked_for_by_their_extra(monkeypatch: pytest.MonkeyPatch, package: str, call: Any) -> None:
     real = builtins.__import__
 
     def without(name: str, *more: Any) -> Any:
-        if name == "sklearn":
+        if name == package:
             raise ImportError(name)
         return real(name, *more)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match=r'pip install "text2sam\[lab\]"'):
-        auroc([1.0], [0.0])
+        call()
+
+
+def test_scores_of_soft_masks() -> None:
+    pytest.importorskip("py_sod_metrics")
+    whole = np.ones((4, 4), bool)
+    # everything is on: S is the mean, and a quarter of the 256 thresholds lets a value of 0.25 through
+    s, e, _, mae = soft_mask_scores(np.full((4, 4), 0.25), whole)
+    assert (s, e, mae) == pytest.approx((0.25, 64 / 256, 0.75))
+    mask = np.zeros((9, 12), bool)
+    mask[2:5, 3:8] = True
+    s, e, f, mae = soft_mask_scores(mask.astype(np.float32), mask)
+    assert (s, e, f, mae) == pytest.approx((1, 1, 1, 0), abs=0.01)
+    s, e, f, mae = soft_mask_scores(1.0 - mask, mask)
+    assert (s, f, mae) == pytest.approx((0, 0, 1), abs=0.01)
+    assert e < 0.02
+    assert soft_mask_scores(np.ones((1, 1)), np.ones((1, 1), bool)).tolist() == pytest.approx([1, 1, 1, 0])
+    mask[:] = False
+    mask[-1, 4] = True  # a quarter of the S-measure is empty
+    assert np.isfinite(soft_mask_scores(mask.astype(float), mask)).tolist() == [False, True, True, True]
 
 
 def test_matching_is_one_to_one_and_the_threshold_counts() -> None:

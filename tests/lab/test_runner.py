@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -15,16 +16,21 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import test_datasets_readers as readers
 import torch
+import typer
 from helpers import RESNET, TEXT, VIT, count_calls, picture, tiny_clip, tiny_surgery, tokenizer
 from PIL import Image
+from typer.testing import CliRunner
 
 from text2sam.clip.attention import METHODS
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import InputError, OutputError, PromptError, UnsupportedModelError, WeightsError
+from text2sam.errors import InputError, MissingDependencyError, OutputError, PromptError, UnsupportedModelError, WeightsError
+from text2sam.lab import cli as lab_cli
 from text2sam.lab import runner
 from text2sam.lab.datasets import Dataset, Sample, open_dataset, subset
 from text2sam.lab.metrics import (
+    SOFT_SCORES,
     ConfusionMatrix,
     MapSample,
     bootstrap_weights,
@@ -39,7 +45,7 @@ from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
 from text2sam.lab.runner.report import markdown, notes, rows, table
-from text2sam.lab.runner.settings import RUN_TASKS, SOURCES, methods_of, parse_methods
+from text2sam.lab.runner.settings import SOURCES, methods_of, parse_methods
 from text2sam.lab.runner.tasks import (
     Recognition,
     Semantic,
@@ -49,6 +55,8 @@ from text2sam.lab.runner.tasks import (
 from text2sam.tasks import recognize, segment_semantic
 from text2sam.tasks.recognition import SCORES
 
+HAS_SOD = importlib.util.find_spec("py_sod_metrics") is not None
+RUN_TASKS = [task for task in runner.settings.RUN_TASKS if task != "camouflage" or HAS_SOD]
 CLASSES = ("background", "cat", "dog", "red apple")
 SHAPE = (20, 28)
 QUICK = {"resamples": 20}
@@ -56,6 +64,7 @@ COMPARED = {
     "recognition": SCORES,
     "semantic": ("architecture", "surgery", "itsm", "sclip"),
     "explainability": ("surgery", "itsm", "rclip", "gem"),
+    "camouflage": ("surgery", "itsm", "rclip"),
 }
 
 
@@ -149,6 +158,8 @@ def test_settings_are_checked() -> None:
         ("semantic", {"methods": ("itsm", "itsm")}, "each once"),
         ("semantic", {"threshold_rule": "class"}, "threshold_rule is for explainability"),
         ("explainability", {"window": 8}, "window is for semantic"),
+        ("explainability", {"tiles": "auto"}, "tiles is for semantic"),
+        ("semantic", {"tiles": True}, "tiles must be"),
         ("recognition", {"label_set": False}, "label_set is for explainability"),
         ("recognition", {"methods": ("gem",)}, "cosine"),
         ("explainability", {"threshold_rule": "pixel"}, "dataset, class, image"),
@@ -220,6 +231,34 @@ def test_semantic_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, opti
         assert figures["miou_without_background"] == 100 * matrix.miou(0)
         assert figures["pixels"] == 5 * (20 * 28 - 12)  # the ignored ones do not count
         assert figures["intervals"]["miou"][0] <= figures["miou"] <= figures["intervals"]["miou"][1]
+
+
+def test_camouflage_is_the_package_over_all_samples(surgery: ClipSurgery, dataset: Dataset) -> None:
+    sod = pytest.importorskip("py_sod_metrics")
+    result = measure(surgery, dataset, settings_of("camouflage", "surgery"))
+    measures = sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure(), sod.MAE()
+    for sample in dataset:
+        maps = surgery.similarity(sample.image, CLASSES[1:], against=CLASSES[1:])
+        for name, similarity in zip(CLASSES[1:], maps, strict=True):
+            for each in measures:
+                each.step(similarity.to_image(SHAPE).astype(np.float64), sample.masks[name], normalize=False)
+    s, e, f, mae = (each.get_results() for each in measures)
+    found = result["figures"]["surgery"]
+    assert found["samples"] == 3 * len(dataset)
+    expected = (s["sm"], e["em"]["curve"].mean(), f["wfm"], mae["mae"])
+    assert [found[name] for name in SOFT_SCORES] == pytest.approx(list(expected), abs=1e-4)
+    low, high = found["intervals"]["s_measure"]
+    assert low < found["s_measure"] < high
+    assert rows(result)[1][1].startswith(f"{found['s_measure']:.3f} [")
+
+
+def test_without_pysodmetrics_nothing_is_encoded(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    surgery = tiny_surgery()
+    encoded = count_calls(surgery.model.visual.conv1)
+    monkeypatch.setitem(sys.modules, "py_sod_metrics", None)
+    with pytest.raises(MissingDependencyError, match=r"'pysodmetrics'.*pip install"):
+        measure(surgery, dataset, settings_of("camouflage"))
+    assert not encoded
 
 
 def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:
@@ -400,6 +439,24 @@ def test_windows_are_encoded_once(dataset: Dataset) -> None:
     assert sum(shape[0] for shape in encoded) == windows
 
 
+def test_tiles_are_encoded_once(dataset: Dataset) -> None:
+    surgery = tiny_surgery()
+    encoded = count_calls(surgery.model.visual.conv1)
+    one = subset(dataset, 1)
+    matrix = ConfusionMatrix(len(CLASSES))
+    features = surgery.encode_image(one[0].image, methods=["itsm"], tiles=10)
+    assert features.grid != surgery.encode_image(one[0].image).grid
+    matrix.add(segment_semantic(surgery, features, CLASSES, method="itsm").classes.astype(int), one[0].semantic)
+    encoded.clear()
+    surgery.encode_image(one[0].image, tiles=10)
+    windows = sum(shape[0] for shape in encoded)
+    encoded.clear()
+    result = measure(surgery, one, settings_of("semantic", tiles=10))
+    assert sum(shape[0] for shape in encoded) == windows > 1
+    assert result["figures"]["itsm"]["confusion"] == matrix.counts.tolist()
+    assert result["settings"]["tiles"] == 10
+
+
 def test_one_pass_forgets_and_is_no_copy(surgery: ClipSurgery) -> None:
     passing = OnePass(surgery, ["gem"])
     image = picture(0)
@@ -407,8 +464,10 @@ def test_one_pass_forgets_and_is_no_copy(surgery: ClipSurgery) -> None:
     assert passing.encode_image(image.copy()) is first
     assert passing.encode([image])[0] is first
     assert passing.encode_image(np.ascontiguousarray(image[:, ::-1])) is not first
-    assert passing.encode_image(image, tiles=8).grid != first.grid
-    assert passing.pictures == 2
+    tiled = passing.encode_image(image, tiles=8)
+    assert tiled.grid != first.grid
+    assert passing.encode_image(image, tiles=8) is tiled
+    assert passing.pictures == 3
     passing.forget()
     assert passing.encode_image(image) is not first
     assert passing.model is surgery.model
@@ -621,10 +680,12 @@ def test_errors_of_the_measuring_itself_are_not_swallowed(
 
 
 def same_setting(figure: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery]:
-    data = dataclasses.replace(one_picture(np.zeros((4, 4)), background=False), name=figure.dataset, split=figure.split)
+    data = one_picture(np.zeros((4, 4)), background=figure.background)
+    data = dataclasses.replace(data, name=figure.dataset, split=figure.split)
     clip = tiny_clip(vision={"patch_size": 32, "image_size": 64})
     surgery = tiny_surgery(clip, image_size=figure.image_size, templates=None)
-    return data, settings_of(figure.task, figure.method), ModelInfo(figure.model, figure.pretrained), surgery
+    settings = settings_of(figure.task, figure.method, tiles=figure.tiles)
+    return data, settings, ModelInfo(figure.model, figure.pretrained), surgery
 
 
 @pytest.mark.parametrize("figure", PUBLISHED, ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}")
@@ -636,7 +697,7 @@ def test_published_figures_stand_only_in_their_setting(figure: Any) -> None:
         (dataclasses.replace(data, name="ade"), settings, model, surgery),
         (dataclasses.replace(data, split="train"), settings, model, surgery),
         (dataclasses.replace(data, options={"limit": 10}), settings, model, surgery),
-        (dataclasses.replace(data, background=True), settings, model, surgery),
+        (dataclasses.replace(data, background=not data.background), settings, model, surgery),
         (data, dataclasses.replace(settings, methods=(other_method,)), model, surgery),
         (data, dataclasses.replace(settings, synonyms=True), model, surgery),
         (data, settings, dataclasses.replace(model, name="ViT-B-16"), surgery),  # without QuickGELU
@@ -649,15 +710,20 @@ def test_published_figures_stand_only_in_their_setting(figure: Any) -> None:
         (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size, templates=None, scales=(1.0, 0.5))),
     ]
     if figure.task == "semantic":
-        others.append((data, dataclasses.replace(settings, window=224), model, surgery))
+        others.append((data, dataclasses.replace(settings, tiles=False, window=224), model, surgery))
+        others.append((data, dataclasses.replace(settings, tiles=64), model, surgery))
     if figure.task == "explainability":
         others.append((data, dataclasses.replace(settings, threshold_rule="image"), model, surgery))
         others.append((data, dataclasses.replace(settings, label_set=False), model, surgery))
-    assert [published_for(*other) for other in others] == [{}] * len(others)
+    if figure.dataset in ("coco", "potsdam", "cod10k"):
+        changed = {"coco": {"annotations": "x.json"}, "potsdam": {"clutter": False}, "cod10k": {"label": "fish"}}
+        others.append((dataclasses.replace(data, options=changed[figure.dataset]), settings, model, surgery))
+    found = [by_name for other in others for by_name in published_for(*other).values()]
+    assert figure not in [each for by_name in found for each in by_name.values()]
 
 
 def test_published_figures_are_those_of_the_papers() -> None:
-    values = {(p.task, p.dataset, p.method, p.figure): p.value for p in PUBLISHED}
+    values = {(p.task, p.dataset, p.method, p.figure): p.value for p in PUBLISHED if not p.background}
     assert values["semantic", "cityscapes", "architecture", "miou"] == 31.4
     assert values["recognition", "nus-wide", "surgery", "map"] == 39.99
     assert {p.note for p in PUBLISHED if p.task == "explainability"} == {"second-hand"}
@@ -666,7 +732,7 @@ def test_published_figures_are_those_of_the_papers() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_published_figures_in_the_table(known: bool) -> None:
-    data, _, model, surgery = same_setting(next(p for p in PUBLISHED if p.dataset == "context" and p.task == "semantic"))
+    data, _, model, surgery = same_setting(next(p for p in PUBLISHED if p.dataset == "context" and p.value == 29.3))
     surgery.prompts._memory.update(dict.fromkeys([*CLASSES, ""], torch.ones(16) / 4))  # 85 templates cost too much here
     result = measure(surgery, data, settings_of("semantic", "architecture", "itsm"), model=model if known else None)
     head, *lines = rows(result)
@@ -751,6 +817,40 @@ def test_untrained(dataset: Dataset, tmp_path: Path) -> None:
     assert untrained_clip("tiny-resnet").visual.attnpool is not None
     with pytest.raises(InputError, match="no checkpoint"):
         ModelChoice(untrained=True, clip_checkpoint="x.pt")
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+@pytest.mark.parametrize(
+    ("line", "heads"),
+    [
+        ("semantic coco", 81),
+        ("semantic context --background", 60),
+        ("semantic potsdam --tiles 4 --compare architecture,surgery", 6),
+        ("camouflage cod10k --compare all", 1),
+        ("recognition nus-wide", 81),
+    ],
+)
+def test_rows_of_the_published_tables_on_tiny_trees(line: str, heads: int, tmp_path: Path) -> None:
+    if line.startswith("camouflage"):
+        pytest.importorskip("py_sod_metrics")
+    name = line.split()[1]
+    readers.WHOLE[name](tmp_path)
+    if name == "coco":
+        categories = [{"id": i, "name": each} for i, each in enumerate(readers.known.COCO)]
+        readers.coco(tmp_path, readers.annotation(), categories=categories)
+    app = typer.Typer()
+    lab_cli.register(app)
+    options = f"--root {tmp_path} --untrained --image-size 16 --depth 2 --templates short --device cpu --out {tmp_path}/r.json"
+    result = CliRunner().invoke(app, f"evaluate {line} {options}".split())
+    assert result.exit_code == 0, result.exception
+    assert "meaningless" in result.stdout
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["images"]["measured"] >= 1
+    assert written["published"] == {}
+    dataset = written["dataset"]
+    assert len(dataset["classes"]) - (name == "cod10k") == heads
+    for figures in written["figures"].values():
+        assert figures.get("miou", figures.get("s_measure", figures.get("map"))) is not None
 
 
 def test_which_model_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
-from text2sam.cli.options import Device, ModelOptions, OptionGroup, option, with_options
+from text2sam.cli.options import Device, ModelOptions, OptionGroup, Tiles, option, parse_tiles, with_options
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -203,13 +203,14 @@ class ClipOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class DataOptions(OptionGroup):
-    """A data set, methods, and where the result goes: the options of ``evaluate recognition | semantic | explainability``."""
+    """A data set, methods, and where the result goes: the options of ``evaluate recognition | semantic | ...``."""
 
     dataset: Annotated[
         str,
         typer.Argument(
             metavar="DATASET",
-            help="voc, context, coco, coco-stuff, cityscapes, ade, imagenet-s50, nus-wide, camvid, folder or sticker.",
+            help="voc, context, coco, coco-stuff, cityscapes, ade, imagenet-s50, nus-wide, camvid, cod10k, potsdam, folder or "
+            "sticker.",
             show_default=False,
         ),
     ]
@@ -342,6 +343,7 @@ def evaluate_semantic(
     short_side: Annotated[
         int | None, option("--short-side", "PIXELS", "Resize the shorter side to this for the windows.", min=1)
     ] = None,
+    tiles: Tiles = None,
     as_json: Json = False,
 ) -> None:
     """Measure the class of each pixel: mIoU of architecture, surgery, features, itsm, rclip, maskclip, sclip, clearclip,
@@ -356,6 +358,7 @@ def evaluate_semantic(
         window=window,
         stride=stride,
         short_side=short_side,
+        tiles=parse_tiles(tiles),
     )
 
 
@@ -401,3 +404,11 @@ def evaluate_explainability(
         threshold_rule=cast("ThresholdRule", threshold_rule),
         average=cast("Average", average),
     )
+
+
+@evaluate.command("camouflage", epilog=CODES_HELP)
+@with_options
+def evaluate_camouflage(data: DataOptions, clip: ClipOptions, background: Background = None, as_json: Json = False) -> None:
+    """Measure the map of each class in an image as a soft mask: S-, E- and weighted F-measure and MAE of surgery, architecture,
+    features, itsm, rclip, maskclip, sclip, clearclip, naclip, gem, pearl, resclip."""
+    data.run("camouflage", clip, as_json, background=background)

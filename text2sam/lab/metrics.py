@@ -2,11 +2,13 @@
 
 A bootstrap that draws whole scenes or images needs every figure under whole-number weights: a scene drawn twice counts
 twice. So the functions here take weights instead of copies. AUROC, average precision and confusion matrices are
-scikit-learn's; the average precision of COCO, which interpolates, is not part of scikit-learn.
+scikit-learn's; the average precision of COCO, which interpolates, is not part of scikit-learn. S-, E- and weighted F-measure
+are pysodmetrics'.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -24,6 +26,9 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 MAP_THRESHOLDS = tuple(k / 100 for k in range(101))
 """0, 0.01, ..., 1: among these the threshold of a similarity map is searched."""
 
+SOFT_SCORES = ("s_measure", "e_measure", "weighted_f", "mae")
+"""What :func:`soft_mask_scores` gives, in order."""
+
 NAN = float("nan")
 
 
@@ -38,6 +43,19 @@ def scikit_learn() -> Any:
     except ImportError as error:
         raise MissingDependencyError("scikit-learn", "measuring", "lab") from error
     return metrics
+
+
+def sod_metrics() -> Any:
+    """The module ``py_sod_metrics``.
+
+    Raises:
+        MissingDependencyError: pysodmetrics is not installed.
+    """
+    try:
+        import py_sod_metrics
+    except ImportError as error:
+        raise MissingDependencyError("pysodmetrics", "measuring camouflaged objects", "lab") from error
+    return py_sod_metrics
 
 
 def match_detections(ious: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:
@@ -375,6 +393,40 @@ def map_sample(
     hits, wrong = (np.cumsum(n[::-1])[::-1][1:] for n in (on, off))  # (K,) pixels at or above each threshold
     background = float(v[~m].mean()) if not m.all() else NAN
     return MapSample(name, hits / (on.sum() + wrong), float(v[m].mean()), background)
+
+
+def soft_mask_scores(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Compares a map with a mask as the benchmarks of camouflaged and salient objects do, by the package pysodmetrics.
+
+    S-measure (Fan et al., ICCV 2017), mean E-measure over 256 thresholds (Fan et al., IJCAI 2018), weighted F-measure (Margolin
+    et al., CVPR 2014), mean absolute error.
+
+    Args:
+        values: (H, W) in [0, 1].
+        mask: (H, W) bool.
+
+    Returns:
+        (4,) float64 in [0, 1], in the order of :data:`SOFT_SCORES`; the S-measure is NaN where the mask's centroid lies in the
+        last row or column, which leaves it an empty quarter.
+
+    Raises:
+        InputError: an argument is not of the kind above.
+        MissingDependencyError: pysodmetrics is not installed.
+    """
+    v, m = np.asarray(values, np.float64), np.asarray(mask)
+    if v.ndim != 2 or not v.size or m.shape != v.shape or m.dtype != np.bool_ or not (v.min() >= 0 and v.max() <= 1):
+        raise InputError(
+            f"values must be (H, W) in [0, 1] and mask a bool array of that shape, not {v.shape} and {m.dtype} {m.shape}"
+        )
+    kinds = sod_metrics()
+    measures = (kinds.Smeasure(), kinds.Emeasure(), kinds.WeightedFmeasure(), kinds.MAE())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # means of empty quarters
+        for measure in measures:
+            measure.step(v, m, normalize=False)
+    s, e, f, error = (measure.get_results() for measure in measures)
+    # the E-measure divides by one pixel less than there are
+    return np.array([s["sm"], np.minimum(e["em"]["curve"], 1).mean(), f["wfm"], error["mae"]], np.float64)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 from text2sam.errors import InputError
+from text2sam.lab.datasets.aerial import open_potsdam
+from text2sam.lab.datasets.camouflage import open_cod10k
 from text2sam.lab.datasets.coco import open_coco, open_coco_stuff
 from text2sam.lab.datasets.folder import open_folder
 from text2sam.lab.datasets.layout import MissingDataError
@@ -83,6 +85,8 @@ _OPENERS: dict[str, Callable[..., Dataset]] = {
     "imagenet-s50": open_imagenet_s,
     "nus-wide": open_nus_wide,
     "camvid": open_camvid,
+    "cod10k": open_cod10k,
+    "potsdam": open_potsdam,
     "folder": open_folder,
     "sticker": open_sticker,
 }

@@ -66,7 +66,7 @@ def open_folder(
         if label is not None:
             layout.need(f"masks in {labels}", photos, files[label.strip()])
         layout.check()
-        return _binary(layout, split, photos, files, background, frame, options)
+        return of_masks("folder", layout, split, photos, files, background, frame, options)
     listed = layout.file(base, "classes.txt")
     layout.check()
     classes, others = _classes(listed)
@@ -92,7 +92,8 @@ def _classes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     return tuple(line[0] for line in lines), {line[0]: tuple(line[1:]) for line in lines if len(line) > 1}
 
 
-def _binary(
+def of_masks(
+    name: str,
     layout: disk.Layout,
     split: str,
     photos: Mapping[str, Path],
@@ -101,13 +102,21 @@ def _binary(
     frame: str,
     options: Mapping[str, object],
 ) -> Dataset:
+    """A data set of binary masks, as :func:`open_folder` describes it.
+
+    Args:
+        name, split, background, frame, options: of the data set.
+        layout: has its root and title.
+        photos: id -> picture, in order.
+        files: class -> id -> mask.
+    """
     ids = tuple(photos)
     things = tuple(files)
     classes = with_background(things, background)
 
     def make(place: int) -> Sample:
         photo = ids[place]
-        masks = {name: files[name][photo] for name in things if photo in files[name]}
+        masks = {thing: files[thing][photo] for thing in things if photo in files[thing]}
         return Sample(
             photo,
             classes,
@@ -120,7 +129,7 @@ def _binary(
         )
 
     return Dataset(
-        "folder", layout.title, classes, background, ("recognition", "semantic", "explainability"), ids, make,
-        split=split, root=layout.root, options={"background": background, "frame": frame, **options},
-        synonyms=names.synonyms(classes),
+        name, layout.title, classes, background, ("recognition", "semantic", "explainability"), ids, make,
+        split=split, root=layout.root, homepage="" if name == "folder" else layout.homepage,
+        options={"background": background, "frame": frame, **options}, synonyms=names.synonyms(classes),
     )  # fmt: skip

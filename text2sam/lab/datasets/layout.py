@@ -20,6 +20,9 @@ from text2sam.lab.datasets.sample import IGNORE
 Frame = Literal["seen", "stored"]
 """What the labels of a picture with an EXIF rotation lie over: the picture as a person sees it, or as it is stored."""
 
+Colour = Literal["number", "corner"]
+"""How a number is in a colour: red + 256 * green, as ImageNet-S has it; or 1 where red is on, 2 for green and 4 for blue."""
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -27,6 +30,7 @@ _MOST_TEXT = 1 << 28
 _MOST_JSON = 1 << 31
 _SHOWN = 5
 _ORIENTATION = 0x0112
+_IMPURE = 8
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -263,12 +267,12 @@ def picture_shape(path: Path, frame: str = "seen") -> tuple[int, int]:
     return (w, h) if turned else (h, w)
 
 
-def read_values(path: Path, *, colour: bool = False) -> NDArray[np.int32]:
-    """A label file: numbers, not colours.
+def read_values(path: Path, *, colour: Colour | None = None) -> NDArray[np.int32]:
+    """A label file: numbers, not colours, where ``colour`` does not say so.
 
     Args:
         path: 8-bit or 16-bit grey, or a palette, whose indexes are taken and whose colours are not.
-        colour: the numbers are in the colours instead, red + 256 * green, as ImageNet-S has them.
+        colour: the numbers are in the colours instead.
 
     Returns:
         (H, W) int32.
@@ -277,6 +281,11 @@ def read_values(path: Path, *, colour: bool = False) -> NDArray[np.int32]:
         ImageError: the file is missing, broken, compressed with loss, or of another kind.
     """
     mode, values = _decode(path)
+    if colour == "corner":
+        if mode != "RGB" or ((values >= _IMPURE) & (values <= 255 - _IMPURE)).any():
+            raise ImageError(f"{path} must be RGB with each of red, green and blue fully on or off; it is of mode {mode}")
+        numbers: NDArray[np.int32] = np.packbits(values > 127, axis=2, bitorder="little")[..., 0].astype(np.int32)
+        return numbers
     if colour:
         if mode != "RGB" or values[..., 2].any():
             raise ImageError(f"{path} must be RGB with the class as red + 256 * green, and no blue; it is of mode {mode}")
@@ -341,7 +350,7 @@ def counted(classes: int, background: bool) -> dict[int, int]:
     return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
 
 
-def read_semantic(path: Path, table: NDArray[np.int32], *, colour: bool = False) -> NDArray[np.int32]:
+def read_semantic(path: Path, table: NDArray[np.int32], *, colour: Colour | None = None) -> NDArray[np.int32]:
     """A label file as a class map.
 
     Args:

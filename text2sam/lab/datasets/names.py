@@ -86,6 +86,9 @@ NUS_WIDE = _split(
 CAMVID = _split("sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist, unlabelled")
 """CamVid in the layout of SegNet, numbers 0 to 11; the last one is ignored."""
 
+POTSDAM = _split("impervious surfaces, building, low vegetation, tree, car, clutter")
+"""ISPRS Potsdam's, in the order of the benchmark."""
+
 IMAGENET_S50 = {
     "n01443537": "goldfish", "n01491361": "tiger shark", "n01531178": "goldfinch", "n01644373": "tree frog",
     "n02104029": "kuvasz", "n02119022": "red fox", "n02123597": "Siamese cat", "n02133161": "American black bear",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import picture_shape, read_picture, read_semantic
+from text2sam.lab.datasets.layout import Colour, picture_shape, read_picture, read_semantic
 from text2sam.lab.datasets.sample import Dataset, Sample
 
 
@@ -25,7 +25,7 @@ def paired(
     root: Path,
     split: str = "",
     frame: str = "seen",
-    colour: bool = False,
+    colour: Colour | None = None,
     options: Mapping[str, object] | None = None,
     wording: Mapping[str, str] | None = None,
     synonyms: Mapping[str, tuple[str, ...]] | None = None,
@@ -38,7 +38,7 @@ def paired(
         pairs: id -> files of picture and labels, in order.
         table: from numbers in label files to indexes of ``classes``.
         frame: what labels lie over where a picture has an EXIF rotation.
-        colour: numbers are red + 256 * green.
+        colour: how numbers are in colours; None where they are plain numbers.
         options: of the reader, besides ``background`` and ``frame``.
     """
     ids = tuple(pairs)

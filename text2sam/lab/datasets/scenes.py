@@ -95,5 +95,5 @@ def open_imagenet_s(
         "imagenet-s50", title, IMAGENET_S_HOME, with_background(tuple(names.IMAGENET_S50.values()), background), background,
         {name: (photos[name], masks[name]) for name in photos},
         disk.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE),
-        root=layout.root, split=split, frame=disk.check_frame(frame), colour=True,
+        root=layout.root, split=split, frame=disk.check_frame(frame), colour="number",
     )  # fmt: skip

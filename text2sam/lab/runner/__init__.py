@@ -238,7 +238,7 @@ def main_command(
     overwrite: bool = False,
     json_output: bool = False,
 ) -> None:
-    """``text2sam evaluate recognition | semantic | explainability``: measures and prints the table.
+    """``text2sam evaluate recognition | semantic | explainability | camouflage``: measures and prints the table.
 
     Args:
         settings: the task, its methods, its rules.
@@ -254,7 +254,7 @@ def main_command(
             :func:`text2sam.lab.datasets.open_dataset`, :func:`build_surgery` and :func:`measure`.
     """
     opened = subset(open_dataset(dataset, root, split=split, **(options or {})), limit, seed)
-    opened.require(settings.task)
+    opened.require(settings.truth)
     progress = sys.stderr.isatty()
     surgery, model = build_surgery(choice, progress=progress)
     with reporting(table, None, json_output) as report:

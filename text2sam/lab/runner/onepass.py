@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,13 +46,13 @@ class OnePass(ClipSurgery):
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
     ) -> ImageFeatures:
-        """As :meth:`ClipSurgery.encode_image`, for all methods, once a picture; tiles are never kept."""
-        if tiles is not False:
-            return super().encode_image(image, methods=self._methods, tiles=tiles, batch_size=batch_size)
+        """As :meth:`ClipSurgery.encode_image`, for all methods, once a picture and kind of tiles."""
         pixels = read_image(image)
-        key = _key(pixels)
+        key = _key(pixels, tiles)
         if key not in self._kept:
-            self._kept[key] = self._timed(1, lambda: [super(OnePass, self).encode_image(pixels, methods=self._methods)])[0]
+            encode = super().encode_image
+            options: dict[str, Any] = {"methods": self._methods, "tiles": tiles, "batch_size": batch_size}
+            self._kept[key] = self._timed(1, lambda: [encode(pixels, **options)])[0]
         return self._kept[key]
 
     def encode(
@@ -100,7 +101,7 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started - encoding
 
 
-def _key(pixels: NDArray[np.uint8]) -> bytes:
-    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+def _key(pixels: NDArray[np.uint8], tiles: Tiles = False) -> bytes:
+    digest = hashlib.blake2b(f"{pixels.shape}{tiles}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()

@@ -6,16 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from text2sam.errors import one_line
+from text2sam.lab.runner.published import SECOND_HAND
 from text2sam.tables import aligned
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "recognition": {"map": "mAP"},
     "semantic": {"miou": "mIoU", "miou_without_background": "mIoU without background", "pixel_accuracy": "pixel accuracy"},
     "explainability": {"miou": "mIoU", "threshold": "threshold", "msc": "mSC"},
+    "camouflage": {"s_measure": "S-measure", "e_measure": "E-measure", "weighted_f": "weighted F", "mae": "MAE"},
 }
 """Task -> figure -> head of its column."""
 
-_COMPARED = {"recognition": ("map",), "semantic": ("miou",), "explainability": ("miou", "msc")}
+_COMPARED = {
+    "recognition": ("map",),
+    "semantic": ("miou",),
+    "explainability": ("miou", "msc"),
+    "camouflage": ("s_measure",),
+}
 _MOST_FAILED = 5
 
 
@@ -109,13 +116,15 @@ def _cell(value: float | None, ends: list[float] | None, name: str) -> str:
         return "-"
     if name == "threshold":
         return f"{value:.2f}"
+    if name in COLUMNS["camouflage"]:  # shares, not percent
+        return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
     return f"{value:.2f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
 
 
 def _published(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
-    return f"{entry['value']:g}" + (" (second-hand)" if entry["note"] == "second-hand" else "")
+    return f"{entry['value']:g}" + (" (second-hand)" if entry["note"].startswith(SECOND_HAND) else "")
 
 
 def _seconds(seconds: Mapping[str, Any], method: str) -> str:

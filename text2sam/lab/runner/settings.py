@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from text2sam.clip.attention import METHODS
+from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
+from text2sam.lab.datasets.sample import Task
 from text2sam.lab.metrics import MAP_THRESHOLDS, Average
 from text2sam.tasks.recognition import SCORES
 
-RunTask = Literal["recognition", "semantic", "explainability"]
+RunTask = Literal["recognition", "semantic", "explainability", "camouflage"]
 RUN_TASKS: tuple[RunTask, ...] = get_args(RunTask)
 
 ThresholdRule = Literal["dataset", "class", "image"]
@@ -32,13 +34,19 @@ SOURCES: Mapping[RunTask, Mapping[str, str]] = {
         "gradcam": "Grad-CAM, Selvaraju et al. 2017, arXiv 1610.02391, by the package grad-cam",
         "iclip": "ICLIP, Li et al. 2022, arXiv 2209.07046, in our reading (text2sam.tasks.iclip)",
     },
+    "camouflage": {name: method.source for name, method in METHODS.items()},
 }
 """Task -> method -> where it is from."""
 
 ENCODED = frozenset(METHODS)
 """The methods that are made of the one encoding of a picture."""
 
-PAPER_METHOD: Mapping[RunTask, str] = {"recognition": "surgery", "semantic": "architecture", "explainability": "surgery"}
+PAPER_METHOD: Mapping[RunTask, str] = {
+    "recognition": "surgery",
+    "semantic": "architecture",
+    "explainability": "surgery",
+    "camouflage": "surgery",
+}
 """What the papers do for each task."""
 
 RULES: Mapping[RunTask, str] = {
@@ -57,6 +65,11 @@ RULES: Mapping[RunTask, str] = {
         f" the class's pixels, the threshold searched among {len(MAP_THRESHOLDS)} in [0, 1]: one for the data set, one per "
         "class, or one per sample. mSC is in percent: mean of the map on the class minus mean off it. Ignored pixels (255) are "
         "neither on nor off"
+    ),
+    "camouflage": (
+        "A sample is the min-max map over an image of one class that is in it, compared as a soft mask with the class's pixels "
+        "by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean absolute "
+        "error (MAE, lower is better), all in [0, 1], means over samples. Ignored pixels (255) are off"
     ),
 }
 """What each figure is."""
@@ -97,6 +110,7 @@ class Settings:
         background_words: semantic: words for what is none of the classes, in place of the word "background".
         background_threshold: semantic: pixels whose best probability is below it are background.
         window, stride, short_side: semantic: the sliding window of :func:`text2sam.tasks.segment_semantic`.
+        tiles: semantic: of the picture as a whole, see :meth:`text2sam.clip.generator.ClipSurgery.encode_image`.
         label_set: explainability: feature surgery is over the data set's classes; False, against the empty text.
         threshold_rule: explainability: which mIoU the table shows; the result has all three.
         average: explainability: over what the means are taken.
@@ -115,6 +129,7 @@ class Settings:
     window: int | None = None
     stride: int | None = None
     short_side: int | None = None
+    tiles: Tiles = False
     label_set: bool = True
     threshold_rule: ThresholdRule = "dataset"
     average: Average = "samples"
@@ -135,11 +150,18 @@ class Settings:
             raise InputError(
                 f"resamples and bootstrap_seed must be at least 0, not {self.resamples!r} and {self.bootstrap_seed!r}"
             )
+        if check_tiles(self.tiles) is not False and (self.window or self.short_side):
+            raise InputError("tiles and a sliding window are two ways to see a large picture; give one of the two")
         plain = Settings.__dataclass_fields__
         for task, names in _ONLY_FOR.items():
             foreign = [name for name in names if task != self.task and getattr(self, name) != plain[name].default]
             if foreign:
                 raise InputError(f"{foreign[0]} is for {task}, not for {self.task}")
+
+    @property
+    def truth(self) -> Task:
+        """What a data set must hold for this task."""
+        return "explainability" if self.task == "camouflage" else self.task
 
     def measuring(self) -> dict[str, Any]:
         """The settings that what is kept of a picture depends on, JSON-ready; the others only decide how it is summed up."""
@@ -154,6 +176,6 @@ class Settings:
 
 
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    "semantic": ("background_words", "background_threshold", "window", "stride", "short_side"),
+    "semantic": ("background_words", "background_threshold", "window", "stride", "short_side", "tiles"),
     "explainability": ("label_set", "threshold_rule", "average"),
 }

@@ -1,4 +1,4 @@
-"""The three tasks: what is kept of a picture, and the figures made of it.
+"""The four tasks: what is kept of a picture, and the figures made of it.
 
 Scores, counts of pixels and curves are kept, never a map, in JSON's types and exact, so that they can go through a journal.
 Figures are made from the pictures in the order of the data set, whatever order they were measured in.
@@ -20,6 +20,7 @@ from text2sam.errors import InputError, MissingDependencyError
 from text2sam.lab.datasets import IGNORE, Dataset, Sample
 from text2sam.lab.metrics import (
     MAP_THRESHOLDS,
+    SOFT_SCORES,
     ConfusionMatrix,
     MapSample,
     bootstrap_weights,
@@ -30,6 +31,8 @@ from text2sam.lab.metrics import (
     map_sample,
     ratio,
     row_means,
+    sod_metrics,
+    soft_mask_scores,
 )
 from text2sam.lab.runner.journal import pack, unpack
 from text2sam.lab.runner.onepass import Clock, OnePass
@@ -82,16 +85,18 @@ def build_task(surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip
         InputError: the data set lacks the task's truth, or settings do not fit it.
         PromptError: the name of a class is no usable text.
         UnsupportedModelError: a method is not for this image tower.
-        MissingDependencyError: ``grad-cam`` is needed and not installed.
+        MissingDependencyError: ``grad-cam`` or ``pysodmetrics`` is needed and not installed.
         WeightsError: the ICLIP file does not fit.
     """
-    dataset.require(settings.task)
+    dataset.require(settings.truth)
     if ("iclip" in settings.methods) != (iclip is not None):
         raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is not given")
     if settings.task == "recognition":
         return Recognition(surgery, dataset, settings)
     if settings.task == "semantic":
         return Semantic(surgery, dataset, settings)
+    if settings.task == "camouflage":
+        return Camouflage(surgery, dataset, settings)
     return Explainability(surgery, dataset, settings, iclip)
 
 
@@ -221,10 +226,12 @@ class Semantic:
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
         """As :meth:`Task.measure`."""
+        tiles = self._settings.tiles
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                found = segment_semantic(self.surgery, sample.image, self._words, method=method, **self._options)
+                seen = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
+                found = segment_semantic(self.surgery, seen, self._words, method=method, **self._options)
                 matrix = ConfusionMatrix(len(self._names))
                 matrix.add(found.classes.astype(np.int64), sample.semantic, IGNORE)
             flat = matrix.counts.ravel()
@@ -378,6 +385,48 @@ class Explainability:
             ]
 
         return maps
+
+
+class Camouflage(Explainability):
+    """Camouflaged objects: the map of each class that is in a picture, as a soft mask."""
+
+    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
+        sod_metrics()  # that it is missing is told before the first picture
+        super().__init__(surgery, dataset, settings)
+        self._scores: dict[str, list[list[float | None]]] = {method: [] for method in settings.methods}
+
+    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+        """As :meth:`Task.measure`."""
+        there = [i for i, name in enumerate(self._names) if name in sample.masks]
+        kept: dict[str, Any] = {}
+        for method in self._settings.methods:
+            with clock.part(method):
+                maps = self._maps[method](sample, there) if there else []
+                found = [
+                    soft_mask_scores(map_.to_image(sample.shape), sample.masks[self._names[i]])
+                    for i, map_ in zip(there, maps, strict=True)
+                ]
+            kept[method] = [[_finite(score) for score in scores] for scores in found]
+        return {"classes": there, "scores": kept}
+
+    def add(self, kept: Mapping[str, Any]) -> None:
+        """As :meth:`Task.add`."""
+        for method, scores in self._scores.items():
+            scores += kept["scores"][method]
+        self._images += [self._added] * len(kept["classes"])
+        self._added += 1
+
+    def figures(self, method: str) -> dict[str, Any]:
+        """Each of :data:`text2sam.lab.metrics.SOFT_SCORES` in [0, 1], ``samples``, ``intervals``."""
+        scores = np.array(self._scores[method], np.float64).reshape(-1, len(SOFT_SCORES))  # None becomes NaN
+        figures = dict(zip(SOFT_SCORES, map(_finite, row_means(scores.T)), strict=True))
+        weights = _weights(self._added, self._settings)
+        drawn: dict[str, NDArray[np.float64]] = {}
+        if weights is not None:
+            counts = weights[:, np.array(self._images, np.intp)].astype(np.float64)  # (R, S)
+            means = ratio(counts @ np.nan_to_num(scores), counts @ np.isfinite(scores).astype(np.float64))
+            drawn = dict(zip(SOFT_SCORES, means.T, strict=True))
+        return {**figures, "samples": len(scores), "intervals": _intervals(drawn, figures)}
 
 
 def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
