@@ -30,6 +30,7 @@ from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes.points import joint_map
 from text2sam.recipes.view import Avoid, Found, View
+from text2sam.refine import with_answer
 from text2sam.sam.predictor import MaskPredictor, check_predictor
 from text2sam.sam.session import SamImage, Session
 from text2sam.targets import Query, Target, Texts, check_exclude, parse_target, parse_targets, thresholds_of
@@ -318,6 +319,46 @@ class TextPromptedSAM:
                 encoded = self._encode(pixels, [wanted.options.method], wanted.options.tiles)
                 results += [self._segment_all(each, wanted) for each in encoded]
         return results
+
+    def refine(
+        self,
+        image: ImageLike | EncodedImage | None,
+        result: Segmentation,
+        points: PointPrompts,
+        *,
+        number: int = 0,
+        **reading: Unpack[ReadOptions],
+    ) -> Segmentation:
+        """Corrects an object of a result by a person's points.
+
+        SAM is asked again with the object's own points and the new ones. See :mod:`text2sam.refine` for other corrections.
+
+        Args:
+            image: the image of the result, as for :meth:`segment`.
+            result: what :meth:`segment` or this method returned.
+            points: on the object (1) or off it (0), in pixels of the image.
+            number: of the object in ``result.instances``, from 0; their count adds an object, which needs a positive point.
+            **reading: how images are read, as for :meth:`encode`.
+
+        Returns:
+            The result with that object changed, and with ``present`` True where there is a mask.
+
+        Raises:
+            ImageError, InputError: an argument is not usable, or the image is of another size than the result.
+            StateError: no image was given and none is set.
+        """
+        with self._lock:
+            held = self._set if image is None else image
+            if held is None:
+                raise StateError("no image is set: pass one, or call set_image first")
+            number = int(check_number("number", number, 0, len(result.instances), whole=True))
+            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
+            if sam.pixels.shape[:2] != result.mask.shape:
+                raise InputError(f"the image is {sam.pixels.shape[:2]} (H, W), the result {result.mask.shape}")
+            every = _all_points([*(part.points for part in result.instances[number : number + 1]), points])
+            if not len(points) or not len(every.positive):
+                raise InputError("there must be at least one new point, and a point on the object among all of its points")
+            return with_answer(result, number, every, self.session.ask(sam, every))
 
     def calibrate(
         self,

@@ -1,0 +1,155 @@
+"""Results that a person corrects: pure functions from one result to another.
+
+Objects are numbered as in :attr:`Segmentation.instances <text2sam.types.Segmentation.instances>`, and keep their order.
+:meth:`text2sam.TextPromptedSAM.refine` asks SAM again with a person's points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2sam.checks import check_number
+from text2sam.errors import InputError
+from text2sam.recipes.choose import Choice, choose_by_agreement
+from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+
+
+def choose_by_clicks(
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    similarity: SimilarityMap,
+    points: PointPrompts,
+    logits: NDArray[np.float32],
+) -> Choice:
+    """The mask with the most points on their right side; of equals the one that
+    :func:`~text2sam.recipes.choose.choose_by_agreement` would take. Arguments and errors are the same."""
+    choice = choose_by_agreement(masks, scores, similarity, points, logits)
+    right = choice.figures["points"]
+    index = int(np.lexsort((choice.figures["total"], right))[-1])
+    share = round(float(right[index]) * len(points))
+    reason = f"{share} of {len(points)} points are on its right side; its total {choice.figures['total'][index]:.3f}"
+    return Choice(index, reason, choice.figures)
+
+
+def with_candidate(result: Segmentation, number: int, index: int) -> Segmentation:
+    """A result in which an object has another of the masks that SAM offered for it.
+
+    What ``exclude`` took from the mask before stays out of it.
+
+    Args:
+        result: any.
+        number: of the object, from 0.
+        index: of the mask in the object's ``candidates``.
+
+    Raises:
+        InputError: there is no such object or mask, or SAM was not asked.
+    """
+    part = _object(result, number)
+    offered = part.candidates
+    if offered is None:
+        raise InputError(f"SAM was not asked for object {number} of {result.text!r}, so it has no other masks")
+    index = int(check_number("index", index, 0, len(offered) - 1, whole=True))
+    masks, totals = offered.masks, offered.figures.get("total", offered.scores)
+    mask = masks[index] & ~(masks[offered.chosen] & ~part.mask)
+    before = float(totals[offered.chosen])
+    sure = part.score / before if before else 1.0  # a result's score may also count how sure it is that the text is there
+    score = min(max(float(totals[index]) * sure, 0.0), 1.0) if mask.any() else 0.0
+    chosen = replace(offered, masks=masks, chosen=index, reason="chosen by hand")
+    changed = replace(part, mask=mask, box=box_of(mask), score=score, candidates=chosen, present=False)
+    return with_objects(result, _exchanged(result, number, changed))
+
+
+def without_object(result: Segmentation, number: int) -> Segmentation:
+    """A result without one of its objects; without its last one it is a result of nothing.
+
+    Raises:
+        InputError: there is no such object.
+    """
+    _object(result, number)
+    return with_objects(result, [part for k, part in enumerate(result.instances) if k != number])
+
+
+def with_answer(
+    result: Segmentation,
+    number: int,
+    points: PointPrompts,
+    answer: tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]],
+) -> Segmentation:
+    """A result in which an object is what SAM answered to a person's points.
+
+    Where a person points the text counts as present: a threshold above ``presence`` comes down to it.
+
+    Args:
+        result: any.
+        number: of the object, from 0; the number of objects adds one.
+        points: all that were sent to SAM.
+        answer: masks (M, H, W), scores (M,) and low-resolution logits (M, h, w), as
+            :meth:`text2sam.sam.session.Session.ask` gives them.
+
+    Raises:
+        InputError: there is no such object, or the masks are of another size.
+    """
+    part = result if number == len(result.instances) else _object(result, number)
+    masks, scores, logits = answer
+    if masks.shape[1:] != result.mask.shape:
+        raise InputError(f"the masks are of {masks.shape[1:]}, the result is of {result.mask.shape}")
+    choice = choose_by_clicks(masks, scores, part.similarity, points, logits)
+    mask = masks[choice.index]
+    changed = replace(
+        part,
+        mask=mask,
+        box=box_of(mask),
+        score=float(choice.figures["total"][choice.index]),
+        points=points,
+        candidates=Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures),
+        objects=(),
+        present=False,
+    )
+    counted = replace(result, threshold=min(result.threshold, result.presence))
+    return with_objects(counted, _exchanged(result, number, changed))
+
+
+def with_objects(result: Segmentation, objects: Sequence[Segmentation]) -> Segmentation:
+    """A result of these objects, in this order.
+
+    Args:
+        result: gives text, presence, map and options.
+        objects: results without objects of their own. Those with an empty mask are left out.
+
+    Raises:
+        InputError: an object is of another image size, or has objects of its own.
+    """
+    kept = [part for part in objects if part.box is not None]
+    if any(part.objects or part.mask.shape != result.mask.shape for part in kept):
+        raise InputError(f"objects must be single objects with masks of {result.mask.shape}")
+    mask = np.logical_or.reduce([part.mask for part in kept]) if kept else np.zeros(result.mask.shape, bool)
+    present = bool(kept) and result.presence >= result.threshold
+    parts = tuple(replace(part, threshold=result.threshold, present=present) for part in kept)
+    points = [part.points for part in parts] or [PointPrompts.empty()]
+    return replace(
+        result,
+        mask=mask,
+        box=box_of(mask),
+        score=max((part.score for part in parts), default=0.0),
+        points=PointPrompts(np.concatenate([p.coords for p in points]), np.concatenate([p.labels for p in points])),
+        candidates=parts[0].candidates if parts else None,
+        present=present,
+        objects=parts,
+    )
+
+
+def _exchanged(result: Segmentation, number: int, part: Segmentation) -> list[Segmentation]:
+    objects = list(result.instances)
+    return [*objects[:number], part, *objects[number + 1 :]]
+
+
+def _object(result: Segmentation, number: int) -> Segmentation:
+    """An object by its number, as a result of its own."""
+    found = result.instances
+    if not found:
+        raise InputError(f"there is no object of {result.text!r}")
+    return found[int(check_number("number", number, 0, len(found) - 1, whole=True))]
