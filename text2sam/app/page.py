@@ -38,24 +38,28 @@ SECONDS = 3600
 """So long a picture is kept after its last use, and a download after it was made."""
 
 _LAYERS = {"Objects": "masks", "Similarity map": "heat", "Points": "points"}
-_FORMATS = {"PNG": "png", "COCO": "coco", "labelme": "labelme"}
-_CLICKS = [("adds to the object", "add"), ("takes away", "cut"), ("begins a new object", "new")]
+_FORMATS = (("PNG", "png"), ("COCO", "coco"), ("labelme", "labelme"))
+_CLICKS = [("adds", "add"), ("takes away", "cut"), ("new object", "new")]
 _ONE = {"concurrency_id": "desk", "concurrency_limit": 1, "api_visibility": "private"}  # no action overtakes another
 _FREE = {"concurrency_limit": None, "api_visibility": "private"}
 _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
-.gradio-container {max-width: 1280px !important; margin: 0 auto !important;}
-#title h1 {margin: 0; font-size: 1.4rem;} #title p {margin: 0; opacity: .75;}
-#message {border-left: 4px solid rgb(213, 94, 0); padding: .4rem .8rem; border-radius: 4px;}
-#ask {align-items: flex-end;}
-#picture img {cursor: crosshair;}
+.gradio-container {max-width: 1240px !important; margin: 0 auto !important;}
+#title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
+#message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
+#message > div {padding: .5rem .9rem;}
+#ask {align-items: flex-end;} #ask button {height: 42px;}
+#picture :is(.image-container, .image-frame, button) {width: 100%;}
+#picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: contain;}
+#tools {align-items: center;}
 #objects .wrap {flex-direction: column; gap: 4px;}
 #objects label {border-left: 6px solid transparent; width: 100%;}
-#masks {min-height: 0;}
-#progress p {margin: 0;}
+:is(#masks, #examples) {min-height: 0;} :is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none;}
+#examples .thumbnail-item {aspect-ratio: 4 / 3;}
+.hint {padding: 0 4px !important;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
 footer {display: none !important;}
-@media (max-width: 600px) {.gradio-container {padding: 8px !important;} #tools button {min-width: 40%;}}
+@media (max-width: 600px) {.gradio-container main {padding: 8px !important;} #mode label {padding: 6px;}}
 """ + "\n".join(
     f"#objects label:nth-of-type({len(OBJECT_COLOURS)}n + {k + 1}) {{border-left-color: rgb{colour};}}"
     for k, colour in enumerate(OBJECT_COLOURS)
@@ -85,15 +89,20 @@ class _Editor:
             interactive=False, show_label=False, format="jpeg", buttons=["fullscreen"], elem_id="picture", container=False
         )
         with gr.Row(elem_id="tools"):
-            self.mode = gr.Radio(_CLICKS, value="add", label="A click on the picture", elem_id="mode", scale=4, min_width=320)
-            self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=90)
-            self.remove = gr.Button("Remove object", size="sm", elem_id="remove", min_width=130)
+            self.mode = gr.Radio(_CLICKS, value="add", label="A click on the picture", elem_id="mode", scale=3, min_width=320)
+            self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=80)
+            self.remove = gr.Button("Remove object", size="sm", elem_id="remove", min_width=120)
+            self.why = gr.Button("Why?", size="sm", elem_id="why", min_width=80)
 
     def right(self) -> None:
         """The objects, what else they might be, and the layers."""
         self.objects = gr.Radio([], label="Objects", elem_id="objects", visible=False)
+        self.hint = gr.HTML(
+            "<p>SAM's masks for the chosen object; click to take another</p>", elem_classes="hint", visible=False
+        )
         self.masks = gr.Gallery(
-            label="SAM's masks for the chosen object: click to take another",
+            label="What SAM offered for it; click to take another",
+            show_label=False,
             columns=3,
             rows=1,
             height="auto",
@@ -105,13 +114,12 @@ class _Editor:
             elem_id="masks",
             visible=False,
         )
-        with gr.Group():
+        with gr.Group() as self.settings:
             self.layers = gr.CheckboxGroup(list(_LAYERS), value=["Objects", "Points"], label="Show", elem_id="layers")
             self.alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Overlay", elem_id="alpha")
 
     def below(self) -> None:
         """The figure that explains an answer."""
-        self.why = gr.Button("Why this answer?", size="sm", elem_id="why")
         self.figure = gr.Image(
             interactive=False, label="Why this answer?", buttons=["fullscreen"], format="png", visible=False, elem_id="figure"
         )
@@ -124,7 +132,7 @@ class _Editor:
     @property
     def shown(self) -> list[Any]:
         """The components that :meth:`show` and :meth:`acts` change."""
-        return [self.desk, self.message, self.picture, self.objects, self.masks, self.figure]
+        return [self.desk, self.message, self.picture, self.objects, self.hint, self.masks, self.figure]
 
     def show(self, desk: Desk, layers: Sequence[str], alpha: float) -> Updates:
         """A desk as it stands."""
@@ -135,6 +143,7 @@ class _Editor:
             self.message: _message(desk.notes),
             self.picture: desk.draw(_layers(layers, alpha)),
             self.objects: gr.update(choices=choices, value=_place(desk.chosen) if rows else None, visible=bool(rows)),
+            self.hint: gr.update(visible=len(masks) > 1),
             self.masks: gr.update(value=masks, selected_index=None, visible=len(masks) > 1),
             self.figure: gr.update(value=None, visible=False),
         }
@@ -210,9 +219,10 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 elem_id="upload",
             )
             upload.preprocess = _path_of  # the workbench opens files, within its limits
+            gr.HTML("<p>or begin with one of these</p>", elem_classes="hint", visible=bool(examples))
             gallery = gr.Gallery(
                 [(picture, name) for name, picture, _ in examples],
-                label="or begin with one of these",
+                show_label=False,
                 columns=max(len(examples), 1),
                 rows=1,
                 height="auto",
@@ -229,23 +239,19 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 texts = gr.Textbox(label="Find", placeholder="cat, dog", scale=4, min_width=200, elem_id="texts")
                 exclude = gr.Textbox(label="Leave out", placeholder="optional", scale=2, min_width=120, elem_id="exclude")
                 find = gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="find")
-                again = gr.Button("Another picture", scale=1, min_width=140, elem_id="again")
+                again = gr.Button("New picture", scale=1, min_width=110, elem_id="again")
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
                     editor.left()
                 with gr.Column(scale=2, min_width=320):
                     editor.right()
-                    threshold = gr.Slider(
-                        0,
-                        1,
-                        bench.model.presence_threshold,
-                        step=0.01,
-                        label="Presence from which a text counts as there",
-                        elem_id="threshold",
-                    )
+                    with editor.settings:
+                        limit = bench.model.presence_threshold
+                        threshold = gr.Slider(0, 1, limit, step=0.01, label="Presence needed", elem_id="threshold")
                     with gr.Row(elem_id="save"):
                         saves = {
-                            gr.Button(name, size="sm", min_width=80, elem_id=f"save-{k}"): k for name, k in _FORMATS.items()
+                            kind: gr.Button(f"↓ {name}", size="sm", min_width=80, elem_id=kind)
+                            for name, kind in _FORMATS.items()
                         }
             editor.below()
         file = gr.File(visible=False)
@@ -301,7 +307,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
             editor.shown,
             **_ONE,
         )
-        for kind, button in saves.items():
+        for button, kind in saves:
             made = button.click(editor.told(functools.partial(save, format=kind)), editor.desk, [file, editor.message], **_FREE)
             made.success(None, file, None, js=_DOWNLOAD)
         editor.connect()
@@ -336,7 +342,7 @@ def folder_page(job: FolderJob) -> gr.Blocks:
                 return {**editor.show(job.open(to), layers, alpha), **where}
             except Text2SamError as error:  # a picture that cannot be read is no reason to stop
                 empty = {editor.desk: None, editor.picture: None}
-                hidden = {part: gr.update(visible=False) for part in (editor.objects, editor.masks, editor.figure)}
+                hidden = {part: gr.update(visible=False) for part in (editor.objects, editor.hint, editor.masks, editor.figure)}
                 return {**empty, **hidden, **where, editor.message: _message([f"{job.name(to)}: {error}"])}
 
         def take_in(desk: Desk | None, at: int, layers: Sequence[str], alpha: float) -> Updates:
@@ -392,7 +398,9 @@ def serve(
             enable_monitoring=False,
             ssr_mode=False,
             footer_links=[],
-            theme=gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=gr.themes.Default(
+                primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
             css=_CSS,
             js=_KEYS,
         )

@@ -31,7 +31,7 @@ from text2sam.image import read_image
 from text2sam.paint import OBJECT_COLOURS, overlay
 from text2sam.pipeline import EncodedImage, TextPromptedSAM
 from text2sam.refine import with_candidate, without_object
-from text2sam.types import PointPrompts, Segmentation
+from text2sam.types import PointPrompts, Segmentation, box_of
 
 MOST_BYTES = 25 * 2**20
 """A larger file is refused."""
@@ -112,7 +112,7 @@ class Desk:
             for k, part in enumerate(result.instances):
                 number = f" {k + 1}" if len(result.instances) > 1 else ""
                 share = 100 * part.area / part.mask.size
-                figures = f"score {part.score:.2f} · presence {result.presence:.2f} · {share:.1f} % of the picture"
+                figures = f"score {part.score:.2f} · presence {result.presence:.2f} · area {share:.1f} %"
                 found.append(Row((index, k), f"{result.text}{number} · {figures}"))
             if not result.instances:
                 found.append(Row((index, 0), f"{result.text} · not here · presence {result.presence:.2f}"))
@@ -157,15 +157,20 @@ class Desk:
         return overlay(image, masks, points=coords, labels=points.labels, colours=[colour], alpha=layers.alpha)
 
     def candidates(self) -> list[tuple[NDArray[np.uint8], str]]:
-        """A small picture and a caption for each mask that SAM offered for the chosen object."""
+        """A small picture, cut out around the masks, and a caption for each mask that SAM offered for the chosen object."""
         part = self.object
         if part is None or part.candidates is None:
             return []
-        offered, image = part.candidates, self.encoded.thumbnail
+        offered, image = part.candidates, self.small
+        masks = [_shrunk(mask, image.shape) for mask in offered.masks]
+        box = box_of(np.logical_or.reduce(masks))
+        x0, y0, x1, y1 = (0, 0, image.shape[1], image.shape[0]) if box is None else box.astype(int).tolist()
+        edge = max(x1 - x0, y1 - y0) // 8 + 4
+        cut = slice(max(y0 - edge, 0), y1 + edge), slice(max(x0 - edge, 0), x1 + edge)
         totals = offered.figures.get("total", offered.scores)
         return [
-            (overlay(image, [_shrunk(mask, image.shape)]), f"{'✓ ' if k == offered.chosen else ''}{totals[k]:.2f}")
-            for k, mask in enumerate(offered.masks)
+            (overlay(np.ascontiguousarray(image[cut]), [mask[cut]]), f"{'✓ ' if k == offered.chosen else ''}{totals[k]:.2f}")
+            for k, mask in enumerate(masks)
         ]
 
     def explain(self) -> NDArray[np.uint8] | None:
