@@ -249,10 +249,9 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                         limit = bench.model.presence_threshold
                         threshold = gr.Slider(0, 1, limit, step=0.01, label="Presence needed", elem_id="threshold")
                     with gr.Row(elem_id="save"):
-                        saves = {
-                            kind: gr.Button(f"↓ {name}", size="sm", min_width=80, elem_id=kind)
-                            for name, kind in _FORMATS.items()
-                        }
+                        saves = [
+                            (gr.Button(f"↓ {name}", size="sm", min_width=80, elem_id=kind), kind) for name, kind in _FORMATS
+                        ]
             editor.below()
         file = gr.File(visible=False)
 
