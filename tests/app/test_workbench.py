@@ -133,6 +133,18 @@ def test_corrections_and_the_way_back(bench: Workbench, tmp_path: Path) -> None:
     assert bench.click(nothing, (20, 10)).object is not None
 
 
+def test_a_click_that_finds_nothing_takes_nothing_away(tmp_path: Path) -> None:
+    predictor = FakePredictor()
+    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    desk = found(bench, tmp_path, "cat")
+    answer = predictor.answer
+    predictor.answer = lambda *given: (answer(*given)[0] & False, answer(*given)[1])  # type: ignore[method-assign]
+    for new in (False, True):
+        clicked = bench.click(desk, (3, 3), new=new)
+        assert clicked.results == desk.results
+        assert "finds nothing" in clicked.notes[0]
+
+
 def test_what_was_corrected_stays(bench: Workbench, tmp_path: Path) -> None:
     desk = remove(found(bench, tmp_path, "cat, dog"))
     corrected = desk.results[0]

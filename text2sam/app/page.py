@@ -45,19 +45,19 @@ _FREE = {"concurrency_limit": None, "api_visibility": "private"}
 _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
-.gradio-container {max-width: 1240px !important; margin: 0 auto !important;}
+.gradio-container main {max-width: 1240px; margin: 0 auto;}
 #title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
 #message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
 #message > div {padding: .5rem .9rem;}
 #ask {align-items: flex-end;} #ask button {height: 42px;}
 #picture :is(.image-container, .image-frame, button) {width: 100%;}
 #picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: contain;}
-#tools {align-items: center;}
+#tools {align-items: center;} #mode {flex: 1 1 330px;} #tools button {flex: 0 1 auto;}
 #objects .wrap {flex-direction: column; gap: 4px;}
 #objects label {border-left: 6px solid transparent; width: 100%;}
 :is(#masks, #examples) {min-height: 0;} :is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none;}
 #examples .thumbnail-item {aspect-ratio: 4 / 3;}
-.hint {padding: 0 4px !important;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
+.hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
 footer {display: none !important;}
 @media (max-width: 600px) {.gradio-container main {padding: 8px !important;} #mode label {padding: 6px;}}
 """ + "\n".join(
@@ -409,7 +409,7 @@ def serve(
 
 
 def _blocks() -> gr.Blocks:
-    blocks = gr.Blocks(title="text2sam", analytics_enabled=False, delete_cache=(SECONDS, SECONDS))
+    blocks = gr.Blocks(title="text2sam", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS, SECONDS))
     with blocks:
         gr.HTML("<h1>text2sam</h1><p>Name a thing, get its mask. Correct it by clicks.</p>", elem_id="title")
     return blocks

@@ -313,6 +313,8 @@ class Workbench:
         coords = ((np.array([point]) + 0.5) / desk._scale - 0.5).astype(np.float32)
         with self.talking() as notes:
             changed = self.model.refine(desk.encoded, result, PointPrompts(coords, np.array([label], np.uint8)), number=number)
+        if len(changed.instances) < max(len(result.instances), number + 1):  # an object is not lost by a click
+            return replace(desk, notes=("SAM finds nothing with this point; click elsewhere",))
         return replace(desk._edited(changed, number), notes=tuple(notes))
 
     @contextlib.contextmanager
