@@ -27,10 +27,10 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for block in blocks:
         exec(compile(block["code"], "README.md", "exec"), names)
     assert names["result"].present
-    assert names["model"].segment_many(names["picture"], ["cat", "banana"])[1].box is None
+    assert names["model"].segment_many(None, ["cat", "banana"])[1].box is None
     for mine in (names["Objects"](points=names["hottest"]), names["OneClick"]()):
-        assert names["model"].segment(names["picture"], "cat", strategy=mine).present
-        assert not names["model"].segment(names["picture"], "banana", strategy=mine).present
+        assert names["model"].segment(text="cat", strategy=mine).present
+        assert not names["model"].segment(text="banana", strategy=mine).present
     own = names["TextPromptedSAM"](names["Square"](), names["Corner"]()).segment(names["picture"], "cat")
     assert own.box.tolist() == [0, 0, 20, 20]
     assert (tmp_path / "dataset" / "annotations.json").is_file()

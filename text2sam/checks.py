@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from typing import Any, TypeVar
 
-from text2sam.errors import InputError
+from text2sam.errors import InputError, Text2SamError
+
+_T = TypeVar("_T")
 
 
 def check_number(
@@ -62,3 +66,54 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int]:
     if h < 1 or w < 1:
         raise InputError(f"shape must be (H, W) with both at least 1, not {shape!r}")
     return h, w
+
+
+def check_returned(
+    part: str,
+    value: object,
+    kind: type[_T],
+    expected: str,
+    *,
+    count: int | None = None,
+    error: type[Text2SamError] = InputError,
+) -> list[_T]:
+    """What a part of the user's own returned, as a list.
+
+    Args:
+        part: what returned it, for the message.
+        value: a sequence or an iterator.
+        kind: of each item.
+        expected: what should have been returned, for the message.
+        count: how many items there must be.
+        error: the class of the error.
+
+    Raises:
+        Text2SamError: of that class; the value is no sequence, or its items are of another kind or number.
+    """
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) else None
+    if items is None or not all(isinstance(item, kind) for item in items):
+        kinds = "" if items is None else f" of {', '.join(sorted({type(item).__name__ for item in items}))}"
+        raise error(f"{part} must return {expected}, not {type(value).__name__}{kinds}")
+    if count is not None and len(items) != count:
+        raise error(f"{part} must return {expected}: {count}, not {len(items)}")
+    return items
+
+
+def name_of(function: object) -> str:
+    """What a function or a callable object is called, for messages."""
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def accepts(function: Callable[..., Any], positional: int, keywords: Iterable[str]) -> bool:
+    """Whether a function takes so many arguments by position, and arguments of these names; True where it does not tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # compiled functions need not tell; the call will
+        return True
+    kinds = [p.kind for p in parameters]
+    by_position = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+    by_name = {
+        p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    enough = by_position >= positional or inspect.Parameter.VAR_POSITIONAL in kinds
+    return enough and (by_name.issuperset(keywords) or inspect.Parameter.VAR_KEYWORD in kinds)

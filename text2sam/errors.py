@@ -6,9 +6,19 @@ raises on purpose derives from :class:`Text2SamError`, so one ``except`` catches
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class Text2SamError(Exception):
-    """Base class of every error text2sam raises on purpose."""
+    """Base class of every error text2sam raises on purpose.
+
+    Attributes:
+        results: of :meth:`text2sam.TextPromptedSAM.segment_batch`, the results of the images before the one at which it
+            ended; otherwise empty.
+    """
+
+    results: Sequence[Any] = ()
 
 
 class InputError(Text2SamError, ValueError):

@@ -7,11 +7,13 @@ predictor holds. This module puts them together.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +24,13 @@ from typing_extensions import Unpack
 
 from text2sam.checks import check_number
 from text2sam.clip.features import ImageFeatures
-from text2sam.clip.protocol import MapGenerator, check_generator
+from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
 from text2sam.image import ImageLike, ReadOptions, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
+from text2sam.recipes import find_objects
 from text2sam.recipes.points import joint_map
 from text2sam.recipes.view import Avoid, Found, View
 from text2sam.refine import with_answer
@@ -300,24 +303,46 @@ class TextPromptedSAM:
     ) -> list[list[Segmentation]]:
         """Segments every text in every image; ``batch_size`` images are read and encoded at once.
 
+        Args:
+            images: as for :meth:`set_image`; an iterator is read as its images are needed.
+            texts, options: as for :meth:`segment_many`.
+            batch_size: more is faster on a GPU, and needs more memory.
+
         Returns:
-            For each image the results of all texts, in order. Arguments and errors are those of :meth:`segment_many`; an
-            image that cannot be read is named by its position.
+            For each image the results of all texts, in order.
+
+        Raises:
+            Text2SamError: as :meth:`segment_many`. An image that cannot be used is named by its position, counted from 0, and
+                the results of the images before it are the error's ``results``.
         """
         if isinstance(texts, str) or is_single(images):
             raise InputError("images and texts must be sequences; for one image and text call segment")
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
-        images = list(images)
         with self._lock:
             self._prepare(wanted)
         results: list[list[Segmentation]] = []
-        for start in range(0, len(images), batch_size):
-            batch = enumerate(images[start : start + batch_size], start)
-            pixels = [_read(image, wanted.options.reading, position, len(images)) for position, image in batch]
-            with self._lock:
-                encoded = self._encode(pixels, [wanted.options.method], wanted.options.tiles)
-                results += [self._segment_all(each, wanted) for each in encoded]
+        count = len(images) if isinstance(images, Sized) else None
+        waiting = iter(images)
+        try:
+            while batch := list(itertools.islice(waiting, batch_size)):
+                pixels: list[NDArray[np.uint8]] = []
+                bad: ImageError | None = None
+                for image in batch:
+                    try:
+                        pixels.append(_read(image, wanted.options.reading, len(results) + len(pixels), count))
+                    except ImageError as error:  # the images before it are answered first
+                        bad = error
+                        break
+                with self._lock:
+                    for encoded in self._encode(pixels, [wanted.options.method], wanted.options.tiles):
+                        with _numbered(len(results), count):
+                            results.append(self._segment_all(encoded, wanted))
+                if bad is not None:
+                    raise bad
+        except Text2SamError as error:
+            error.results = results
+            raise
         return results
 
     def refine(
@@ -400,7 +425,7 @@ class TextPromptedSAM:
             try:
                 query = parse_target(text)
                 if features is None or image is not images[position - 1]:
-                    [features] = self.generator.encode([read_image(image, **reading)])
+                    [features] = encode_images(self.generator, [read_image(image, **reading)])
                 scores.append(max(presence_scores(self.generator, features, query.texts, against)))
             except Text2SamError as error:
                 raise type(error)(f"example {position} of {len(images)}: {error}") from error
@@ -435,7 +460,7 @@ class TextPromptedSAM:
         if tiles is not False:
             options["tiles"] = tiles
         with self._lock:
-            features = self.generator.encode(images, **options) if images else []
+            features = encode_images(self.generator, images, **options) if images else []
             encoded = [EncodedImage(*pair, self.session.image(pair[0])) for pair in zip(images, features, strict=True)]
             if sam:
                 self.session.encode([each.sam for each in encoded])
@@ -474,7 +499,7 @@ class TextPromptedSAM:
         found: list[Found] = []
         for text in wanted.exclude if wanted.queries else ():
             if presence_scores(self.generator, view.features, [text], wanted.options.against)[0] >= self.presence_threshold:
-                found += wanted.options.recipe.find(view, Query(text, (text,)))
+                found += find_objects(wanted.options.recipe, view, Query(text, (text,)))
         if not found:
             return Avoid()
         return Avoid(np.logical_or.reduce([each.mask for each in found]), np.concatenate([f.points.positive for f in found]))
@@ -487,7 +512,7 @@ class TextPromptedSAM:
         if not (query.synonyms or recipe.answers_absent):  # of joined texts those are looked for that are there
             there = tuple(text for text, score in zip(query.texts, scores, strict=True) if score >= threshold)
             looked = replace(query, texts=there or query.texts)
-        found = recipe.find(view, looked) if presence >= threshold or recipe.answers_absent else []
+        found = find_objects(recipe, view, looked) if presence >= threshold or recipe.answers_absent else []
         if not recipe.single:
             found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
         # an answer that may be "not here" is only as good as the chance that the text is there
@@ -543,11 +568,18 @@ class Wanted:
         return None if against is None else [*against, *self.texts]
 
 
-def _read(image: ImageLike, reading: ReadOptions, position: int, count: int) -> NDArray[np.uint8]:
-    try:
+def _read(image: ImageLike, reading: ReadOptions, position: int, count: int | None) -> NDArray[np.uint8]:
+    with _numbered(position, count):
         return read_image(image, **reading)
+
+
+@contextlib.contextmanager
+def _numbered(position: int, count: int | None) -> Iterator[None]:
+    """Names an image that cannot be used by its position among several."""
+    try:
+        yield
     except ImageError as error:
-        raise ImageError(f"image {position} of {count}: {error}") from error
+        raise ImageError(f"image {position}{'' if count is None else f' of {count}'}: {error}") from error
 
 
 def _all_points(points: Sequence[PointPrompts]) -> PointPrompts:

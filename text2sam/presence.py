@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from text2sam.checks import check_number
-from text2sam.errors import InputError
+from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.files import write_json
 
 if TYPE_CHECKING:
@@ -36,11 +36,24 @@ def presence_scores(generator: Any, features: Any, texts: Sequence[str], against
         features: what it knows of the image.
         texts: T texts.
         against: what else may be in the image.
+
+    Raises:
+        UnsupportedModelError: the generator's score is no number in [0, 1].
     """
     score = getattr(generator, "presence", None)
     if not callable(score):
         return [1.0] * len(texts)
-    return [float(score(features, text, against=against)) for text in texts]
+    return [_check_score(generator, score(features, text, against=against)) for text in texts]
+
+
+def _check_score(generator: Any, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 <= number <= 1:
+        raise UnsupportedModelError(f"{type(generator).__name__}.presence must return a score in [0, 1], not {value!r:.80}")
+    return number
 
 
 def presence_logit(

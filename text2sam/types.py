@@ -184,8 +184,8 @@ class SimilarityMap:
     def __post_init__(self) -> None:
         v = self.values
         ok = isinstance(v, np.ndarray) and v.ndim == 2 and v.size > 0 and v.dtype == np.float32
-        _require(ok, f"values must be a non-empty float32 array of shape (gh, gw), not {_describe(v)}")
-        _require(bool(np.isfinite(v).all()), "values must be finite")
+        _require(ok, f"SimilarityMap: values must be a non-empty float32 array of shape (gh, gw), not {_describe(v)}")
+        _require(bool(np.isfinite(v).all()), "SimilarityMap: values must be finite, not NaN or infinite")
 
     @property
     def flat(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,17 @@ LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyt
 
 @pytest.fixture
 def labelme(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """labelme's reader and painter."""
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
-    return pytest.importorskip("labelme")
+    package = pytest.importorskip("labelme")
+    if hasattr(package, "LabelFile"):
+        return SimpleNamespace(read=package.LabelFile, paint=package.utils.shapes_to_label)
+    from labelme import _label_file, _utils  # since labelme 7
+
+    def paint(size: tuple[int, int], shapes: list[Any], values: dict[str, int]) -> Any:
+        return _utils.shapes_to_label(img_shape=size, shapes=shapes, label_name_to_value=values)
+
+    return SimpleNamespace(read=lambda path: _label_file.read_label_file(filename=path), paint=paint)
 
 
 def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> None:
@@ -39,7 +49,7 @@ def written(images: list[AnnotatedImage], out: Path, labels: list[str], **option
 
 def painted(labelme: Any, shape: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
     """A shape's mask by labelme's own code."""
-    _, instances = labelme.utils.shapes_to_label(size, [shape], {shape["label"]: 1})
+    _, instances = labelme.paint(size, [shape], {shape["label"]: 1})
     mask: NDArray[np.bool_] = instances == 1
     return mask
 
@@ -60,7 +70,7 @@ def test_masks_there_and_back(
     if embed:
         root.rename(tmp_path / "gone")
     for image in images:
-        file = labelme.LabelFile(str(out / image.path.rpartition(".")[0]) + ".json")
+        file = labelme.read(str(out / image.path.rpartition(".")[0]) + ".json")
         assert Image.open(io.BytesIO(file.image_data)).size == (image.width, image.height)
         assert [shape["label"] for shape in file.shapes] == [label for label, _ in truth[image.path]]
         for shape, (_, mask), one in zip(file.shapes, truth[image.path], image.objects, strict=True):
@@ -76,7 +86,7 @@ def test_polygons_there_and_back(
     out = tmp_path / "out"
     written(images, out, labels, images_root=root, shapes="polygon")
     for image in images:
-        file = labelme.LabelFile(str(out / image.path.rpartition(".")[0]) + ".json")
+        file = labelme.read(str(out / image.path.rpartition(".")[0]) + ".json")
         shapes = list(file.shapes)
         for label, mask in truth[image.path]:
             first = shapes.pop(0)
@@ -140,7 +150,7 @@ def test_embedded_pictures_are_turned(tmp_path: Path, labelme: Any) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (5, 3), (200, 10, 10)).save(tmp_path / "a.jpg", exif=exif)
     written([AnnotatedImage("a.jpg", 5, 3)], tmp_path / "out", ["cat"], images_root=tmp_path, embed=True)
-    file = labelme.LabelFile(str(tmp_path / "out" / "a.json"))
+    file = labelme.read(str(tmp_path / "out" / "a.json"))
     assert Image.open(io.BytesIO(file.image_data)).size == (3, 5)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import accepts, check_returned
 from text2sam.errors import UnsupportedModelError
 from text2sam.types import SimilarityMap
+
+_T = TypeVar("_T")
 
 
 @runtime_checkable
@@ -66,3 +69,45 @@ def check_generator(generator: object) -> MapGenerator:
             "give a ClipSurgery, or an object with the methods of text2sam.clip.protocol.MapGenerator"
         )
     return generator  # type: ignore[return-value]
+
+
+def encode_images(generator: MapGenerator, images: Sequence[NDArray[np.uint8]], **options: Any) -> list[Any]:
+    """What a generator knows of each image.
+
+    Raises:
+        UnsupportedModelError: the generator takes no such options, or did not return one object per image.
+    """
+    answer = _method(generator, "encode", options)(images, **options)
+    return _returned(generator, "encode", answer, object, "one object per image", len(images))
+
+
+def make_maps(
+    generator: MapGenerator, features: Any, texts: Sequence[str], *, against: Sequence[str] | None = None, **options: Any
+) -> list[SimilarityMap]:
+    """A generator's map of each text.
+
+    Raises:
+        UnsupportedModelError: the generator takes no such options, or did not return one :class:`SimilarityMap` per text, all
+            of one shape.
+    """
+    answer = _method(generator, "maps", options)(features, texts, against=against, **options)
+    maps = _returned(generator, "maps", answer, SimilarityMap, "one SimilarityMap per text", len(texts))
+    shapes = sorted({each.values.shape for each in maps})
+    if len(shapes) > 1:
+        raise UnsupportedModelError(
+            f"{type(generator).__name__}.maps must return maps of one shape, not {', '.join(map(str, shapes))}"
+        )
+    return maps
+
+
+def _method(generator: MapGenerator, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(generator, name)
+    lacking = [option for option in options if not accepts(method, 0, (option,))]
+    if lacking:
+        raise UnsupportedModelError(f"{type(generator).__name__}.{name} does not take {lacking[0]}=; leave that option out")
+    return method
+
+
+def _returned(generator: MapGenerator, name: str, answer: object, kind: type[_T], expected: str, count: int) -> list[_T]:
+    part = f"{type(generator).__name__}.{name}"
+    return check_returned(part, answer, kind, expected, count=count, error=UnsupportedModelError)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_number
-from text2sam.errors import Text2SamWarning
+from text2sam.checks import check_number, name_of
+from text2sam.errors import InputError, Text2SamWarning
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, patch_of
 from text2sam.recipes.view import Found, Recipe, View
 from text2sam.targets import Query
-from text2sam.types import SimilarityMap
+from text2sam.types import PointPrompts, SimilarityMap
 
 PEAKS = PeakRule(hot=0.7, negatives=1)
 """The default points: chosen on tuning scenes; lower peaks are mostly other things, and one negative point parts objects that
@@ -76,6 +76,10 @@ class Objects(Recipe):
         taken = [] if view.avoid.mask is None else [view.avoid.mask]
         for _ in range(3 * view.max_objects):  # a rule need not heed what was tried
             points = self.points(similarity, view.shape, taken)
+            if not isinstance(points, PointPrompts):
+                raise InputError(
+                    f"the points rule {name_of(self.points)} must return PointPrompts, not {type(points).__name__}"
+                )
             if not len(points.positive):  # a flat map points nowhere
                 break
             if len(found) == view.max_objects:

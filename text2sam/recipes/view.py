@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import name_of
+from text2sam.clip.protocol import make_maps
+from text2sam.errors import InputError, UnsupportedModelError
+from text2sam.recipes.choose import Choice
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
@@ -109,7 +113,7 @@ class View:
         options: dict[str, Any] = {} if self.method == "surgery" else {"method": self.method}
         if self.vocabulary and self._names:
             options["vocabulary"] = True
-        maps: list[SimilarityMap] = self.generator.maps(self.features, query.texts, against=self.against, **options)
+        maps = make_maps(self.generator, self.features, query.texts, against=self.against, **options)
         return [mean_map(maps, query.label)] if query.synonyms else maps
 
     def prompt(self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule) -> Found:
@@ -119,10 +123,22 @@ class View:
             similarity: the map the points came from.
             points: at least one.
             choose: the mask rule.
+
+        Raises:
+            InputError: the mask rule returned no :class:`~text2sam.recipes.choose.Choice` of one of the masks.
+            UnsupportedModelError: the predictor's answer is not usable.
         """
         masks, scores, logits = self.session.ask(self.image, points)
-        choice = choose(masks, scores, similarity, points, logits)
-        candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
+        choice, rule = choose(masks, scores, similarity, points, logits), f"the mask rule {name_of(choose)}"
+        if not isinstance(choice, Choice):
+            raise InputError(f"{rule} must return a Choice, not {type(choice).__name__}")
+        try:
+            candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
+        except InputError as error:
+            raise InputError(f"{rule} returned a Choice that does not fit: {error}") from error
+        for name in ("total", "contrast"):  # an object stays or goes by these
+            if not np.isfinite(candidates.figures.get(name, 0)).all():
+                raise InputError(f"{rule} must return {name!r} figures that are finite, not {candidates.figures[name]}")
         return Found(masks[choice.index], points, candidates, similarity)
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
@@ -138,12 +154,16 @@ class View:
         if not self._names or not masks:
             return None
         shares = patch_shares(np.stack(masks), self.features.grid)
-        return np.array(
+        odds = np.array(
             [
                 max(self.generator.region_odds(self.features, text, share) for text in texts) if share.any() else -np.inf
                 for share in shares
-            ]
+            ],
+            np.float64,
         )
+        if np.isnan(odds).any():
+            raise UnsupportedModelError(f"{type(self.generator).__name__}.region_odds must return numbers, not NaN")
+        return odds
 
     @property
     def _names(self) -> bool:
@@ -167,4 +187,4 @@ class Recipe:
 
     def find(self, view: View, query: Query) -> list[Found]:
         """The objects of a target in an image, highest score first; empty where there is none."""
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} must define find(view, query), which returns a list of Found")

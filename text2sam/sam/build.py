@@ -75,10 +75,18 @@ def build_predictor(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> Any:
-    """A ``segment_anything.SamPredictor`` on :func:`build_sam`'s model; arguments and errors are the same."""
+    """A ``segment_anything.SamPredictor`` on :func:`build_sam`'s model; arguments and errors are the same.
+
+    On the CPU MobileSAM's encoder is made faster, see :func:`text2sam.sam.mobile.prepare_for_cpu`.
+    """
     from segment_anything import SamPredictor
 
-    return SamPredictor(build_sam(model_type, checkpoint, device=device, dtype=dtype))
+    from text2sam.sam.mobile import MobileImageEncoder, prepare_for_cpu
+
+    sam = build_sam(model_type, checkpoint, device=device, dtype=dtype)
+    if isinstance(sam.image_encoder, MobileImageEncoder) and sam.device.type == "cpu":
+        prepare_for_cpu(sam.image_encoder)
+    return SamPredictor(sam)
 
 
 def guess_model_type(state_dict: Mapping[str, Tensor]) -> str | None:

@@ -5,13 +5,12 @@ The protocol is ``SamPredictor``'s (Kirillov et al. 2023, "Segment Anything", ar
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import accepts
 from text2sam.errors import InputError, StateError, UnsupportedModelError
 from text2sam.types import PointPrompts
 
@@ -69,29 +68,14 @@ def check_predictor(predictor: object) -> MaskPredictor:
         hint = f"; a Sam model must be wrapped: SamPredictor({name.lower()})" if hasattr(predictor, "image_encoder") else ""
         raise UnsupportedModelError(f"{name} cannot predict masks: it has no method {' and no method '.join(missing)}{hint}")
     candidate = cast(MaskPredictor, predictor)
-    if not _accepts(candidate.set_image, 1, ()):
+    if not accepts(candidate.set_image, 1, ()):
         raise UnsupportedModelError(f"{name}.set_image must take one image of shape (H, W, 3)")
-    lacking = [k for k in _KEYWORDS if not _accepts(candidate.predict, 0, (k,))]
+    lacking = [k for k in _KEYWORDS if not accepts(candidate.predict, 0, (k,))]
     if lacking:
         raise UnsupportedModelError(
             f"{name}.predict does not take the keyword arguments {', '.join(lacking)} of SamPredictor.predict"
         )
     return candidate
-
-
-def _accepts(function: Any, positional: int, keywords: Sequence[str]) -> bool:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        # Compiled functions need not tell; the call will.
-        return True
-    kinds = [p.kind for p in parameters]
-    by_position = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
-    by_name = {
-        p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    }
-    enough = by_position >= positional or inspect.Parameter.VAR_POSITIONAL in kinds
-    return enough and (by_name.issuperset(keywords) or inspect.Parameter.VAR_KEYWORD in kinds)
 
 
 def predict_points(
@@ -124,7 +108,7 @@ def predict_points(
     Raises:
         InputError: there is neither a point nor a box nor a mask, or one of them has another shape.
         StateError: no image is set.
-        UnsupportedModelError: the answer is not of the shapes above, or scores are not finite.
+        UnsupportedModelError: the answer is not of the shapes above, scores are not finite, or a mask or logit is NaN.
     """
     prompts = _prompts(points, mask_input, box)
     if getattr(predictor, "is_image_set", True) is False:
@@ -133,7 +117,10 @@ def predict_points(
     name = type(predictor).__name__
     if not isinstance(answer, (tuple, list)) or len(answer) != 3:
         raise UnsupportedModelError(f"{name}.predict must return (masks, scores, low_res_logits), not {_kind(answer)}")
-    masks, scores, logits = (_to_numpy(value) for value in answer)
+    try:
+        masks, scores, logits = (_to_numpy(value) for value in answer)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
+        raise UnsupportedModelError(f"{name}.predict must return three arrays: {error}") from error
     count = len(scores) if scores.ndim == 1 else 0
     fits = count > 0 and masks.ndim == 3 and logits.ndim == 3 and len(masks) == len(logits) == count and masks.size > 0
     if not fits:
@@ -149,6 +136,9 @@ def predict_points(
         raise UnsupportedModelError(
             f"{name}.predict returned scores that are not finite ({scores}); in half precision try float32"
         )
+    for kind, values in (("masks", masks), ("low_res_logits", logits)):
+        if np.isnan(values).any():  # above 0 nowhere, which would read as "not here"
+            raise UnsupportedModelError(f"{name}.predict returned {kind} with NaN in them; in half precision try float32")
     on = masks.copy() if masks.dtype == np.bool_ else masks > 0  # a predictor may use its arrays again
     return on, scores.astype(np.float32).clip(0, 1), logits.astype(np.float32)
 

@@ -361,19 +361,21 @@ def _check_activation(architecture: str, path: Path, *, openai: bool, named: boo
 def load_predictor(preset: Preset, options: ModelOptions) -> Any:
     """The SAM of a preset as a ``SamPredictor``; the architecture of a checkpoint is read off its weights."""
     from text2sam.devices import check_dtype, pick_device
+    from text2sam.sam.build import build_predictor
 
     device = pick_device(options.device)
     dtype = check_dtype(options.dtype, device)
     spec = preset.sam_checkpoint if options.sam_checkpoint is None else options.sam_checkpoint
     if spec is None:
+        if preset.clip_model == PHOTO:
+            from text2sam.zoo.photo.models import SHIPPED
+
+            return build_predictor("vit_t", SHIPPED.file("sam.safetensors"), device=device, dtype=dtype)
         from segment_anything import SamPredictor
 
-        from text2sam.zoo.photo import models as photo
-        from text2sam.zoo.sticker import models as sticker
+        from text2sam.zoo.sticker.models import load_sam
 
-        load = photo.load_sam if preset.clip_model == PHOTO else sticker.load_sam
-        return SamPredictor(load().to(device))
-    from text2sam.sam.build import build_predictor
+        return SamPredictor(load_sam().to(device))
     from text2sam.zoo.table import CHECKPOINTS
 
     path = _resolved(spec, "sam", options)

@@ -85,14 +85,3 @@ def load_clip(**options: Any) -> WordClassifier:
         std=STD,
         **options,
     )
-
-
-def load_sam() -> Any:
-    """MobileSAM with its shipped weights, computed in float32, in evaluation mode, on the CPU.
-
-    Raises:
-        WeightsError: the weights are not in the package, or differ from the record.
-    """
-    from text2sam.sam.build import build_sam
-
-    return build_sam("vit_t", SHIPPED.file("sam.safetensors"), device="cpu")
