@@ -59,7 +59,7 @@ _CSS = """
 #examples .thumbnail-item {aspect-ratio: 4 / 3;}
 .hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
 footer {display: none !important;}
-@media (max-width: 600px) {.gradio-container main {padding: 8px !important;} #mode label {padding: 6px;}}
+@media (max-width: 600px) {.gradio-container main {padding: 8px !important;} #mode label {padding: 6px; font-size: .85rem;}}
 """ + "\n".join(
     f"#objects label:nth-of-type({len(OBJECT_COLOURS)}n + {k + 1}) {{border-left-color: rgb{colour};}}"
     for k, colour in enumerate(OBJECT_COLOURS)

@@ -174,8 +174,10 @@ class Desk:
         ]
 
     def explain(self) -> NDArray[np.uint8] | None:
-        """(h, w, 3) uint8 RGB: :func:`text2sam.plot.explain` of the chosen text; None before a text was asked."""
-        return None if self.result is None else plot.to_png(plot.explain(self.encoded.image, self.result))
+        """(h, w, 3) uint8 RGB: :func:`text2sam.plot.explain` of the chosen object, or of the chosen text that is not there; None
+        before a text was asked."""
+        shown = self.object or self.result
+        return None if shown is None else plot.to_png(plot.explain(self.encoded.image, shown))
 
     def save(self, folder: str | os.PathLike[str], format: str) -> Path:
         """Writes the picture with its objects as a dataset of one picture.
