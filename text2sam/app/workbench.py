@@ -174,8 +174,8 @@ class Desk:
         ]
 
     def explain(self) -> NDArray[np.uint8] | None:
-        """(h, w, 3) uint8 RGB: :func:`text2sam.plot.explain` of the chosen object, or of the chosen text that is not there; None
-        before a text was asked."""
+        """(h, w, 3) uint8 RGB: :func:`text2sam.plot.explain` of the chosen object, or of a text that is not there; None before
+        a text was asked."""
         shown = self.object or self.result
         return None if shown is None else plot.to_png(plot.explain(self.encoded.image, shown))
 
