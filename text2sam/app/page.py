@@ -67,12 +67,23 @@ footer {display: none !important;}
 
 _DOWNLOAD = "(f) => {if (f) {const a = document.createElement('a'); a.href = f.url; a.download = f.orig_name; a.click();}}"
 
-_KEYS = """() => document.addEventListener("keydown", (e) => {
-  if (e.target.matches("input:not([type=radio]):not([type=checkbox]), textarea") || e.ctrlKey || e.metaKey || e.altKey) return;
-  const key = {a: "accept", r: "reject", n: "next", b: "back", u: "undo", Delete: "remove"}[e.key];
-  const button = key && document.getElementById(key);
-  if (button) {e.preventDefault(); button.click();}
-})"""
+_SCRIPT = """() => {
+  document.addEventListener("keydown", (e) => {
+    if (e.target.matches("input:not([type=radio]):not([type=checkbox]), textarea") || e.ctrlKey || e.metaKey) return;
+    const key = {a: "accept", r: "reject", n: "next", b: "back", u: "undo", Delete: "remove"}[e.key];
+    const button = key && document.getElementById(key);
+    if (button) {e.preventDefault(); button.click();}
+  });
+  document.addEventListener("paste", (e) => {
+    const input = document.querySelector("#upload input[type=file]");
+    const file = [...e.clipboardData.files].find((f) => f.type.startsWith("image/"));
+    if (!input || !file) return;
+    const pasted = new DataTransfer();
+    pasted.items.add(file);
+    input.files = pasted.files;
+    input.dispatchEvent(new Event("change", {bubbles: true}));
+  });
+}"""
 
 
 class _Editor:
@@ -212,9 +223,10 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
         editor = _Editor(bench)
         with gr.Column(elem_id="start") as start:
             upload = gr.Image(
-                sources=["upload", "clipboard"],
+                sources=["upload"],
                 type="filepath",
-                label="A picture: drop it here, paste it, or click to pick it",
+                show_label=False,
+                placeholder="Drop a picture here, paste it, or click to pick one",
                 height=280,
                 elem_id="upload",
             )
@@ -401,7 +413,7 @@ def serve(
                 primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
             css=_CSS,
-            js=_KEYS,
+            js=_SCRIPT,
         )
     except OSError as error:
         raise OutputError(f"the page cannot be served at {host}:{port or 7860}: {error}; give another --port") from error
