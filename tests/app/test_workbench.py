@@ -109,6 +109,9 @@ def test_clicks_are_in_pixels_of_the_small_picture(bench: Workbench, tmp_path: P
     assert clicked.object.points.coords[before].tolist() == [200.5, 400.5]
     assert clicked.object.points.labels[before] == 0
     assert clicked.edited == {"cat"}
+    why = clicked.explain()
+    assert why is not None
+    assert why.shape[1] == 1200
 
 
 def test_corrections_and_the_way_back(bench: Workbench, tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ class _Editor:
             return gr.skip() if desk is None else desk.draw(_layers(layers, alpha))
 
         def why(desk: Desk | None) -> Any:
-            figure = None if desk is None else desk.explain()
+            with self.bench.talking():  # matplotlib warns of letters it lacks
+                figure = None if desk is None else desk.explain()
             return gr.skip() if figure is None else gr.update(value=figure, visible=True)
 
         choose = self.acts(lambda desk, place: desk.choose(place.split("/")))

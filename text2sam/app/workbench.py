@@ -25,7 +25,7 @@ from text2sam.checks import check_number
 from text2sam.errors import ImageError, InputError, MissingDependencyError, Text2SamWarning
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.exporter import written
-from text2sam.export.formats import export
+from text2sam.export.formats import make_exporter
 from text2sam.files import write_png
 from text2sam.image import read_image
 from text2sam.paint import OBJECT_COLOURS, overlay
@@ -139,22 +139,24 @@ class Desk:
         image = self.small
         if layers.heat and self.result is not None:
             image = _heat(image, self.result)
-        if layers.masks:
-            others: list[NDArray[np.bool_]] = []
-            colours = []
-            for number, row in enumerate(self.rows):
-                parts = self.results[row.place[0]].instances
-                if parts and row.place != self.chosen:
-                    others.append(_shrunk(parts[row.place[1]].mask, image.shape))
-                    colours.append(OBJECT_COLOURS[number % len(OBJECT_COLOURS)])
-            image = overlay(image, others, colours=colours or None, alpha=layers.alpha * 0.6)
-        chosen, colour = self.object, OBJECT_COLOURS[0]
-        for number, row in enumerate(self.rows):
-            colour = OBJECT_COLOURS[number % len(OBJECT_COLOURS)] if row.place == self.chosen else colour
-        masks = [] if chosen is None or not layers.masks else [_shrunk(chosen.mask, image.shape)]
-        points = PointPrompts.empty() if chosen is None or not layers.points else chosen.points
-        coords = (points.coords + 0.5) * self._scale - 0.5
-        return overlay(image, masks, points=coords, labels=points.labels, colours=[colour], alpha=layers.alpha)
+        colours = {row.place: OBJECT_COLOURS[n % len(OBJECT_COLOURS)] for n, row in enumerate(self.rows)}
+        others = (
+            [place for place in colours if place != self.chosen and self.results[place[0]].instances] if layers.masks else []
+        )
+        masks = [_shrunk(self.results[index].instances[k].mask, image.shape) for index, k in others]
+        image = overlay(image, masks, colours=[colours[place] for place in others] or None, alpha=0.6 * layers.alpha)
+        if self.object is None:
+            return image
+        part = self._shrunk(self.object)
+        points = part.points if layers.points else PointPrompts.empty()
+        return overlay(
+            image,
+            [part.mask] if layers.masks else [],
+            points=points.coords,
+            labels=points.labels,
+            colours=[colours[self.chosen]],
+            alpha=layers.alpha,
+        )
 
     def candidates(self) -> list[tuple[NDArray[np.uint8], str]]:
         """A small picture, cut out around the masks, and a caption for each mask that SAM offered for the chosen object."""
@@ -177,7 +179,7 @@ class Desk:
         """(h, w, 3) uint8 RGB: :func:`text2sam.plot.explain` of the chosen object, or of a text that is not there; None before
         a text was asked."""
         shown = self.object or self.result
-        return None if shown is None else plot.to_png(plot.explain(self.encoded.image, shown))
+        return None if shown is None else plot.to_png(plot.explain(self.small, self._shrunk(shown)))
 
     def save(self, folder: str | os.PathLike[str], format: str) -> Path:
         """Writes the picture with its objects as a dataset of one picture.
@@ -196,11 +198,12 @@ class Desk:
         if not self.results:
             raise InputError("there is nothing to save yet: type what to find")
         path = Path(folder, f"{self.name}-{format}.zip")
-        with written(path), tempfile.TemporaryDirectory() as home, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what a format cannot hold
+        with written(path), tempfile.TemporaryDirectory() as home:
             write_png(Path(home, f"{self.name}.png"), self.encoded.image)
             image = AnnotatedImage.from_results(f"{self.name}.png", self.results)
-            export([image], home, format=format, labels=[result.text for result in self.results], images_root=home)
+            labels = [result.text for result in self.results]
+            with make_exporter(home, format=format, labels=labels, images_root=home) as exporter:
+                exporter.add(image)
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
                 for file in sorted(Path(home).rglob("*")):
                     if file.is_file():
@@ -212,6 +215,18 @@ class Desk:
         """(2,) pixels (x, y) of the small picture per pixel of the picture."""
         (h, w), (sh, sw) = self.encoded.shape, self.small.shape[:2]
         return np.array([sw / w, sh / h])
+
+    def _shrunk(self, part: Segmentation) -> Segmentation:
+        """A single object, or a text that is not there, as one of the small picture."""
+        if part.mask.shape == self.small.shape[:2]:
+            return part
+        offered, mask = part.candidates, _shrunk(part.mask, self.small.shape)
+        if offered is not None:
+            offered = replace(offered, masks=np.stack([_shrunk(each, self.small.shape) for each in offered.masks]))
+        box = box_of(mask)
+        coords = ((part.points.coords + 0.5) * self._scale - 0.5).astype(np.float32)
+        points = PointPrompts(coords, part.points.labels)
+        return replace(part, mask=mask, box=box, points=points, candidates=offered, present=part.present and box is not None)
 
     def _edited(self, result: Segmentation, number: int) -> Desk:
         """The desk after a correction of the chosen text."""
@@ -321,7 +336,7 @@ class Workbench:
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[list[str]]:
-        """Inside, the model is this thread's; the list fills with its advice at the end."""
+        """Inside, the model is this thread's, and so are Python's warnings; the list fills with advice at the end."""
         notes: list[str] = []
         with self._lock, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
