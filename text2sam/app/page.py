@@ -52,14 +52,17 @@ _CSS = """
 #ask {align-items: flex-end;} #ask button {height: 42px;}
 #picture :is(.image-container, .image-frame, button) {width: 100%;}
 #picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: contain;}
-#tools {align-items: center;} #mode {flex: 1 1 330px;} #tools button {flex: 0 1 auto;}
+#tools {align-items: center;} #mode {flex: 1 1 370px;} #tools button {flex: 0 1 auto;}
 #objects .wrap {flex-direction: column; gap: 4px;}
 #objects label {border-left: 6px solid transparent; width: 100%;}
 :is(#masks, #examples) {min-height: 0;} :is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none;}
 #examples .thumbnail-item {aspect-ratio: 4 / 3;}
 .hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
 footer {display: none !important;}
-@media (max-width: 600px) {.gradio-container main {padding: 8px !important;} #mode label {padding: 6px; font-size: .85rem;}}
+@media (max-width: 600px) {
+  .gradio-container main {padding: 8px !important;} .wide {display: none;}
+  #mode .wrap {gap: 4px;} #mode label {padding: 6px; font-size: .85rem;} #decide {gap: 6px;}
+}
 """ + "\n".join(
     f"#objects label:nth-of-type({len(OBJECT_COLOURS)}n + {k + 1}) {{border-left-color: rgb{colour};}}"
     for k, colour in enumerate(OBJECT_COLOURS)
@@ -86,6 +89,9 @@ _SCRIPT = """() => {
 }"""
 
 
+_HELP = "<p>Keys: <b>a</b> accept, <b>r</b> reject, <b>n</b> next, <b>b</b> back, <b>u</b> undo, <b>Delete</b> remove</p>"
+
+
 class _Editor:
     """The picture, the list of its objects, and what corrects them."""
 
@@ -102,7 +108,7 @@ class _Editor:
         with gr.Row(elem_id="tools"):
             self.mode = gr.Radio(_CLICKS, value="add", label="A click on the picture", elem_id="mode", scale=3, min_width=320)
             self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=80)
-            self.remove = gr.Button("Remove object", size="sm", elem_id="remove", min_width=120)
+            self.remove = gr.Button("Remove", size="sm", elem_id="remove", min_width=80)
             self.why = gr.Button("Why?", size="sm", elem_id="why", min_width=80)
 
     def right(self) -> None:
@@ -331,18 +337,18 @@ def folder_page(job: FolderJob) -> gr.Blocks:
     with _blocks() as blocks:
         editor = _Editor(job.bench)
         index = gr.State(0)
-        with gr.Row(elem_id="ask"):
-            progress = gr.HTML(elem_id="progress", min_height=40)
-            back = gr.Button("← Back", min_width=80, elem_id="back")
-            reject = gr.Button("Reject", variant="stop", min_width=80, elem_id="reject")
-            accept = gr.Button("Accept", variant="primary", min_width=80, elem_id="accept")
-            following = gr.Button("Next →", min_width=80, elem_id="next")
+        progress = gr.HTML(elem_id="progress")
+        with gr.Row(elem_id="decide"):
+            back = gr.Button("← Back", min_width=60, size="md", elem_id="back")
+            reject = gr.Button("Reject", min_width=60, size="md", elem_id="reject")
+            accept = gr.Button("Accept", variant="primary", min_width=60, size="md", elem_id="accept")
+            following = gr.Button("Next →", min_width=60, size="md", elem_id="next")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 editor.left()
             with gr.Column(scale=2, min_width=320):
                 editor.right()
-                gr.HTML("<p>Keys: <b>a</b> accept, <b>r</b> reject, <b>n</b> next, <b>b</b> back, <b>u</b> undo</p>")
+                gr.HTML(_HELP, elem_classes=["hint", "wide"])
         editor.below()
 
         everything = [*editor.shown, index, progress]
@@ -424,7 +430,7 @@ def serve(
 def _blocks() -> gr.Blocks:
     blocks = gr.Blocks(title="text2sam", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS, SECONDS))
     with blocks:
-        gr.HTML("<h1>text2sam</h1><p>Name a thing, get its mask. Correct it by clicks.</p>", elem_id="title")
+        gr.HTML("<h1>text2sam</h1><p>Name a thing, get its mask, correct it by clicks.</p>", elem_id="title")
     return blocks
 
 
@@ -447,7 +453,9 @@ def _message(lines: Sequence[str]) -> Any:
 
 
 def _progress(job: FolderJob, index: int) -> str:
-    counts, state = job.counts(), job.state(index)
+    counts = job.counts()
     figures = ", ".join(f"{counts[name]} {name}" for name in ("accepted", "rejected", "failed") if counts[name])
-    title = f"<b>{html.escape(job.name(index))}</b>{f' · {state}' if state else ''}"
-    return f"<p>{title}</p><p>picture {index + 1} of {len(job)}{': ' if figures else ''}{figures}</p>"
+    state = f" · {job.state(index)}" if job.state(index) else ""
+    end = "" if counts[""] else f" · all done, the dataset is in {html.escape(str(job.run.folder.out))}"
+    where = f"picture {index + 1} of {len(job)}{': ' if figures else ''}{figures}{end}"
+    return f"<p><b>{html.escape(job.name(index))}</b>{state} &nbsp; {where}</p>"
