@@ -67,8 +67,7 @@ def test_nothing_is_done_yet(bench: Workbench, root: Path) -> None:
 
 def test_what_was_accepted_is_the_dataset(bench: Workbench, root: Path) -> None:
     with opened(bench, root) as job:
-        first = job.open(0)
-        corrected = remove(first)
+        corrected = bench.click(remove(job.open(0)), (3, 3), new=True)
         job.accept(0, corrected)
         job.reject(1)
         assert [job.state(k) for k in range(4)] == ["accepted", "rejected", "", ""]
@@ -79,6 +78,7 @@ def test_what_was_accepted_is_the_dataset(bench: Workbench, root: Path) -> None:
         assert job.after(0) == 2
         again = job.open(0)
         assert np.array_equal(again.results[0].mask, corrected.results[0].mask)
+        assert all(len(part.points.positive) for part in again.results[0].instances), "more clicks can follow"
         job.accept(1, job.open(1))
         assert job.state(1) == "accepted"
     assert set(annotations(root)) == {"0.png", "1.png"}

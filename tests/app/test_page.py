@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -76,6 +77,26 @@ def test_from_a_picture_to_a_download(page: Any, site: str, tmp_path: Path) -> N
         document = json.loads(archive.read("annotations.json"))
     names = {each["id"]: each["name"] for each in document["categories"]}
     assert [names[each["category_id"]] for each in document["annotations"]] == ["cat", "umbrella"]
+
+
+PASTE = """async (data) => {
+  const blob = await (await fetch("data:image/png;base64," + data)).blob();
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([blob], "pasted.png", {type: "image/png"}));
+  document.dispatchEvent(new ClipboardEvent("paste", {clipboardData}));
+}"""
+
+
+def test_a_pasted_picture_and_a_new_object(page: Any, site: str) -> None:
+    page.goto(site)
+    page.wait_for_selector("#upload input[type=file]", state="attached")
+    page.evaluate(PASTE, base64.b64encode(PETS.read_bytes()).decode())
+    page.wait_for_selector("#texts textarea, #texts input")
+    assert [line.split(" · ")[0] for line in find(page, "cat")] == ["cat"]
+    page.get_by_label("new object").check()
+    click(page, 0.35, 0.45)
+    assert [line.split(" · ")[0] for line in objects(page)] == ["cat 1", "cat 2"]
+    assert page.get_by_label("adds").is_checked(), "the next click belongs to the same object"
 
 
 def test_layers_and_reasons(page: Any, site: str) -> None:

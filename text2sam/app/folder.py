@@ -11,6 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
 from text2sam.annotate.job import Run, export_run
 from text2sam.annotate.journal import Record
 from text2sam.app.workbench import Desk, Workbench
@@ -135,22 +138,25 @@ class FolderJob:
 
 def _accepted(result: Segmentation, image: AnnotatedImage) -> Segmentation:
     """A result with the objects that were accepted for its text."""
-    objects = []
-    for thing in image.objects:
-        if thing.label == result.text and thing.size == result.mask.shape:
-            objects.append(_object(result, thing))
-    counted = replace(result, threshold=min(result.threshold, result.presence)) if objects else result
-    return with_objects(counted, objects)
+    things = [each for each in image.objects if each.label == result.text and each.size == result.mask.shape]
+    counted = replace(result, threshold=min(result.threshold, result.presence)) if things else result
+    return with_objects(counted, [_object(result, each) for each in things])
 
 
 def _object(result: Segmentation, thing: AnnotatedObject) -> Segmentation:
+    """An accepted object as the model found it, or, where a person made it, with a point in its middle for further clicks."""
     mask = thing.mask
+    for part in result.instances:
+        if np.array_equal(part.mask, mask):
+            return part
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), mask.shape)
     return replace(
         result,
         mask=mask,
         box=box_of(mask),
         score=float(thing.score),
-        points=PointPrompts.empty(),
+        points=PointPrompts(np.array([[x, y]], np.float32), np.array([1], np.uint8)),
         candidates=None,
         present=False,
         objects=(),

@@ -42,6 +42,7 @@ _FORMATS = (("PNG", "png"), ("COCO", "coco"), ("labelme", "labelme"))
 _CLICKS = [("adds", "add"), ("takes away", "cut"), ("new object", "new")]
 _ONE = {"concurrency_id": "desk", "concurrency_limit": 1, "api_visibility": "private"}  # no action overtakes another
 _FREE = {"concurrency_limit": None, "api_visibility": "private"}
+_STRIP = {"rows": 1, "height": "auto", "show_label": False, "allow_preview": False, "interactive": False, "buttons": []}
 _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
@@ -117,20 +118,7 @@ class _Editor:
         self.hint = gr.HTML(
             "<p>SAM's masks for the chosen object; click to take another</p>", elem_classes="hint", visible=False
         )
-        self.masks = gr.Gallery(
-            label="What SAM offered for it; click to take another",
-            show_label=False,
-            columns=3,
-            rows=1,
-            height="auto",
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            format="jpeg",
-            buttons=[],
-            elem_id="masks",
-            visible=False,
-        )
+        self.masks = gr.Gallery(columns=3, object_fit="contain", elem_id="masks", visible=False, **_STRIP)
         with gr.Group() as self.settings:
             self.layers = gr.CheckboxGroup(list(_LAYERS), value=["Objects", "Points"], label="Show", elem_id="layers")
             self.alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Overlay", elem_id="alpha")
@@ -193,7 +181,7 @@ class _Editor:
 
         def click(desk: Desk | None, layers: Sequence[str], alpha: float, mode: str, event: gr.SelectData) -> Updates:
             action = functools.partial(self.bench.click, point=event.index, positive=mode != "cut", new=mode == "new")
-            return self.acts(action)(desk, layers, alpha)
+            return {**self.acts(action)(desk, layers, alpha), self.mode: "cut" if mode == "cut" else "add"}
 
         def candidate(desk: Desk | None, layers: Sequence[str], alpha: float, event: gr.SelectData) -> Updates:
             return self.acts(lambda desk: take(desk, event.index))(desk, layers, alpha)
@@ -207,7 +195,7 @@ class _Editor:
             return gr.skip() if figure is None else gr.update(value=figure, visible=True)
 
         choose = self.acts(lambda desk, place: desk.choose(place.split("/")))
-        self.picture.select(click, [*inputs, self.mode], self.shown, trigger_mode="multiple", **_ONE)
+        self.picture.select(click, [*inputs, self.mode], [*self.shown, self.mode], trigger_mode="multiple", **_ONE)
         self.masks.select(candidate, inputs, self.shown, **_ONE)
         self.objects.input(choose, [*inputs, self.objects], self.shown, **_ONE)
         self.undo.click(self.acts(undo), inputs, self.shown, **_ONE)
@@ -241,17 +229,11 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
             gr.HTML("<p>or begin with one of these</p>", elem_classes="hint", visible=bool(examples))
             gallery = gr.Gallery(
                 [(picture, name) for name, picture, _ in examples],
-                show_label=False,
                 columns=max(len(examples), 1),
-                rows=1,
-                height="auto",
                 object_fit="cover",
-                allow_preview=False,
-                interactive=False,
-                format="jpeg",
-                buttons=[],
                 visible=bool(examples),
                 elem_id="examples",
+                **_STRIP,
             )
         with gr.Column(visible=False, elem_id="work") as work:
             with gr.Row(elem_id="ask"):
