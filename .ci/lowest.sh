@@ -29,5 +29,5 @@ export PATH=$lowest:$PATH
 text2sam demo --out "$folder/demo"
 # Old packages warn of what their successors have mended.
 pytest -o filterwarnings=default tests/test_image.py tests/test_types.py tests/test_files.py tests/test_rle.py \
-  tests/test_targets.py tests/test_presence.py tests/test_devices.py tests/test_pipeline.py tests/test_demo.py tests/test_plot.py \
-  tests/clip tests/sam tests/recipes tests/zoo tests/cli tests/tasks
+  tests/test_targets.py tests/test_presence.py tests/test_devices.py tests/test_pipeline.py tests/test_own_parts.py \
+  tests/test_demo.py tests/test_plot.py tests/clip tests/sam tests/recipes tests/zoo tests/cli tests/tasks

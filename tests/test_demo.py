@@ -182,11 +182,11 @@ def test_demo_finds_things_in_photos_and_opens_no_connection(tmp_path: Path, mon
         raise AssertionError("the demo opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    rows, record = demo.run_demo(tmp_path, device="cpu", scenes=["chelsea"])
+    rows, record = demo.run_demo(tmp_path, device="cpu", scenes=["coffee"])
     assert record["preset"] == "photo"
-    assert [(row.text, row.answer, row.there) for row in rows] == [("cat", "found", True), ("banana", "not here", False)]
-    [cat, banana] = rows
-    assert cat.result.mask[100:200, 150:300].mean() > 0.9, "Chelsea's face"
-    assert cat.result.mask[:40, :60].mean() < 0.1, "the blanket in the corner"
-    assert not banana.result.mask.any()
-    assert json.loads((tmp_path / cat.files["figures"]).read_text())["present"] is True
+    assert [(row.text, row.answer, row.there) for row in rows] == [("cup", "found", True), ("bus", "not here", False)]
+    [cup, bus] = rows
+    assert cup.result.mask[80:180, 220:370].mean() > 0.9, "the inside of the cup"
+    assert cup.result.mask[:, 500:].mean() < 0.05, "the table"
+    assert not bus.result.mask.any()
+    assert json.loads((tmp_path / cup.files["figures"]).read_text())["present"] is True

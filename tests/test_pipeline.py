@@ -184,15 +184,15 @@ def test_nothing_asked() -> None:
 
 def test_joined_texts_are_one_target() -> None:
     c = Counted()
-    one, other = c.segment_many(picture(), ["person+bench", ["person", "bench"]])
-    assert same(one, other)
-    assert one.text == "person+bench"
+    joined, other = c.segment_many(picture(), ["person+bench", ["person", "bench"]])
+    assert same(joined, other)
+    assert joined.text == "person+bench"
     features = c.generator.encode_image(picture())
     maps = c.generator.maps(features, ["person", "bench"])
-    assert one.points.coords.tolist() == paper_points(maps, (30, 44)).coords.tolist()
-    np.testing.assert_allclose(one.similarity.values, (maps[0].normalized() + maps[1].normalized()) / 2, atol=1e-5)
+    assert joined.points.coords.tolist() == paper_points(maps, (30, 44)).coords.tolist()
+    np.testing.assert_allclose(joined.similarity.values, (maps[0].normalized() + maps[1].normalized()) / 2, atol=1e-5)
     each = [c.generator.presence(features, text) for text in ("person", "bench")]
-    assert one.presence == pytest.approx(max(each), abs=1e-6)
+    assert joined.presence == pytest.approx(max(each), abs=1e-6)
     assert each[0] != each[1]
 
 
@@ -358,9 +358,9 @@ def test_encoded_images_stand_in_for_images(sam: bool) -> None:
     assert len(c.clip) == before + 1  # one batch
     assert len(encoder) == (2 if sam else 0)
     for _ in range(2):
-        for one, wanted in zip(encoded, expected, strict=True):
-            assert all(same(*pair) for pair in zip(c.segment_many(one, ["cat", "dog"]), wanted, strict=True))
-            assert same(c.segment(one, "dog"), wanted[1])
+        for image, wanted in zip(encoded, expected, strict=True):
+            assert all(same(*pair) for pair in zip(c.segment_many(image, ["cat", "dog"]), wanted, strict=True))
+            assert same(c.segment(image, "dog"), wanted[1])
     assert (len(c.clip), len(encoder)) == (before + 1, 2)
     assert not c.model.is_image_set
 
@@ -388,11 +388,11 @@ def test_what_cannot_be_encoded() -> None:
     with pytest.raises(ImageError, match="image 1 of 2"):
         c.model.encode([picture(), "missing.png"])
     assert c.encodings == (0, 0)
-    one = c.model.encode([picture()])[0]
+    encoded = c.model.encode([picture()])[0]
     with pytest.raises(InputError, match="features"):
-        EncodedImage(picture(1, 50, 20), one.features, one.sam)
+        EncodedImage(picture(1, 50, 20), encoded.features, encoded.sam)
     with pytest.raises(InputError, match="image must be"):
-        EncodedImage(picture()[..., 0], one.features, one.sam)
+        EncodedImage(picture()[..., 0], encoded.features, encoded.sam)
 
 
 def test_encoding_in_tiles() -> None:
@@ -707,11 +707,11 @@ def test_two_blobs_are_two_objects() -> None:
     assert (result.strategy, result.threshold, result.looked_for, result.excluded) == ("objects", 0.5, (), ())
     assert np.array_equal(result.similarity.values, surgery.maps(surgery.encode_image(TWO), ["red"])[0].values)
     assert right.objects == left.objects == ()
-    for one in (right, left):
-        assert np.array_equal(one.box, box_of(one.mask))
-        assert one.candidates is not None
-        assert one.score == pytest.approx(0.9 * one.candidates.figures["total"][one.candidates.chosen])  # times presence
-        assert one.text == "red"
+    for found in (right, left):
+        assert np.array_equal(found.box, box_of(found.mask))
+        assert found.candidates is not None
+        assert found.score == pytest.approx(0.9 * found.candidates.figures["total"][found.candidates.chosen])  # times presence
+        assert found.text == "red"
     assert all(image.shape == TWO.shape for image in predictor.images)
     assert surgery.asked[0] == {"against": None}
 
@@ -725,9 +725,9 @@ def test_instances_are_the_objects() -> None:
     assert model.segment_instances(TWO, "green") == []  # present, they say, but the map is flat
     (paper,) = model.segment_instances(TWO, "red", strategy="paper")
     assert equal(paper, model.segment(TWO, "red", strategy="paper"))
-    one = model.segment(TWO, "red", strategy="paper")
-    assert one.objects == ()
-    assert one.strategy == "paper"
+    result = model.segment(TWO, "red", strategy="paper")
+    assert result.objects == ()
+    assert result.strategy == "paper"
 
 
 def test_absent_text_asks_no_sam() -> None:
@@ -899,8 +899,8 @@ def test_thresholds_of_their_own() -> None:
     found = model.segment_many(TWO, ["red", "blue", "red+blue", "red"], threshold=limits)
     assert [r.threshold for r in found] == [0.95, 0.85, 0.0, 0.95]
     assert [r.present for r in found] == [False, False, True, False]  # blue is not drawn
-    ((one,),) = model.segment_batch([TWO], ["red"], threshold={"red": 0.9})
-    assert (one.threshold, one.present) == (0.9, True)
+    ((result,),) = model.segment_batch([TWO], ["red"], threshold={"red": 0.9})
+    assert (result.threshold, result.present) == (0.9, True)
     assert model.segment(TWO, "red", threshold=0.91).present is False
 
 
@@ -1042,11 +1042,11 @@ def test_rule_without_figures_goes_by_sams_score() -> None:
     assert len(result.objects) == 2  # no contrast to go by: none is dropped
     assert result.strategy == "own"
     assert result.score == pytest.approx(0.9 * 0.95)  # the speck, which SAM is surest of, times presence
-    for one in result.objects:
-        assert one.candidates is not None
-        assert one.candidates.figures == {}
-        assert one.candidates.chosen == 0
-        assert len(one.candidates) == 3
+    for found in result.objects:
+        assert found.candidates is not None
+        assert found.candidates.figures == {}
+        assert found.candidates.chosen == 0
+        assert len(found.candidates) == 3
     model = TextPromptedSAM(Painter(), Colours(absent={"red": 1.0}))
     assert not model.segment(TWO, "absent", strategy=own).mask.any()  # a rule of one's own keeps "not here"
     assert model.segment(TWO, "absent", strategy=replace(own, answers_absent=True)).mask.any()
@@ -1133,7 +1133,7 @@ def test_two_ghosts(sticker: TextPromptedSAM) -> None:
     ghosts, absent = sticker.segment_many(scene.image, ["ghost", "scorpion"])
     assert len(ghosts.objects) == 2
     for thing in scene.objects:
-        best = max(mask_iou(one.mask, thing.mask) for one in ghosts.objects)
+        best = max(mask_iou(ghost.mask, thing.mask) for ghost in ghosts.objects)
         assert best > 0.4 if thing.name == "ghost" else best < 0.4
     assert mask_iou(ghosts.mask, scene.mask("ghost")) > 0.4
     assert ghosts.present
@@ -1199,7 +1199,7 @@ def test_objects_that_another_name_fits_better_are_dropped() -> None:
         made = surgery(**words)
         made.vocabulary = surgery.vocabulary
         model = TextPromptedSAM(Painter("speck"), made)
-        return [one.mask for one in model.segment(image, text, strategy=replace(asked, **changes)).objects]
+        return [found.mask for found in model.segment(image, text, strategy=replace(asked, **changes)).objects]
 
     red = disc(40, 60, BIG)
     assert [np.array_equal(mask, red) for mask in found(Named, "animal", margin=3.0)] == [True]
@@ -1251,6 +1251,8 @@ def test_results_are_light_and_can_be_looked_at(tmp_path: Path) -> None:
     assert (over[result.mask] != image[result.mask]).any()
     with pytest.raises(InputError, match="the image is"):
         result.save(tmp_path / "x.png", image[:-1])
+    with pytest.raises(InputError, match=r"PNG file, not 'x\.jpg'"):
+        result.save(tmp_path / "x.jpg")
     nothing = model.segment(image, "absent")
     assert "not here" in repr(nothing)
     assert nothing._repr_png_()

@@ -73,10 +73,10 @@ def test_flat_map(value: float) -> None:
 
 
 def test_one_patch() -> None:
-    one = SimilarityMap(np.ones((1, 1), np.float32))
-    assert one.flat
-    assert one.to_image((2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert one.peak((2, 3)) == (1.5, 1)
+    similarity = SimilarityMap(np.ones((1, 1), np.float32))
+    assert similarity.flat
+    assert similarity.to_image((2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert similarity.peak((2, 3)) == (1.5, 1)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 1), (0, 0), (0, 5)])
@@ -421,8 +421,8 @@ def test_json_of_objects_is_theirs() -> None:
     objects = (segmentation(score=0.75), segmentation(mask=other, box=box_of(other), candidates=None, score=0.25))
     union = segmentation(mask=MASK | other, box=box_of(MASK | other), candidates=None, objects=objects)
     told = union.to_json()
-    assert told["objects"] == [one.to_json() for one in objects]
-    assert [one["area"] for one in told["objects"]] == [6, 1]
+    assert told["objects"] == [part.to_json() for part in objects]
+    assert [part["area"] for part in told["objects"]] == [6, 1]
     json.dumps(told, allow_nan=False)
 
 
@@ -431,8 +431,8 @@ def test_json_of_figures_that_are_not_finite(value: float) -> None:
     odd = np.array([value, 1], np.float32)
     told = segmentation(candidates=candidates(scores=odd, figures={"heat": odd})).to_json()
     json.dumps(told, allow_nan=False)
-    assert [one["score"] for one in told["candidates"]] == [None, 1]
-    assert [one["figures"]["heat"] for one in told["candidates"]] == [None, 1]
+    assert [candidate["score"] for candidate in told["candidates"]] == [None, 1]
+    assert [candidate["figures"]["heat"] for candidate in told["candidates"]] == [None, 1]
 
 
 @fast
@@ -461,8 +461,8 @@ def test_heat_between_and_beyond_pixels() -> None:
 
 
 def test_instances_are_the_objects_or_the_result_itself() -> None:
-    one = segmentation()
-    assert one.instances == (one,)
-    assert segmentation(objects=(one,)).instances == (one,)
+    part = segmentation()
+    assert part.instances == (part,)
+    assert segmentation(objects=(part,)).instances == (part,)
     nothing = segmentation(mask=np.zeros_like(MASK), box=None, candidates=None, present=False)
     assert nothing.instances == ()

@@ -381,7 +381,7 @@ class Segmentation:
         """Writes a PNG file, whole or not at all.
 
         Args:
-            path: the file.
+            path: the file, named ``.png``.
             image: the image that was segmented, as :func:`text2sam.image.read_image` accepts it. The file then shows the
                 objects and the points over it; without it the file is the mask, 255 on the object and 0 off it.
 
@@ -391,8 +391,9 @@ class Segmentation:
         Raises:
             OutputError: the file cannot be written.
             ImageError: the image cannot be read.
-            InputError: the image is of another size.
+            InputError: the file is not named ``.png``, or the image is of another size.
         """
+        _require(Path(path).suffix.lower() == ".png", f"save writes a PNG file, not {Path(path).name!r}; name it .png")
         if image is None:
             return write_png(path, self.mask)
         from text2sam.image import read_image

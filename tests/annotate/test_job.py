@@ -25,7 +25,8 @@ from jobs import dataset, draw, forked, killed_at, model, run
 
 from text2sam import TextPromptedSAM
 from text2sam.annotate import worker as worker_module
-from text2sam.annotate.job import Done, Plan, annotate, run_threads, warm
+from text2sam.annotate.engine import Done, Plan, run_threads
+from text2sam.annotate.job import annotate, warm
 from text2sam.annotate.journal import JOURNAL, STATE, RunFolder
 from text2sam.annotate.labels import LabelSet, LabelSpec
 from text2sam.annotate.sources import find_images
@@ -78,7 +79,7 @@ def test_a_dataset_in_coco(images: Path, undisturbed: dict[str, bytes]) -> None:
     coco = json.loads(content)
     assert name.endswith(".json")
     assert [c["name"] for c in coco["categories"]] == ["cat", "dog"]
-    names = [one["file_name"] for one in coco["images"]]
+    names = [image["file_name"] for image in coco["images"]]
     assert names == sorted(names)
     assert len(names) == 17
     assert {a["category_id"] for a in coco["annotations"]} == {coco["categories"][0]["id"]}
@@ -188,13 +189,13 @@ def test_models_that_cannot_be_shared(tmp_path: Path, images: Path) -> None:
         return made[-1]
 
     made: list[TextPromptedSAM] = []
-    one = make()
+    built = make()
     with pytest.raises(InputError, match="give a function that makes models"):
-        run(images, tmp_path / "a", model=one)
+        run(images, tmp_path / "a", model=built)
     made.clear()
     run(images, tmp_path / "a", model=make)
     assert len(made) == 2
-    run(images, tmp_path / "b", model=one, workers=None)
+    run(images, tmp_path / "b", model=built, workers=None)
     assert dataset(tmp_path / "a") == dataset(tmp_path / "b")
 
 
@@ -347,7 +348,7 @@ def test_failed_images_are_tried_again_on_demand(tmp_path: Path, monkeypatch: py
     real = worker_module.read_image
     monkeypatch.setattr(worker_module, "read_image", refuse)
     report = run(images, tmp_path / "out")
-    assert [(one.path, "Permission denied" in one.reason) for one in report.failed] == [("002.png", True)]
+    assert [(failure.path, "Permission denied" in failure.reason) for failure in report.failed] == [("002.png", True)]
     monkeypatch.undo()
     assert len(run(images, tmp_path / "out").failed) == 1
     assert not run(images, tmp_path / "out", retry_failed=True).failed
@@ -360,7 +361,7 @@ def test_images_the_format_cannot_hold_cost_a_line(tmp_path: Path) -> None:
     PIL.Image.fromarray(picture(5)).save(images / "001.bmp")
     report = run(images, tmp_path / "out", format="yolo", pictures="none")
     assert report.done == 3
-    assert [one.path for one in report.failed] == ["001.png"]
+    assert [failure.path for failure in report.failed] == ["001.png"]
     assert "not in the yolo dataset" in report.failed[0].reason
     # of several formats one can hold it
     both = run(images, tmp_path / "both", format={"yolo": {"pictures": "none"}, "coco": {}})
@@ -465,11 +466,11 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coun
 
     def counted(item: Any, reading: Any) -> Loaded:
         nonlocal most
-        one = real(item, reading)
-        one = Kept(one.item, one.pixels, one.reason)
-        alive.add(one)
+        loaded = real(item, reading)
+        loaded = Kept(loaded.item, loaded.pixels, loaded.reason)
+        alive.add(loaded)
         most = max(most, len(alive))
-        return one
+        return loaded
 
     monkeypatch.setattr(worker_module, "load", counted)
     run(images, tmp_path / "out", workers=count, batch_size=3)

@@ -26,10 +26,10 @@ def read(tmp_path: Path, text: str | bytes, name: str = "labels.yaml") -> LabelS
 
 
 def test_a_label_is_its_name() -> None:
-    one = LabelSpec(" cat ")
-    assert one == LabelSpec("cat")
-    assert one.target == "cat"
-    assert one.to_json() == {"name": "cat", "synonyms": [], "exclude": [], "threshold": None}
+    label = LabelSpec(" cat ")
+    assert label == LabelSpec("cat")
+    assert label.target == "cat"
+    assert label.to_json() == {"name": "cat", "synonyms": [], "exclude": [], "threshold": None}
 
 
 @pytest.mark.parametrize(
@@ -134,17 +134,17 @@ def test_groups_share_an_exclude_and_cover_every_label_once() -> None:
 
 
 def test_json_tells_sets_apart_and_only_those() -> None:
-    one = LabelSet((LabelSpec("cat"), LabelSpec("car", ("taxi",), threshold=1)), ("sky",))
-    assert json.loads(json.dumps(one.to_json())) == one.to_json()
+    full = LabelSet((LabelSpec("cat"), LabelSpec("car", ("taxi",), threshold=1)), ("sky",))
+    assert json.loads(json.dumps(full.to_json())) == full.to_json()
     same = LabelSet((LabelSpec("cat ", ("cat",)), LabelSpec("car", ("car", "taxi"), threshold=1.0)), ("sky",))
-    assert json.dumps(same.to_json()) == json.dumps(one.to_json())
+    assert json.dumps(same.to_json()) == json.dumps(full.to_json())
     others = [
-        LabelSet(one.labels),
-        LabelSet(one.labels[::-1], ("sky",)),
+        LabelSet(full.labels),
+        LabelSet(full.labels[::-1], ("sky",)),
         LabelSet((LabelSpec("cat"), LabelSpec("car", ("taxi",))), ("sky",)),
-        LabelSet((LabelSpec("cat", exclude=("dog",)), one.labels[1]), ("sky",)),
+        LabelSet((LabelSpec("cat", exclude=("dog",)), full.labels[1]), ("sky",)),
     ]
-    assert len({json.dumps(labels.to_json()) for labels in (one, *others)}) == 5
+    assert len({json.dumps(labels.to_json()) for labels in (full, *others)}) == 5
 
 
 # from texts
@@ -357,7 +357,7 @@ def test_any_file_gives_labels_or_an_error_of_ours(
         return
     for group in labels.groups():
         queries = parse_targets(group.targets)
-        assert tuple(query.label for query in queries) == tuple(one.name for one in group.labels)
+        assert tuple(query.label for query in queries) == tuple(label.name for label in group.labels)
         check_exclude(group.exclude, queries)
         thresholds_of(group.thresholds, queries, 0.5)
     assert json.loads(json.dumps(labels.to_json())) == labels.to_json()
@@ -370,4 +370,4 @@ def test_any_comma_list_gives_labels_or_an_error_of_ours(given_: Any) -> None:
         labels = label_set(given_)
     except Text2SamError:
         return
-    assert labels.names == tuple(query.label for query in parse_targets([one.target for one in labels.labels]))
+    assert labels.names == tuple(query.label for query in parse_targets([label.target for label in labels.labels]))

@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from jobs import LABELS, dataset, draw, model, run
 
 from text2sam import TextPromptedSAM
+from text2sam.annotate import parquet
 from text2sam.annotate import ray as module
-from text2sam.annotate.ray import MOST_DEATHS, TRIES, Cluster, annotate_table, ray_engine, read_table
+from text2sam.annotate.parquet import annotate_table, read_table
+from text2sam.annotate.ray import MOST_DEATHS, TRIES, Cluster, ray_engine
 from text2sam.errors import InputError, MissingDependencyError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import export
@@ -55,10 +57,11 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_nothing_of_ray_is_imported_with_the_module() -> None:
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    names = [a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names]
-    names += [str(n.module) for n in tree.body if isinstance(n, ast.ImportFrom)]
-    assert not [name for name in names if name.split(".")[0] in ("ray", "pyarrow")]
+    for file_of in (module, parquet):
+        tree = ast.parse(Path(file_of.__file__).read_text(encoding="utf-8"))
+        names = [a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names]
+        names += [str(n.module) for n in tree.body if isinstance(n, ast.ImportFrom)]
+        assert not [name for name in names if name.split(".")[0] in ("ray", "pyarrow")]
 
 
 def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +109,7 @@ class Loop:
             answer = None
             while answer is None:
                 try:
-                    hand = hand or module._Hand(packed, tally, MOST_DEATHS)
+                    hand = hand or module.Hand(packed, tally, MOST_DEATHS)
                     answer = hand(pa.table({"number": [number], "task": [task]}))
                 except Died:
                     hand = None
@@ -217,8 +220,8 @@ def hand(**job: Any) -> Any:
     import ray
 
     given: dict[str, Any] = {"embeddings": None, "model": "", "threads": 1} | job
-    packed = ray.cloudpickle.dumps(module._Job(model, LABELS, Options(strategy="paper"), **given))
-    return module._TableHand(packed, module._tally(ray), MOST_DEATHS)
+    packed = ray.cloudpickle.dumps(module.Job(model, LABELS, Options(strategy="paper"), **given))
+    return parquet.TableHand(packed, module._tally(ray), MOST_DEATHS)
 
 
 def test_rows_of_a_table(images: Path, loop: Loop, tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ def table_of(file: Path, rows: list[dict[str, Any]]) -> Path:
     import pyarrow.parquet as pq
 
     base = {"status": "done", "reason": "", "height": 4, "width": 5, "objects": [], "presence": [], "model": ""}
-    pq.write_table(pa.Table.from_pylist([base | row for row in rows], module._schema()), file)
+    pq.write_table(pa.Table.from_pylist([base | row for row in rows], parquet._schema()), file)
     return file
 
 

@@ -72,10 +72,10 @@ def test_files_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
     for name in [*files, "folder", "gone"]:
-        one = load(item(tmp_path / name))
-        assert one.pixels is None
-        assert one.reason
-        assert str(tmp_path) not in one.reason
+        loaded_item = load(item(tmp_path / name))
+        assert loaded_item.pixels is None
+        assert loaded_item.reason
+        assert str(tmp_path) not in loaded_item.reason
     assert load(item(whole)).pixels is not None
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
     bomb = load(item(whole))
@@ -88,7 +88,7 @@ def test_no_more_than_so_many_pixels_at_once(tmp_path: Path, monkeypatch: pytest
     assert [len(b) for b in load_batches(items)] == [6]
     monkeypatch.setattr(module, "BATCH_PIXELS", 1300)
     batches = list(load_batches(items))
-    assert [[one.item.path for one in b] for b in batches] == [
+    assert [[image.item.path for image in b] for b in batches] == [
         ["000.png", "001.png"],
         ["002.png", "003.png"],
         *[["004.png"], ["005.png"]],
@@ -116,9 +116,9 @@ def test_what_cannot_be_done_shows_before_the_first_image(labels: LabelSet, opti
 
 
 def test_results_are_those_of_segment_many(undisturbed: list[Any]) -> None:
-    for one, record in zip(loaded(5), undisturbed, strict=True):
-        assert one.pixels is not None
-        cat, dog = fresh().segment_many(one.pixels, ["cat", {"dog": ["dog", "hound"]}], strategy="paper", threshold=0.0)
+    for image, record in zip(loaded(5), undisturbed, strict=True):
+        assert image.pixels is not None
+        cat, dog = fresh().segment_many(image.pixels, ["cat", {"dog": ["dog", "hound"]}], strategy="paper", threshold=0.0)
         assert record["presence"] == pytest.approx({"cat": cat.presence, "dog": dog.presence}, abs=1e-6)
         [found] = record["image"]["objects"]
         assert (found["label"], found["score"]) == ("cat", pytest.approx(cat.score, abs=1e-6))
@@ -131,7 +131,7 @@ def test_labels_of_several_calls_keep_their_order() -> None:
     [record] = worker.run(loaded(1))
     assert list(record.presence) == list("abcd")
     assert record.image is not None
-    labels = [one.label for one in record.image.objects]
+    labels = [thing.label for thing in record.image.objects]
     assert labels == sorted(labels)
     assert worker.thresholds == dict.fromkeys("abcd", 0.0)
     assert Worker(model(), LabelSet((LabelSpec("a"),)), HOW).thresholds == {"a": 0.5}

@@ -122,7 +122,7 @@ def test_unknown_names(command: str) -> None:
 def test_words() -> None:
     result = run("models", "words", "crane")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[1].split(maxsplit=1) == ["crane", "lifting device | wading bird"]
+    assert result.stdout.splitlines()[1].split(maxsplit=1) == ["crane", "device | wading bird"]
     document = json.loads(run("models", "words", "*dog", "--json").stdout)
     assert {"dog", "hot dog"} <= {entry["word"] for entry in document["words"]}
     assert document["known"] > 3000

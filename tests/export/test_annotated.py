@@ -25,35 +25,35 @@ MASK = np.array([[0, 1, 1], [0, 1, 0]], np.bool_)
 @pytest.mark.parametrize("fill", [False, True])
 def test_flat_masks(shape: tuple[int, int], fill: bool) -> None:
     mask = np.full(shape, fill)
-    one = AnnotatedObject.from_mask("cat", mask)
-    assert (one.mask == mask).all()
-    assert one.mask.dtype == np.bool_
-    assert one.area == mask.sum()
-    assert one.bbox == ((0, 0, shape[1], shape[0]) if fill else (0, 0, 0, 0))
-    assert one.score == 1.0
+    thing = AnnotatedObject.from_mask("cat", mask)
+    assert (thing.mask == mask).all()
+    assert thing.mask.dtype == np.bool_
+    assert thing.area == mask.sum()
+    assert thing.bbox == ((0, 0, shape[1], shape[0]) if fill else (0, 0, 0, 0))
+    assert thing.score == 1.0
 
 
 def test_a_mask_by_hand() -> None:
-    one = AnnotatedObject.from_mask("cat", MASK, np.float32(0.5))
-    assert one.size == (2, 3)
-    assert one.area == 3
-    assert one.bbox == (1, 0, 2, 2)
-    assert type(one.score) is float
-    assert one.rle == {"size": [2, 3], "counts": one.counts}
-    assert (coco.decode({"size": [2, 3], "counts": one.counts.encode()}) == MASK).all()
+    thing = AnnotatedObject.from_mask("cat", MASK, np.float32(0.5))
+    assert thing.size == (2, 3)
+    assert thing.area == 3
+    assert thing.bbox == (1, 0, 2, 2)
+    assert type(thing.score) is float
+    assert thing.rle == {"size": [2, 3], "counts": thing.counts}
+    assert (coco.decode({"size": [2, 3], "counts": thing.counts.encode()}) == MASK).all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.5, 0.95]))
 def test_masks_come_back(h: int, w: int, seed: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((h, w)) < share
-    one = AnnotatedObject.from_mask("cat", mask)
-    assert (one.mask == mask).all()
-    assert one.area == mask.sum()
+    thing = AnnotatedObject.from_mask("cat", mask)
+    assert (thing.mask == mask).all()
+    assert thing.area == mask.sum()
     if mask.any():
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         corners = (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
-        assert one.bbox == corners
+        assert thing.bbox == corners
 
 
 @pytest.mark.parametrize("mask", [MASK.astype(np.uint8), np.zeros((0, 3), bool), np.zeros((1, 2, 3), bool), [[True]], None])
@@ -102,21 +102,21 @@ def test_counts_that_mislead_compiled_code(counts: str) -> None:
 )
 def test_any_counts(size: tuple[int, int], counts: str) -> None:
     try:
-        one = AnnotatedObject("cat", size, counts)
+        thing = AnnotatedObject("cat", size, counts)
     except Text2SamError:
         return
-    x, y, w, h = one.bbox
-    assert one.mask.shape == size
-    assert one.area == one.mask.sum() == one.mask[y : y + h, x : x + w].sum()
+    x, y, w, h = thing.bbox
+    assert thing.mask.shape == size
+    assert thing.area == thing.mask.sum() == thing.mask[y : y + h, x : x + w].sum()
 
 
 def test_images_check_their_objects() -> None:
-    one = AnnotatedObject.from_mask("cat", MASK)
+    thing = AnnotatedObject.from_mask("cat", MASK)
     with pytest.raises(InputError, match="size"):
-        AnnotatedImage("a.jpg", 3, 2, (one,))
+        AnnotatedImage("a.jpg", 3, 2, (thing,))
     with pytest.raises(InputError, match="tuple"):
-        AnnotatedImage("a.jpg", 2, 3, [one])  # type: ignore[arg-type]
-    assert AnnotatedImage("a.jpg", 2, 3, (one,)).objects == (one,)
+        AnnotatedImage("a.jpg", 2, 3, [thing])  # type: ignore[arg-type]
+    assert AnnotatedImage("a.jpg", 2, 3, (thing,)).objects == (thing,)
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "a/b c/ü.png", "...", "a..b/c", "a:b"])
@@ -181,7 +181,7 @@ def test_any_json(value: Any) -> None:
     except Text2SamError:
         return
     assert AnnotatedImage.from_json(image.to_json()) == image
-    assert all(one.mask.shape == (image.height, image.width) for one in image.objects)
+    assert all(thing.mask.shape == (image.height, image.width) for thing in image.objects)
 
 
 def test_mixed_keys_are_refused() -> None:

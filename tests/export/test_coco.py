@@ -39,18 +39,20 @@ def test_there_and_back(
     assert names == dict(enumerate(labels, 1))
     for i, image in coco.imgs.items():
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[i]))
-        assert [names[one["category_id"]] for one in annotations] == [label for label, _ in truth[image["file_name"]]]
-        for one, (_, mask) in zip(annotations, truth[image["file_name"]], strict=True):
-            assert (coco.annToMask(one).astype(bool) == mask).all()
-            assert one["area"] == mask.sum()
+        assert [names[annotation["category_id"]] for annotation in annotations] == [
+            label for label, _ in truth[image["file_name"]]
+        ]
+        for annotation, (_, mask) in zip(annotations, truth[image["file_name"]], strict=True):
+            assert (coco.annToMask(annotation).astype(bool) == mask).all()
+            assert annotation["area"] == mask.sum()
 
 
 def test_fields(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
     data = json.loads(written(images, tmp_path, labels).read_text("ascii"))
     assert set(data) == {"info", "licenses", "categories", "images", "annotations"}
-    assert [one["id"] for one in data["images"]] == [1, 2, 3, 4]
-    assert [one["id"] for one in data["annotations"]] == [1, 2, 3, 4, 5, 6]
-    assert [one["image_id"] for one in data["annotations"]] == [1, 1, 1, 3, 3, 4]
+    assert [image["id"] for image in data["images"]] == [1, 2, 3, 4]
+    assert [annotation["id"] for annotation in data["annotations"]] == [1, 2, 3, 4, 5, 6]
+    assert [annotation["image_id"] for annotation in data["annotations"]] == [1, 1, 1, 3, 3, 4]
     first = data["annotations"][0]
     assert first["bbox"] == [1, 0, 5, 5]
     assert first["iscrowd"] == 0
@@ -61,10 +63,10 @@ def test_fields(images: list[AnnotatedImage], labels: list[str], tmp_path: Path)
 
 def test_polygons_hold_every_part(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
     data = json.loads(written(images, tmp_path, labels, segmentation="polygon").read_text("ascii"))
-    parts = [len(one["segmentation"]) for one in data["annotations"]]
+    parts = [len(annotation["segmentation"]) for annotation in data["annotations"]]
     assert parts == [2, 2, 2, 1, 2, 1]  # the ring has a dot in its hole
-    assert all(len(line) >= 8 for one in data["annotations"] for line in one["segmentation"])
-    assert all(one["iscrowd"] == 0 for one in data["annotations"])
+    assert all(len(line) >= 8 for annotation in data["annotations"] for line in annotation["segmentation"])
+    assert all(annotation["iscrowd"] == 0 for annotation in data["annotations"])
 
 
 @pytest.mark.parametrize("segmentation", ["rle", "polygon"])

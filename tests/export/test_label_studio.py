@@ -84,7 +84,7 @@ def test_there_and_back(images: list[AnnotatedImage], labels: list[str], truth: 
     assert tasks[1]["predictions"] == [{"model_version": "text2sam", "score": 0.0, "result": []}]
 
 
-@pytest.mark.filterwarnings("ignore:.*Pydantic V2:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
 def test_the_sdk_checks_the_tasks(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
     from label_studio_sdk.label_interface import LabelInterface
 

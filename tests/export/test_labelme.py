@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
 from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
+from text2sam.lab.experiments.annotation.readers import LabelmeReader, labelme_reader
 
 # pycocotools decodes through an __array__ of before NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -27,31 +27,17 @@ LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyt
 
 
 @pytest.fixture
-def labelme(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """labelme's reader and painter."""
+def labelme(monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelmeReader]:
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
-    package = pytest.importorskip("labelme")
-    if hasattr(package, "LabelFile"):
-        return SimpleNamespace(read=package.LabelFile, paint=package.utils.shapes_to_label)
-    from labelme import _label_file, _utils  # since labelme 7
-
-    def paint(size: tuple[int, int], shapes: list[Any], values: dict[str, int]) -> Any:
-        return _utils.shapes_to_label(img_shape=size, shapes=shapes, label_name_to_value=values)
-
-    return SimpleNamespace(read=lambda path: _label_file.read_label_file(filename=path), paint=paint)
+    pytest.importorskip("labelme")
+    with labelme_reader() as reader:
+        yield reader
 
 
 def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> None:
     with make_exporter(out, format="labelme", labels=labels, **options) as exporter:
         for image in images:
             exporter.add(image)
-
-
-def painted(labelme: Any, shape: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A shape's mask by labelme's own code."""
-    _, instances = labelme.paint(size, [shape], {shape["label"]: 1})
-    mask: NDArray[np.bool_] = instances == 1
-    return mask
 
 
 @LEAVES_OPEN
@@ -76,7 +62,7 @@ def test_masks_there_and_back(
         for shape, (_, mask), one in zip(file.shapes, truth[image.path], image.objects, strict=True):
             assert shape["shape_type"] == "mask"
             assert shape["other_data"] == {"score": one.score}
-            assert (painted(labelme, shape, mask.shape) == mask).all()
+            assert (labelme.paint(shape, mask.shape) == mask).all()
 
 
 @LEAVES_OPEN
@@ -98,7 +84,7 @@ def test_polygons_there_and_back(
             h, w = mask.shape
             lines = [np.ravel(shape["points"]).tolist() for shape in own]
             assert (coco.decode(coco.merge(coco.frPyObjects(lines, h, w))) == mask).all()
-            by_labelme = np.logical_or.reduce([painted(labelme, shape, mask.shape) for shape in own])
+            by_labelme = np.logical_or.reduce([labelme.paint(shape, mask.shape) for shape in own])
             assert not (mask & ~by_labelme).any()
         assert shapes == []
 
@@ -108,7 +94,7 @@ def test_labelme_widens_polygons_by_a_pixel(tmp_path: Path, labelme: Any) -> Non
     mask = (x - 60) ** 2 + (y - 45) ** 2 < 35**2
     written([AnnotatedImage("a.png", 90, 120, (AnnotatedObject.from_mask("cat", mask),))], tmp_path, ["cat"], shapes="polygon")
     (shape,) = json.loads((tmp_path / "a.json").read_text())["shapes"]
-    wider = painted(labelme, shape, mask.shape)
+    wider = labelme.paint(shape, mask.shape)
     assert not (mask & ~wider).any()
     assert 0.93 < mask.sum() / wider.sum() < 1
 

@@ -29,30 +29,20 @@ from text2sam.lab.experiments import annotation
 from text2sam.lab.experiments import sticker as sticker_evaluation
 from text2sam.lab.experiments.annotation import (
     CHECKS,
-    ENCODINGS,
-    HOSTILE,
-    LABELS,
     MEASURED,
-    Attempt,
-    CocoFile,
-    Drawn,
-    Hostile,
-    Item,
-    Picture,
-    Run,
-    Settings,
-    check_labelme,
-    dataset_files,
-    draw_folder,
-    draw_hostile,
     judge_image,
-    kill_points,
+    kills,
     main_command,
     measure,
     report,
     summarize,
     table,
 )
+from text2sam.lab.experiments.annotation import folder as trial_folder
+from text2sam.lab.experiments.annotation.folder import LABELS, Drawn, Hostile, Picture, Settings, draw_folder, draw_hostile
+from text2sam.lab.experiments.annotation.kills import Attempt, Run, dataset_files, kill_points, run
+from text2sam.lab.experiments.annotation.readers import CocoFile, Item, check_labelme
+from text2sam.lab.experiments.hostile import ENCODINGS, HOSTILE
 from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import background
 
@@ -96,7 +86,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_seeds_are_those_of_nothing_else() -> None:
-    seeds = Settings(scenes=annotation.MOST_SCENES).seeds
+    seeds = Settings(scenes=trial_folder.MOST_SCENES).seeds
     assert seeds.stop <= TRAIN_SEEDS
     for first in sticker_evaluation.SPLITS.values():
         assert seeds.start >= first + sticker_evaluation.MOST_SCENES or seeds.stop <= first
@@ -164,17 +154,17 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def paths_of(count: int) -> list[str]:
     kinds = list(ENCODINGS)
-    return [f"{annotation._stem(index)}{ENCODINGS[kinds[index % len(kinds)]][0]}" for index in range(count)]
+    return [f"{trial_folder._stem(index)}{ENCODINGS[kinds[index % len(kinds)]][0]}" for index in range(count)]
 
 
 @drawing
 @posix
 def test_the_folder_is_drawn_the_same_again(tmp_path: Path) -> None:
-    one, two = (draw_folder(tmp_path / name, SMALL) for name in "ab")
-    assert (one.pictures, one.hostile) == (two.pictures, two.hostile)
+    first, two = (draw_folder(tmp_path / name, SMALL) for name in "ab")
+    assert (first.pictures, first.hostile) == (two.pictures, two.hostile)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     other = draw_folder(tmp_path / "c", replace(SMALL, seed=SMALL.seed + 1, hostile=0))
-    assert other.truth.read_bytes() != one.truth.read_bytes()
+    assert other.truth.read_bytes() != first.truth.read_bytes()
     with pytest.raises(InputError, match="not empty"):
         draw_folder(tmp_path / "a", SMALL)
 
@@ -186,26 +176,26 @@ def test_the_truth_is_what_a_person_sees(tmp_path: Path) -> None:
     drawn = draw_folder(tmp_path / "new", settings)
     truth = CocoFile(drawn.truth)
     assert [path.name for path in sorted((tmp_path / "new").iterdir())] == ["images", "labels.yaml", "truth.json"]
-    assert {one.kind for one in drawn.pictures} == set(ENCODINGS)
-    assert [one.seed for one in drawn.pictures] == list(settings.seeds)
-    assert set(truth.sizes) == {one.path for one in drawn.pictures}
+    assert {picture.kind for picture in drawn.pictures} == set(ENCODINGS)
+    assert [picture.seed for picture in drawn.pictures] == list(settings.seeds)
+    assert set(truth.sizes) == {picture.path for picture in drawn.pictures}
     assert truth.images == 30
     asked = 0
-    for one in drawn.pictures:
-        seed_rng = np.random.default_rng([one.seed, 1])
-        scene = annotation.draw_scene(one.seed, settings, seed_rng)
-        pixels = read_image(drawn.root / one.path)
-        assert truth.sizes[one.path] == pixels.shape[:2] == scene.image.shape[:2]
-        objects = truth.objects(one.path)
+    for picture in drawn.pictures:
+        seed_rng = np.random.default_rng([picture.seed, 1])
+        scene = trial_folder.draw_scene(picture.seed, settings, seed_rng)
+        pixels = read_image(drawn.root / picture.path)
+        assert truth.sizes[picture.path] == pixels.shape[:2] == scene.image.shape[:2]
+        objects = truth.objects(picture.path)
         assert [o.label for o in objects] == [o.name for o in scene.objects]
         for mine, real in zip(objects, scene.objects, strict=True):
             np.testing.assert_array_equal(mine.mask, real.mask)
         asked += sum(o.label in settings.labels for o in objects)
-    everything = sum(len(truth.objects(one.path)) for one in drawn.pictures)
+    everything = sum(len(truth.objects(picture.path)) for picture in drawn.pictures)
     assert 0.25 < asked / everything < 0.75
     found = find_images(drawn.root, recursive=True)
-    assert [one.path for one in found] == sorted(one.path for one in drawn.pictures)
-    stems = Counter(one.path.rpartition(".")[0] for one in drawn.pictures)
+    assert [picture.path for picture in found] == sorted(picture.path for picture in drawn.pictures)
+    stems = Counter(picture.path.rpartition(".")[0] for picture in drawn.pictures)
     assert max(stems.values()) == 2  # two pictures that differ in the suffix alone
 
 
@@ -223,7 +213,7 @@ def test_hostile_files_fail_or_are_refused_each_once(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     made = draw_hostile(root, replace(SMALL, hostile=len(HOSTILE) + 3))
     assert len(HOSTILE) >= 30
-    assert len({one.path for one in made}) == len(made)
+    assert len({file.path for file in made}) == len(made)
     accounted: Counter[str] = Counter()
     read: list[str] = []
 
@@ -231,16 +221,16 @@ def test_hostile_files_fail_or_are_refused_each_once(tmp_path: Path, monkeypatch
         found = find_images(root, recursive=True)
         accounted.update(name for name, _ in found.refused)
         for item in found.items:
-            one = load(item)
+            loaded = load(item)
             accounted[item.path] += 1
-            if one.pixels is not None or not one.reason:
+            if loaded.pixels is not None or not loaded.reason:
                 read.append(item.path)
 
     thread = threading.Thread(target=look, daemon=True)  # a pipe would block for ever
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
-    assert accounted == Counter(one.path for one in made)
+    assert accounted == Counter(file.path for file in made)
     assert read == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]  # nothing ran
 
@@ -273,10 +263,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     (tmp_path / "a_job.py").write_text(JOB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     out = tmp_path / "out"
-    watch = annotation._Watch(out, out / "half.json")
+    watch = kills._Watch(out, out / "half.json")
 
     def start(point: int | None, fail: str = "") -> tuple[Attempt, bytes]:
-        return annotation._attempt(["a_job", str(out), "5", fail], tmp_path, watch, point, 0.5)
+        return kills._attempt(["a_job", str(out), "5", fail], tmp_path, watch, point, 0.5)
 
     return start
 
@@ -308,7 +298,7 @@ def test_a_job_that_fails_is_told(job: Callable[..., tuple[Attempt, bytes]]) -> 
 
 
 def test_a_job_that_hangs_is_ended(job: Callable[..., tuple[Attempt, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotation, "_PATIENCE", 0.01)
+    monkeypatch.setattr(kills, "_PATIENCE", 0.01)
     with pytest.raises(Text2SamError, match="has done nothing"):
         job(-1)
 
@@ -316,7 +306,7 @@ def test_a_job_that_hangs_is_ended(job: Callable[..., tuple[Attempt, bytes]], mo
 def test_a_run_needs_a_new_folder(tmp_path: Path) -> None:
     drawn = Drawn(tmp_path, tmp_path, tmp_path, (), ())
     with pytest.raises(InputError, match="there already"):
-        annotation.run(SMALL, drawn, tmp_path)
+        run(SMALL, drawn, tmp_path)
 
 
 def test_the_files_of_a_dataset(tmp_path: Path) -> None:
@@ -351,7 +341,7 @@ KINDS = {"a/one.png": "png", "two.jpg": "grey jpeg", "three.png": "png"}
 
 def images(items: dict[str, list[Item]]) -> list[AnnotatedImage]:
     return [
-        AnnotatedImage(path, *SHAPE, tuple(AnnotatedObject.from_mask(one.label, one.mask, one.score) for one in found))
+        AnnotatedImage(path, *SHAPE, tuple(AnnotatedObject.from_mask(item.label, item.mask, item.score) for item in found))
         for path, found in items.items()
     ]
 
@@ -388,9 +378,9 @@ def test_pycocotools_reads_back(trial: tuple[Drawn, Path, Run], capsys: pytest.C
     assert coco.images == 3
     for name, wanted in FOUND.items():
         found = coco.objects(name)
-        assert [(one.label, one.score) for one in found] == [(one.label, one.score) for one in wanted]
-        for one, other in zip(found, wanted, strict=True):
-            np.testing.assert_array_equal(one.mask, other.mask)
+        assert [(item.label, item.score) for item in found] == [(item.label, item.score) for item in wanted]
+        for item, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(item.mask, other.mask)
     assert coco.objects("nowhere.png") == []
 
 
@@ -491,8 +481,8 @@ def test_answers_by_hand() -> None:
 
 def test_a_mask_that_is_turned_is_worth_nothing() -> None:
     turned = Item("cat", np.ones(SHAPE[::-1], bool))
-    (one,) = judge_image([Item("cat", np.ones(SHAPE, bool))], [turned], ("cat",))
-    assert (one.iou, one.instance_ious.tolist()) == (0.0, [[0.0]])
+    (answer,) = judge_image([Item("cat", np.ones(SHAPE, bool))], [turned], ("cat",))
+    assert (answer.iou, answer.instance_ious.tolist()) == (0.0, [[0.0]])
 
 
 def test_figures_by_hand() -> None:
@@ -636,7 +626,7 @@ def test_the_real_command_survives(tmp_path: Path, labelme: Any) -> None:
     settings = Settings(scenes=6, hostile=5, kills=2, labels=LABELS[:3], batch_size=2, resamples=20)
     result = measure(settings, tmp_path / "trial")
     assert result["checks"] == dict.fromkeys(CHECKS, True)
-    assert [one["end"] for one in result["attempts"]] == ["killed at work", "killed while writing", "finished"]
+    assert [attempt["end"] for attempt in result["attempts"]] == ["killed at work", "killed while writing", "finished"]
     assert result["report"]["images"] == 11
     assert len(result["report"]["failed"]) == 5
     assert result["undisturbed_report"]["skipped"] == 0

@@ -13,7 +13,8 @@ import torch
 
 from text2sam.errors import InputError, OutputError
 from text2sam.lab import bench
-from text2sam.lab.bench import Settings, Side, alternate, peak_tensor_bytes
+from text2sam.lab.bench import Settings, suites
+from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
 
@@ -105,7 +106,7 @@ def test_memory_of_ours_does_not_grow_with_channels(surgery_result: dict[str, An
 
 
 def test_growing_memory_misses_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "feature_surgery", plain.feature_surgery)
+    monkeypatch.setattr(suites, "feature_surgery", plain.feature_surgery)
     assert bench.run("surgery", TINY)["rows"][-1]["met"] is False
 
 
@@ -143,12 +144,12 @@ def test_images_figures() -> None:
 
 @pytest.fixture(scope="module")
 def sticker() -> TextPromptedSAM:
-    return bench._build_pair(None, TINY)[0]
+    return suites.build_pair(None, TINY)[0]
 
 
 def test_models_calls_are_counted_until_the_end(sticker: TextPromptedSAM) -> None:
-    image = bench.draw((48, 64))
-    with bench.counted(sticker) as calls:
+    image = suites.draw((48, 64))
+    with suites.counted(sticker) as calls:
         sticker.set_image(image)
         assert calls == {"decoder": 0, "sam": 1, "clip": 1}
         sticker.segment(text="cat", strategy="paper")
@@ -158,7 +159,7 @@ def test_models_calls_are_counted_until_the_end(sticker: TextPromptedSAM) -> Non
         assert calls == {"decoder": 5, "sam": 4, "clip": 4}
     sticker.segment(image, "cat", strategy="paper")
     assert calls == {"decoder": 5, "sam": 4, "clip": 4}
-    with pytest.raises(ZeroDivisionError), bench.counted(sticker):
+    with pytest.raises(ZeroDivisionError), suites.counted(sticker):
         raise ZeroDivisionError
     parts = [*sticker.predictor.model.modules(), *sticker.generator.model.modules()]  # type: ignore[attr-defined]
     assert not any(module._forward_pre_hooks for module in parts)
@@ -200,7 +201,7 @@ class Scripted:
 def test_recipe_figures(monkeypatch: pytest.MonkeyPatch, absent: str, per_object: float, met: bool) -> None:
     scene = SimpleNamespace(name="s", image="picture", find=("cat", "dog"), absent=absent)
     monkeypatch.setattr("text2sam.demo.load_scenes", lambda: (scene,))
-    details, rows = bench.measure_recipe("x", Scripted(), 2)  # type: ignore[arg-type]
+    details, rows = suites.measure_recipe("x", Scripted(), 2)  # type: ignore[arg-type]
     of_objects, of_texts, clip, sam, timed = rows
     assert (of_objects.ours, of_objects.baseline, of_objects.met) == (pytest.approx(per_object), 1, met)
     assert of_objects.aim == "ours <= baseline + 2"
@@ -220,7 +221,7 @@ def test_encoding_twice_misses_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
 
     scene = SimpleNamespace(name="s", image="picture", find=("cat", "dog"), absent="rocket")
     monkeypatch.setattr("text2sam.demo.load_scenes", lambda: (scene,))
-    rows = bench.measure_recipe("x", Forgets(), 1)[1]  # type: ignore[arg-type]
+    rows = suites.measure_recipe("x", Forgets(), 1)[1]  # type: ignore[arg-type]
     assert [(row.ours, row.met) for row in rows[2:4]] == [(3, False), (3, False)]
 
 
@@ -255,19 +256,19 @@ def test_timing_the_parts_leaves_no_trace() -> None:
     model = TextPromptedSAM.from_pretrained("sticker")
     before = pipeline.read_image, dict(vars(model.generator)), dict(vars(model.predictor))
     with pytest.raises(ZeroDivisionError):
-        bench._shares(model, lambda: 1 / 0)
+        suites._shares(model, lambda: 1 / 0)
     assert (pipeline.read_image, vars(model.generator), vars(model.predictor)) == before
 
 
 def test_further_sam_comes_from_the_settings_or_the_lent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [name for name, _, _ in bench._pairs(TINY)]
+    names = [name for name, _, _ in suites.pairs(TINY)]
     assert names == ["sticker"]
     monkeypatch.setenv("TEXT2SAM_TEST_DATA", str(tmp_path))
-    assert len(bench._pairs(TINY)) == 1
+    assert len(suites.pairs(TINY)) == 1
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "mobile_sam.pt").touch()
-    assert bench._pairs(TINY)[1][1:] == (tmp_path / "weights" / "mobile_sam.pt", 1)
-    assert bench._pairs(replace(TINY, sam_checkpoint=Path("x.pt")))[1][:2] == ("sticker CLIP and x.pt", Path("x.pt"))
+    assert suites.pairs(TINY)[1][1:] == (tmp_path / "weights" / "mobile_sam.pt", 1)
+    assert suites.pairs(replace(TINY, sam_checkpoint=Path("x.pt")))[1][:2] == ("sticker CLIP and x.pt", Path("x.pt"))
 
 
 def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:

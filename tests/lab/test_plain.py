@@ -17,7 +17,7 @@ from text2sam import TextPromptedSAM
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.prompts import PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
-from text2sam.lab import bench
+from text2sam.lab.bench.suites import draw
 from text2sam.lab.experiments import plain
 from text2sam.zoo.sticker.models import build_sam
 
@@ -109,7 +109,7 @@ class _Flat:
 
 def test_a_map_that_points_nowhere_gives_no_mask(clip: Any, tokenizer: Any) -> None:
     surgery = ClipSurgery(clip, tokenizer, image_size=8, depth=2, device="cpu", templates=TEMPLATES)  # one patch
-    mask, values = plain.segment(_Flat(), surgery, tokenizer, bench.draw((20, 30)), "cat")
+    mask, values = plain.segment(_Flat(), surgery, tokenizer, draw((20, 30)), "cat")
     assert mask.shape == (20, 30)
     assert not mask.any()
     assert values.shape == (1, 1)
@@ -119,7 +119,7 @@ def test_the_whole_way_agrees(clip: Any, tokenizer: Any) -> None:
     torch.manual_seed(1)
     predictor = SamPredictor(build_sam().eval())
     surgery = ClipSurgery(clip, tokenizer, image_size=(48, 64), depth=2, device="cpu", templates=TEMPLATES)
-    image = bench.draw((60, 90))
+    image = draw((60, 90))
     with torch.inference_mode():
         mask, values = plain.segment(predictor, surgery, tokenizer, image, "cat")
     ours = TextPromptedSAM(predictor, surgery).segment(image, "cat", strategy="paper")

@@ -136,8 +136,8 @@ def test_one_class_alone(surgery: ClipSurgery) -> None:
     data = one_picture(labels, ("background", "cat"))
     found = measure(surgery, data, settings_of("explainability", "surgery"))["figures"]["surgery"]
     samples = []
-    [one] = surgery.similarity(data[0].image, ["cat"])  # against the empty text
-    samples.append(map_sample("cat", one.to_image((8, 8)), labels == 1))
+    [similarity] = surgery.similarity(data[0].image, ["cat"])  # against the empty text
+    samples.append(map_sample("cat", similarity.to_image((8, 8)), labels == 1))
     assert found["msc"] == pytest.approx(explainability(samples).msc, abs=1e-9)
     assert measure(surgery, data, settings_of("recognition"))["figures"]["cosine"]["map"] == 100
 
@@ -200,7 +200,7 @@ def test_recognition_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset) -
     found = [recognize(surgery, sample.image, names) for sample in dataset]
     truth = np.array([[name in sample.labels for name in names] for sample in dataset])
     for kind in SCORES:
-        expected = 100 * mean_average_precision(np.stack([one.scores[kind] for one in found]), truth)
+        expected = 100 * mean_average_precision(np.stack([result.scores[kind] for result in found]), truth)
         figures = result["figures"][kind]
         assert figures["map"] == pytest.approx(expected, abs=1e-9)
         assert figures["intervals"]["map"][0] <= expected <= figures["intervals"]["map"][1]
@@ -227,8 +227,8 @@ def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:
     found = measure(surgery, dataset, settings_of("semantic", "itsm", **words))["figures"]["itsm"]
     matrix = ConfusionMatrix(len(CLASSES))
     for sample in dataset:
-        one = segment_semantic(surgery, sample.image, CLASSES[1:], background=["sky", "wall"], threshold=0.3, method="itsm")
-        matrix.add(one.classes.astype(int), sample.semantic)
+        result = segment_semantic(surgery, sample.image, CLASSES[1:], background=["sky", "wall"], threshold=0.3, method="itsm")
+        matrix.add(result.classes.astype(int), sample.semantic)
     assert found["confusion"] == matrix.counts.tolist()
     plain = one_picture(np.zeros((4, 4)), ("sky", "tree"), background=False)
     assert measure(surgery, plain, settings_of("semantic"))["figures"]["itsm"]["miou_without_background"] is None
@@ -245,9 +245,9 @@ def test_explainability_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset
         for sample in dataset:
             features = surgery.encode_image(sample.image, methods=[method])  # type: ignore[list-item]
             maps = surgery.maps(features, names, against=names, method=method)  # type: ignore[arg-type]
-            for name, one in zip(names, maps, strict=True):
-                values, mask = one.to_image(SHAPE)[3:], (sample.semantic == CLASSES.index(name))[3:]
-                left = one.to_image(SHAPE)[:3, 4:], (sample.semantic == CLASSES.index(name))[:3, 4:]
+            for name, similarity in zip(names, maps, strict=True):
+                values, mask = similarity.to_image(SHAPE)[3:], (sample.semantic == CLASSES.index(name))[3:]
+                left = similarity.to_image(SHAPE)[:3, 4:], (sample.semantic == CLASSES.index(name))[:3, 4:]
                 pixels = np.concatenate([values.ravel(), left[0].ravel()]), np.concatenate([mask.ravel(), left[1].ravel()])
                 if pixels[1].any():
                     samples.append(map_sample(name, pixels[0][None], pixels[1][None]))
@@ -268,9 +268,9 @@ def test_empty_text_in_place_of_the_label_set(surgery: ClipSurgery, dataset: Dat
     samples = []
     for sample in dataset:
         for name, mask in sample.masks.items():
-            [one] = surgery.similarity(sample.image, [name])
+            [similarity] = surgery.similarity(sample.image, [name])
             kept = ~sample.ignored
-            samples.append(map_sample(name, one.to_image(SHAPE)[kept][None], mask[kept][None]))
+            samples.append(map_sample(name, similarity.to_image(SHAPE)[kept][None], mask[kept][None]))
     assert found["surgery"]["msc"] == pytest.approx(explainability(samples).msc, abs=1e-4)
 
 
@@ -336,8 +336,8 @@ def test_bootstraps_under_unit_weights_are_the_figures() -> None:
     truth[:, 3] = False
     weights = np.concatenate([np.ones((1, 9), np.int64), np.zeros((1, 9), np.int64), bootstrap_weights(9, 6)])
     found = bootstrap_map(scores, truth, weights)
-    for one, value in zip(weights, found, strict=True):
-        assert value == pytest.approx(mean_average_precision(scores, truth, one), nan_ok=True)
+    for row, value in zip(weights, found, strict=True):
+        assert value == pytest.approx(mean_average_precision(scores, truth, row), nan_ok=True)
     samples, images = [], np.array([0, 0, 1, 3, 3, 4, 8])
     for k in range(7):
         off = float("nan") if k == 2 else rng.random()
@@ -401,18 +401,18 @@ def test_windows_are_encoded_once(dataset: Dataset) -> None:
 
 
 def test_one_pass_forgets_and_is_no_copy(surgery: ClipSurgery) -> None:
-    one = OnePass(surgery, ["gem"])
+    passing = OnePass(surgery, ["gem"])
     image = picture(0)
-    first = one.encode_image(image)
-    assert one.encode_image(image.copy()) is first
-    assert one.encode([image])[0] is first
-    assert one.encode_image(np.ascontiguousarray(image[:, ::-1])) is not first
-    assert one.encode_image(image, tiles=8).grid != first.grid
-    assert one.pictures == 2
-    one.forget()
-    assert one.encode_image(image) is not first
-    assert one.model is surgery.model
-    assert one.prompts is surgery.prompts
+    first = passing.encode_image(image)
+    assert passing.encode_image(image.copy()) is first
+    assert passing.encode([image])[0] is first
+    assert passing.encode_image(np.ascontiguousarray(image[:, ::-1])) is not first
+    assert passing.encode_image(image, tiles=8).grid != first.grid
+    assert passing.pictures == 2
+    passing.forget()
+    assert passing.encode_image(image) is not first
+    assert passing.model is surgery.model
+    assert passing.prompts is surgery.prompts
     assert set(first.others) == {"gem"}
     assert "_kept" not in vars(surgery)
 
@@ -584,7 +584,7 @@ def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, t
     out = tmp_path / "r.json"
     result = measure(surgery, dataset, settings_of("semantic"), out=out)
     assert result["images"] == {"measured": 3, "failed": 2}
-    assert [one["id"] for one in result["failed"]] == ["p1", "p3"]
+    assert [failure["id"] for failure in result["failed"]] == ["p1", "p3"]
     assert "77" in result["failed"][1]["reason"]
     assert "2 failed" in table(result)
     assert sum(line.startswith("Failed: p") for line in table(result).splitlines()) == 2
@@ -620,18 +620,18 @@ def test_errors_of_the_measuring_itself_are_not_swallowed(
 # published figures
 
 
-def same_setting(one: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery]:
-    data = dataclasses.replace(one_picture(np.zeros((4, 4)), background=False), name=one.dataset, split=one.split)
+def same_setting(figure: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery]:
+    data = dataclasses.replace(one_picture(np.zeros((4, 4)), background=False), name=figure.dataset, split=figure.split)
     clip = tiny_clip(vision={"patch_size": 32, "image_size": 64})
-    surgery = tiny_surgery(clip, image_size=one.image_size, templates=None)
-    return data, settings_of(one.task, one.method), ModelInfo(one.model, one.pretrained), surgery
+    surgery = tiny_surgery(clip, image_size=figure.image_size, templates=None)
+    return data, settings_of(figure.task, figure.method), ModelInfo(figure.model, figure.pretrained), surgery
 
 
-@pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: f"{one.dataset}-{one.method}-{one.figure}")
-def test_published_figures_stand_only_in_their_setting(one: Any) -> None:
-    data, settings, model, surgery = same_setting(one)
-    assert published_for(data, settings, model, surgery)[one.method][one.figure] is one
-    other_method = next(name for name in COMPARED[one.task] if name not in {p.method for p in PUBLISHED})
+@pytest.mark.parametrize("figure", PUBLISHED, ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}")
+def test_published_figures_stand_only_in_their_setting(figure: Any) -> None:
+    data, settings, model, surgery = same_setting(figure)
+    assert published_for(data, settings, model, surgery)[figure.method][figure.figure] is figure
+    other_method = next(name for name in COMPARED[figure.task] if name not in {p.method for p in PUBLISHED})
     others = [
         (dataclasses.replace(data, name="ade"), settings, model, surgery),
         (dataclasses.replace(data, split="train"), settings, model, surgery),
@@ -644,13 +644,13 @@ def test_published_figures_stand_only_in_their_setting(one: Any) -> None:
         (data, settings, dataclasses.replace(model, untrained=True), surgery),
         (data, settings, ModelInfo(), surgery),
         (data, settings, model, tiny_surgery(surgery.model, image_size=448, templates=None)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=(one.image_size, 64), templates=None)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=one.image_size)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=one.image_size, templates=None, scales=(1.0, 0.5))),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=(figure.image_size, 64), templates=None)),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size)),
+        (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size, templates=None, scales=(1.0, 0.5))),
     ]
-    if one.task == "semantic":
+    if figure.task == "semantic":
         others.append((data, dataclasses.replace(settings, window=224), model, surgery))
-    if one.task == "explainability":
+    if figure.task == "explainability":
         others.append((data, dataclasses.replace(settings, threshold_rule="image"), model, surgery))
         others.append((data, dataclasses.replace(settings, label_set=False), model, surgery))
     assert [published_for(*other) for other in others] == [{}] * len(others)

@@ -51,6 +51,7 @@ def test_damaged_and_missing_files(name: str, tmp_path: Path, monkeypatch: pytes
     (folder / name).unlink()
     with pytest.raises(WeightsError, match=rf"{name} is not there.*reinstall"):
         load()
+    (folder / name).write_bytes(content)
     (folder / "record.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"record\.json"):
         load()

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
-import re
-import stat
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from text2sam import __version__
+from text2sam.annotate.dataset import Export, Results
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.journal import STATE, Chunk, Record, RunFolder, chunks_of
+from text2sam.annotate.engine import Engine, Plan, run_threads
+from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
-from text2sam.annotate.review import ReviewItem, write_review
+from text2sam.annotate.review import write_review
 from text2sam.annotate.sources import Found, ImageItem, count_endings, find_images
 from text2sam.annotate.worker import (
-    Loaded,
     ModelSource,
     Worker,
-    load_batches,
     model_settings,
-    own_copy,
     settings_of,
 )
 from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, OutputError, Text2SamError
-from text2sam.export.annotated import AnnotatedImage, check_relative
-from text2sam.export.formats import FORMATS, folders, make_exporter
-from text2sam.export.losses import Losses
-from text2sam.files import write_json
+from text2sam.export.formats import FORMATS, folders
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import Recipe
@@ -52,44 +40,6 @@ Progress: TypeAlias = "bool | Callable[[int, int], object]"
 
 Formats: TypeAlias = "str | Iterable[str] | Mapping[str, Mapping[str, Any]]"
 """A format of :data:`text2sam.export.formats.FORMATS`, several, or several with the options of each."""
-
-MOST_WORKERS = 8
-"""On a CPU the default is one worker per core, but at most this many: each holds a batch of images."""
-
-_EXPORTED = "exported.json"
-_LARGEST_LIST = 1 << 28
-_TEMPORARY = re.compile(r"\.text2sam-[0-9a-f]{16}(\.\S{0,15})?")
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What an engine has to do.
-
-    Attributes:
-        model: ready to use.
-        make_model: makes another model like it; None when only the model itself was given.
-        labels: what to look for; None only encodes the images, for ``embeddings``.
-        options: how images are read and segmented.
-        todo: the chunks that are not finished, in order.
-        workers: how many batches to work on at a time; None leaves it to the engine.
-        embeddings: keeps embeddings, or None.
-    """
-
-    model: TextPromptedSAM
-    make_model: Callable[[], TextPromptedSAM] | None
-    labels: LabelSet | None
-    options: Options
-    todo: tuple[Chunk, ...]
-    workers: int | None = None
-    embeddings: EmbeddingStore | None = None
-
-
-Done: TypeAlias = tuple[Chunk, list[Record]]
-Engine: TypeAlias = "Callable[[Plan], Iterator[Done]]"
-"""Does a plan's chunks in any order and gives each with its records, one per image in order, as soon as it is done.
-
-The records must not depend on the order, on the number of workers or on what was finished before. When the iterator is closed
-before its end, the engine stops what it started."""
 
 
 def annotate(
@@ -142,15 +92,15 @@ def annotate(
         value_range, page, max_pixels: as for :func:`text2sam.image.read_image`.
         batch_size: the most images that CLIP encodes at once.
         workers: how many batches are worked on at a time; the results do not depend on it. On a CPU each worker computes on
-            one core, so that results do not depend on the number of cores either; None is one per core, up to
-            :data:`MOST_WORKERS`. On a GPU None is 1. With a predictor whose state cannot be kept, more than one worker needs
-            a function that makes models.
+            one core, so that results do not depend on the number of cores either; None is one per core, at most
+            :data:`text2sam.annotate.engine.MOST_WORKERS`. On a GPU None is 1. With a predictor whose state cannot be kept,
+            more than one worker needs a function that makes models.
         embeddings: a folder that keeps image embeddings; see :class:`text2sam.annotate.embeddings.EmbeddingStore`.
         overwrite: discard what an earlier run in ``out`` has finished.
         retry_failed: annotate batches again in which an image failed, for instance after its permissions were changed.
         review: an HTML file for a contact sheet; see :func:`text2sam.annotate.review.write_review`.
         progress: see :data:`Progress`.
-        engine: what does the work; None is :func:`run_threads`.
+        engine: what does the work; None is :func:`text2sam.annotate.engine.run_threads`.
         **export_options: options of the format, when there is one.
 
     Returns:
@@ -236,7 +186,7 @@ class Run:
     chunks: tuple[Chunk, ...]
     folder: RunFolder
     thresholds: Mapping[str, float]
-    exports: tuple[_Export, ...]
+    exports: tuple[Export, ...]
 
 
 @contextlib.contextmanager
@@ -271,7 +221,7 @@ def open_run(
     kinds = _formats(format, export_options)
     places = folders(out, tuple(kinds))
     exports = tuple(
-        _Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
+        Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
     )
     for export in exports:
         export.check()
@@ -288,7 +238,7 @@ def open_run(
         yield Run(built, make_model, wanted, options, Path(root), found, chunks, folder, thresholds, exports)
 
 
-def export_run(run: Run, fresh: Set[str] = frozenset()) -> tuple[_Result, list[str]]:
+def export_run(run: Run, fresh: Iterable[str] = ()) -> tuple[Results, list[str]]:
     """Writes the dataset of what is finished so far.
 
     Args:
@@ -298,7 +248,7 @@ def export_run(run: Run, fresh: Set[str] = frozenset()) -> tuple[_Result, list[s
     Returns:
         The counts, and lines about what a format could not hold.
     """
-    result = _Result(run.labels, [chunk for chunk in run.chunks if chunk.key in run.folder], fresh, run.folder)
+    result = Results(run.labels, [chunk for chunk in run.chunks if chunk.key in run.folder], set(fresh), run.folder)
     return result, result.export(run.root, run.exports)
 
 
@@ -365,106 +315,6 @@ def warm(
             failed |= {record.path: record.reason for record in records if record.image is None}
             tell(len(chunk))
     return WarmReport(store.counts["made"], store.counts["found"], tuple(sorted(failed.items())))
-
-
-def default_workers(device: torch.device) -> int:
-    """How many batches are worked on at a time: on a CPU one per core, at most :data:`MOST_WORKERS`; otherwise 1."""
-    if device.type != "cpu":
-        return 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MOST_WORKERS)
-
-
-def run_threads(plan: Plan) -> Iterator[Done]:
-    """The engine of one process: a reader ahead of a few workers, each a thread with an image state of its own.
-
-    On a CPU each worker computes on one core: sharing every operation between cores costs small models more time than it
-    saves, and the results of one core do not depend on how many others there are.
-
-    At most one batch of images per worker and two more are in memory at a time.
-    """
-    if not plan.todo:
-        return
-    workers = _workers(plan)
-    threads = torch.get_num_threads()
-    on_cpu = device_of(plan.model).type == "cpu"
-    stop = threading.Event()
-    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def work(batch: list[Loaded]) -> list[Record]:
-        worker = idle.get()
-        try:
-            return worker.run(batch, stop)
-        finally:
-            idle.put(worker)
-
-    batches = _batches(plan, stop)
-    reader = ThreadPoolExecutor(1, "text2sam-reader")
-    pool = ThreadPoolExecutor(len(workers), "text2sam-worker", partial(torch.set_num_threads, 1 if on_cpu else threads))
-    running: dict[Future[list[Record]], int] = {}
-    parts: dict[int, dict[str, Record]] = {}
-    try:
-        reading: Future[tuple[int, list[Loaded]] | None] | None = reader.submit(next, batches, None)
-        while running or reading is not None:
-            waiting: list[Future[Any]] = [*running]
-            if reading is not None and len(running) <= len(workers):
-                waiting.append(reading)
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            if reading is not None and reading in finished:
-                read = reading.result()
-                reading = None
-                if read is not None:
-                    running[pool.submit(work, read[1])] = read[0]
-                    reading = reader.submit(next, batches, None)
-                del read
-            for future in [future for future in running if future in finished]:
-                number = running.pop(future)
-                records = parts.setdefault(number, {})
-                records.update((record.path, record) for record in future.result())
-                chunk = plan.todo[number]
-                if len(records) == len(chunk):
-                    del parts[number]
-                    yield chunk, [records[item.path] for item in chunk.items]
-    finally:
-        stop.set()
-        for executor in (reader, pool):
-            executor.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)  # what the workers set is also what new threads begin with
-
-
-def _batches(plan: Plan, stop: threading.Event) -> Iterator[tuple[int, list[Loaded]]]:
-    for number, chunk in enumerate(plan.todo):
-        for batch in load_batches(chunk.items, plan.options.reading):
-            if stop.is_set():
-                return
-            yield number, batch
-
-
-def _workers(plan: Plan) -> list[Worker]:
-    wanted = default_workers(device_of(plan.model)) if plan.workers is None else plan.workers
-    wanted = min(wanted, len(plan.todo))
-    workers = [Worker(plan.model, plan.labels, plan.options, plan.embeddings)]
-    while len(workers) < wanted:
-        model = own_copy(plan.model)
-        if model is None and plan.make_model is not None:
-            model = plan.make_model()
-        if model is None:
-            if plan.workers is None:
-                break
-            raise InputError(
-                f"a predictor of type {type(plan.model.predictor).__name__}, or a model in training mode, cannot be shared by "
-                f"{wanted} workers; give a function that makes models, or workers=1"
-            )
-        store = None if plan.embeddings is None else plan.embeddings.of(model)
-        workers.append(Worker(model, plan.labels, plan.options, store))
-    return workers
-
-
-def device_of(model: TextPromptedSAM) -> torch.device:
-    """Where a model's maps are computed."""
-    return torch.device(getattr(model.generator, "device", "cpu"))
 
 
 def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPromptedSAM] | None]:
@@ -549,134 +399,3 @@ def _progress(progress: Progress, done: int, total: int) -> Iterator[Callable[[i
             yield lambda more: bar.advance(task, more)
     else:
         yield lambda more: None
-
-
-@dataclass(frozen=True)
-class _Export:
-    """A format to write, the folder for it, and its options."""
-
-    format: str
-    out: Path
-    options: Mapping[str, Any]
-
-    def check(self) -> None:
-        """Finds errors of the options now, not after hours."""
-        make_exporter(self.out, format=self.format, **self.options).abort()
-
-
-class _Result:
-    """What the journal holds of a run's images, read a chunk at a time."""
-
-    def __init__(self, labels: LabelSet, chunks: Iterable[Chunk], fresh: Set[str], folder: RunFolder) -> None:
-        self.labels, self.chunks, self.fresh, self.folder = labels, tuple(chunks), fresh, folder
-        self.done = self.empty = self.skipped = 0
-        self.failed: dict[str, str] = {}
-        self._objects: Counter[str] = Counter()
-
-    @property
-    def objects(self) -> dict[str, int]:
-        return {name: self._objects[name] for name in self.labels.names}
-
-    def export(self, root: Path, exports: Sequence[_Export]) -> list[str]:
-        """Writes the dataset in every format, and counts; lines about what a format could not hold."""
-        _sweep(self.folder.out)
-        losses = [self._write(export, root, first=number == 0) for number, export in enumerate(exports)]
-        return [str(loss) for loss in losses if loss.total]
-
-    def _write(self, export: _Export, root: Path, *, first: bool) -> Losses:
-        out = self.folder.out
-        before = _listing(out)
-        with make_exporter(export.out, format=export.format, **export.options) as exporter:
-            for chunk in self.chunks:
-                for record in self.folder.records(chunk):
-                    if record.image is None:
-                        self.failed[record.path] = record.reason
-                        continue
-                    if first:
-                        self._count(chunk, record.image, 1)
-                    try:
-                        exporter.add(record.image)
-                    except InputError as error:  # two images of one name, an image file that is gone by now
-                        if record.path not in self.failed:
-                            self.failed[record.path] = f"not in the {export.format} dataset: {error}"
-                            self._count(chunk, record.image, -1)
-            losses = exporter.close()
-        after = _listing(out)
-        written = {name for name, state in after.items() if before.get(name) != state}
-        _forget(out, self.folder.state / _EXPORTED, root, export.format, written)
-        return losses
-
-    def _count(self, chunk: Chunk, image: AnnotatedImage, by: int) -> None:
-        for thing in image.objects:
-            self._objects[thing.label] += by
-        if chunk.key not in self.fresh:
-            self.skipped += by
-        elif image.objects:
-            self.done += by
-        else:
-            self.empty += by
-
-    def review(self, thresholds: Mapping[str, float]) -> Iterator[ReviewItem]:
-        for chunk in self.chunks:
-            for record in self.folder.records(chunk):
-                if record.image is not None:
-                    yield ReviewItem(record.image, record.presence, thresholds)
-
-
-def _files(out: Path) -> Iterator[os.DirEntry[str]]:
-    """The files in an output folder, links included, except in folders below it that hold a run of their own."""
-    pending = [os.fspath(out)]
-    while pending:
-        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    yield entry
-                elif entry.name != STATE and not os.path.isdir(os.path.join(entry.path, STATE)):
-                    pending.append(entry.path)
-
-
-def _listing(out: Path) -> dict[str, tuple[int, int, int]]:
-    """What changes when a file is written anew, by its name."""
-    found = {}
-    for entry in _files(out):
-        with contextlib.suppress(OSError):
-            status = entry.stat(follow_symlinks=False)
-            found[os.path.relpath(entry.path, out)] = (status.st_ino, status.st_mtime_ns, status.st_size)
-    return found
-
-
-def _sweep(out: Path) -> None:
-    """Removes the unfinished files of an export that was killed."""
-    for folder in (out, out / STATE):
-        for entry in _files(folder):
-            if _TEMPORARY.fullmatch(entry.name):
-                with contextlib.suppress(OSError):
-                    if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-                        os.unlink(entry.path)
-
-
-def _forget(out: Path, record: Path, root: Path, format: str, written: set[str]) -> None:
-    """Removes what an earlier export of this format wrote and this one did not, and keeps what this one wrote."""
-    lists = _lists(record)
-    others = {name for kind, names in lists.items() if kind != format for name in names}
-    home, images = os.path.realpath(out), os.path.realpath(root)
-    for name in sorted(set(lists.get(format, ())) - written - others):
-        folder = os.path.realpath(os.path.join(home, os.path.dirname(name)))
-        ours = folder == home or folder.startswith(home + os.sep)
-        theirs = folder == images or folder.startswith(images + os.sep)
-        if ours and not theirs and STATE not in Path(name).parts:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, os.path.basename(name)))
-    write_json(record, lists | {format: sorted(name.replace(os.sep, "/") for name in written)})
-
-
-def _lists(record: Path) -> dict[str, list[str]]:
-    """The files that earlier exports wrote, by format; an unreadable record counts as empty."""
-    found: dict[str, list[str]] = {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        if not record.is_file() or record.stat().st_size > _LARGEST_LIST:
-            return found
-        lists = json.loads(record.read_bytes())
-        for kind, names in lists.items() if isinstance(lists, dict) else ():
-            found[str(kind)] = [check_relative(name) for name in names] if isinstance(names, list) else []
-    return found

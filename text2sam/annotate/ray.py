@@ -1,7 +1,6 @@
-"""Beyond one process: folder jobs on Ray's workers, and tables of images too many for one machine.
+"""Folder jobs on Ray's workers: :func:`ray_engine` does the chunks of :func:`text2sam.annotate.job.annotate`.
 
-:func:`ray_engine` does the chunks of :func:`text2sam.annotate.job.annotate`: images and dataset lie where the driver sees them.
-:func:`annotate_table` needs neither: workers get images from wherever they lie, and Ray Data writes Parquet.
+Images and dataset lie where the driver sees them; :mod:`text2sam.annotate.parquet` needs neither.
 
 An actor per device holds the model. Ray gives the work of a worker that died to the next one, without end; deaths are counted
 here, so that an image that kills every worker fails alone, and a model that kills every worker ends the run.
@@ -9,18 +8,14 @@ here, so that an image that kills every worker fails alone, and a model that kil
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import inspect
 import json
 import logging
 import math
 import os
 import re
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,19 +23,16 @@ from typing import Any
 
 import PIL.Image
 import torch
-from typing_extensions import Unpack
 
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.job import MOST_WORKERS, Done, Engine, Plan, device_of
-from text2sam.annotate.journal import Record, differences
-from text2sam.annotate.labels import Labels, LabelSet, label_set
-from text2sam.annotate.report import Failure, Report
-from text2sam.annotate.sources import ImageItem, suffixes
-from text2sam.annotate.worker import ModelSource, Worker, load_batches, model_settings, settings_of
+from text2sam.annotate.engine import MOST_WORKERS, Done, Engine, Plan, device_of
+from text2sam.annotate.journal import Record
+from text2sam.annotate.labels import LabelSet
+from text2sam.annotate.sources import ImageItem
+from text2sam.annotate.worker import ModelSource, Worker, load_batches, model_settings
 from text2sam.checks import check_number
 from text2sam.errors import InputError, MissingDependencyError, Text2SamError
-from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.options import Options, SegmentOptions
+from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
 
 TRIES = 3
@@ -53,10 +45,7 @@ MOST_ROWS = 10_000
 """The most pieces of work that come back one by one; of more, several come back together."""
 
 _STORE = 256 << 20
-_SETTINGS, _REPORT = "_text2sam.json", "_report.json"
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}")
-_LARGEST_FOOTER = 1 << 28
+ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
 _GIVEN_UP = "every worker that took it on died; most often memory did not suffice"
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """No reports to Ray's makers, and no GPU for workers that are given none; what the user has set stays."""
@@ -68,7 +57,7 @@ class Cluster:
 
     Attributes:
         workers: how many; None is one per GPU (``num_gpus`` of them), or on CPUs one per ``num_cpus`` cores, at most
-            :data:`text2sam.annotate.job.MOST_WORKERS` a machine, since each holds a model.
+            :data:`text2sam.annotate.engine.MOST_WORKERS` a machine, since each holds a model.
         num_gpus: GPUs of a worker; None is 1 when the driver's model is on CUDA, or for tables when the cluster has GPUs.
         num_cpus: cores set aside for a worker.
         address: of the cluster, as for ``ray.init``. None takes ``RAY_ADDRESS`` or a Ray that runs on this machine; otherwise
@@ -107,7 +96,7 @@ def ray_engine(
         Text2SamError: while running: workers keep dying, have another model, or do not see the images; or Ray failed.
     """
     cluster = Cluster(workers, num_gpus, num_cpus, address)
-    _ray()
+    need_ray()
 
     def run(plan: Plan) -> Iterator[Done]:
         if not plan.todo:
@@ -116,12 +105,12 @@ def ray_engine(
         own = plan.workers if cluster.workers is None else cluster.workers
         own = 1 if own is None and device == "mps" else own
         gpus = float(device == "cuda") if cluster.num_gpus is None else cluster.num_gpus
-        job = _Job(
+        job = Job(
             plan.make_model or plan.model,
             plan.labels,
             plan.options,
             None if plan.embeddings is None else plan.embeddings.folder.absolute(),
-            _digest(plan.model),
+            model_hash(plan.model),
             torch.get_num_threads(),
         )
         tasks = [json.dumps([[item.path, os.fspath(item.file)] for item in chunk.items]) for chunk in plan.todo]
@@ -142,7 +131,7 @@ def ray_engine(
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class Job:
     """What every worker needs to know: ``model``, the hash of the model it must have; ``threads`` that encode the texts; and
     for tables the ``columns`` of paths and of images, what paths are relative to, and the ``finished`` images."""
 
@@ -162,11 +151,12 @@ class _Job:
     )
 
 
-def _digest(model: TextPromptedSAM) -> str:
+def model_hash(model: TextPromptedSAM) -> str:
+    """A hash of the weights and settings on which results depend."""
     return hashlib.sha256(json.dumps(model_settings(model), sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Hand:
+class Hand:
     """A worker. Ray Data makes it once per actor and calls it with the rows of a batch."""
 
     def __init__(self, packed: bytes, tally: Any, most_deaths: int) -> None:
@@ -185,7 +175,7 @@ class _Hand:
         except Exception as error:  # raised in __init__, Ray would make the worker again and again
             self._error = error
 
-    def _make(self, job: _Job) -> None:
+    def _make(self, job: Job) -> None:
         with contextlib.suppress(OSError):  # paths of checkpoints may be relative
             os.chdir(job.folder)
         os.environ.update(job.environment)
@@ -194,7 +184,7 @@ class _Hand:
         model = job.source if isinstance(job.source, TextPromptedSAM) else job.source()
         if not isinstance(model, TextPromptedSAM):
             raise InputError(f"the function must make a TextPromptedSAM, not {type(model).__name__}")
-        self._model = _digest(model)
+        self._model = model_hash(model)
         if job.model and self._model != job.model:
             raise InputError(
                 "the model of a worker is another one than the run's: all need the same weights, settings and kind of device; "
@@ -211,8 +201,8 @@ class _Hand:
             torch.set_num_threads(self._threads)  # each thread has a number of its own
             return self._rows(rows)
         except Exception as error:
-            told = str(error) if isinstance(error, Text2SamError) else f"{type(error).__name__}: {error}"
-            self._ask("fail", f"a worker cannot go on: {told}")
+            reason = str(error) if isinstance(error, Text2SamError) else f"{type(error).__name__}: {error}"
+            self._ask("fail", f"a worker cannot go on: {reason}")
             raise
 
     def _rows(self, rows: Any) -> Any:
@@ -223,7 +213,7 @@ class _Hand:
         if not any(Path(file).parent.is_dir() for _, file in entries):
             raise InputError(
                 f"it does not see the folder {os.fspath(Path(entries[0][1]).parent)!r}; all machines of a cluster need it "
-                "under this path (a shared file system), or see text2sam.annotate.ray.annotate_table"
+                "under this path (a shared file system), or see text2sam.annotate.parquet.annotate_table"
             )
         records = json.dumps([record.to_json() for record in self._work(str(number), entries)])
         return pa.table({"number": [number], "records": [records]})
@@ -249,7 +239,7 @@ class _Hand:
                 try:
                     items.append(ImageItem(name, _fetch(place, Path(folder, str(number)))))
                 except Exception as error:
-                    records[name] = Record(name, reason=f"it cannot be fetched: {_first_line(error)}")
+                    records[name] = Record(name, reason=f"it cannot be fetched: {first_line(error)}")
             for batch in load_batches(items, self._job.options.reading):
                 records.update((record.path, record) for record in self._worker.run(batch))
         return [records[name] for name, _ in entries]
@@ -261,39 +251,12 @@ class _Hand:
             return 0
 
 
-class _TableHand(_Hand):
-    """A worker for tables: rows that name or hold images in, annotated rows out."""
-
-    def _rows(self, rows: Any) -> Any:
-        import pyarrow as pa
-
-        columns = [rows.column(name).to_pylist() for name in self._job.columns]
-        out: dict[str, dict[str, Any]] = {}
-        entries: dict[str, Any] = {}  # a name that comes twice counts once
-        for path, place in zip(columns[0], columns[-1], strict=True):
-            name = _ADDRESS.sub("", str(path)).removeprefix(self._job.root).removeprefix("./").lstrip("/")
-            if name in self._job.finished:
-                continue
-            try:
-                if not isinstance(place, (bytes, str)):
-                    raise InputError("the row holds no image")
-                ImageItem(name, Path())  # checks the name
-                entries[name] = place
-            except InputError as error:
-                out[name] = _row(name, None, str(error), {}, self._model)
-        if entries:
-            key = hashlib.sha256("\0".join(entries).encode()).hexdigest()
-            for record in self._work(key, [*entries.items()]):
-                out[record.path] = _row(record.path, record.image, record.reason, record.presence, self._model)
-        return pa.Table.from_pylist([*out.values()], _schema())
-
-
 def _fetch(place: Any, file: Path) -> Path:
     """An image as a local file: what reads files recognises anything that is none."""
-    if isinstance(place, str) and not _ADDRESS.match(place):
+    if isinstance(place, str) and not ADDRESS.match(place):
         return Path(place)
     if isinstance(place, str):
-        filesystem, path = _at(place, None)
+        filesystem, path = place_of(place, None)
         with filesystem.open_input_stream(path) as stream:
             place = stream.read()
     file.write_bytes(place)
@@ -340,7 +303,12 @@ def _tally(ray: Any) -> Any:
 # what drives them
 
 
-def _ray() -> Any:
+def need_ray() -> Any:
+    """The package ``ray``.
+
+    Raises:
+        MissingDependencyError: it, or a part that folder jobs need, is not installed.
+    """
     try:
         import pyarrow  # noqa: F401
         import ray
@@ -353,7 +321,7 @@ def _ray() -> Any:
 @contextlib.contextmanager
 def _session(cluster: Cluster) -> Iterator[Any]:
     """Ray, connected; started only when it does not run, and only then stopped."""
-    ray = _ray()
+    ray = need_ray()
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -391,7 +359,7 @@ def _workers(ray: Any, cluster: Cluster) -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def _hands(cluster: Cluster, job: _Job, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+def hands(cluster: Cluster, job: Job, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Ray, and the arguments of ``map_batches`` for at most so many workers; errors in it come out as Text2SamError."""
     with _session(cluster) as ray, contextlib.ExitStack() as stack:
         try:
@@ -423,18 +391,18 @@ def _hands(cluster: Cluster, job: _Job, most: int) -> Iterator[tuple[Any, dict[s
             reason = ""
             with contextlib.suppress(ray.exceptions.RayError):
                 reason = ray.get(tally.fail.remote(""))
-            raise Text2SamError(reason or f"Ray could not go on: {_first_line(error)}. What was finished is kept") from error
+            raise Text2SamError(reason or f"Ray could not go on: {first_line(error)}. What was finished is kept") from error
         finally:
             with contextlib.suppress(Exception):  # of a cluster that is gone
                 ray.kill(tally)
 
 
-def _results(cluster: Cluster, job: _Job, tasks: Sequence[str]) -> Generator[tuple[int, list[Any]], None, None]:
+def _results(cluster: Cluster, job: Job, tasks: Sequence[str]) -> Generator[tuple[int, list[Any]], None, None]:
     """The records of each task in JSON's types, with its number, in the order in which they are done."""
-    with _hands(cluster, job, len(tasks)) as (ray, how):
+    with hands(cluster, job, len(tasks)) as (ray, how):
         rows = [{"number": number, "task": task} for number, task in enumerate(tasks)]
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_ROWS))
-        done = data.map_batches(_Hand, batch_size=1, **how)
+        done = data.map_batches(Hand, batch_size=1, **how)
         # without prefetching: a result would wait for the next one
         batches = iter(done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
@@ -447,294 +415,22 @@ def _results(cluster: Cluster, job: _Job, tasks: Sequence[str]) -> Generator[tup
             del batches
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
 
 
-# tables
-
-
-def annotate_table(
-    model: ModelSource,
-    source: str | os.PathLike[str],
-    labels: Labels,
-    out: str | os.PathLike[str],
-    *,
-    paths: str = "path",
-    content: str | None = None,
-    filesystem: Any = None,
-    batch_size: int = 1,
-    embeddings: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    cluster: Cluster | None = None,
-    **options: Unpack[SegmentOptions],
-) -> Report:
-    """Annotates images wherever they lie on Ray's workers, and writes Parquet with one row per image.
-
-    The images are those of a folder and the folders in it, or those that a Parquet table names in a column, or holds in one.
-    They and ``out`` may lie on this machine or in an object store (``s3://``, ``gs://``, ... as ``pyarrow.fs`` knows them).
-    Neither pixels nor masks pass through this process, and it holds no model. A broken image costs one row.
-
-    A run that was stopped continues with the images that have no row yet, by their names; files that changed are not noticed.
-    Two runs must not write to one place at a time. Columns:
-
-    - ``path``: the image's name: relative to the folder, or as in the table, without scheme and first slash.
-    - ``height``, ``width``: int32, pixels, EXIF rotation applied; null when the image failed.
-    - ``status``: ``done``, ``empty`` (nothing was found) or ``failed``; ``reason``: why it failed, else empty.
-    - ``objects``: a list of structs of ``label``, ``score`` in [0, 1], ``bbox`` (xywh, pixels), ``area`` (pixels) and
-      ``segmentation``, COCO's run lengths (``size`` (H, W), ``counts`` a string).
-    - ``presence``: a list of structs of ``label`` and ``value`` in [0, 1], one per label; ``model``: a hash of the model.
-
-    Args:
-        model: a function that makes the model on a worker, or a model, which is sent to them.
-        source: a folder, or a Parquet file that ends in ``.parquet``.
-        labels, embeddings, overwrite, retry_failed: as for :func:`text2sam.annotate.job.annotate`.
-        out: the folder for the Parquet files.
-        paths: the column of a table that names the images.
-        content: the column of a table that holds the image files themselves, as bytes.
-        filesystem: a ``pyarrow.fs.FileSystem`` that ``source`` and ``out`` belong to; None goes by their schemes.
-        batch_size: the most images that CLIP encodes at once. With more than 1 the last bits of results may depend on which
-            images come together.
-        cluster: where workers run.
-        **options: ``strategy``, ``method``, ``tiles`` and ``max_objects`` of ``TextPromptedSAM.segment``.
-
-    Returns:
-        The report, which is also in ``OUT/_report.json``.
-
-    Raises:
-        InputError: an argument is not usable, there are no images, or ``out`` holds a run with other settings.
-        MissingDependencyError: Ray is not installed.
-        Text2SamError: the source cannot be read, workers keep dying or have different models, or Ray failed.
-    """
-    started = time.perf_counter()
-    wanted, how_to = label_set(labels), Options.of(options)
-    check_number("batch_size", batch_size, 1, whole=True)
-    _ray()
-    (origin, start), (store, place) = (_at(os.fspath(path), filesystem) for path in (source, out))
-    table = start.lower().endswith(".parquet")
-    columns = [paths, *([content] if content else [])] if table else ["path", "bytes"]
-    _check_source(origin, start, columns if table else None)
-    _begin(store, place, {**settings_of(wanted, how_to), "batch_size": batch_size}, overwrite)
-    before = _rows(store, place)
-    finished = frozenset(path for path, row in before.items() if not (retry_failed and row["status"] == "failed"))
-    job = _Job(
-        source=model,
-        labels=wanted,
-        options=how_to,
-        embeddings=None if embeddings is None else Path(embeddings).absolute(),
-        model=next((row["model"] for row in before.values()), ""),
-        threads=1,  # the number of cores must not show in the results
-        columns=columns,
-        root="" if table else start,
-        finished=finished,
-    )
-    with _hands(cluster or Cluster(), job, MOST_ROWS) as (ray, how):
-        if table:
-            data = ray.data.read_parquet(start, filesystem=origin, **_free(ray.data.read_parquet))
-            data = data.select_columns(columns, **_free(data.select_columns))
-        else:
-            kinds = [suffix[1:] for suffix in suffixes()]
-            how_to_read = {"include_paths": True, "file_extensions": kinds, **_free(ray.data.read_binary_files)}
-            data = ray.data.read_binary_files(start, filesystem=origin, **how_to_read)
-        done = data.map_batches(_TableHand, batch_size=batch_size, **how)
-        done.write_parquet(place, filesystem=store, **_free(done.write_parquet))
-    after, seconds = _rows(store, place), time.perf_counter() - started
-    if len({row["model"] for row in after.values()}) > 1:
-        raise Text2SamError("workers had different models; all need the same weights, settings and kind of device")
-    fresh = Counter(row["status"] for path, row in after.items() if path not in finished)
-    objects = Counter(thing["label"] for row in after.values() for thing in row["objects"])
-    report = Report(
-        done=fresh["done"],
-        empty=fresh["empty"],
-        failed=tuple(Failure(path, row["reason"]) for path, row in after.items() if row["status"] == "failed"),
-        skipped=sum(after[path]["status"] != "failed" for path in finished),
-        objects={label: objects[label] for label in wanted.names},
-        seconds=seconds,
-        images_per_second=sum(fresh.values()) / seconds,
-    )
-    with store.open_output_stream(f"{place}/{_REPORT}") as stream:
-        stream.write(json.dumps(report.to_json(), indent=2).encode())
-    return report
-
-
-def _check_source(origin: Any, start: str, columns: Sequence[str] | None) -> None:
-    """Raises InputError when there is no such folder, or no table with these columns."""
-    known: list[str] = []
-    try:
-        there = origin.get_file_info(start).type.name != "NotFound"
-        if there and columns:
-            with _parquet(origin, start) as table:
-                known = table.schema_arrow.names
-    except InputError:
-        raise
-    except Exception as error:  # pyarrow raises OSError, ValueError and others
-        raise InputError(f"{start!r} cannot be read: {_first_line(error)}") from error
-    if not there:
-        raise InputError(f"there is no {'table' if columns else 'folder'} {start!r}")
-    for column in columns or ():
-        if column not in known:
-            raise InputError(f"{start!r} has no column {column!r}; it has {', '.join(known)}")
-
-
-@contextlib.contextmanager
-def _parquet(filesystem: Any, path: str) -> Iterator[Any]:
-    """A Parquet file, open.
-
-    Files with extension types are refused before they are opened: such types run code of whoever registered them, Ray among
-    others, whose code unpickles.
-    """
-    import pyarrow.parquet as pq
-
-    with filesystem.open_input_file(path) as file:
-        size = file.size()
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length > min(size - 8, _LARGEST_FOOTER):
-            raise InputError(f"{path!r} is no Parquet file, or was not written to its end")
-        file.seek(size - 8 - length)
-        if _has_extensions(file.read(length)):
-            raise InputError(f"{path!r} has columns of extension types, which are not read; write it with plain types")
-        file.seek(0)
-        with pq.ParquetFile(file) as parquet:
-            yield parquet
-
-
-def _has_extensions(footer: bytes) -> bool:
-    """Whether the Arrow schema in a Parquet footer, base64 behind bytes that may look like it, names extension types."""
-    for run in _BASE64.findall(footer):
-        for start in range(4):
-            part = run[start:]
-            if b"ARROW:extension" in base64.b64decode(part[: len(part) // 4 * 4]):
-                return True
-    return False
-
-
-def _free(function: Any) -> dict[str, Any]:
-    """The argument by which a task of Ray Data waits for no core: the workers may have taken all."""
-    named = "num_cpus" in inspect.signature(function).parameters
-    return {"num_cpus": 0} if named else {"ray_remote_args": {"num_cpus": 0}}
-
-
-def read_table(table: str | os.PathLike[str], *, filesystem: Any = None) -> Iterator[AnnotatedImage]:
-    """The annotated images of what :func:`annotate_table` wrote, sorted by path, for :func:`text2sam.export.formats.export`.
-
-    Rows of failed images are left out.
-
-    Raises:
-        InputError: there is no table, it is damaged, or it holds something else.
-        MissingDependencyError: Ray is not installed.
-    """
-    _ray()
-    rows = _rows(*_at(os.fspath(table), filesystem))
-    if not rows:
-        raise InputError(f"there is no table of annotated images in {os.fspath(table)!r}")
-    for path, row in sorted(rows.items()):
-        try:
-            size = (row["height"], row["width"])
-            things = [(o["label"], o["segmentation"]["counts"], o["score"]) for o in row["objects"]]
-            if row["status"] != "failed":
-                objects = tuple(AnnotatedObject(label, size, counts, score) for label, counts, score in things)
-                yield AnnotatedImage(path, *size, objects)
-        except (InputError, LookupError, TypeError) as error:
-            raise InputError(f"the row of {path!r:.200} is no annotated image: {error}") from error
-
-
-def _at(address: str, filesystem: Any) -> tuple[Any, str]:
+def place_of(address: str, filesystem: Any) -> tuple[Any, str]:
     """The file system and the path in it that an address means."""
     from pyarrow import fs
 
     if filesystem is not None:
         return filesystem, address
-    if not _ADDRESS.match(address):
+    if not ADDRESS.match(address):
         return fs.LocalFileSystem(), os.path.abspath(address)
     try:
         found: tuple[Any, str] = fs.FileSystem.from_uri(address)
     except Exception as error:  # OSError, ValueError and others
-        raise InputError(f"{address!r} cannot be reached: {_first_line(error)}") from error
+        raise InputError(f"{address!r} cannot be reached: {first_line(error)}") from error
     return found
-
-
-def _tables(store: Any, place: str) -> list[str]:
-    from pyarrow import fs
-
-    if place.lower().endswith(".parquet"):
-        return [place]
-    files = store.get_file_info(fs.FileSelector(place, allow_not_found=True))
-    return sorted(file.path for file in files if file.path.endswith(".parquet"))
-
-
-def _begin(store: Any, place: str, settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Takes a place for a run with these settings; removes tables that are to be overwritten, or not written to their end."""
-    store.create_dir(place, recursive=True)
-    given = json.loads(json.dumps(settings))
-    before: dict[str, Any] = {}
-    try:
-        with store.open_input_stream(f"{place}/{_SETTINGS}") as stream:
-            before = json.loads(stream.read())
-    except (OSError, ValueError):
-        before = {} if _tables(store, place) else given
-    changed = [] if overwrite else differences(before, given)
-    if changed:
-        raise InputError(
-            f"{place!r} holds a run with other settings: {'; '.join(changed[:6])}; give another place, or overwrite=True to "
-            "discard it"
-        )
-    for file in _tables(store, place):
-        try:
-            with _parquet(store, file) as table:
-                whole = not overwrite and bool(table.metadata)
-        except Exception:  # pyarrow raises OSError, ValueError and others
-            whole = False
-        if not whole:
-            store.delete_file(file)
-    with store.open_output_stream(f"{place}/{_SETTINGS}") as stream:
-        stream.write(json.dumps(given, indent=2).encode())
-
-
-def _rows(store: Any, place: str) -> dict[str, dict[str, Any]]:
-    """The rows of all tables by path; of several rows of an image the one that did not fail."""
-    rows: dict[str, dict[str, Any]] = {}
-    for file in _tables(store, place):
-        try:
-            with _parquet(store, file) as parquet:
-                table = parquet.read(columns=_schema().names)
-            table.validate(full=True)  # offsets from outside, which compiled code would trust
-            found = {row["path"]: row for row in table.to_pylist()}
-        except InputError:
-            raise
-        except Exception as error:  # pyarrow raises OSError, ValueError and others
-            raise InputError(f"{file!r} is no table of annotated images: {_first_line(error)}") from error
-        rows |= {path: row for path, row in found.items() if path not in rows or rows[path]["status"] == "failed"}
-    return rows
-
-
-def _row(path: str, image: AnnotatedImage | None, reason: str, presence: Mapping[str, float], model: str) -> dict[str, Any]:
-    objects = [
-        {"label": o.label, "score": float(o.score), "bbox": list(o.bbox), "area": o.area, "segmentation": o.rle}
-        for o in (image.objects if image is not None else ())
-    ]
-    return {
-        "path": path.encode("utf-8", "backslashreplace").decode(),
-        "height": None if image is None else image.height,
-        "width": None if image is None else image.width,
-        "status": "failed" if image is None else "done" if objects else "empty",
-        "reason": reason.encode("utf-8", "backslashreplace").decode(),
-        "objects": objects,
-        "presence": [{"label": label, "value": float(value)} for label, value in presence.items()],
-        "model": model,
-    }
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    number, text = pa.int32(), pa.string()
-    rle = pa.struct([("size", pa.list_(number)), ("counts", text)])
-    bbox, area = ("bbox", pa.list_(number)), ("area", pa.int64())
-    thing = pa.struct([("label", text), ("score", pa.float64()), bbox, area, ("segmentation", rle)])
-    presence = pa.struct([("label", text), ("value", pa.float64())])
-    plain = [("path", text), ("height", number), ("width", number), ("status", text), ("reason", text)]
-    return pa.schema([*plain, ("objects", pa.list_(thing)), ("presence", pa.list_(presence)), ("model", text)])

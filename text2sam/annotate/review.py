@@ -184,7 +184,7 @@ def write_review(
         for place, item in enumerate(_once(items)):
             total += 1
             labels.update(dict.fromkeys(item.presence, 0))
-            labels.update(one.label for one in item.image.objects)
+            labels.update(thing.label for thing in item.image.objects)
             yield _doubt(item)[0], item.image.path, place
 
     chosen = sorted(judged()) if limit is None else heapq.nsmallest(limit, judged())
@@ -223,7 +223,7 @@ def _once(items: ReviewItems) -> Iterable[ReviewItem]:
 def _doubt(item: ReviewItem) -> tuple[float, str]:
     """The confidence, and in words what makes it so low."""
     doubts = [(1.0, "nothing to decide")]
-    found = {one.label for one in item.image.objects}
+    found = {thing.label for thing in item.image.objects}
     for label, p in item.presence.items():
         t = item.thresholds[label]
         if p >= t and label not in found:
@@ -232,7 +232,7 @@ def _doubt(item: ReviewItem) -> tuple[float, str]:
         room = 1 - t if p >= t else t
         share = abs(p - t) / room if room > 0 else 0.0
         doubts.append((share, f"{_shown(label)}: presence {p:.3f}, threshold {t:.3f}"))
-    doubts += [(float(one.score), f"{_shown(one.label)}: an object scores {one.score:.3f}") for one in item.image.objects]
+    doubts += [(float(o.score), f"{_shown(o.label)}: an object scores {o.score:.3f}") for o in item.image.objects]
     # the label settles ties, so that the order of a mapping does not show
     return min(doubts)
 
@@ -260,8 +260,8 @@ def _card(item: ReviewItem, root: Path, numbers: Mapping[str, int], side: int) -
 
     sure, why = _doubt(item)
     scores: dict[str, list[float]] = {}
-    for one in image.objects:
-        scores.setdefault(one.label, []).append(float(one.score))
+    for thing in image.objects:
+        scores.setdefault(thing.label, []).append(float(thing.score))
     lines = []
     for label, values in sorted(scores.items()):
         there = f" <span class=quiet>(presence {item.presence[label]:.3f})</span>" if label in item.presence else ""
@@ -286,11 +286,11 @@ def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str
     size = max(1, round(width * scale)), max(1, round(height * scale))
     out = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
     # small objects on top of large ones
-    for one in sorted(image.objects, key=lambda o: (-o.area, o.label, o.counts)):
-        if not one.area:
+    for thing in sorted(image.objects, key=lambda o: (-o.area, o.label, o.counts)):
+        if not thing.area:
             continue
-        colour = np.array(_colour(numbers[one.label]), np.float32)
-        whole = one.mask
+        colour = np.array(_colour(numbers[thing.label]), np.float32)
+        whole = thing.mask
         mask = np.array(Image.fromarray(whole.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BOX)) >= 128
         if not mask.any():  # thinner than a pixel of the thumbnail
             y, x = np.nonzero(whole)

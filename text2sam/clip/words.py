@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from text2sam.errors import PromptError, WeightsError
@@ -77,6 +76,7 @@ class WordTable:
         try:
             vectors = {entry["synset"]: k for k, entry in enumerate(learned) if entry["synset"] is not None}
             self._classes = {name: tuple(int(i) for i in synset["classes"]) for name, synset in synsets.items()}
+            self._synsets = [(self._classes[name], str(synset["words"][0])) for name, synset in synsets.items()]
             self._meanings: dict[str, tuple[Meaning, ...]] = {
                 word: tuple(Meaning(word, self._classes[name], vectors.get(name)) for name in names)
                 for word, names in words.items()
@@ -88,7 +88,7 @@ class WordTable:
                     word: (Meaning(word, below, k), *(m for m in senses if m.classes != below))
                     for word, senses in others.items()
                 }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(f"this is no table of words: {error!r}; reinstall text2sam") from error
         self._keys: dict[str, str] = {}
         for word in sorted(self._meanings):  # upper case first: "Turkey" gives way to "turkey"
@@ -112,16 +112,8 @@ class WordTable:
     def kind(self, meaning: Meaning) -> str:
         """The next more general name that the table has for a meaning; "" where there is none."""
         own = set(meaning.classes)
-        wider = [(len(classes), words[0]) for classes, words in self._named if own and own < set(classes)]
-        return min(wider, default=(0, ""))[1]
-
-    @cached_property
-    def _named(self) -> list[tuple[tuple[int, ...], list[str]]]:
-        first: dict[tuple[int, ...], list[str]] = {}
-        for word, senses in self._meanings.items():
-            for meaning in senses:
-                first.setdefault(meaning.classes, []).append(word)
-        return list(first.items())
+        wider = [(len(classes), word) for classes, word in self._synsets if own and own < set(classes)]
+        return min(wider, key=lambda pair: pair[0], default=(0, ""))[1]
 
     def meaning(self, text: str) -> Meaning:
         """What a text stands for: case, plural, articles and frames such as "a photo of" do not matter.

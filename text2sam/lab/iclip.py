@@ -162,8 +162,8 @@ def extract(iclip: ICLIP, images: Iterable[ImageLike], *, keep: float = 0.5, gui
         raise InputError(f"keep must be in (0, 1], not {keep!r}")
     tokens, masks = [], []
     for image in images:
-        one, grid = iclip.tokens(image)
-        tokens.append(one.cpu())
+        encoded, grid = iclip.tokens(image)
+        tokens.append(encoded.cpu())
         attention = torch.ones(1, 1, 1) if guide is None else guide(iclip.surgery, iclip.surgery.preprocess(image))
         if attention.ndim != 3 or not bool(attention.isfinite().all()):
             raise InputError(f"the guide must return a finite attention map (1, h, w), not {tuple(attention.shape)}")

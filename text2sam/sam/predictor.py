@@ -137,7 +137,7 @@ def predict_points(
             f"{name}.predict returned scores that are not finite ({scores}); in half precision try float32"
         )
     for kind, values in (("masks", masks), ("low_res_logits", logits)):
-        if np.isnan(values).any():  # above 0 nowhere, which would read as "not here"
+        if values.dtype.kind == "f" and np.isnan(values).any():  # above 0 nowhere, which would read as "not here"
             raise UnsupportedModelError(f"{name}.predict returned {kind} with NaN in them; in half precision try float32")
     on = masks.copy() if masks.dtype == np.bool_ else masks > 0  # a predictor may use its arrays again
     return on, scores.astype(np.float32).clip(0, 1), logits.astype(np.float32)

@@ -251,11 +251,11 @@ def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | N
             raise PromptError(f"{both[0]!r} is both a label and background; take it out of one of the two")
     elif threshold is None and len(words) == 1:
         raise PromptError(
-            f"{names[0]!r} alone has nothing to be told from; name further labels, background words, or a threshold"
+            f"{names[0]!r} alone has nothing to be compared with; name further labels, background words, or a threshold"
         )
     elif threshold is not None and len(words) == 1:
         if named:
-            raise PromptError("background alone has nothing to be told from; name a label")
+            raise PromptError("the background needs at least one label beside it; name a label")
         apart = [()]  # the empty text
     if background is not None or (threshold is not None and not named):
         place = 0
@@ -431,13 +431,13 @@ def _vote(
     regions = _regions(probabilities, plan)
     if not regions:
         return classes
-    asked = model.session.image(image)
+    encoded = model.session.image(image)
     voted, strongest, left = classes.copy(), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     rows, columns = (np.minimum((np.arange(n) + 0.5) * g / n, g - 1).astype(np.intp) for n, g in zip(shape, grid, strict=True))
     for region in regions:
         centre = [[(i + 0.5) * n / g for i, n, g in zip(region.peak[::-1], shape[::-1], grid[::-1], strict=True)]]
         points = PointPrompts(np.floor(np.array(centre)).astype(np.float32), np.ones(1, np.uint8))
-        masks, scores, logits = model.session.ask(asked, points)
+        masks, scores, logits = model.session.ask(encoded, points)
         heat = SimilarityMap(np.ascontiguousarray(probabilities[region.label]))
         mask = masks[choose_by_agreement(masks, scores, heat, points, logits).index]
         share = patch_shares(mask[None], grid)[0]

@@ -4,7 +4,7 @@
     for sample in subset(data, limit=100, seed=0):
         sample.image, sample.labels, sample.semantic, sample.masks, sample.ignored
 
-Nothing is downloaded or unpacked, and nothing decoded before it is asked for. What is missing is told in one error.
+Nothing is downloaded or unpacked, and nothing decoded before it is asked for. What is missing is listed in one error.
 """
 
 from __future__ import annotations

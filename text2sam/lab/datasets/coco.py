@@ -17,19 +17,8 @@ from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
+from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import (
-    IMAGE_SUFFIXES,
-    Frame,
-    Layout,
-    check_frame,
-    check_split,
-    files_in,
-    picture_shape,
-    read_json,
-    read_picture,
-    translation,
-)
 from text2sam.lab.datasets.pairs import paired, with_background
 from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance, Sample
 from text2sam.rle import check_runs, parse_counts, unroll
@@ -56,7 +45,7 @@ def open_coco(
     background: bool = True,
     annotations: str | None = None,
     images: str | None = None,
-    frame: Frame = "seen",
+    frame: disk.Frame = "seen",
 ) -> Dataset:
     """COCO objects, 80 classes; or any data set in that format.
 
@@ -78,14 +67,14 @@ def open_coco(
         InputError: an option or the file is not as it should be.
     """
     title = "COCO"
-    check_split(split)
-    layout = Layout(root, title, HOME)
+    disk.check_split(split)
+    layout = disk.Layout(root, title, HOME)
     base = layout.base((".", "coco", "COCO"), (f"annotations/instances_{split}.json", split, f"images/{split}"))
     listed = layout.file(base, annotations or f"annotations/instances_{split}.json")
     folder = layout.folder(base, *([images] if images else [split, f"images/{split}"]))
     layout.check()
-    check_frame(frame)
-    categories, pictures = _index(read_json(listed), listed)
+    disk.check_frame(frame)
+    categories, pictures = _index(disk.read_json(listed), listed)
     layout.need(f"pictures in {folder}", (p.file for p in pictures if not (folder / p.file).is_file()), {})
     layout.check()
     classes = with_background(categories, background)
@@ -99,8 +88,8 @@ def open_coco(
             stems[place],
             classes,
             background,
-            read_image=lambda: read_picture(path, frame),
-            read_shape=lambda: picture_shape(path, frame),
+            read_image=lambda: disk.read_picture(path, frame),
+            read_shape=lambda: disk.picture_shape(path, frame),
             read_instances=lambda shape: _instances(picture, shape, where),
             read_labels=lambda: (name for name, _, _ in picture.objects),  # without a mask being made
             path=path,
@@ -204,7 +193,7 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
     return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)
 
 
-def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017", *, frame: Frame = "seen") -> Dataset:
+def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017", *, frame: disk.Frame = "seen") -> Dataset:
     """COCO-Stuff, 171 classes.
 
     Layout: pictures in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
@@ -222,16 +211,16 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017",
         InputError: an option is not as it should be.
     """
     title = "COCO-Stuff"
-    check_split(split)
-    layout = Layout(root, title, STUFF_HOME)
+    disk.check_split(split)
+    layout = disk.Layout(root, title, STUFF_HOME)
     maps = tuple(f"{name}/{split}" for name in ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations"))
     base = layout.base((".", "coco_stuff164k", "coco"), (split, f"images/{split}", *maps))
     pictures, labels = layout.folder(base, split, f"images/{split}"), layout.folder(base, *maps)
     layout.check()
-    photos = files_in(pictures, IMAGE_SUFFIXES)
-    masks, encoding = files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
+    photos = disk.files_in(pictures, disk.IMAGE_SUFFIXES)
+    masks, encoding = disk.files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
     if not masks:
-        masks, encoding = files_in(labels, (".png",)), "categories"
+        masks, encoding = disk.files_in(labels, (".png",)), "categories"
     layout.need(f"label files in {labels}", photos, masks)
     layout.check()
     if encoding == "trainIds":
@@ -240,7 +229,7 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017",
         used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
         numbers = {category - 1: index for index, category in enumerate(used)}
     return paired(
-        "coco-stuff", title, STUFF_HOME, names.COCO_STUFF, False, {one: (photos[one], masks[one]) for one in photos},
-        translation(numbers, ignored=IGNORE), root=layout.root, split=split, frame=check_frame(frame),
+        "coco-stuff", title, STUFF_HOME, names.COCO_STUFF, False, {name: (photos[name], masks[name]) for name in photos},
+        disk.translation(numbers, ignored=IGNORE), root=layout.root, split=split, frame=disk.check_frame(frame),
         options={"encoding": encoding}, wording=names.stuff_wording(),
     )  # fmt: skip

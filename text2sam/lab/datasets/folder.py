@@ -7,21 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from text2sam.errors import InputError
+from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIXES,
-    Frame,
-    Layout,
-    check_frame,
-    files_in,
-    folders_in,
-    picture_shape,
-    read_lines,
-    read_mask,
-    read_picture,
-    translation,
-)
 from text2sam.lab.datasets.pairs import paired, with_background
 from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance, Sample
 
@@ -36,7 +23,7 @@ def open_folder(
     images: str = "images",
     masks: str = "masks",
     background: bool = True,
-    frame: Frame = "seen",
+    frame: disk.Frame = "seen",
 ) -> Dataset:
     """A folder of pictures, ``images/<id>.jpg``, and masks, in one of three layouts:
 
@@ -61,19 +48,19 @@ def open_folder(
         InputError: an option or a list is not as it should be.
     """
     title = "folder"
-    check_frame(frame)
-    layout = Layout(root, title, HOME)
+    disk.check_frame(frame)
+    layout = disk.Layout(root, title, HOME)
     base = layout.root / split
     pictures, labels = layout.folder(base, images), layout.folder(base, masks)
     layout.check()
-    photos = files_in(pictures, IMAGE_SUFFIXES)
+    photos = disk.files_in(pictures, disk.IMAGE_SUFFIXES)
     options = {"label": label, "images": images, "masks": masks}
-    below = folders_in(labels) if label is None else []
+    below = disk.folders_in(labels) if label is None else []
     if label is not None or (below and not (base / "classes.txt").is_file()):
         if label is not None and not label.strip():
             raise InputError("label must be the name of what the masks show, not an empty text")
-        files = {label.strip(): files_in(labels, LABEL_SUFFIXES)} if label is not None else {}
-        files |= {folder.name: files_in(folder, LABEL_SUFFIXES) for folder in below}
+        files = {label.strip(): disk.files_in(labels, disk.LABEL_SUFFIXES)} if label is not None else {}
+        files |= {folder.name: disk.files_in(folder, disk.LABEL_SUFFIXES) for folder in below}
         for folder in files.values():
             layout.need(f"pictures in {pictures}", folder, photos)
         if label is not None:
@@ -83,19 +70,19 @@ def open_folder(
     listed = layout.file(base, "classes.txt")
     layout.check()
     classes, others = _classes(listed)
-    found = files_in(labels, LABEL_SUFFIXES)
+    found = disk.files_in(labels, disk.LABEL_SUFFIXES)
     layout.need(f"masks in {labels}", photos, found)
     layout.check()
     first = classes[0].lower() == "background"
     return paired(
-        "folder", title, "", classes, first, {one: (photos[one], found[one]) for one in photos},
-        translation({index: index for index in range(len(classes))}), root=layout.root, split=split, frame=frame,
+        "folder", title, "", classes, first, {name: (photos[name], found[name]) for name in photos},
+        disk.translation({index: index for index in range(len(classes))}), root=layout.root, split=split, frame=frame,
         options=options, synonyms=others,
     )  # fmt: skip
 
 
 def _classes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    lines = [[word.strip() for word in line.split(",") if word.strip()] for line in read_lines(path)]
+    lines = [[word.strip() for word in line.split(",") if word.strip()] for line in disk.read_lines(path)]
     if not all(lines):
         raise InputError(f"{path} must have the name of a class on each line")
     if len(lines) > IGNORE:
@@ -106,7 +93,7 @@ def _classes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
 
 
 def _binary(
-    layout: Layout,
+    layout: disk.Layout,
     split: str,
     photos: Mapping[str, Path],
     files: Mapping[str, Mapping[str, Path]],
@@ -119,16 +106,16 @@ def _binary(
     classes = with_background(things, background)
 
     def make(place: int) -> Sample:
-        one = ids[place]
-        masks = {name: files[name][one] for name in things if one in files[name]}
+        photo = ids[place]
+        masks = {name: files[name][photo] for name in things if photo in files[name]}
         return Sample(
-            one,
+            photo,
             classes,
             background,
-            read_image=lambda: read_picture(photos[one], frame),
-            read_shape=lambda: picture_shape(photos[one], frame),
-            read_instances=lambda _: [i for i in (Instance(n, read_mask(p)) for n, p in masks.items()) if i.mask.any()],
-            path=photos[one],
+            read_image=lambda: disk.read_picture(photos[photo], frame),
+            read_shape=lambda: disk.picture_shape(photos[photo], frame),
+            read_instances=lambda _: [i for i in (Instance(n, disk.read_mask(p)) for n, p in masks.items()) if i.mask.any()],
+            path=photos[photo],
             label_path=next(iter(masks.values())) if len(masks) == 1 else None,
         )
 

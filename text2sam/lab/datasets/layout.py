@@ -78,7 +78,7 @@ class Layout:
 
     def need(self, what: str, ids: Iterable[str], there: Mapping[str, Any]) -> None:
         """Notes which of some ids are not among what is there."""
-        lone = [one for one in ids if one not in there]
+        lone = [name for name in ids if name not in there]
         if lone:
             more = f" and {len(lone) - _SHOWN} more" if len(lone) > _SHOWN else ""
             self._missing.append(f"{what} of {', '.join(lone[:_SHOWN])}{more}")
@@ -201,11 +201,11 @@ def read_ids(path: Path) -> list[str]:
         InputError: the file cannot be read, or a line is no plain file name without its suffix, or is there twice.
     """
     ids = read_lines(path)
-    for number, one in enumerate(ids, 1):
-        if not _SPLIT.fullmatch(one):
-            raise InputError(f"line {number} of {path} must be the name of a picture without its suffix, not {one[:80]!r}")
+    for number, name in enumerate(ids, 1):
+        if not _SPLIT.fullmatch(name):
+            raise InputError(f"line {number} of {path} must be the name of a picture without its suffix, not {name[:80]!r}")
     if len(set(ids)) != len(ids):
-        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+        twice = next(name for place, name in enumerate(ids) if name in ids[:place])
         raise InputError(f"{path} names {twice!r} more than once")
     return ids
 

@@ -13,23 +13,14 @@ from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
+from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import (
-    Frame,
-    Layout,
-    check_frame,
-    check_split,
-    picture_shape,
-    read_lines,
-    read_picture,
-    read_text,
-)
 from text2sam.lab.datasets.sample import Dataset, Sample
 
 HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
 
 
-def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, frame: Frame = "seen") -> Dataset:
+def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, frame: disk.Frame = "seen") -> Dataset:
     """NUS-WIDE.
 
     Layout: ``ImageList/TestImagelist.txt``, whose lines are ``actor\\0001_2124494179.jpg``;
@@ -48,9 +39,9 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, f
         InputError: an option, a list or a label file is not as it should be.
     """
     title = "NUS-WIDE"
-    part = check_split(split, ("train", "test")).capitalize()
-    check_frame(frame)
-    layout = Layout(root, title, HOME)
+    part = disk.check_split(split, ("train", "test")).capitalize()
+    disk.check_frame(frame)
+    layout = disk.Layout(root, title, HOME)
     base = layout.base((".", "NUS-WIDE", "NUS_WIDE"), ("ImageList", "Groundtruth", "Flickr"))
     listed = layout.file(base, f"ImageList/{part}Imagelist.txt", f"{part}Imagelist.txt")
     labels = layout.folder(
@@ -61,7 +52,7 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, f
     if labels.is_dir():
         layout.need(f"label files in {labels}", (path.name for path in concepts if not path.is_file()), {})
     layout.check()
-    files = [_relative(line, listed) for line in read_lines(listed)]
+    files = [_relative(line, listed) for line in disk.read_lines(listed)]
     table = np.stack([_column(path, len(files), listed) for path in concepts], axis=1)  # (N, 81)
     ids = [file.rpartition(".")[0] or file for file in files]
 
@@ -71,8 +62,8 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, f
             ids[place],
             names.NUS_WIDE,
             False,
-            read_image=lambda: read_picture(path, frame),
-            read_shape=lambda: picture_shape(path, frame),
+            read_image=lambda: disk.read_picture(path, frame),
+            read_shape=lambda: disk.picture_shape(path, frame),
             read_labels=lambda: [names.NUS_WIDE[i] for i in np.flatnonzero(table[place])],
             path=path,
             label_path=labels,
@@ -93,7 +84,7 @@ def _relative(line: str, listed: Path) -> str:
 
 def _column(path: Path, count: int, listed: Path) -> NDArray[np.bool_]:
     """(N,) bool, whether each picture has the concept."""
-    values = read_text(path).split()
+    values = disk.read_text(path).split()
     if len(values) != count or not set(values) <= {"0", "1"}:
         raise InputError(
             f"{path} must hold 0 or 1 for each of the {count} pictures of {listed.name}; it has {len(values)} values"

@@ -11,20 +11,8 @@ import os
 from pathlib import Path
 
 from text2sam.errors import InputError
+from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIXES,
-    Frame,
-    Layout,
-    check_frame,
-    check_split,
-    counted,
-    files_in,
-    read_ids,
-    read_lines,
-    translation,
-)
 from text2sam.lab.datasets.pairs import paired, with_background
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
@@ -40,7 +28,7 @@ def open_voc(
     *,
     background: bool = True,
     labels: str = "SegmentationClass",
-    frame: Frame = "seen",
+    frame: disk.Frame = "seen",
 ) -> Dataset:
     """PASCAL VOC 2012, segmentation: 20 classes and background.
 
@@ -59,32 +47,32 @@ def open_voc(
         InputError: an option or a list is not as it should be.
     """
     title = "PASCAL VOC 2012"
-    check_split(split)
-    check_split(labels)
-    layout = Layout(root, title, VOC_HOME)
+    disk.check_split(split)
+    disk.check_split(labels)
+    layout = disk.Layout(root, title, VOC_HOME)
     base = layout.base(("VOCdevkit/VOC2012", "VOC2012", "."), ("JPEGImages", labels, "ImageSets"))
     pictures, masks = layout.folder(base, "JPEGImages"), layout.folder(base, labels)
     listed = layout.file(base, f"ImageSets/Segmentation/{split}.txt")
     layout.check()
-    pairs = _pairs(layout, read_ids(listed), pictures, masks)
+    pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
     classes = with_background(names.VOC, background)
-    table = translation(counted(len(names.VOC), background))
+    table = disk.translation(disk.counted(len(names.VOC), background))
     return paired(
         "voc", title, VOC_HOME, classes, background, pairs, table,
-        root=layout.root, split=split, frame=check_frame(frame), options={"labels": labels},
+        root=layout.root, split=split, frame=disk.check_frame(frame), options={"labels": labels},
     )  # fmt: skip
 
 
-def _pairs(layout: Layout, ids: list[str], pictures: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
-    photos, labels = files_in(pictures, IMAGE_SUFFIXES), files_in(masks, LABEL_SUFFIXES)
+def _pairs(layout: disk.Layout, ids: list[str], pictures: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
+    photos, labels = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(masks, disk.LABEL_SUFFIXES)
     layout.need(f"pictures in {pictures}", ids, photos)
     layout.need(f"label files in {masks}", ids, labels)
     layout.check()
-    return {one: (photos[one], labels[one]) for one in ids}
+    return {name: (photos[name], labels[name]) for name in ids}
 
 
 def open_context(
-    root: str | os.PathLike[str] | None, split: str = "val", *, background: bool = False, frame: Frame = "seen"
+    root: str | os.PathLike[str] | None, split: str = "val", *, background: bool = False, frame: disk.Frame = "seen"
 ) -> Dataset:
     """PASCAL Context, 59 classes.
 
@@ -108,8 +96,8 @@ def open_context(
         InputError: an option or a list is not as it should be.
     """
     title = "PASCAL Context"
-    check_split(split)
-    layout = Layout(root, title, CONTEXT_HOME)
+    disk.check_split(split)
+    layout = disk.Layout(root, title, CONTEXT_HOME)
     marks = ("JPEGImages", "SegmentationClassContext", "59_context_labels", "ImageSets")
     base = layout.base(("VOCdevkit/VOC2010", "VOC2010", "."), marks)
     pictures = layout.folder(base, "JPEGImages")
@@ -118,14 +106,14 @@ def open_context(
     listed = layout.file(base, f"ImageSets/SegmentationContext/{split}.txt", *([f"ImageSets/Main/{split}.txt"] if own else []))
     legend = layout.file(base, "59_labels.txt", "59_context_labels/59_labels.txt") if own else None
     layout.check()
-    pairs = _pairs(layout, read_ids(listed), pictures, masks)
-    numbers = counted(len(names.CONTEXT), background)
+    pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
+    numbers = disk.counted(len(names.CONTEXT), background)
     if legend is not None:
         order = _legend(legend)
         numbers = {0: numbers[0]} | {number: numbers[1 + names.CONTEXT.index(name)] for number, name in order.items()}
     return paired(
-        "context", title, CONTEXT_HOME, with_background(names.CONTEXT, background), background, pairs, translation(numbers),
-        root=layout.root, split=split, frame=check_frame(frame), options={"labels": masks.name},
+        "context", title, CONTEXT_HOME, with_background(names.CONTEXT, background), background, pairs,
+        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame), options={"labels": masks.name},
     )  # fmt: skip
 
 
@@ -133,7 +121,7 @@ def _legend(path: Path) -> dict[int, str]:
     """Number -> class, from lines ``number: name``."""
     known = {name.replace(" ", ""): name for name in names.CONTEXT}
     found: dict[int, str] = {}
-    for line in read_lines(path):
+    for line in disk.read_lines(path):
         number, colon, name = line.partition(":")
         plain = name.replace(" ", "").lower()
         plain = _CONTEXT_SPELLINGS.get(plain, plain)

@@ -135,10 +135,12 @@ class Sample:
         if self.read_instances is None:
             raise InputError(f"sample {self.id!r} has no objects; its data set does not tell one object from the other")
         found = tuple(self.read_instances(self.shape))
-        for one in found:
-            if one.label not in self.classes:
-                raise InputError(f"{self._name} has an object of the class {one.label!r}, which the data set does not have")
-            self._check_size(one.mask.shape, f"the mask of a {one.label!r}")
+        for instance in found:
+            if instance.label not in self.classes:
+                raise InputError(
+                    f"{self._name} has an object of the class {instance.label!r}, which the data set does not have"
+                )
+            self._check_size(instance.mask.shape, f"the mask of a {instance.label!r}")
         return found
 
     @cached_property
@@ -153,7 +155,7 @@ class Sample:
         if self.read_labels is not None:
             names = set(self.read_labels())
         elif self.read_instances is not None:
-            names = {one.label for one in self.instances}
+            names = {instance.label for instance in self.instances}
         else:
             names = {self.classes[i] for i in np.unique(self.semantic).tolist() if i != IGNORE}
         unknown = sorted(names - set(self.classes))
@@ -173,7 +175,7 @@ class Sample:
         found: dict[str, NDArray[np.bool_]] = {}
         if self.read_instances is not None:
             for name in self.classes[self.background :]:
-                parts = [one.mask for one in self.instances if one.label == name and not one.crowd and one.mask.any()]
+                parts = [i.mask for i in self.instances if i.label == name and not i.crowd and i.mask.any()]
                 if parts:
                     found[name] = np.logical_or.reduce(parts)
             return found
@@ -209,8 +211,8 @@ class Sample:
         if self.read_instances is None:
             raise InputError(f"sample {self.id!r} has no class map; its data set knows only which labels are in a picture")
         canvas = np.full(self.shape, 0 if self.background else IGNORE, np.int32)
-        for one in sorted(self.instances, key=lambda one: (not one.crowd, -int(one.mask.sum()))):  # stable
-            canvas[one.mask] = IGNORE if one.crowd else self.classes.index(one.label)
+        for instance in sorted(self.instances, key=lambda i: (not i.crowd, -int(i.mask.sum()))):  # stable
+            canvas[instance.mask] = IGNORE if instance.crowd else self.classes.index(instance.label)
         return canvas
 
 
@@ -341,7 +343,7 @@ def subset(dataset: Dataset, limit: int | None = None, seed: int | None = None) 
     if seed is None:
         chosen = list(range(limit))
     else:
-        ranks = [hashlib.sha256(f"{seed}:{one}".encode("utf-8", "surrogatepass")).digest() for one in dataset.ids]
+        ranks = [hashlib.sha256(f"{seed}:{sample}".encode("utf-8", "surrogatepass")).digest() for sample in dataset.ids]
         chosen = sorted(sorted(range(len(dataset)), key=ranks.__getitem__)[:limit])
     make = dataset.make
     return dataclasses.replace(

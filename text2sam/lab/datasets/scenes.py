@@ -11,19 +11,8 @@ from __future__ import annotations
 import os
 
 from text2sam.errors import InputError
+from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIXES,
-    Frame,
-    Layout,
-    check_frame,
-    check_split,
-    counted,
-    files_in,
-    folders_in,
-    translation,
-)
 from text2sam.lab.datasets.pairs import paired, with_background
 from text2sam.lab.datasets.sample import Dataset
 
@@ -33,7 +22,7 @@ IMAGENET_S_HOME = "https://github.com/LUSSeg/ImageNet-S"
 _IGNORED_THERE = 1000
 
 
-def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, frame: Frame = "seen") -> Dataset:
+def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, frame: disk.Frame = "seen") -> Dataset:
     """ADE20K, the 150 classes of the scene parsing challenge.
 
     Layout: ``images/<split>/<id>.jpg`` and ``annotations/<split>/<id>.png`` in the folder or its ``ADEChallengeData2016/``.
@@ -48,22 +37,22 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, 
         InputError: an option is not as it should be.
     """
     title = "ADE20K-150"
-    check_split(split, ("training", "validation"))
-    layout = Layout(root, title, ADE_HOME)
+    disk.check_split(split, ("training", "validation"))
+    layout = disk.Layout(root, title, ADE_HOME)
     base = layout.base(("ADEChallengeData2016", "."), (f"images/{split}", f"annotations/{split}"))
     pictures, labels = layout.folder(base, f"images/{split}"), layout.folder(base, f"annotations/{split}")
     layout.check()
-    photos, masks = files_in(pictures, IMAGE_SUFFIXES), files_in(labels, LABEL_SUFFIXES)
+    photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
     layout.need(f"label files in {labels}", photos, masks)
     layout.check()
     return paired(
-        "ade", title, ADE_HOME, names.ADE, False, {one: (photos[one], masks[one]) for one in photos},
-        translation(counted(len(names.ADE), False)), root=layout.root, split=split, frame=check_frame(frame),
+        "ade", title, ADE_HOME, names.ADE, False, {name: (photos[name], masks[name]) for name in photos},
+        disk.translation(disk.counted(len(names.ADE), False)), root=layout.root, split=split, frame=disk.check_frame(frame),
     )  # fmt: skip
 
 
 def open_imagenet_s(
-    root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True, frame: Frame = "seen"
+    root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True, frame: disk.Frame = "seen"
 ) -> Dataset:
     """ImageNet-S50: 50 classes and everything else.
 
@@ -80,12 +69,12 @@ def open_imagenet_s(
         InputError: an option is not as it should be, or there are folders of other classes, as in ImageNet-S300.
     """
     title = "ImageNet-S50"
-    check_split(split, ("validation", "train-semi"))
-    layout = Layout(root, title, IMAGENET_S_HOME)
+    disk.check_split(split, ("validation", "train-semi"))
+    layout = disk.Layout(root, title, IMAGENET_S_HOME)
     base = layout.base(("ImageNetS50", "."), (split, f"{split}-segmentation"))
     pictures, labels = layout.folder(base, split), layout.folder(base, f"{split}-segmentation")
     layout.check()
-    folders, marked = ({f.name: f for f in folders_in(folder)} for folder in (pictures, labels))
+    folders, marked = ({f.name: f for f in disk.folders_in(folder)} for folder in (pictures, labels))
     strange = sorted((folders.keys() | marked.keys()) - names.IMAGENET_S50.keys())
     if strange:
         raise InputError(
@@ -95,13 +84,16 @@ def open_imagenet_s(
     layout.need(f"folders in {pictures}", names.IMAGENET_S50, folders)
     layout.need(f"folders in {labels}", names.IMAGENET_S50, marked)
     layout.check()
-    photos = {f"{wnid}/{s}": p for wnid in sorted(folders) for s, p in files_in(folders[wnid], IMAGE_SUFFIXES).items()}
-    masks = {f"{wnid}/{s}": p for wnid in sorted(marked) for s, p in files_in(marked[wnid], (".png",)).items()}
+    photos = {
+        f"{wnid}/{s}": p for wnid in sorted(folders) for s, p in disk.files_in(folders[wnid], disk.IMAGE_SUFFIXES).items()
+    }
+    masks = {f"{wnid}/{s}": p for wnid in sorted(marked) for s, p in disk.files_in(marked[wnid], (".png",)).items()}
     layout.need(f"label files in {labels}", photos, masks)
     layout.check()
-    numbers = counted(len(names.IMAGENET_S50), background)
+    numbers = disk.counted(len(names.IMAGENET_S50), background)
     return paired(
         "imagenet-s50", title, IMAGENET_S_HOME, with_background(tuple(names.IMAGENET_S50.values()), background), background,
-        {one: (photos[one], masks[one]) for one in photos}, translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE),
-        root=layout.root, split=split, frame=check_frame(frame), colour=True,
+        {name: (photos[name], masks[name]) for name in photos},
+        disk.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE),
+        root=layout.root, split=split, frame=disk.check_frame(frame), colour=True,
     )  # fmt: skip

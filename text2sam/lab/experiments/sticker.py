@@ -321,6 +321,10 @@ class Tally:
             "presence_auroc": len(self._presence[0][0]),
         }
 
+    def means(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """The figures that are means over cases, as :meth:`figures` has them."""
+        return {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
+
     def figures(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Every figure under weightings of the scenes.
 
@@ -330,7 +334,6 @@ class Tally:
         Returns:
             name of :data:`FIGURES` -> (R,) float64, NaN where there is no case.
         """
-        out = {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
         ap = np.zeros((len(weights), len(IOU_THRESHOLDS)))
         areas = np.zeros(len(weights))
         (present, present_scene), (absent, absent_scene) = self._presence
@@ -338,7 +341,7 @@ class Tally:
             drawn, objects = row[self._detection_scene], int(row @ self._objects)
             ap[r] = [average_precision(hits, objects, drawn) for hits in self._hits]
             areas[r] = auroc(present, absent, row[present_scene], row[absent_scene])
-        return out | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}
+        return self.means(weights) | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}
 
 
 def _columns(pairs: Sequence[tuple[float, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -579,7 +582,7 @@ def main_command(
         raise InputError("--pictures compares two recipes; name a second one with --strategy")
     progress = sys.stderr.isatty()
     with reporting(table, out, json_output) as tell:
-        draw_scene(chosen.seeds.start)  # a missing package is told before models are built
+        draw_scene(chosen.seeds.start)  # a missing package fails before models are built
         scikit_learn()
         model = TextPromptedSAM.from_pretrained(
             "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress

@@ -141,7 +141,7 @@ def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
     name = choice.clip_model or (_quick(known.model) if known else preset.clip_model)
     sha256 = known.sha256 if known else file_sha256(resolve(spec, "clip", progress=False))
     # weights are who they are under any file name
-    listed = known or next((one for one in CHECKPOINTS.values() if one.sha256 == sha256), None)
+    listed = known or next((checkpoint for checkpoint in CHECKPOINTS.values() if checkpoint.sha256 == sha256), None)
     tag = None if listed is None else listed.pretrained
     return ModelInfo(name, tag or Path(spec).name, sha256)
 

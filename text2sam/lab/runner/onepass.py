@@ -61,7 +61,7 @@ class OnePass(ClipSurgery):
         if tiles is not False:
             return super().encode(images, methods=self._methods, tiles=tiles)
         pixels = [read_image(image) for image in images]
-        keys = [_key(one) for one in pixels]
+        keys = [_key(image) for image in pixels]
         if not all(key in self._kept for key in keys):
             found = self._timed(len(keys), lambda: super(OnePass, self).encode(pixels, methods=self._methods))
             self._kept.update(zip(keys, found, strict=True))

@@ -42,7 +42,7 @@ class Published:
 
 
 _VIT, _RN = "ViT-B-16-quickgelu", "RN50-quickgelu"
-_UNSAID = "the size of the pictures is not told, CLIP's own is taken"
+_UNSAID = "the size of the pictures is not given; CLIP's own is taken"
 
 PUBLISHED: tuple[Published, ...] = (
     Published("semantic", "context", "val", _VIT, "openai", 512, "architecture", "miou", 29.3),
@@ -73,9 +73,9 @@ def published_for(
     plain = plain and surgery.scales == (1.0,)
     plain = plain and tuple(surgery.prompts.templates) == ensemble_templates()
     found: dict[str, dict[str, Published]] = {}
-    for one in PUBLISHED if whole and plain and not model.untrained else ():
-        same = (one.task, one.dataset, one.split) == (settings.task, dataset.name, dataset.split)
-        same = same and (one.model, one.pretrained) == (model.name, model.pretrained)
-        if same and surgery.image_size == (one.image_size, one.image_size) and one.method in settings.methods:
-            found.setdefault(one.method, {})[one.figure] = one
+    for figure in PUBLISHED if whole and plain and not model.untrained else ():
+        same = (figure.task, figure.dataset, figure.split) == (settings.task, dataset.name, dataset.split)
+        same = same and (figure.model, figure.pretrained) == (model.name, model.pretrained)
+        if same and surgery.image_size == (figure.image_size, figure.image_size) and figure.method in settings.methods:
+            found.setdefault(figure.method, {})[figure.figure] = figure
     return found

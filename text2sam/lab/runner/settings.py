@@ -83,7 +83,7 @@ def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[st
     if not names:
         return (PAPER_METHOD[task],)
     every = SCORES if task == "recognition" else tuple(name for name in known if name in ENCODED)
-    return tuple(dict.fromkeys(one for name in names for one in (every if name == "all" else (name,))))
+    return tuple(dict.fromkeys(each for name in names for each in (every if name == "all" else (name,))))
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from text2sam.clip.classifier import WordClassifier
 from text2sam.clip.words import WordTable
 from text2sam.errors import WeightsError
 from text2sam.zoo.shipped import Shipped
+
+if TYPE_CHECKING:
+    from text2sam.clip.classifier import WordClassifier
 
 SHIPPED = Shipped(
     "photo",
@@ -68,6 +70,8 @@ def load_clip(**options: Any) -> WordClassifier:
     Raises:
         WeightsError: the weights are not in the package, or differ from the record.
     """
+    from text2sam.clip.classifier import WordClassifier
+
     state = SHIPPED.state_dict("clip.safetensors")
     vectors, offsets = state.pop("learned.vectors"), state.pop("learned.offsets")
     model = build_encoder()

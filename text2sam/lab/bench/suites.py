@@ -1,32 +1,15 @@
-"""``text2sam bench``: times and memory of text2sam beside those of the obvious way, measured in one process.
-
-Five suites; the first three against :mod:`text2sam.lab.experiments.plain` or against a first call:
-
-- ``text``: the prompt ensemble on a text tower of real size (random weights cost what trained ones cost);
-- ``surgery``: feature surgery over a label set, its time and its peak memory;
-- ``images``: the second text on an image against the first, by the papers' recipe;
-- ``recipe``: the default recipe against the papers', in calls of the models and in time;
-- ``annotate``: a folder job, dataset included, against a plain loop over ``segment_many`` that keeps nothing.
-
-Times are taken by :class:`torch.utils.benchmark.Timer`. Both sides of a comparison take turns, in changing order, so that what
-else the machine does falls on both. A figure is the median of the rounds; the range of the rounds' own ratios says
-how reliable it is.
-"""
+"""The suites of the benchmark: what is measured, and against what."""
 
 from __future__ import annotations
 
 import copy
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -34,25 +17,19 @@ from unittest import mock
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import Timer
 
-from text2sam import __version__
 from text2sam.clip.prompts import PromptEnsemble, Tokenizer, ensemble_templates
 from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
-from text2sam.errors import InputError
+from text2sam.lab.bench.timing import Row, Side, alternate, peak_tensor_bytes, row, timed_row
 from text2sam.lab.experiments import plain
-from text2sam.lab.output import reporting
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes.choose import mask_iou
-from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     from text2sam.demo import DemoScene
 
-Result = tuple[dict[str, Any], list["Row"]]
+Result = tuple[dict[str, Any], list[Row]]
 """Figures of a suite, JSON-ready, and its lines of the table."""
 
 _RECIPES = ("objects", "paper")
@@ -98,106 +75,6 @@ class Settings:
     folder_rounds: int = 2
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table.
-
-    Attributes:
-        what: what is compared.
-        ours, baseline: medians, in ``unit``.
-        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
-        ratio: baseline over ours, above 1 where ours is better.
-        low, high: smallest and largest ratio among the rounds, None where nothing was timed.
-        aim: what should be reached, in words; None where there is no aim.
-        met: whether it is, None where there is no aim.
-    """
-
-    what: str
-    ours: float
-    baseline: float
-    unit: str
-    ratio: float
-    low: float | None = None
-    high: float | None = None
-    aim: str | None = None
-    met: bool | None = None
-
-
-@dataclass(frozen=True)
-class Side:
-    """A side of a comparison.
-
-    Attributes:
-        call: what is timed.
-        prepare: runs before every timed call.
-        short: whether the call is so short that a sample is the mean of 20, with ``prepare`` before the first alone.
-    """
-
-    call: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
-    short: bool = False
-
-
-def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
-    """Times several sides in turns; every second round runs in reverse order.
-
-    Returns:
-        By name: ``median_s`` and ``samples_s``, seconds of a call.
-
-    Raises:
-        InputError: ``rounds`` is below 1.
-    """
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, not {rounds!r}")
-    timers = {name: Timer("call()", setup="prepare()", globals=vars(side)) for name, side in sides.items()}
-    samples: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds):
-        for name in sides if i % 2 == 0 else reversed(sides):
-            samples[name].append(timers[name].timeit(20 if sides[name].short else 1).mean)  # after two calls to warm up
-    return {name: {"median_s": statistics.median(taken), "samples_s": taken} for name, taken in samples.items()}
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages of tensors made inside, and subtracts those that are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._add((args, kwargs), new=False)  # inputs were there before
-        result = func(*args, **(kwargs or {}))
-        self._add(result, new=True)
-        return result
-
-    def _add(self, tree: Any, *, new: bool) -> None:
-        for tensor in tree_leaves(tree):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is None or id(storage) in self._known:
-                continue
-            size = storage.nbytes() if new else 0
-            self._known.add(id(storage))
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._remove, id(storage), size).atexit = False
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-def peak_tensor_bytes(call: Callable[[], object]) -> int:
-    """Most bytes of tensors alive at once that were made inside ``call``, the result included.
-
-    Counts every operator's outputs on any device, exactly and repeatably; scratch space within an operator is not seen.
-    """
-    # under inference_mode compound operators would reach the counter whole
-    with torch.no_grad(), _LiveBytes() as counter:
-        call()
-    return int(counter.peak)
-
-
 def measure_text(settings: Settings) -> Result:
     """The prompt ensemble: never seen before against plain, then from memory and from disk."""
     model, tokenizer = _text_model(settings)
@@ -238,10 +115,10 @@ def measure_text(settings: Settings) -> Result:
     }
     name = f"prompt ensemble of {len(texts)} text{'s' * (len(texts) > 1)}"
     return details, [
-        _timed(f"{name}, not cached, against plain", times["ours"], times["plain"], 4.0),
-        _timed(f"{name}, again, from memory, against not cached", times["memory"], times["ours"]),
-        _timed(f"{name}, again, from disk, against not cached", times["disk"], times["ours"]),
-        _timed(f"{name}, from disk in a new process (hashes the weights)", times["disk_with_fingerprint"], times["ours"]),
+        timed_row(f"{name}, not cached, against plain", times["ours"], times["plain"], 4.0),
+        timed_row(f"{name}, again, from memory, against not cached", times["memory"], times["ours"]),
+        timed_row(f"{name}, again, from disk, against not cached", times["disk"], times["ours"]),
+        timed_row(f"{name}, from disk in a new process (hashes the weights)", times["disk_with_fingerprint"], times["ours"]),
     ]
 
 
@@ -264,12 +141,12 @@ def measure_surgery(settings: Settings) -> Result:
             times = case["times"] = alternate(sides, settings.surgery_rounds)
             what = f"feature surgery, {count} texts, {settings.tokens} tokens"
             aim = 100.0 if count == settings.labels[0] else None
-            rows.append(_timed(f"{what}, against plain", times["ours"], times["plain"], aim))
-            rows.append(_row(f"{what}, peak memory", peaks["ours"], peaks["plain"], "bytes"))
+            rows.append(timed_row(f"{what}, against plain", times["ours"], times["plain"], aim))
+            rows.append(row(f"{what}, peak memory", peaks["ours"], peaks["plain"], "bytes"))
     narrow, wide = (cases[i]["peak_tensor_bytes"] for i in (0, -1))
     growth = {name: wide[name] / narrow[name] for name in wide}
     what = f"feature surgery, growth of peak memory, C from {settings.channels} to {settings.wide_channels}"
-    rows.append(_row(what, growth["ours"], growth["plain"], "times", "ours <= 1.01", growth["ours"] <= 1.01))
+    rows.append(row(what, growth["ours"], growth["plain"], "times", "ours <= 1.01", growth["ours"] <= 1.01))
     return {"cases": cases, "growth_of_peak_with_channels": growth}, rows
 
 
@@ -335,9 +212,9 @@ def measure_images(name: str, model: TextPromptedSAM, tokenizer: Tokenizer, sett
     }
     what = f"{name}: second text on one image"
     return details, [
-        _timed(f"{what}, against the first", times["second_text_known"], times["first_text_known"], 4.0),
-        _timed(f"{what}, against the first, texts never seen", times["second_text_new"], times["first_text_new"], 4.0),
-        _timed(f"{what}, never seen, against plain", times["second_text_new"], times["plain"]),
+        timed_row(f"{what}, against the first", times["second_text_known"], times["first_text_known"], 4.0),
+        timed_row(f"{what}, against the first, texts never seen", times["second_text_new"], times["first_text_new"], 4.0),
+        timed_row(f"{what}, never seen, against plain", times["second_text_new"], times["plain"]),
     ]
 
 
@@ -394,14 +271,14 @@ def measure_recipe(name: str, model: TextPromptedSAM, rounds: int) -> Result:
     what = f"{name}, default recipe"
     per_object, per_text = "SAM decoder calls per object", "SAM decoder calls per text, 1 of 4 absent"
     rows = [
-        _row(f"{what}: {per_object}, against paper", each["objects"], each["paper"], "count", "ours <= baseline + 2", met),
-        _row(f"{what}: {per_text}, against paper", calls["objects"] / len(cases), calls["paper"] / len(cases), "count"),
+        row(f"{what}: {per_object}, against paper", each["objects"], each["paper"], "count", "ours <= baseline + 2", met),
+        row(f"{what}: {per_text}, against paper", calls["objects"] / len(cases), calls["paper"] / len(cases), "count"),
     ]
     for kind in ("clip", "sam"):
         once, anew = (statistics.mean(case[side][kind] for case in encodings) for side in ("set_once", "given_anew"))
         encoded = f"{what}: {kind.upper()} encodings, 2 texts on one picture, against anew"
-        rows.append(_row(encoded, once, anew, "count", "ours = 1", once == 1))
-    rows.append(_timed(f"{what}: {len(texts)} texts on a picture set, against paper", times["objects"], times["paper"]))
+        rows.append(row(encoded, once, anew, "count", "ours = 1", once == 1))
+    rows.append(timed_row(f"{what}: {len(texts)} texts on a picture set, against paper", times["objects"], times["paper"]))
     return {"pair": name, "cases": cases, "encodings": encodings, "times": times}, rows
 
 
@@ -443,7 +320,8 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         model: the pair.
         settings: ``folder_images`` pictures are written: the scenes that ship with text2sam, mirrored and lit differently.
     """
-    from text2sam.annotate.job import annotate, default_workers
+    from text2sam.annotate.engine import default_workers
+    from text2sam.annotate.job import annotate
     from text2sam.demo import load_scenes
     from text2sam.files import write_png
 
@@ -480,7 +358,7 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         "shares": shares,
     }
     what = f"annotate: seconds per image, {len(labels)} texts, against a loop"
-    return details, [_timed(what, per_image["job"], per_image["loop"], 1.3)]
+    return details, [timed_row(what, per_image["job"], per_image["loop"], 1.3)]
 
 
 def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, float]:
@@ -490,7 +368,7 @@ def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, flo
     spent = dict.fromkeys(("reading", "CLIP", "SAM's image encoder", "SAM's prompts"), 0.0)
     cuda = model.generator.device.type == "cuda"
 
-    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             try:
@@ -510,7 +388,7 @@ def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, flo
     }
     with ExitStack() as stack:
         for part, (owner, name) in places.items():
-            stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
+            stack.enter_context(mock.patch.object(owner, name, clocked(part, getattr(owner, name))))
         start = time.perf_counter()
         call()
         whole = time.perf_counter() - start
@@ -518,100 +396,19 @@ def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, flo
     return {part: seconds / whole for part, seconds in spent.items()}
 
 
-SUITES = ("text", "surgery", "images", "recipe", "annotate")
-
-
-def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
-    """Runs benchmarks.
-
-    Args:
-        suite: ``"all"``, or one of :data:`SUITES`.
-        settings: sizes and repeats; the defaults take a few minutes on two cores.
-
-    Returns:
-        JSON-ready: ``suite``, ``machine`` (versions, processors, threads, load), ``settings``, ``benchmarks`` (every
-        figure, by suite) and ``rows``, the table as dictionaries of :class:`Row`. Times in seconds, memory in bytes.
-
-    Raises:
-        InputError: the suite is unknown, or the device is not there.
-        WeightsError: ``sam_checkpoint`` cannot be used.
-    """
-    if suite not in ("all", *SUITES):
-        raise InputError(f"suite must be one of all, {', '.join(SUITES)}, not {suite!r}")
-    chosen = settings or Settings()
-    start = time.perf_counter()
-    machine = _machine(chosen)
-    benchmarks: dict[str, Any] = {}
-    rows: list[Row] = []
-    for name in SUITES if suite == "all" else (suite,):
-        results = list(_suite(name, chosen))
-        rows += [row for _, lines in results for row in lines]
-        details = [detail for detail, _ in results]
-        benchmarks[name] = {"pairs": details} if name in ("images", "recipe") else details[0]
-    return {
-        "suite": suite,
-        "machine": machine,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(chosen).items()},
-        "seconds": time.perf_counter() - start,
-        "benchmarks": benchmarks,
-        "rows": [asdict(row) for row in rows],
-    }
-
-
-def _suite(name: str, settings: Settings) -> Iterator[Result]:
+def measure(name: str, settings: Settings) -> Iterator[Result]:
+    """The results of a suite, one per pair of models where it takes several."""
     if name in ("text", "surgery"):
         yield (measure_text if name == "text" else measure_surgery)(settings)
     elif name == "annotate":
-        yield measure_annotate(_build_pair(None, settings)[0], settings)
+        yield measure_annotate(build_pair(None, settings)[0], settings)
     else:
-        for pair, checkpoint, rounds in _pairs(settings):
-            model, tokenizer = _build_pair(checkpoint, settings)
+        for pair, checkpoint, rounds in pairs(settings):
+            model, tokenizer = build_pair(checkpoint, settings)
             if name == "images":
                 yield measure_images(pair, model, tokenizer, settings, rounds)
             else:
                 yield measure_recipe(pair, model, rounds)
-
-
-def main_command(
-    suite: str = "all", out: Path | None = None, json_output: bool = False, settings: Settings | None = None
-) -> None:
-    """``text2sam bench``: runs benchmarks and prints the table.
-
-    Args:
-        suite, settings: see :func:`run`.
-        out: file for the whole result as JSON; opened before anything is measured.
-        json_output: print that JSON instead of the table.
-
-    Raises:
-        InputError, WeightsError: as :func:`run`.
-        OutputError: ``out`` cannot be written.
-    """
-    with reporting(table, out, json_output) as report:
-        if sys.stderr.isatty():
-            print("measuring; this takes a few minutes", file=sys.stderr)
-        report(run(suite, settings))
-
-
-def table(result: dict[str, Any]) -> str:
-    """The rows of a result of :func:`run` as lines of text."""
-    lines = []
-    for row in result["rows"]:
-        spread = "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
-        met = "" if row["met"] is None else ("yes" if row["met"] else "NO")
-        ours, baseline = (_quantity(row[side], row["unit"]) for side in ("ours", "baseline"))
-        lines.append((row["what"], ours, baseline, f"{row['ratio']:.3g}", spread, row["aim"] or "", met))
-    machine = result["machine"]
-    load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f} when it began"
-    notes = [
-        f"{machine['device']}, {machine['cpus']} processors, {machine['threads']} threads{load}; torch {machine['torch']}; "
-        f"{result['seconds']:.0f} s. Ratios above 1 are for ours."
-    ]
-    shares = result["benchmarks"].get("annotate", {}).get("shares")
-    if shares:
-        notes.append(
-            f"Shares of the loop's time: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}."
-        )
-    return "\n".join([aligned(("what", "ours", "baseline", "ratio", "rounds", "aim", "met"), lines), "", *notes])
 
 
 def draw(shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -646,18 +443,20 @@ def _text_model(settings: Settings) -> tuple[Any, Any]:
     return model.to(pick_device(settings.device)).eval().requires_grad_(False), open_clip.get_tokenizer("ViT-B-16")
 
 
-def _pairs(settings: Settings) -> list[tuple[str, Path | None, int]]:
+def pairs(settings: Settings) -> list[tuple[str, Path | None, int]]:
+    """The pairs of models of the images and recipe suites: name, SAM checkpoint, timed rounds."""
     checkpoint = settings.sam_checkpoint
     if checkpoint is None:
         lent = Path(os.environ.get("TEXT2SAM_TEST_DATA", "/nowhere")) / "weights" / "mobile_sam.pt"
         checkpoint = lent if lent.is_file() else None
-    pairs: list[tuple[str, Path | None, int]] = [("sticker", None, settings.image_rounds)]
+    found: list[tuple[str, Path | None, int]] = [("sticker", None, settings.image_rounds)]
     if checkpoint is not None:
-        pairs.append((f"sticker CLIP and {Path(checkpoint).name}", checkpoint, settings.checkpoint_rounds))
-    return pairs
+        found.append((f"sticker CLIP and {Path(checkpoint).name}", checkpoint, settings.checkpoint_rounds))
+    return found
 
 
-def _build_pair(checkpoint: Path | None, settings: Settings) -> tuple[TextPromptedSAM, Tokenizer]:
+def build_pair(checkpoint: Path | None, settings: Settings) -> tuple[TextPromptedSAM, Tokenizer]:
+    """The sticker pair, or its CLIP with another SAM, and the CLIP's tokenizer."""
     import open_clip
 
     model = TextPromptedSAM.from_pretrained(
@@ -669,43 +468,3 @@ def _build_pair(checkpoint: Path | None, settings: Settings) -> tuple[TextPrompt
         text_cache=False,
     )
     return model, open_clip.get_tokenizer("ViT-B-32")
-
-
-def _row(what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None) -> Row:
-    return Row(what, ours, baseline, unit, baseline / ours, aim=aim, met=met)
-
-
-def _timed(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> Row:
-    ratios = [b / o for o, b in zip(ours["samples_s"], baseline["samples_s"], strict=True)]
-    ratio = baseline["median_s"] / ours["median_s"]
-    aim, met = (None, None) if at_least is None else (f">= {at_least:g}", ratio >= at_least)
-    return Row(what, ours["median_s"], baseline["median_s"], "s", ratio, min(ratios), max(ratios), aim, met)
-
-
-def _machine(settings: Settings) -> dict[str, Any]:
-    versions = {}
-    for package in ("torch", "open_clip_torch", "segment-anything", "timm", "numpy"):
-        try:
-            versions[package.replace("-", "_")] = version(package)
-        except PackageNotFoundError:
-            versions[package.replace("-", "_")] = "unknown"
-    return {
-        "text2sam": __version__,
-        "python": platform.python_version(),
-        **versions,
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": str(pick_device(settings.device)),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
-
-
-def _quantity(value: float, unit: str) -> str:
-    if unit == "times":
-        return f"{value:.2f} x"
-    if unit == "count":
-        return f"{value:.3g}"
-    scales = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if unit == "s" else (("MB", 1e6), ("kB", 1e3))
-    name, scale = next((pair for pair in scales if value >= pair[1]), scales[-1])
-    return f"{value / scale:.3g} {name}"

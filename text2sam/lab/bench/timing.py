@@ -1,0 +1,129 @@
+"""Times and memory of calls, and the lines of the table that compare them."""
+
+from __future__ import annotations
+
+import statistics
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import Timer
+
+from text2sam.errors import InputError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        what: what is compared.
+        ours, baseline: medians, in ``unit``.
+        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
+        ratio: baseline over ours, above 1 where ours is better.
+        low, high: smallest and largest ratio among the rounds, None where nothing was timed.
+        aim: what should be reached, in words; None where there is no aim.
+        met: whether it is, None where there is no aim.
+    """
+
+    what: str
+    ours: float
+    baseline: float
+    unit: str
+    ratio: float
+    low: float | None = None
+    high: float | None = None
+    aim: str | None = None
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A side of a comparison.
+
+    Attributes:
+        call: what is timed.
+        prepare: runs before every timed call.
+        short: whether the call is so short that a sample is the mean of 20, with ``prepare`` before the first alone.
+    """
+
+    call: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+    short: bool = False
+
+
+def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
+    """Times several sides in turns; every second round runs in reverse order.
+
+    Returns:
+        By name: ``median_s`` and ``samples_s``, seconds of a call.
+
+    Raises:
+        InputError: ``rounds`` is below 1.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds must be at least 1, not {rounds!r}")
+    timers = {name: Timer("call()", setup="prepare()", globals=vars(side)) for name, side in sides.items()}
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds):
+        for name in sides if i % 2 == 0 else reversed(sides):
+            samples[name].append(timers[name].timeit(20 if sides[name].short else 1).mean)  # after two calls to warm up
+    return {name: {"median_s": statistics.median(taken), "samples_s": taken} for name, taken in samples.items()}
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages of tensors made inside, and subtracts those that are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._add((args, kwargs), new=False)  # inputs were there before
+        result = func(*args, **(kwargs or {}))
+        self._add(result, new=True)
+        return result
+
+    def _add(self, tree: Any, *, new: bool) -> None:
+        for tensor in tree_leaves(tree):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is None or id(storage) in self._known:
+                continue
+            size = storage.nbytes() if new else 0
+            self._known.add(id(storage))
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._remove, id(storage), size).atexit = False
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def peak_tensor_bytes(call: Callable[[], object]) -> int:
+    """Most bytes of tensors alive at once that were made inside ``call``, the result included.
+
+    Counts every operator's outputs on any device, exactly and repeatably; scratch space within an operator is not seen.
+    """
+    # under inference_mode compound operators would reach the counter whole
+    with torch.no_grad(), _LiveBytes() as counter:
+        call()
+    return int(counter.peak)
+
+
+def row(what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None) -> Row:
+    """A line of figures that were counted."""
+    return Row(what, ours, baseline, unit, baseline / ours, aim=aim, met=met)
+
+
+def timed_row(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> Row:
+    """A line of two results of :func:`alternate`; the ratio is to be ``at_least`` so much."""
+    ratios = [b / o for o, b in zip(ours["samples_s"], baseline["samples_s"], strict=True)]
+    ratio = baseline["median_s"] / ours["median_s"]
+    aim, met = (None, None) if at_least is None else (f">= {at_least:g}", ratio >= at_least)
+    return Row(what, ours["median_s"], baseline["median_s"], "s", ratio, min(ratios), max(ratios), aim, met)
