@@ -153,7 +153,7 @@ class FakePredictor:
         self._fail("predict")
         assert box is None
         assert not return_logits
-        assert multimask_output == (mask_input is None)
+        assert multimask_output or mask_input is not None
         self.prompts.append((point_coords.copy(), point_labels.copy()))
         self.mask_inputs.append(None if mask_input is None else mask_input.copy())
         masks, scores = self.answer(self.images[-1], point_coords[point_labels == 1][0].astype(int), multimask_output)
