@@ -53,7 +53,8 @@ _CSS = """
 #ask {align-items: flex-end;} #ask button {height: 42px;}
 #picture :is(.image-container, .image-frame, button) {width: 100%;}
 #picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: contain;}
-#tools {align-items: center;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;} #tools button {flex: 0 1 auto;}
+#tools {align-items: center;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;}
+#tools button {flex: 0 1 auto;}
 #objects .wrap {flex-direction: column; gap: 4px;}
 #objects label {border-left: 6px solid transparent; width: 100%;}
 :is(#masks, #examples) {min-height: 0;} :is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none;}
