@@ -43,8 +43,9 @@ def objects(page: Any) -> list[str]:
 
 
 def changed(page: Any, before: str) -> None:
-    """Waits until another picture is shown."""
+    """Waits until another picture is shown, and what came with it."""
     page.wait_for_function("(old) => {const i = document.querySelector('#picture img'); return i && i.src !== old}", arg=before)
+    page.wait_for_timeout(200)
 
 
 def click(page: Any, x: float, y: float) -> None:
@@ -179,6 +180,7 @@ def test_the_page_fits(page: Any, site: str, width: int) -> None:
 def shown(page: Any, name: str) -> None:
     page.wait_for_selector(f"#progress >> text={name}")
     page.wait_for_selector("#picture img")
+    page.wait_for_timeout(200)
 
 
 def test_a_folder_through_a_reload_and_a_kill(page: Any, serve: Serve, tmp_path: Path) -> None:
@@ -207,7 +209,8 @@ def test_a_folder_through_a_reload_and_a_kill(page: Any, serve: Serve, tmp_path:
     assert "2 accepted" in page.inner_text("#progress")
     page.click("#back")
     shown(page, "pets.png")
-    assert ["area" in line for line in objects(page)] == [True, True]
+    page.wait_for_function("() => [...document.querySelectorAll('#objects label')].every((l) => l.innerText.includes('area'))")
+    assert len(objects(page)) == 2
     page.click("#next")
     shown(page, "seaside.png")
     page.click("#reject")
