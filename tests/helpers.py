@@ -153,7 +153,7 @@ class FakePredictor:
     ) -> Any:
         self._fail("predict")
         assert not return_logits
-        assert multimask_output == (mask_input is None)
+        assert multimask_output or mask_input is not None
         self.prompts.append((point_coords.copy(), point_labels.copy()))
         self.mask_inputs.append(None if mask_input is None else mask_input.copy())
         self.boxes.append(None if box is None else box.copy())

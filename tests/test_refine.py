@@ -153,6 +153,23 @@ def test_points_go_to_sam_with_the_objects_own() -> None:
     assert more.mask[3, 40]
 
 
+def test_the_mask_before_goes_along() -> None:
+    m, image = model(), picture()
+    [encoded] = m.encode([image])
+    before = m.segment(encoded, "cat", threshold=0.0)
+    asked = m.predictor.mask_inputs  # type: ignore[attr-defined]
+    assert set(map(type, asked)) == {type(None)}
+    once = m.refine(encoded, before, PointPrompts([[20, 15]], [1]))  # type: ignore[arg-type]
+    assert len(once.instances[0].candidates) == 3  # type: ignore[arg-type]
+    twice = m.refine(encoded, once, PointPrompts([[1, 1]], [0]))  # type: ignore[arg-type]
+    offered = twice.instances[0].candidates
+    assert offered is not None
+    assert (len(offered), offered.chosen) == (4, 0), "the single mask and the three"
+    assert [mask.shape for mask in asked[-3:]] == [(1, 4, 4)] * 3
+    assert twice.instances[0].strategy == "clicks"
+    assert before.strategy == twice.strategy == "objects"
+
+
 def test_points_that_cannot_be_asked_about() -> None:
     m, image = model(), picture()
     absent = m.segment(image, "cat", threshold=1.0)

@@ -33,7 +33,7 @@ from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
 from text2sam.recipes.points import joint_map
 from text2sam.recipes.view import Avoid, Found, View
-from text2sam.refine import with_answer
+from text2sam.refine import CLICKS, choose_first, with_answer
 from text2sam.sam.predictor import MaskPredictor, check_predictor
 from text2sam.sam.session import SamImage, Session
 from text2sam.targets import Query, Target, Texts, check_exclude, parse_target, parse_targets, thresholds_of
@@ -356,7 +356,9 @@ class TextPromptedSAM:
     ) -> Segmentation:
         """Corrects an object of a result by a person's points.
 
-        SAM is asked again with the object's own points and the new ones. See :mod:`text2sam.refine` for other corrections.
+        SAM is asked again with the object's own points, the new ones and the mask before. The first time the best of its three
+        masks is taken (:func:`text2sam.refine.choose_by_clicks`), then its single mask. See :mod:`text2sam.refine` for other
+        corrections.
 
         Args:
             image: the image of the result, as for :meth:`segment`.
@@ -380,10 +382,19 @@ class TextPromptedSAM:
             sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
             if sam.pixels.shape[:2] != result.mask.shape:
                 raise InputError(f"the image is {sam.pixels.shape[:2]} (H, W), the result {result.mask.shape}")
-            every = _all_points([*(part.points for part in result.instances[number : number + 1]), points])
+            before = next(iter(result.instances[number : number + 1]), None)
+            every = _all_points([*([] if before is None else [before.points]), points])
             if not len(points) or not len(every.positive):
                 raise InputError("there must be at least one new point, and a point on the object among all of its points")
-            return with_answer(result, number, every, self.session.ask(sam, every))
+            offered = None if before is None else before.candidates
+            mask = None if offered is None else offered.low_res_logits[offered.chosen][None]
+            answer = self.session.ask(sam, every, mask_input=mask)
+            if mask is None or before is None or before.strategy != CLICKS:
+                return with_answer(result, number, every, answer)
+            # SAM's single mask is made for several points and a mask before them; the three stay for the person to choose from
+            single = self.session.ask(sam, every, mask_input=mask, multimask_output=False)
+            both: Any = tuple(np.concatenate(pair) for pair in zip(single, answer, strict=True))
+            return with_answer(result, number, every, both, choose_first)
 
     def calibrate(
         self,

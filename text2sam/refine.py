@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.recipes.choose import Choice, choose_by_agreement
+from text2sam.recipes.choose import Choice, MaskRule, choose_by_agreement
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+
+CLICKS = "clicks"
+"""The ``strategy`` of an object that a person's points made."""
 
 
 def choose_by_clicks(
@@ -33,6 +36,19 @@ def choose_by_clicks(
     share = round(float(right[index]) * len(points))
     reason = f"{share} of {len(points)} points are on its right side; its total {choice.figures['total'][index]:.3f}"
     return Choice(index, reason, choice.figures)
+
+
+def choose_first(
+    masks: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    similarity: SimilarityMap,
+    points: PointPrompts,
+    logits: NDArray[np.float32],
+) -> Choice:
+    """The first mask, with the figures of :func:`~text2sam.recipes.choose.choose_by_agreement`; arguments and errors are the
+    same."""
+    figures = choose_by_agreement(masks, scores, similarity, points, logits).figures
+    return Choice(0, "SAM's single mask for several points and the mask before", figures)
 
 
 def with_candidate(result: Segmentation, number: int, index: int) -> Segmentation:
@@ -78,6 +94,7 @@ def with_answer(
     number: int,
     points: PointPrompts,
     answer: tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]],
+    choose: MaskRule = choose_by_clicks,
 ) -> Segmentation:
     """A result in which an object is what SAM answered to a person's points.
 
@@ -89,6 +106,7 @@ def with_answer(
         points: all that were sent to SAM.
         answer: masks (M, H, W), scores (M,) and low-resolution logits (M, h, w), as
             :meth:`text2sam.sam.session.Session.ask` gives them.
+        choose: which mask is taken.
 
     Raises:
         InputError: there is no such object, or the masks are of another size.
@@ -97,15 +115,16 @@ def with_answer(
     masks, scores, logits = answer
     if masks.shape[1:] != result.mask.shape:
         raise InputError(f"the masks are of {masks.shape[1:]}, the result is of {result.mask.shape}")
-    choice = choose_by_clicks(masks, scores, part.similarity, points, logits)
+    choice = choose(masks, scores, part.similarity, points, logits)
     mask = masks[choice.index]
     changed = replace(
         part,
         mask=mask,
         box=box_of(mask),
-        score=float(choice.figures["total"][choice.index]),
+        score=float(choice.figures.get("total", scores)[choice.index]),
         points=points,
         candidates=Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures),
+        strategy=CLICKS,
         objects=(),
         present=False,
     )

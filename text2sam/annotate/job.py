@@ -17,10 +17,10 @@ from text2sam.annotate.dataset import Export, Results
 from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.annotate.engine import Engine, Plan, run_threads
 from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
-from text2sam.annotate.labels import Labels, label_set
+from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
 from text2sam.annotate.review import write_review
-from text2sam.annotate.sources import ImageItem, count_endings, find_images
+from text2sam.annotate.sources import Found, ImageItem, count_endings, find_images
 from text2sam.annotate.worker import (
     ModelSource,
     Worker,
@@ -113,9 +113,6 @@ def annotate(
     started = time.perf_counter()
     if workers is not None:
         workers = int(check_number("workers", workers, 1, whole=True))
-    if limit is not None:
-        limit = int(check_number("limit", limit, 1, whole=True))
-    wanted = label_set(labels)
     options = Options(
         strategy=strategy,
         method=method,
@@ -125,43 +122,37 @@ def annotate(
         page=page,
         max_pixels=max_pixels,
     )
-    if os.path.realpath(out) == os.path.realpath(root):
-        raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
-    found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
-    chunks = chunks_of(found.items[:limit], batch_size)
-    kinds = _formats(format, export_options)
-    places = folders(out, tuple(kinds))
-    exports = [
-        Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
-    ]
-    for export in exports:
-        export.check()
-    built, make_model = _built(model)
-    checked = Worker(built, wanted, options)
-    settings = {
-        **settings_of(wanted, options),
-        "batch_size": batch_size,
-        "model": model_settings(built),
-    }
-    notes = {"root": os.path.abspath(root), "text2sam": __version__, "torch": torch.__version__}
-    with RunFolder(out, settings, notes=notes, overwrite=overwrite) as folder:
-        _check_root(folder, notes["root"], chunks)
-        todo = tuple(c for c in chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
-        store = None if embeddings is None else EmbeddingStore(embeddings, built, options)
-        plan = Plan(built, make_model, wanted, options, todo, workers, store)
-        worked, seconds = _work(plan, engine or run_threads, folder, sum(map(len, chunks)), progress)
-        result = Results(wanted, chunks, {c.key for c in todo}, folder)
-        lines = result.export(Path(root), exports)
-        if found.others:
-            number = sum(found.others.values())
-            lines.append(f"{number} files are not named like images and were left out: {count_endings(found.others)}")
+    with open_run(
+        model,
+        root,
+        labels,
+        out,
+        format=format,
+        recursive=recursive,
+        glob=glob,
+        list_file=list_file,
+        limit=limit,
+        options=options,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        **export_options,
+    ) as run:
+        folder = run.folder
+        todo = tuple(c for c in run.chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
+        store = None if embeddings is None else EmbeddingStore(embeddings, run.model, options)
+        plan = Plan(run.model, run.make_model, run.labels, options, todo, workers, store)
+        worked, seconds = _work(plan, engine or run_threads, folder, sum(map(len, run.chunks)), progress)
+        result, lines = export_run(run, {c.key for c in todo})
+        if run.found.others:
+            number = sum(run.found.others.values())
+            lines.append(f"{number} files are not named like images and were left out: {count_endings(run.found.others)}")
         if review is not None:
-            summary = write_review(lambda: result.review(checked.thresholds), root, review)
+            summary = write_review(lambda: result.review(run.thresholds), root, review)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
         report = Report(
             done=result.done,
             empty=result.empty,
-            failed=tuple(Failure(*pair) for pair in {**dict(found.refused), **result.failed}.items()),
+            failed=tuple(Failure(*pair) for pair in {**dict(run.found.refused), **result.failed}.items()),
             skipped=result.skipped,
             objects=result.objects,
             seconds=time.perf_counter() - started,
@@ -170,6 +161,95 @@ def annotate(
         )
         report.save(folder.state / "report.json")
     return report
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A job that is open: what it works on, and the journal of what is finished.
+
+    Attributes:
+        model, make_model, labels, options: as in :class:`Plan`.
+        root: the folder of the images.
+        found: the images.
+        chunks: the images that belong to the run, in order.
+        folder: the journal.
+        thresholds: the presence score from which each label counts as present.
+        exports: the formats to write.
+    """
+
+    model: TextPromptedSAM
+    make_model: Callable[[], TextPromptedSAM] | None
+    labels: LabelSet
+    options: Options
+    root: Path
+    found: Found
+    chunks: tuple[Chunk, ...]
+    folder: RunFolder
+    thresholds: Mapping[str, float]
+    exports: tuple[Export, ...]
+
+
+@contextlib.contextmanager
+def open_run(
+    model: ModelSource,
+    root: str | os.PathLike[str],
+    labels: Labels,
+    out: str | os.PathLike[str],
+    *,
+    format: Formats = "coco",
+    recursive: bool = False,
+    glob: str | None = None,
+    list_file: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    options: Options | None = None,
+    batch_size: int = 8,
+    overwrite: bool = False,
+    **export_options: Any,
+) -> Iterator[Run]:
+    """Opens a job or continues it; arguments and errors are those of :func:`annotate`, with one value for its ``options``.
+
+    Commit to the run's ``folder`` what is done, and write the dataset with :func:`export_run`, as often as you like.
+    """
+    if limit is not None:
+        limit = int(check_number("limit", limit, 1, whole=True))
+    options = options or Options()
+    wanted = label_set(labels)
+    if os.path.realpath(out) == os.path.realpath(root):
+        raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
+    found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
+    chunks = tuple(chunks_of(found.items[:limit], batch_size))
+    kinds = _formats(format, export_options)
+    places = folders(out, tuple(kinds))
+    exports = tuple(
+        Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
+    )
+    for export in exports:
+        export.check()
+    built, make_model = _built(model)
+    thresholds = Worker(built, wanted, options).thresholds  # labels and options that cannot be used are found now
+    settings = {
+        **settings_of(wanted, options),
+        "batch_size": batch_size,
+        "model": model_settings(built),
+    }
+    notes = {"root": os.path.abspath(root), "text2sam": __version__, "torch": torch.__version__}
+    with RunFolder(out, settings, notes=notes, overwrite=overwrite) as folder:
+        _check_root(folder, notes["root"], chunks)
+        yield Run(built, make_model, wanted, options, Path(root), found, chunks, folder, thresholds, exports)
+
+
+def export_run(run: Run, fresh: Iterable[str] = ()) -> tuple[Results, list[str]]:
+    """Writes the dataset of what is finished so far.
+
+    Args:
+        run: from :func:`open_run`.
+        fresh: the keys of the chunks that were done now, not in an earlier session; only for the counts.
+
+    Returns:
+        The counts, and lines about what a format could not hold.
+    """
+    result = Results(run.labels, [chunk for chunk in run.chunks if chunk.key in run.folder], set(fresh), run.folder)
+    return result, result.export(run.root, run.exports)
 
 
 @dataclass(frozen=True)

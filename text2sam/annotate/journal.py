@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,7 +146,7 @@ def chunks_of(items: Iterable[ImageItem], size: int) -> list[Chunk]:
 
 
 class Journal:
-    """Results by key, in an SQLite file that one process has open at a time.
+    """Results by key, in an SQLite file that one process has open at a time. Its threads take turns.
 
     Args:
         path: the file; created when it is missing. None keeps the results in a temporary file without a name.
@@ -170,6 +171,7 @@ class Journal:
         overwrite: bool = False,
     ) -> None:
         self.path = path
+        self._turn = threading.RLock()
         self.notes: Mapping[str, Any] = dict(notes or {})
         given = json.loads(json.dumps(dict(settings), allow_nan=False))  # as it will be read back
         with contextlib.ExitStack() as stack:
@@ -239,7 +241,9 @@ class Journal:
 
     def _open(self, settings: dict[str, Any], overwrite: bool) -> None:
         with self._errors():
-            self._database = sqlite3.connect("" if self.path is None else self.path, isolation_level=None)
+            self._database = sqlite3.connect(
+                "" if self.path is None else self.path, isolation_level=None, check_same_thread=False
+            )
         try:
             self._execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             self._execute("BEGIN IMMEDIATE")
@@ -273,7 +277,7 @@ class Journal:
         self.notes = notes
 
     def _execute(self, statement: str, *values: Any) -> list[Any]:
-        with self._errors():
+        with self._turn, self._errors():
             return self._database.execute(statement, values).fetchall()
 
     @contextlib.contextmanager

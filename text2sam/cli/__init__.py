@@ -10,10 +10,23 @@ Each command is a module. Other packages add commands through entry points, see
 
 from __future__ import annotations
 
-from text2sam.cli import annotate, calibrate, demo, explain, models, segment, serve, warm
+from text2sam.cli import annotate, calibrate, demo, explain, models, page, segment, serve, warm
 from text2sam.cli.common import EXIT_CODES, app
 
-__all__ = ["EXIT_CODES", "annotate", "app", "calibrate", "demo", "explain", "main", "models", "segment", "serve", "warm"]
+__all__ = [
+    "EXIT_CODES",
+    "annotate",
+    "app",
+    "calibrate",
+    "demo",
+    "explain",
+    "main",
+    "models",
+    "page",
+    "segment",
+    "serve",
+    "warm",
+]
 
 
 def main() -> None:

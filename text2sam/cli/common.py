@@ -50,7 +50,7 @@ CODES_HELP = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code,
 COMMANDS = "text2sam.commands"
 """Group of entry points that add commands. Each names a function ``register(app)`` that is given a ``typer.Typer``."""
 
-_ORDER = ("demo", "segment", "annotate", "explain", "calibrate", "warm", "models")
+_ORDER = ("demo", "app", "segment", "annotate", "explain", "calibrate", "warm", "models")
 _NAME_BYTES = 80
 
 

@@ -1,0 +1,233 @@
+"""The page in a real browser, with the sticker pair."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Serve, end
+
+from text2sam.demo import SCENES
+
+PETS = SCENES / "pets.png"
+
+
+@pytest.fixture(scope="module")
+def site(serve: Serve) -> str:
+    return serve()[0]
+
+
+def load(page: Any, site: str, picture: Path = PETS) -> None:
+    page.goto(site)
+    page.set_input_files("#upload input[type=file]", picture)
+    page.wait_for_selector("#texts textarea, #texts input")
+
+
+def find(page: Any, texts: str) -> list[str]:
+    """Asks, and gives the lines of the list of objects."""
+    before = page.locator("#picture img").get_attribute("src")
+    page.locator("#texts textarea, #texts input").first.fill(texts)
+    page.keyboard.press("Enter")
+    changed(page, before)
+    return objects(page)
+
+
+def objects(page: Any) -> list[str]:
+    return [text.strip() for text in page.locator("#objects label").all_inner_texts()]
+
+
+def changed(page: Any, before: str) -> None:
+    """Waits until another picture is shown, and what came with it."""
+    page.wait_for_function("(old) => {const i = document.querySelector('#picture img'); return i && i.src !== old}", arg=before)
+    page.wait_for_timeout(200)
+
+
+def click(page: Any, x: float, y: float) -> None:
+    """Clicks on the picture at a share of its width and height, and waits for the answer."""
+    image = page.locator("#picture img")
+    before, box = image.get_attribute("src"), image.bounding_box()
+    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    changed(page, before)
+
+
+def test_from_a_picture_to_a_download(page: Any, site: str, tmp_path: Path) -> None:
+    load(page, site)
+    found = find(page, "cat, umbrella, sheep")
+    assert [line.split(" · ")[0] for line in found] == ["cat", "umbrella", "sheep"]
+    assert ["not here" in line for line in found] == [False, False, True]
+    assert re.search(r"score 0\.\d\d · presence \d\.\d\d · area \d", found[0])
+    page.click("#objects label >> nth=2")
+    page.wait_for_selector("#masks", state="hidden")
+    click(page, 0.35, 0.45)  # on the bicycle: the person knows better
+    assert "area" in objects(page)[2]
+    page.wait_for_selector("#masks button")
+    assert page.locator("#masks button").count() == 3
+    page.click("#undo")
+    page.wait_for_function("() => document.querySelectorAll('#objects label')[2].innerText.includes('not here')")
+    with page.expect_download() as download:
+        page.click("#coco")
+    assert download.value.suggested_filename == "pets-coco.zip"
+    download.value.save_as(tmp_path / "pets.zip")
+    with zipfile.ZipFile(tmp_path / "pets.zip") as archive:
+        document = json.loads(archive.read("annotations.json"))
+    names = {each["id"]: each["name"] for each in document["categories"]}
+    assert [names[each["category_id"]] for each in document["annotations"]] == ["cat", "umbrella"]
+
+
+PASTE = """async (data) => {
+  const blob = await (await fetch("data:image/png;base64," + data)).blob();
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([blob], "pasted.png", {type: "image/png"}));
+  document.dispatchEvent(new ClipboardEvent("paste", {clipboardData}));
+}"""
+
+
+def test_a_pasted_picture_and_a_new_object(page: Any, site: str) -> None:
+    page.goto(site)
+    page.wait_for_selector("#upload input[type=file]", state="attached")
+    page.evaluate(PASTE, base64.b64encode(PETS.read_bytes()).decode())
+    page.wait_for_selector("#texts textarea, #texts input")
+    assert [line.split(" · ")[0] for line in find(page, "cat")] == ["cat"]
+    page.get_by_label("new object").check()
+    click(page, 0.35, 0.45)
+    assert [line.split(" · ")[0] for line in objects(page)] == ["cat 1", "cat 2"]
+    assert page.get_by_label("adds").is_checked(), "the next click belongs to the same object"
+
+
+def test_layers_and_reasons(page: Any, site: str) -> None:
+    load(page, site)
+    find(page, "cat")
+    before = page.locator("#picture img").get_attribute("src")
+    page.get_by_label("Similarity map").check()
+    changed(page, before)
+    page.click("#why")
+    page.wait_for_selector("#figure img")
+    mask = page.locator("#masks button").nth(0)
+    before = page.locator("#picture img").get_attribute("src")
+    mask.click()
+    changed(page, before)
+    assert page.locator("#figure img").count() == 0, "the reasons were those of the mask before"
+
+
+def test_what_goes_wrong_is_said_in_the_page(page: Any, site: str, tmp_path: Path) -> None:
+    broken = tmp_path / "holiday.png"
+    broken.write_bytes(b"no picture")
+    page.goto(site)
+    page.set_input_files("#upload input[type=file]", broken)
+    page.wait_for_selector("#message >> text=holiday.png")
+    page.set_input_files("#upload input[type=file]", PETS)
+    page.wait_for_selector("#texts")
+    assert page.locator("#message").count() == 0
+    page.click("#find")
+    page.wait_for_selector("#message >> text=type what to find")
+    page.locator("#picture img").click()
+    page.wait_for_selector("#message >> text=before you click")
+    find(page, "cat")
+    assert page.locator("#message").count() == 0
+
+
+def test_a_new_picture_leaves_nothing_of_the_old(page: Any, site: str) -> None:
+    load(page, site)
+    find(page, "cat")
+    page.click("#again")
+    page.wait_for_selector("#upload input[type=file]", state="attached")
+    assert page.locator("#picture").count() == 0
+    page.wait_for_timeout(500)  # an old upload would open again
+    assert page.locator("#picture").count() == 0
+    page.locator("#examples button").nth(1).click()
+    page.wait_for_selector("#objects label")
+    assert page.locator("#texts textarea, #texts input").first.input_value() == "penguin, rocket, pizza"
+    assert len(objects(page)) == 3
+
+
+def test_two_people_do_not_see_each_other(page: Any, site: str, browser: Any) -> None:
+    context = browser.new_context()
+    other = context.new_page()
+    load(page, site)
+    load(other, site, SCENES / "seaside.png")
+    find(page, "cat, house")
+    find(other, "cat, house")
+    assert ["not here" in line for line in objects(page)] == [False, True]
+    assert ["not here" in line for line in objects(other)] == [True, False]
+    before = objects(page)
+    other.click("#remove")
+    other.wait_for_function("() => ![...document.querySelectorAll('#objects label')].some((l) => l.innerText.includes('area'))")
+    assert objects(page) == before
+    context.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_fits(page: Any, site: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    load(page, site)
+    find(page, "cat, umbrella")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("#find", "#picture img", "#undo", "#objects", "#coco"):
+        box = page.locator(name).bounding_box()
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+
+
+# a folder
+
+
+def shown(page: Any, name: str) -> None:
+    page.wait_for_selector(f"#progress >> text={name}")
+    page.wait_for_selector("#picture img")
+    page.wait_for_timeout(200)
+
+
+def test_a_folder_through_a_reload_and_a_kill(page: Any, serve: Serve, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in ("desert", "pets", "seaside"):
+        shutil.copy(SCENES / f"{name}.png", photos)
+    arguments = (photos, "--labels", "cat,house", "--out", out)
+    address, process = serve(*arguments)
+    page.goto(address)
+    shown(page, "desert.png")
+    page.click("#accept")
+    shown(page, "pets.png")
+    page.reload()
+    shown(page, "pets.png")
+    assert "1 accepted" in page.inner_text("#progress")
+    page.click("#objects label >> nth=1")
+    page.get_by_label("adds").check()
+    click(page, 0.35, 0.45)  # a house, a person might say
+    page.keyboard.press("a")
+    shown(page, "seaside.png")
+    end(process)
+    address, process = serve(*arguments)
+    page.goto(address)
+    shown(page, "seaside.png")
+    assert "2 accepted" in page.inner_text("#progress")
+    page.click("#back")
+    shown(page, "pets.png")
+    page.wait_for_function("() => [...document.querySelectorAll('#objects label')].every((l) => l.innerText.includes('area'))")
+    assert len(objects(page)) == 2
+    page.click("#next")
+    shown(page, "seaside.png")
+    page.click("#reject")
+    page.wait_for_selector("#progress >> text=1 rejected")
+    assert end(process, 2) == 130
+    document = json.loads((out / "annotations.json").read_text())
+    names = {each["id"]: each["file_name"] for each in document["images"]}
+    assert sorted(names.values()) == ["desert.png", "pets.png"]
+    assert sorted(names[each["image_id"]] for each in document["annotations"]) == ["pets.png", "pets.png"]
+
+
+def test_a_folder_needs_labels_and_a_place(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from text2sam.cli import app
+
+    for arguments in ([str(tmp_path)], ["--labels", "cat"], [str(tmp_path), "--labels", "cat"], ["--format", "coco"]):
+        result = CliRunner().invoke(app, ["app", *arguments])
+        assert result.exit_code == 2
+        assert "--labels" in result.stderr

@@ -1,0 +1,1 @@
+"""The web page: ``text2sam app``."""
