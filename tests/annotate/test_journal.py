@@ -246,6 +246,14 @@ def test_a_damaged_file_is_an_error_of_ours_and_can_be_overwritten(
         assert len(folder) == 0
 
 
+def test_a_header_that_forbids_writing_can_be_overwritten(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / STATE / JOURNAL
+    path.parent.mkdir()
+    path.write_bytes(whole[:18] + b"\x09" + whole[19:])  # the version of the format for writing
+    with RunFolder(tmp_path, SETTINGS, overwrite=True) as folder:
+        assert len(folder) == 0
+
+
 @pytest.mark.parametrize(
     "statement", ["DROP TABLE run", "UPDATE run SET settings = '['", "UPDATE run SET version = 1", "DROP TABLE results"]
 )

@@ -183,7 +183,7 @@ class Journal:
                     stack.callback(_lock(path).release)
             try:
                 self._open(given, overwrite)
-            except _NoJournalError:
+            except (_NoJournalError, OutputError):  # a damaged header may say that nothing can be written
                 if not overwrite or path is None:
                     raise
                 with written(path):
