@@ -167,6 +167,18 @@ def test_presence_follows_the_hottest_place() -> None:
     assert classifier.presence(features, "cat", against=["bird"]) <= classifier.presence(features, "cat")
 
 
+def test_words_of_many_classes_must_be_hotter() -> None:
+    plain, crowd = tiny(presence_slope=0.5), tiny(presence_slope=0.5, presence_crowd=0.4)
+    [features] = plain.encode([picture()])
+
+    def logit(classifier: WordClassifier, text: str) -> float:
+        p = classifier.presence(features, text)
+        return float(np.log(p / (1 - p)))
+
+    assert logit(crowd, "cat") == pytest.approx(logit(plain, "cat")), "one class"
+    assert logit(crowd, "animal") == pytest.approx(logit(plain, "animal") - 0.5 * 0.4 * np.log(4)), "four"
+
+
 def test_vague_words_get_advice() -> None:
     synsets = {"n1": {"words": ["thing"], "classes": [0] * 400}, "n2": {"words": ["cat"], "classes": [0]}}
     words = WordTable(synsets, {"thing": ["n1"], "cat": ["n2"]})
@@ -203,9 +215,10 @@ def test_fingerprint_sees_what_changes_presence() -> None:
         tiny(taught=True).fingerprint(),
         tiny(scales=(1, 2)).fingerprint(),
         tiny(presence_slope=2.0).fingerprint(),
+        tiny(presence_crowd=1.0).fingerprint(),
         tiny(image_size=96).fingerprint(),
     }
-    assert len(made) == 6
+    assert len(made) == 7
     assert tiny().fingerprint() in made
 
 

@@ -69,8 +69,9 @@ class WordClassifier:
         offsets: (L,) float32, subtracted from the similarity of a word with a learned vector.
         image_size: longer side in pixels of what the classifier sees; the sides keep their ratio.
         scales: shares of ``image_size``; the mean of their maps is taken.
-        presence_offset, presence_slope: presence is ``sigmoid(presence_offset + presence_slope * s)``, with s the similarity
-            of the hottest place.
+        presence_offset, presence_slope, presence_crowd: presence is ``sigmoid(presence_offset + presence_slope * h)``, with
+            ``h = s - presence_crowd * log(V)`` for the similarity s of the hottest place and a word of V vectors, of which
+            the best is the better by chance the more there are.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own by default.
         device: None takes cuda, then mps, then cpu.
         dtype: floating point type of the model; float32 on the CPU.
@@ -91,6 +92,7 @@ class WordClassifier:
         scales: Sequence[float] = (1.0,),
         presence_offset: float = 0.0,
         presence_slope: float = 1.0,
+        presence_crowd: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         device: str | torch.device | None = None,
@@ -102,6 +104,7 @@ class WordClassifier:
         self.scales = check_scales(scales)
         self.presence_offset = check_number("presence_offset", presence_offset)
         self.presence_slope = check_number("presence_slope", presence_slope, 0)
+        self.presence_crowd = check_number("presence_crowd", presence_crowd, 0)
         self.mean = per_channel("mean", mean if mean is not None else self.tower.mean or ())
         self.std = per_channel("std", std if std is not None else self.tower.std or ())
         self.device = pick_device(device)
@@ -182,9 +185,14 @@ class WordClassifier:
         Raises:
             PromptError, InputError: as :meth:`maps`.
         """
-        [found] = self.maps(features, [text], against=against)
-        logit = self.presence_offset + self.presence_slope * float(found.values.max())
+        logit = self.presence_offset + self.presence_slope * self.hottest(features, text, against=against)
         return float(1 / (1 + np.exp(-logit)))
+
+    def hottest(self, features: PlaceFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
+        """The similarity of the hottest place to a text, less what many vectors reach by chance; it raises as :meth:`maps`."""
+        [found] = self.maps(features, [text], against=against)
+        vectors = max(1, len(self.words.meaning(text).classes))
+        return float(found.values.max()) - self.presence_crowd * float(np.log(vectors))
 
     def hint(self, text: str) -> str | None:
         """Advice about a word that is too general to name a kind of thing; None when there is none."""
@@ -199,7 +207,7 @@ class WordClassifier:
         for tensor in (self.learned, self.offsets):
             digest.update(tensor.cpu().numpy().tobytes())
         meanings = [(word, self.words.senses(word)) for word in self.words]
-        settings = (self.presence_offset, self.presence_slope, PLACES, RIVALRY, *self.settings)
+        settings = (self.presence_offset, self.presence_slope, self.presence_crowd, PLACES, RIVALRY, *self.settings)
         digest.update(repr((meanings, settings)).encode())
         return digest.hexdigest()[:16]
 

@@ -89,6 +89,7 @@ def load_clip(**options: Any) -> WordClassifier:
         offsets=offsets,
         presence_offset=terms["offset"],
         presence_slope=terms["slope"],
+        presence_crowd=terms["crowd"],
         mean=MEAN,
         std=STD,
         **options,
