@@ -133,10 +133,11 @@ class TextPromptedSAM:
         text_cache: bool = True,
         progress: bool = True,
     ) -> TextPromptedSAM:
-        """A named pair of models: ``"sticker"`` ships with the package, the others are downloaded once.
+        """A named pair of models: ``"photo"`` and ``"sticker"`` ship with the package, the others are downloaded once.
 
         Args:
-            preset: ``"sticker"``, ``"mobile"``, ``"base"`` or ``"huge"``; see :data:`text2sam.zoo.presets.PRESETS`.
+            preset: ``"photo"``, ``"mobile"``, ``"base"``, ``"huge"`` or ``"sticker"``; see
+                :data:`text2sam.zoo.presets.PRESETS`.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the first there is of cuda, mps, cpu.
             dtype: number format of the weights; half precision is for GPUs.
             clip_checkpoint, sam_checkpoint: a local file, or a name from ``text2sam models list``, in place of the preset's.
