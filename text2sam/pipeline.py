@@ -27,7 +27,7 @@ from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
-from text2sam.image import ImageLike, ReadOptions, is_single, read_image
+from text2sam.image import ImageLike, ReadOptions, check_several, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
@@ -218,8 +218,7 @@ class TextPromptedSAM:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
             InputError: ``methods`` or ``tiles`` is not usable, or ``images`` is a single image.
         """
-        if is_single(images):
-            raise InputError("images must be a sequence of images; for one image pass [image]")
+        check_several(images)
         images = list(images)
         pixels = [_read(image, reading, position, len(images)) for position, image in enumerate(images)]
         return self._encode(pixels, methods, tiles, sam=sam)
@@ -373,6 +372,8 @@ class TextPromptedSAM:
             ImageError, InputError: an argument is not usable, or the image is of another size than the result.
             StateError: no image was given and none is set.
         """
+        if not isinstance(points, PointPrompts):
+            raise InputError(f"points must be PointPrompts, such as PointPrompts([[x, y]], [1]), not {type(points).__name__}")
         with self._lock:
             held = self._set if image is None else image
             if held is None:

@@ -78,8 +78,20 @@ def test_arguments_are_checked(options: dict[str, Any]) -> None:
         tiny(**options)
 
 
+def test_words_that_the_model_has_no_class_or_vector_for() -> None:
+    for classes in ([11], [-1]):
+        table = WordTable({"n": {"words": ["cat"], "classes": classes}}, {"cat": ["n"]})
+        with pytest.raises(InputError, match="need classes up to"):
+            WordClassifier(word_network(), table, device="cpu")
+    table = WordTable({}, {}, [{"words": ["person"], "synset": None}])
+    with pytest.raises(InputError, match="need learned vectors up to 0 from 0, the model has 0"):
+        WordClassifier(word_network(), table, device="cpu")
+
+
 def test_what_it_cannot_do_is_said() -> None:
     classifier = tiny()
+    with pytest.raises(InputError, match="sequence of images"):
+        classifier.encode(np.zeros((8, 8, 3), np.uint8))
     [features] = classifier.encode([picture()])
     with pytest.raises(UnsupportedModelError, match="one way to make maps"):
         classifier.encode([picture()], methods=["sclip"])
