@@ -26,7 +26,7 @@ from text2sam.checks import check_number
 from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
+from text2sam.errors import ImageError, InputError, PromptError, StateError, Text2SamError, Text2SamWarning
 from text2sam.image import ImageLike, ReadOptions, check_several, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
@@ -474,11 +474,32 @@ class TextPromptedSAM:
         if callable(hint):
             for advice in filter(None, map(hint, wanted.texts)):
                 warnings.warn(advice, Text2SamWarning, stacklevel=4)
+        self._tell_apart(wanted)
         if not callable(prepare):
             return
         prepare(wanted.texts, against=wanted.options.against, method=wanted.options.method)
         if wanted.exclude:
             prepare(wanted.exclude, against=wanted.against_excluded, method=wanted.options.method)
+
+    def _tell_apart(self, wanted: Wanted) -> None:
+        """Warns of texts of different targets that are one thing to the model.
+
+        Raises:
+            PromptError: what is excluded is the same to it as what is looked for.
+        """
+        sense = getattr(self.generator, "sense", None)
+        if not callable(sense):
+            return
+        looked_for: dict[Any, tuple[str, str]] = {}
+        for query, _ in wanted.queries:
+            for text in query.texts:
+                label, first = looked_for.setdefault(sense(text), (query.label, text))
+                if label != query.label and text != first:
+                    message = f"{first!r} and {text!r} are one thing to this model, so the same is found for both"
+                    warnings.warn(message, Text2SamWarning, stacklevel=5)
+        for text in wanted.exclude:
+            if (found := looked_for.get(sense(text))) is not None:
+                raise PromptError(f"{found[1]!r} is looked for and {text!r} is excluded, but to this model they are one thing")
 
     def _segment_all(self, encoded: EncodedImage, wanted: Wanted) -> list[Segmentation]:
         view = View(

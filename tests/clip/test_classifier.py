@@ -15,7 +15,7 @@ from text2sam.clip.classifier import RIVALRY, WordClassifier
 from text2sam.clip.protocol import MapGenerator
 from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import WordTable
-from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
+from text2sam.errors import ImageError, InputError, PromptError, Text2SamWarning, UnsupportedModelError
 
 
 def tiny(model: Any = None, *, taught: bool = False, **options: Any) -> WordClassifier:
@@ -206,6 +206,16 @@ def test_in_the_pipeline() -> None:
     other = TextPromptedSAM(FakePredictor(), tiny(presence_offset=10.0))
     with pytest.raises(InputError, match="another CLIP"):
         other.use(fitted)
+
+
+def test_words_that_are_one_thing() -> None:
+    model = TextPromptedSAM(FakePredictor(), tiny(taught=True, presence_offset=10.0))
+    with pytest.warns(Text2SamWarning, match="'man' and 'women' are one thing to this model"):
+        man, women = model.segment_many(picture(), ["man", "women"])
+    np.testing.assert_array_equal(man.mask, women.mask)
+    with pytest.raises(PromptError, match="'kitty' is excluded, but to this model they are one thing"):
+        model.segment(picture(), "cat", exclude=["bird", "kitty"])
+    assert len(model.segment_many(picture(), ["cat", "cat+bird"])) == 2
 
 
 def test_fingerprint_sees_what_changes_presence() -> None:

@@ -201,6 +201,14 @@ class WordClassifier:
             return None
         return f"{text!r} stands for {count} kinds of things at once; a word for one kind is found better"
 
+    def sense(self, text: str) -> Meaning:
+        """What a text stands for; what is found for texts of equal sense is the same.
+
+        Raises:
+            PromptError: the text is empty, or is no word of the table.
+        """
+        return self.words.meaning(text)
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: weights, words and settings."""
         digest = hashlib.sha256(fingerprint(self.model).encode())
