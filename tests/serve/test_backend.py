@@ -281,6 +281,7 @@ def test_a_box_and_nothing_usable(backend: str) -> None:
         ({"config": CONFIG.replace("$picture", "$other")}, "no 'other'"),
         ({"config": "<View/>"}, "BrushLabels"),
         ({"drawn": [{"type": "keypointlabels"}]}, "percent"),
+        ({"drawn": [{"value": {"text": ["+".join(map(str, range(33)))]}}]}, "at most 32 texts"),
         ({"drawn": [{"value": "cat"}]}, "value of a region"),
     ],
 )

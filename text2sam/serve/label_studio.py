@@ -33,7 +33,7 @@ from text2sam import __version__
 from text2sam.errors import ImageError, InputError, OutputError, PromptError, Text2SamError
 from text2sam.export.exporter import inside
 from text2sam.export.label_studio import brush_region
-from text2sam.serve.desk import BusyError, Desk, Limits, decode
+from text2sam.serve.desk import BusyError, Desk, Limits, check_texts, decode
 from text2sam.types import PointPrompts, Segmentation
 
 if TYPE_CHECKING:
@@ -257,8 +257,7 @@ class Painter:
         texts = [str(text) for item in drawn for text in _listed(_value(item).get("text"))]
         words = [word for text in texts for word in _EXACT.split(text.strip()) if word]
         if words:
-            if len(words) > self.limits.texts:
-                raise InputError(f"at most {self.limits.texts} texts at once, not {len(words)}")
+            check_texts(words, self.limits)
             return self._texts(model, image, words, config)
         points, box, label = read_clicks(drawn, image.shape)
         if label not in config.labels:
