@@ -180,6 +180,8 @@ def test_points_that_cannot_be_asked_about() -> None:
     for points in (PointPrompts.empty(), PointPrompts([[3, 3]], [0])):  # type: ignore[arg-type]
         with pytest.raises(InputError, match="at least one new point"):
             m.refine(image, absent, points)
+    with pytest.raises(InputError, match="points must be PointPrompts"):
+        m.refine(image, absent, [[20, 15]])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="number"):
         m.refine(image, absent, point, number=1)
     with pytest.raises(InputError, match="the image is"):

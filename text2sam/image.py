@@ -148,6 +148,16 @@ def is_single(images: Any) -> bool:
     return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
 
 
+def check_several(images: Any) -> None:
+    """Checks that several images are given.
+
+    Raises:
+        InputError: it is one, see :func:`is_single`.
+    """
+    if is_single(images):
+        raise InputError("images must be a sequence of images; for one image pass [image]")
+
+
 def _check_range(value_range: object) -> tuple[float, float]:
     if isinstance(value_range, (tuple, list)) and len(value_range) == 2:
         black, white = check_number("black", value_range[0]), check_number("white", value_range[1])

@@ -26,8 +26,8 @@ from text2sam.checks import check_number
 from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import ImageError, InputError, StateError, Text2SamError, Text2SamWarning
-from text2sam.image import ImageLike, ReadOptions, is_single, read_image
+from text2sam.errors import ImageError, InputError, PromptError, StateError, Text2SamError, Text2SamWarning
+from text2sam.image import ImageLike, ReadOptions, check_several, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
@@ -133,10 +133,11 @@ class TextPromptedSAM:
         text_cache: bool = True,
         progress: bool = True,
     ) -> TextPromptedSAM:
-        """A named pair of models: ``"sticker"`` ships with the package, the others are downloaded once.
+        """A named pair of models: ``"photo"`` and ``"sticker"`` ship with the package, the others are downloaded once.
 
         Args:
-            preset: ``"sticker"``, ``"mobile"``, ``"base"`` or ``"huge"``; see :data:`text2sam.zoo.presets.PRESETS`.
+            preset: ``"photo"``, ``"mobile"``, ``"base"``, ``"huge"`` or ``"sticker"``; see
+                :data:`text2sam.zoo.presets.PRESETS`.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the first there is of cuda, mps, cpu.
             dtype: number format of the weights; half precision is for GPUs.
             clip_checkpoint, sam_checkpoint: a local file, or a name from ``text2sam models list``, in place of the preset's.
@@ -217,8 +218,7 @@ class TextPromptedSAM:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
             InputError: ``methods`` or ``tiles`` is not usable, or ``images`` is a single image.
         """
-        if is_single(images):
-            raise InputError("images must be a sequence of images; for one image pass [image]")
+        check_several(images)
         images = list(images)
         pixels = [_read(image, reading, position, len(images)) for position, image in enumerate(images)]
         return self._encode(pixels, methods, tiles, sam=sam)
@@ -374,6 +374,8 @@ class TextPromptedSAM:
             ImageError, InputError: an argument is not usable, or the image is of another size than the result.
             StateError: no image was given and none is set.
         """
+        if not isinstance(points, PointPrompts):
+            raise InputError(f"points must be PointPrompts, such as PointPrompts([[x, y]], [1]), not {type(points).__name__}")
         with self._lock:
             held = self._set if image is None else image
             if held is None:
@@ -483,11 +485,32 @@ class TextPromptedSAM:
         if callable(hint):
             for advice in filter(None, map(hint, wanted.texts)):
                 warnings.warn(advice, Text2SamWarning, stacklevel=4)
+        self._tell_apart(wanted)
         if not callable(prepare):
             return
         prepare(wanted.texts, against=wanted.options.against, method=wanted.options.method)
         if wanted.exclude:
             prepare(wanted.exclude, against=wanted.against_excluded, method=wanted.options.method)
+
+    def _tell_apart(self, wanted: Wanted) -> None:
+        """Warns of texts of different targets that are one thing to the model.
+
+        Raises:
+            PromptError: what is excluded is the same to it as what is looked for.
+        """
+        sense = getattr(self.generator, "sense", None)
+        if not callable(sense):
+            return
+        looked_for: dict[Any, tuple[str, str]] = {}
+        for query, _ in wanted.queries:
+            for text in query.texts:
+                label, first = looked_for.setdefault(sense(text), (query.label, text))
+                if label != query.label and text != first:
+                    message = f"{first!r} and {text!r} are one thing to this model, so the same is found for both"
+                    warnings.warn(message, Text2SamWarning, stacklevel=5)
+        for text in wanted.exclude:
+            if (found := looked_for.get(sense(text))) is not None:
+                raise PromptError(f"{found[1]!r} is looked for and {text!r} is excluded, but to this model they are one thing")
 
     def _segment_all(self, encoded: EncodedImage, wanted: Wanted) -> list[Segmentation]:
         view = View(

@@ -15,7 +15,7 @@ from text2sam.clip.classifier import RIVALRY, WordClassifier
 from text2sam.clip.protocol import MapGenerator
 from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import WordTable
-from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
+from text2sam.errors import ImageError, InputError, PromptError, Text2SamWarning, UnsupportedModelError
 
 
 def tiny(model: Any = None, *, taught: bool = False, **options: Any) -> WordClassifier:
@@ -78,8 +78,20 @@ def test_arguments_are_checked(options: dict[str, Any]) -> None:
         tiny(**options)
 
 
+def test_words_that_the_model_has_no_class_or_vector_for() -> None:
+    for classes in ([11], [-1]):
+        table = WordTable({"n": {"words": ["cat"], "classes": classes}}, {"cat": ["n"]})
+        with pytest.raises(InputError, match="need classes up to"):
+            WordClassifier(word_network(), table, device="cpu")
+    table = WordTable({}, {}, [{"words": ["person"], "synset": None}])
+    with pytest.raises(InputError, match="need learned vectors up to 0 from 0, the model has 0"):
+        WordClassifier(word_network(), table, device="cpu")
+
+
 def test_what_it_cannot_do_is_said() -> None:
     classifier = tiny()
+    with pytest.raises(InputError, match="sequence of images"):
+        classifier.encode(np.zeros((8, 8, 3), np.uint8))
     [features] = classifier.encode([picture()])
     with pytest.raises(UnsupportedModelError, match="one way to make maps"):
         classifier.encode([picture()], methods=["sclip"])
@@ -206,6 +218,16 @@ def test_in_the_pipeline() -> None:
     other = TextPromptedSAM(FakePredictor(), tiny(presence_offset=10.0))
     with pytest.raises(InputError, match="another CLIP"):
         other.use(fitted)
+
+
+def test_words_that_are_one_thing() -> None:
+    model = TextPromptedSAM(FakePredictor(), tiny(taught=True, presence_offset=10.0))
+    with pytest.warns(Text2SamWarning, match="'man' and 'women' are one thing to this model"):
+        man, women = model.segment_many(picture(), ["man", "women"])
+    np.testing.assert_array_equal(man.mask, women.mask)
+    with pytest.raises(PromptError, match="'kitty' is excluded, but to this model they are one thing"):
+        model.segment(picture(), "cat", exclude=["bird", "kitty"])
+    assert len(model.segment_many(picture(), ["cat", "cat+bird"])) == 2
 
 
 def test_fingerprint_sees_what_changes_presence() -> None:

@@ -98,6 +98,8 @@ def test_images_that_cannot_be_read(surgery: ClipSurgery) -> None:
     with pytest.raises(ImageError):
         surgery.encode([picture(), None])
     assert surgery.encode([]) == []
+    with pytest.raises(InputError, match="sequence of images"):
+        surgery.encode(picture())
 
 
 @pytest.mark.parametrize("method", ["", "Surgery", "paper", None])

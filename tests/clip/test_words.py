@@ -25,6 +25,9 @@ def test_no_text(table: WordTable, text: object) -> None:
     [
         ("cat", "cat", (0,)),
         ("  CATS ", "cat", (0,)),
+        ("the cat's", "cat", (0,)),
+        ("two cats\u2019", "cat", (0,)),
+        ("'cats'", "cat", (0,)),
         ("the cat", "cat", (0,)),
         ("a photo of a cat.", "cat", (0,)),
         ("A close-up photo of the two cats", "cat", (0,)),

@@ -70,6 +70,17 @@ def test_figures_by_hand(files: tuple[Path, Path]) -> None:
     assert every.iou_there == pytest.approx(0.5 / 3)
 
 
+def test_images_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    labels, there, nothing = ["cat"], {"cat": [square(0)]}, dict[str, list[Any]]()
+    truth = dataset(tmp_path / "true.json", {"1/a.jpg": there, "2/a.jpg": nothing, "b.jpg": there}, labels)
+    rows = compare(dataset(tmp_path / "found.json", {"1/a.jpg": there, "2/a.jpg": nothing, "3/b.jpg": there}, labels), truth)
+    assert (rows[0].there, rows[0].found, rows[0].wrong, rows[0].iou) == (2, 2, 0, 1.0)
+    for names in (["a.jpg"], ["4/a.jpg"], ["1/a.jpg", "3/b.jpg", "4/b.jpg"]):
+        found = dataset(tmp_path / "found.json", dict.fromkeys(names, there), labels)
+        with pytest.raises(InputError, match="name of several images"):
+            compare(found, truth)
+
+
 def test_the_command(files: tuple[Path, Path], tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", "dataset", *map(str, files), "--out", str(tmp_path / "figures.json")])
     assert result.exit_code == 0, result.output
@@ -85,5 +96,11 @@ def test_files_that_cannot_be_compared(files: tuple[Path, Path], tmp_path: Path)
             compare(broken, truth)
     with pytest.raises(InputError, match="no label 'bird'"):
         compare(truth, found)
+    content = json.loads(found.read_text())
+    content["images"][0] |= {"height": 4, "width": 4}
+    content["annotations"][0]["segmentation"] = [[0, 0, 4, 0, 4, 4]]
+    (tmp_path / "small.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"'x/a\.jpg' are of different sizes: \[\(4, 4\), \(20, 30\)\]"):
+        compare(tmp_path / "small.json", truth)
     with pytest.raises(InputError, match="same file name"):
         compare(found, dataset(tmp_path / "far.json", {"far.jpg": {}}, ["dog", "cat"]))

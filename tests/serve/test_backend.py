@@ -122,6 +122,7 @@ def mask_of(region: dict[str, Any]) -> Any:
         "",
         "<View>",
         "<View/>",
+        "\ud800",
         '<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>',
         '<View><Image name="a" value="$a"/></View>',
         '<View><Image name="a" value="$a"/><BrushLabels name="b" toName="other"><Label value="c"/></BrushLabels></View>',
@@ -146,6 +147,8 @@ def test_clicks() -> None:
     for broken in ({"type": "keypointlabels"}, {"type": "rectangle", "value": {"x": 1, "y": 1}}, click("a", 1)):  # type: ignore[arg-type]
         with pytest.raises(InputError, match="percent"):
             read_clicks([broken], (30, 44))
+    with pytest.raises(InputError, match="value of a region"):
+        read_clicks([{"type": "keypoint", "value": "x"}], (30, 44))
 
 
 class Served(BaseHTTPRequestHandler):
@@ -190,6 +193,10 @@ def test_where_pictures_come_from(folder: Path) -> None:
             f"{url}0/a.png",
             f"{url}@127.0.0.1:1/a.png",
             "http://127.0.0.1:1/a.png",
+            "http://[::1",
+            f"{url}/\0",
+            "/" + "a" * 100_000,
+            "/\ud800",
         ]
         for address in refused:
             with pytest.raises(ImageError):
@@ -274,9 +281,16 @@ def test_a_box_and_nothing_usable(backend: str) -> None:
         ({"config": CONFIG.replace("$picture", "$other")}, "no 'other'"),
         ({"config": "<View/>"}, "BrushLabels"),
         ({"drawn": [{"type": "keypointlabels"}]}, "percent"),
+        ({"drawn": [{"value": {"text": ["+".join(map(str, range(33)))]}}]}, "at most 32 texts"),
+        ({"drawn": [{"value": "cat"}]}, "value of a region"),
     ],
 )
 def test_what_is_refused(backend: str, arguments: dict[str, Any], message: str) -> None:
     answer = predict(backend, **arguments)
     assert answer.status_code == 400
     assert message in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("drawn", [5, "x", ["x"], [None], {"a": 1}])
+def test_drawn_things_of_another_form(backend: str, drawn: Any) -> None:
+    assert predict(backend, drawn=drawn).status_code == 422

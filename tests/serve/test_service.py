@@ -72,6 +72,7 @@ def test_health(client: TestClient) -> None:
         (None, {"texts": "cat", "exclude": "cat"}, 400, "exclude"),
         (None, {}, 422, "texts"),
         (None, {"texts": ["a", "b", "c", "d"]}, 422, "at most 3"),
+        (None, {"texts": ["a+b", "c+d"]}, 400, "at most 3 texts at once, not 4"),
         (None, {"texts": "cat", "threshold": "2"}, 422, "threshold"),
         (None, {"texts": "cat", "strategy": "guess"}, 422, "strategy"),
         (b"x" * 1_100_000, {"texts": "cat"}, 413, ""),

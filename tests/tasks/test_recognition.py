@@ -67,7 +67,7 @@ def test_labels_that_are_none(labels: Any, error: Any) -> None:
 
 def test_what_else_is_refused() -> None:
     surgery = tiny_surgery()
-    with pytest.raises(InputError, match="ClipSurgery or a TextPromptedSAM, not CLIP"):
+    with pytest.raises(InputError, match="ClipSurgery or a TextPromptedSAM with one, not CLIP"):
         recognize(surgery.model, picture(), LABELS)  # type: ignore[arg-type]
     with pytest.raises(ImageError):
         recognize(surgery, "no such file.png", LABELS)

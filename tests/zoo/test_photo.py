@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
 
 from text2sam import TextPromptedSAM
 from text2sam.errors import ChecksumError, InputError, OfflineError, PromptError, WeightsError
+from text2sam.tasks import recognize
 from text2sam.zoo.photo import models
 from text2sam.zoo.presets import PRESETS, build_clip, build_generator
 
@@ -63,7 +65,17 @@ def test_options_of_a_clip_are_refused(options: dict[str, Any]) -> None:
         build_generator("photo", **options)
 
 
-def test_it_has_no_clip() -> None:
+def test_a_clip_of_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="neither an existing file"):
+        build_generator("photo", clip_checkpoint=tmp_path / "missing.pt")
+    (tmp_path / "there.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"there\.pt could be of; name that with clip_model="):
+        build_generator("photo", clip_checkpoint=tmp_path / "there.pt")
+
+
+def test_it_has_no_clip(model: TextPromptedSAM) -> None:
+    with pytest.raises(InputError, match=r"CLIP.*not a TextPromptedSAM with a WordClassifier"):
+        recognize(model, np.zeros((8, 8, 3), np.uint8), ["cat"])
     with pytest.raises(InputError, match="word classifier and no CLIP"):
         build_clip("photo")
 

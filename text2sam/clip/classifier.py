@@ -22,7 +22,7 @@ from text2sam.clip.words import Meaning, WordTable
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.fingerprint import fingerprint
-from text2sam.image import ImageLike, read_image
+from text2sam.image import ImageLike, check_several, read_image
 from text2sam.types import SimilarityMap, bilinear
 
 PLACES = 64
@@ -78,7 +78,7 @@ class WordClassifier:
 
     Raises:
         UnsupportedModelError: the model is of another kind.
-        InputError: an argument is out of range, or the learned vectors do not fit the model.
+        InputError: an argument is out of range, or the words or the learned vectors do not fit the model.
     """
 
     def __init__(
@@ -118,6 +118,12 @@ class WordClassifier:
                 f"learned must be (L, {head.shape[1]}) and offsets (L,), not {tuple(self.learned.shape)} and "
                 f"{tuple(self.offsets.shape)}"
             )
+        senses = [meaning for word in words for meaning in words.senses(word)]
+        classes = {i for meaning in senses for i in meaning.classes}
+        vectors = {meaning.learned for meaning in senses if meaning.learned is not None}
+        for what, used, there in (("classes", classes, len(head)), ("learned vectors", vectors, len(self.learned))):
+            if not used <= set(range(there)):
+                raise InputError(f"the words need {what} up to {max(used)} from 0, the model has {there}")
 
     def encode(
         self, images: Sequence[ImageLike], *, methods: Sequence[str] | None = None, tiles: object = False
@@ -131,8 +137,10 @@ class WordClassifier:
 
         Raises:
             ImageError: an image cannot be read.
+            InputError: ``images`` is a single image.
             UnsupportedModelError: another method, or tiles, are asked for.
         """
+        check_several(images)
         for method in methods or ():
             _check_method(method)
         if tiles is not False:
@@ -200,6 +208,14 @@ class WordClassifier:
         if count < _VAGUE:
             return None
         return f"{text!r} stands for {count} kinds of things at once; a word for one kind is found better"
+
+    def sense(self, text: str) -> Meaning:
+        """What a text stands for; what is found for texts of equal sense is the same.
+
+        Raises:
+            PromptError: the text is empty, or is no word of the table.
+        """
+        return self.words.meaning(text)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for everything a presence score depends on: weights, words and settings."""

@@ -26,7 +26,7 @@ from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError
 from text2sam.fingerprint import fingerprint
-from text2sam.image import ImageLike, read_image
+from text2sam.image import ImageLike, check_several, read_image
 from text2sam.presence import presence_logit
 from text2sam.types import SimilarityMap
 
@@ -166,9 +166,10 @@ class ClipSurgery:
 
         Raises:
             ImageError: an image cannot be read.
-            InputError: ``methods`` or ``tiles`` is none of the above.
+            InputError: ``methods`` or ``tiles`` is none of the above, or ``images`` is a single image.
             UnsupportedModelError: the tower does not offer a method's kind of attention.
         """
+        check_several(images)
         if check_tiles(tiles) is not False:
             return [self.encode_image(image, methods=methods, tiles=tiles) for image in images]
         kinds = self._kinds(methods)

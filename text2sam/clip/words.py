@@ -20,6 +20,7 @@ _FRAMES = re.compile(
     r"(?:there (?:is|are) |this is |these are )|"
     r"(?:a|an|the|some|any|all|one|two|three|four|several|many|my|your|his|her|our|their|this|that|these|those) )"
 )
+_EDGE = re.compile(r"(?<!\w)['\u2019]+|['\u2019]+(?!\w)")
 _SCENE = re.compile(r" in the (?:scene|photo|picture|image)$")
 _IRREGULAR = {
     "people": "person",
@@ -160,7 +161,8 @@ class WordTable:
 def _plain(text: str) -> str:
     """A text in lower case, without punctuation, frames and articles."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = " ".join(re.sub(r"[^\w\s'\u2019-]", " ", text).replace("_", " ").split())
+    text = _EDGE.sub(" ", re.sub(r"[^\w\s'\u2019-]", " ", text))  # apostrophes stay inside words
+    text = " ".join(text.replace("_", " ").split())
     text = _SCENE.sub("", text)
     while True:
         shorter = _FRAMES.sub("", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.decode import open_picture, pillow_errors
-from text2sam.errors import MissingDependencyError, StateError
+from text2sam.errors import InputError, MissingDependencyError, StateError
 from text2sam.image import read_image
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Limits:
     Attributes:
         megabytes: the largest request body, in units of 10**6 bytes.
         pixels: the most pixels of an image.
-        texts: the most texts of a request.
+        texts: the most texts of a request, besides the labels of a Label Studio project.
         waiting: how many requests may wait for the model, besides the one it works on.
 
     Raises:
@@ -98,6 +98,17 @@ def decode(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     with pillow_errors("the image"):
         picture = open_picture(io.BytesIO(data), limits.pixels)
         return read_image(picture, max_pixels=limits.pixels)
+
+
+def check_texts(texts: Sequence[str], limits: Limits) -> None:
+    """Checks how many texts a request looks for; each of ``"a+b"`` counts.
+
+    Raises:
+        InputError: there are more than may be.
+    """
+    count = sum(text.count("+") + 1 for text in texts)
+    if count > limits.texts:
+        raise InputError(f"at most {limits.texts} texts at once, not {count}")
 
 
 def check_installed() -> None:

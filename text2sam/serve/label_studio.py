@@ -33,7 +33,7 @@ from text2sam import __version__
 from text2sam.errors import ImageError, InputError, OutputError, PromptError, Text2SamError
 from text2sam.export.exporter import inside
 from text2sam.export.label_studio import brush_region
-from text2sam.serve.desk import BusyError, Desk, Limits, decode
+from text2sam.serve.desk import BusyError, Desk, Limits, check_texts, decode
 from text2sam.types import PointPrompts, Segmentation
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Config:
             raise InputError("the labeling configuration is too long, or declares a document type")
         try:
             root = ElementTree.fromstring(xml)
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, ValueError) as error:  # half a surrogate pair is a ValueError
             raise InputError(f"the labeling configuration is no XML: {error}") from error
         images = {tag.get("name"): str(tag.get("value", "")).removeprefix("$") for tag in root.iter("Image")}
         for brush in root.iter("BrushLabels"):
@@ -118,7 +118,10 @@ class Pictures:
                 return base64.b64decode(address.partition(",")[2], validate=True)
             except (binascii.Error, ValueError) as error:
                 raise ImageError(f"the picture in the task is no base64: {error}") from error
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError as error:
+            raise ImageError(f"the picture {address[:200]!r} has no address: {error}") from error
         local = parse_qs(parts.query).get("d") if parts.path.endswith("/data/local-files/") else None
         if local and self.folder is not None and not parts.netloc:
             return self._file(unquote(local[0]))
@@ -153,7 +156,7 @@ class Pictures:
                     data += chunk
                     if len(data) > self.limits.bytes:
                         raise ImageError(f"the picture {address[:200]!r} has more than {self.limits.megabytes} MB")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise ImageError(f"the picture {address[:200]!r} cannot be had: {error}") from error
         return bytes(data)
 
@@ -172,11 +175,18 @@ class Task(BaseModel):
     data: dict[str, Any]
 
 
-class Params(BaseModel):
-    """Further parameters: ``context`` holds what an annotator has just drawn or written."""
+class Context(BaseModel):
+    """What an annotator has just drawn or written, as regions."""
 
     model_config = ConfigDict(extra="ignore")
-    context: dict[str, Any] | None = None
+    result: list[dict[str, Any]] | None = None
+
+
+class Params(BaseModel):
+    """Further parameters."""
+
+    model_config = ConfigDict(extra="ignore")
+    context: Context | None = None
 
 
 class Request(BaseModel):
@@ -198,7 +208,8 @@ class Painter:
     def predict(self, model: "TextPromptedSAM", request: Request) -> list[dict[str, Any]]:
         """One prediction per task."""
         config = Config.parse(request.label_config)
-        drawn = list(((request.params and request.params.context) or {}).get("result") or [])
+        context = request.params and request.params.context
+        drawn = (context and context.result) or []
         predictions = []
         for task in request.tasks:
             address = task.data.get(config.key)
@@ -243,11 +254,10 @@ class Painter:
         self, model: "TextPromptedSAM", image: "EncodedImage", config: Config, drawn: Sequence[Mapping[str, Any]]
     ) -> list[tuple[str, NDArray[np.bool_], float]]:
         """What an annotator asks for: texts in a text field, or points and a box on one object."""
-        texts = [str(text) for item in drawn for text in _listed(item.get("value", {}).get("text"))]
+        texts = [str(text) for item in drawn for text in _listed(_value(item).get("text"))]
         words = [word for text in texts for word in _EXACT.split(text.strip()) if word]
         if words:
-            if len(words) > self.limits.texts:
-                raise InputError(f"at most {self.limits.texts} texts at once, not {len(words)}")
+            check_texts(words, self.limits)
             return self._texts(model, image, words, config)
         points, box, label = read_clicks(drawn, image.shape)
         if label not in config.labels:
@@ -297,14 +307,14 @@ def read_clicks(
         Points in pixels, the last rectangle as (4,) float32 xyxy or None, and the label of the last region or None.
 
     Raises:
-        InputError: a region has no position.
+        InputError: a region has no position, or a value that is no mapping.
     """
     height, width = shape
     coords: list[tuple[float, float]] = []
     labels: list[int] = []
     box, label = None, None
     for item in drawn:
-        kind, value = str(item.get("type", "")), item.get("value", {})
+        kind, value = str(item.get("type", "")), _value(item)
         if kind not in ("keypointlabels", "keypoint", "rectanglelabels", "rectangle"):
             continue
         try:
@@ -321,6 +331,13 @@ def read_clicks(
             raise InputError(f"a {kind} region must have x and y, and a rectangle width and height, in percent") from error
     points = PointPrompts(np.array(coords, np.float32).reshape(-1, 2), np.array(labels, np.uint8))
     return points, box, label
+
+
+def _value(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = item.get("value") or {}
+    if not isinstance(value, Mapping):
+        raise InputError(f"the value of a region must be a mapping, not {type(value).__name__}")
+    return value
 
 
 def _listed(value: Any) -> list[Any]:

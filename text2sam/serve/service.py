@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from text2sam import __version__
 from text2sam.errors import Text2SamError
 from text2sam.rle import pack_counts, roll
-from text2sam.serve.desk import BusyError, Desk, Limits, decode
+from text2sam.serve.desk import BusyError, Desk, Limits, check_texts, decode
 from text2sam.types import Segmentation
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
         started = time.perf_counter()
 
         def work(model: "TextPromptedSAM") -> Answers:
+            check_texts(texts, limits)
             pixels = decode(image, limits)
             results = model.segment_many(
                 pixels,

@@ -24,9 +24,10 @@ def surgery_of(model: ClipSurgery | TextPromptedSAM) -> ClipSurgery:
     Raises:
         InputError: ``model`` is neither.
     """
-    surgery = model if isinstance(model, ClipSurgery) else getattr(model, "generator", None)
+    surgery = getattr(model, "generator", model)
     if not isinstance(surgery, ClipSurgery):
-        raise InputError(f"model must be a ClipSurgery or a TextPromptedSAM, not {type(model).__name__}")
+        kind = type(surgery).__name__ if surgery is model else f"a {type(model).__name__} with a {type(surgery).__name__}"
+        raise InputError(f"this task needs a CLIP: model must be a ClipSurgery or a TextPromptedSAM with one, not {kind}")
     return surgery
 
 

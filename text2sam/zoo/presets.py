@@ -313,8 +313,13 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
 
     if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
         return found
-    model, tokenizer = _bare_clip(architecture)
     path = _resolved(spec, "clip", options)
+    if architecture == PHOTO:
+        raise InputError(
+            f"the preset {preset.name!r} has no CLIP whose architecture {path} could be of; name that with clip_model= "
+            "(--clip-model)"
+        )
+    model, tokenizer = _bare_clip(architecture)
     loaded = load_checkpoint(path)
     difference = misfit(model.state_dict(), loaded.tensors)
     if difference:

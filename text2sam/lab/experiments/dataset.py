@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from text2sam.lab.datasets.sample import Instance
 from text2sam.lab.output import reporting
 from text2sam.recipes.choose import mask_iou
 from text2sam.tables import aligned
+
+_Objects: TypeAlias = Callable[[], list[Instance]]
 
 
 @dataclass(frozen=True)
@@ -45,28 +48,32 @@ class Row:
 
 
 def compare(found: Path, truth: Path) -> list[Row]:
-    """Compares data sets by the file names of their images; labels of the annotated one count, the last row is all of them.
+    """Compares data sets; labels of the annotated one count, the last row is all of them.
+
+    Images are the same whose ``file_name`` is, or else its last part.
 
     Args:
         found: JSON in COCO's format.
         truth: the same; masks are run lengths or polygons.
 
     Raises:
-        InputError: a file is not in COCO's format, a label is not in the true set, or there is no common image.
+        InputError: a file is not in COCO's format, a label is not in the true set, there is no common image, one could be
+            several of the other set's, or differs from it in size.
     """
     names, mine = read_annotations(found)
     others, theirs = read_annotations(truth)
     unknown = [name for name in names if name not in others]
     if unknown:
         raise InputError(f"{str(truth)!r} has no label {unknown[0]!r}; it has {', '.join(others)}")
-    at = {name.rpartition("/")[2]: objects for name, objects in theirs.items()}
-    common = [(objects, at[name.rpartition("/")[2]]) for name, objects in mine.items() if name.rpartition("/")[2] in at]
+    common = _same_images(mine, theirs)
     if not common:
         raise InputError(f"{str(found)!r} and {str(truth)!r} have no image of the same file name")
     ious: dict[str, list[float]] = defaultdict(list)
     wrong = dict.fromkeys(names, 0)
-    for found_objects, true_objects in common:
-        masks, truths = _unions(found_objects()), _unions(true_objects())
+    for image, objects, true_objects in common:
+        masks, truths = _unions(objects()), _unions(true_objects())
+        if len(shapes := {mask.shape for mask in (*masks.values(), *truths.values())}) > 1:
+            raise InputError(f"the masks of {image!r} are of different sizes: {sorted(shapes)} as (height, width)")
         for name in names:
             if name not in truths:
                 wrong[name] += name in masks
@@ -74,6 +81,25 @@ def compare(found: Path, truth: Path) -> list[Row]:
                 ious[name].append(float(mask_iou(masks[name], truths[name])) if name in masks else -1.0)
     rows = [_row(name, ious[name], wrong[name]) for name in names]
     return [*rows, _row("all", [value for name in names for value in ious[name]], sum(wrong.values()))]
+
+
+def _same_images(mine: Mapping[str, _Objects], theirs: Mapping[str, _Objects]) -> list[tuple[str, _Objects, _Objects]]:
+    """The name of each common image, and what makes its objects in both sets."""
+    pairs = {name: name for name in mine if name in theirs}
+    rest, others = ([name for name in names if name not in pairs] for names in (mine, theirs))
+    counts = [Counter(map(_last, names)) for names in (rest, others)]
+    at = {_last(name): name for name in others}
+    for name in rest:
+        last = _last(name)
+        if last in at and (counts[0][last] > 1 or counts[1][last] > 1):
+            raise InputError(f"{last!r} is the name of several images; name images with their folders, alike in both sets")
+        if last in at:
+            pairs[name] = at[last]
+    return [(name, mine[name], theirs[pairs[name]]) for name in mine if name in pairs]
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _row(label: str, ious: list[float], wrong: int) -> Row:
