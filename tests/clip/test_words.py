@@ -33,6 +33,8 @@ def test_no_text(table: WordTable, text: object) -> None:
         ("A close-up photo of the two cats", "cat", (0,)),
         ("there is a cat in the scene.", "cat", (0,)),
         ("mice", "mouse", (1,)),
+        ("2 mice", "mouse", (1,)),
+        ("a pair of knives", "knife", (7,)),
         ("hot dogs", "hot dog", (5,)),
         ("hotdog", "hot dog", (5,)),
         ("T-shirts", "T-shirt", (6,)),

@@ -18,7 +18,8 @@ _FRAMES = re.compile(
     r"^(?:(?:an? |the )?(?:close-?up |bad |good |cropped |blurry |large |small )*"
     r"(?:photos?|photographs?|pictures?|images?|close-?ups?|views?) of |"
     r"(?:there (?:is|are) |this is |these are )|"
-    r"(?:a|an|the|some|any|all|one|two|three|four|several|many|my|your|his|her|our|their|this|that|these|those) )"
+    r"(?:a|an|the|some|any|all|one|two|three|four|several|many|my|your|his|her|our|their|this|that|these|those|\d+) |"
+    r"pairs? of )"
 )
 _EDGE = re.compile(r"(?<!\w)['\u2019]+|['\u2019]+(?!\w)")
 _SCENE = re.compile(r" in the (?:scene|photo|picture|image)$")
