@@ -152,3 +152,18 @@ def test_nothing_in_a_request_names_a_file_or_an_address() -> None:
     assert "path" not in {p["name"] for p in json.loads(text)["paths"]["/v1/segment"]["post"].get("parameters", [])}
     form = next(v for k, v in json.loads(text)["components"]["schemas"].items() if k.startswith("Body"))
     assert set(form["properties"]) == {"image", "texts", "against", "exclude", "threshold", "strategy", "max_objects"}
+
+
+@pytest.mark.parametrize("command", ["serve", "label-studio"])
+def test_a_port_that_is_taken(command: str) -> None:
+    import socket
+
+    from typer.testing import CliRunner
+
+    from text2sam.cli import app
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, [command, "--preset", "sticker", "--device", "cpu", "--port", port])
+    assert result.exit_code == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr

@@ -78,7 +78,14 @@ def _limits(megabytes: int, pixels: int, waiting: int) -> Limits:
 
 
 def _run(service: Any, host: str, port: int) -> None:
+    import socket
+
     import uvicorn
 
+    try:
+        with socket.create_server((host, port)):  # uvicorn would say it in a log, and exit with a code of its own
+            pass
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
     echo(f"listening on http://{host}:{port}", to_stderr=True)
     uvicorn.run(service, host=host, port=port, log_level="warning")
