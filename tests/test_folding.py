@@ -11,12 +11,10 @@ from torch import nn
 from text2sam.folding import fold_batch_norms
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext", "tiny_vit_5m_224"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext"])
 def test_outputs_stay(name: str) -> None:
     model = draw_weights(timm.create_model(name, pretrained=False, num_classes=5), 0.1).eval()
     pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    if name.startswith("tiny_vit"):
-        pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = model(pixels)
         norms = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
