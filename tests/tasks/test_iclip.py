@@ -71,7 +71,7 @@ def test_it_holds_the_projections_and_nothing_of_clip(surgery: Any) -> None:
 
 
 def test_refused(surgery: Any) -> None:
-    with pytest.raises(InputError, match="ClipSurgery or a TextPromptedSAM, not object"):
+    with pytest.raises(InputError, match="ClipSurgery or a TextPromptedSAM with one, not object"):
         ICLIP(object())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="path must be one of raw, architecture, not 'value'"):
         ICLIP(surgery, path="value")  # type: ignore[arg-type]
