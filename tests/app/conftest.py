@@ -88,6 +88,6 @@ def end(process: subprocess.Popen[Any], by: int = signal.SIGKILL) -> int:
 def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """A page of a browser that remembers nothing."""
     context = browser.new_context(accept_downloads=True)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(90_000)
     yield context.new_page()
     context.close()
