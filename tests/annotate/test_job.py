@@ -547,10 +547,10 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
     assert counting() == 0
     assert dataset(tmp_path / "out") == undisturbed
     (tmp_path / "file").touch()
-    # the reader's thread silences Pillow's warnings, which are the process's, so that this one may be lost
-    with warnings.catch_warnings(), pytest.raises(OutputError, match="cannot be written"):
-        warnings.simplefilter("ignore")
-        warm(counting.model, items, tmp_path / "file" / "kept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reader's thread silences Pillow's warnings, so that ours may be lost
+        with pytest.raises(OutputError, match="cannot be written"):
+            warm(counting.model, items, tmp_path / "file" / "kept")
     assert not warm(counting.model, [], tmp_path / "kept").all_failed
 
 
