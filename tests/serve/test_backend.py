@@ -25,8 +25,8 @@ from text2sam import TextPromptedSAM
 from text2sam.clip.classifier import WordClassifier
 from text2sam.clip.words import WordTable
 from text2sam.errors import ImageError, InputError
-from text2sam.serve.desk import Limits
 from text2sam.serve.label_studio import Config, Pictures, create_backend, read_clicks
+from text2sam.serve.queue import Limits
 
 CONFIG = """<View>
   <Image name="photo" value="$picture" zoom="true"/>

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from text2sam import TextPromptedSAM
 from text2sam.errors import InputError
 from text2sam.rle import parse_counts, unroll
-from text2sam.serve.desk import Limits
+from text2sam.serve.queue import Limits
 from text2sam.serve.service import create_app
 
 LIMITS = Limits(megabytes=1, pixels=5000, texts=3, waiting=0)

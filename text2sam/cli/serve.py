@@ -3,78 +3,81 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from text2sam.cli.common import CODES_HELP, app
-from text2sam.cli.options import ModelOptions, with_options
+from text2sam.cli.options import ModelOptions, OptionGroup, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
-    from text2sam.serve.desk import Limits
+    from text2sam.serve.queue import Limits
 
-Host = Annotated[
-    str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; others can reach anything but 127.0.0.1.")
-]
 Port = Annotated[int, typer.Option("--port", metavar="N", help="Port to listen on.", min=1, max=65535)]
-Megabytes = Annotated[int, typer.Option("--max-megabytes", metavar="N", help="The largest request.", min=1)]
-MaxPixels = Annotated[int, typer.Option("--max-pixels", metavar="N", help="The most pixels of an image.", min=1)]
-Queue = Annotated[int, typer.Option("--queue", metavar="N", help="Requests that may wait; others get status 503.", min=0)]
+
+
+@dataclass(frozen=True)
+class ServeOptions(OptionGroup):
+    """Where to listen, and bounds of what is sent."""
+
+    host: Annotated[str, option("--host", "ADDRESS", "Where to listen; others reach anything but 127.0.0.1.")] = "127.0.0.1"
+    max_megabytes: Annotated[int, option("--max-megabytes", "N", "The largest request.", min=1)] = 20
+    max_pixels: Annotated[int, option("--max-pixels", "N", "The most pixels of an image.", min=1)] = 50_000_000
+    queue: Annotated[int, option("--queue", "N", "Requests that may wait; others get status 503.", min=0)] = 16
+
+    def limits(self) -> Limits:
+        """The bounds; a missing package of the extra ``serve`` is an error before any model is built."""
+        from text2sam.serve.queue import Limits, check_installed
+
+        check_installed()
+        return Limits(megabytes=self.max_megabytes, pixels=self.max_pixels, waiting=self.queue)
 
 
 @app.command(epilog=CODES_HELP)
 @with_options
 def serve(
     models: ModelOptions,
-    host: Host = "127.0.0.1",
+    serving: ServeOptions,
     port: Port = 8000,
-    max_megabytes: Megabytes = 20,
-    max_pixels: MaxPixels = 50_000_000,
-    queue: Queue = 16,
 ) -> None:
     """Serve the model over HTTP: POST an image and texts to /v1/segment; /docs describes the interface."""
-    limits = _limits(max_megabytes, max_pixels, queue)
+    limits = serving.limits()
     models.check()
     from text2sam.serve.service import create_app
 
-    _run(create_app(models.build(), limits, name=models.preset), host, port)
+    _run(create_app(models.build(), limits, name=models.preset), serving.host, port)
 
 
 @app.command("label-studio", epilog=CODES_HELP)
 @with_options
 def label_studio(
     models: ModelOptions,
+    serving: ServeOptions,
     images: Annotated[
         Path | None, typer.Option("--images", metavar="FOLDER", help="What Label Studio serves as local files.")
     ] = None,
     url: Annotated[
         str | None, typer.Option("--url", metavar="ADDRESS", help="Label Studio; its key: LABEL_STUDIO_API_KEY.")
     ] = None,
-    host: Host = "127.0.0.1",
     port: Port = 9090,
-    max_megabytes: Megabytes = 20,
-    max_pixels: MaxPixels = 50_000_000,
-    queue: Queue = 16,
 ) -> None:
     """Serve the model as a backend of Label Studio: brushes for texts, and for clicks of smart tools."""
-    limits = _limits(max_megabytes, max_pixels, queue)
+    limits = serving.limits()
     models.check()
     if images is not None and not images.is_dir():
         raise InputError(f"--images must be a folder, not {str(images)!r}")
     from text2sam.serve.label_studio import create_backend
 
     token = os.environ.get("LABEL_STUDIO_API_KEY")
-    _run(create_backend(models.build(), folder=images, url=url, token=token, limits=limits, name=models.preset), host, port)
-
-
-def _limits(megabytes: int, pixels: int, waiting: int) -> Limits:
-    from text2sam.serve.desk import Limits, check_installed
-
-    check_installed()
-    return Limits(megabytes=megabytes, pixels=pixels, waiting=waiting)
+    _run(
+        create_backend(models.build(), folder=images, url=url, token=token, limits=limits, name=models.preset),
+        serving.host,
+        port,
+    )
 
 
 def _run(service: Any, host: str, port: int) -> None:

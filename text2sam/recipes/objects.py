@@ -119,7 +119,7 @@ class Objects(Recipe):
                 best = max(answers, key=lambda found: found.score)
                 found.append(replace(best, similarity=similarity))
                 taken[-1] |= best.mask
-                # lower peaks are mostly other things yet, and each costs a call; a fine map's need not be
+                # lower peaks are mostly other things still, and each costs a call
                 if not view.fine and self._supported(view, found)[-1] is not found[-1]:
                     break
         return found

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
-from text2sam.serve.desk import check_installed
+from text2sam.serve.queue import check_installed
 
 check_installed()
 
@@ -33,7 +33,7 @@ from text2sam import __version__
 from text2sam.errors import ImageError, InputError, OutputError, PromptError, Text2SamError
 from text2sam.export.exporter import inside
 from text2sam.export.label_studio import brush_region
-from text2sam.serve.desk import BusyError, Desk, Limits, check_texts, decode
+from text2sam.serve.queue import BusyError, Limits, ModelQueue, check_texts, decode
 from text2sam.types import PointPrompts, Segmentation
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _KEPT = 4
 """Encoded images that wait for the next click."""
 _LONGEST_CONFIG = 1_000_000
-_EXACT = re.compile(r"\s*,\s*")
+_COMMAS = re.compile(r"\s*,\s*")
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class Painter:
     ) -> list[tuple[str, NDArray[np.bool_], float]]:
         """What an annotator asks for: texts in a text field, or points and a box on one object."""
         texts = [str(text) for item in drawn for text in _listed(_value(item).get("text"))]
-        words = [word for text in texts for word in _EXACT.split(text.strip()) if word]
+        words = [word for text in texts for word in _COMMAS.split(text.strip()) if word]
         if words:
             check_texts(words, self.limits)
             return self._texts(model, image, words, config)
@@ -371,7 +371,7 @@ def create_backend(
     limits = limits or Limits()
     version = f"text2sam {__version__} {name}".strip()
     painter = Painter(Pictures(folder, url, token, limits), limits, version)
-    desk = Desk(model, limits)
+    queue = ModelQueue(model, limits)
     app = FastAPI(title="text2sam for Label Studio", version=__version__, max_body_size=limits.bytes)
 
     @app.get("/")
@@ -390,7 +390,7 @@ def create_backend(
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, list[dict[str, Any]]]:
         try:
-            return {"results": await desk.run(lambda model: painter.predict(model, request))}
+            return {"results": await queue.run(lambda model: painter.predict(model, request))}
         except BusyError as error:
             raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
         except Text2SamError as error:

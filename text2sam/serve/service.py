@@ -7,7 +7,7 @@ FastAPI reads the annotations of this module, so they are no strings here.
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from text2sam.serve.desk import check_installed
+from text2sam.serve.queue import check_installed
 
 check_installed()
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from text2sam import __version__
 from text2sam.errors import Text2SamError
 from text2sam.rle import pack_counts, roll
-from text2sam.serve.desk import BusyError, Desk, Limits, check_texts, decode
+from text2sam.serve.queue import BusyError, Limits, ModelQueue, check_texts, decode
 from text2sam.types import Segmentation
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
         name: what ``/health`` calls the model, such as the preset.
     """
     limits = limits or Limits()
-    desk = Desk(model, limits)
+    queue = ModelQueue(model, limits)
     app = FastAPI(
         title="text2sam",
         version=__version__,
@@ -160,7 +160,7 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
             return Answers(width=pixels.shape[1], height=pixels.shape[0], seconds=seconds, results=answers)
 
         try:
-            return await desk.run(work)
+            return await queue.run(work)
         except BusyError as error:
             raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
         except Text2SamError as error:

@@ -55,11 +55,11 @@ class Limits:
         return self.megabytes * 1_000_000
 
 
-class Desk:
+class ModelQueue:
     """One model for many callers: one request is worked on at a time, a few wait, the others are turned away.
 
     Args:
-        model: used by this desk alone.
+        model: used by this queue alone.
         limits: how many may wait.
     """
 
