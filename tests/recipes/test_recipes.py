@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import FakePredictor
 
+from text2sam import TextPromptedSAM
 from text2sam.errors import InputError
 from text2sam.recipes import RECIPES, Objects, get_recipe
 from text2sam.recipes.choose import Choice, choose_by_score
@@ -124,3 +127,27 @@ def test_synonyms_keep_their_scale() -> None:
     weak, strong = a_map(0), a_map(1, scale=1000)
     values = mean_map([weak, strong], "car").values
     np.testing.assert_allclose(values, (weak.values + strong.values) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_search_ends_at_the_first_object_that_a_coarse_map_does_not_support(fine: bool) -> None:
+    values = np.zeros((32, 32), np.float32)
+    values[4:7, 4:7] = 1
+    values[18:] = 0.72  # a warm plain, of which two places stand out a little
+    values[24, 8], values[24, 24] = 0.78, 0.76
+
+    class Generator:
+        def encode(self, images: Sequence[Any]) -> list[None]:
+            return [None for _ in images]
+
+        def maps(self, features: None, texts: Sequence[str], *, against: Any = None) -> list[SimilarityMap]:
+            return [SimilarityMap(values, text) for text in texts]
+
+    generator, predictor = Generator(), FakePredictor()
+    generator.fine = fine  # type: ignore[attr-defined]
+    result = TextPromptedSAM(predictor, generator).segment(np.zeros((128, 128, 3), np.uint8), "cat")
+    places = {tuple(coords[0].round().tolist()) for coords, _ in predictor.prompts}
+    assert len(result.objects) == 1
+    assert {(22, 22), (34, 98)} <= places
+    assert ((98, 98) in places) == fine
+    assert len(places) == 2 or fine
