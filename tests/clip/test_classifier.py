@@ -145,7 +145,7 @@ def test_maps_are_the_best_row_at_each_place() -> None:
         [found] = classifier.maps(features, [text])
         hand = torch.from_numpy(by_hand(classifier, features, classes, learned))[None, None]
         expected = torch.nn.functional.interpolate(hand, features.grid, mode="bilinear", align_corners=False)[0, 0]
-        np.testing.assert_allclose(found.values, expected, atol=1e-5)
+        np.testing.assert_allclose(found.values, expected, rtol=1e-5, atol=1e-5)
         assert found.text == text
 
 

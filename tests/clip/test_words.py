@@ -72,6 +72,19 @@ def test_learned_words(table: WordTable) -> None:
     assert table.meaning("bird").learned is None
 
 
+def test_narrower_words() -> None:
+    table = WordTable(SYNSETS, WORDS, LEARNED, {"crane": ["tower crane"], "person": ["nurse", "bird"]})
+    crane, nurse = table.meaning("two tower cranes"), table.meaning("nurses")
+    assert crane == table.meaning("crane"), "the first sense"
+    assert (crane.name, crane.wider, table.kind(crane)) == ("tower crane", "crane", "crane")
+    assert nurse == table.meaning("person")
+    assert nurse.wider == "person"
+    assert table.meaning("bird").wider is None, "a word of the table stays what it is"
+    assert "nurse" in table.search("n*")
+    with pytest.raises(WeightsError, match="no table of words"):
+        WordTable(SYNSETS, WORDS, LEARNED, {"nothing": ["nobody"]})
+
+
 @pytest.mark.parametrize(
     ("text", "near"),
     [

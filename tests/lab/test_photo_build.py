@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from helpers import SYNSETS, WORDS, word_network
 
 from text2sam.clip.classifier import PlaceFeatures
 from text2sam.lab import photo
+from text2sam.lab.datasets.layout import MissingDataError
 from text2sam.lab.photo import Taught, classifier_with, fit_presence, hottest, known, learn, tuning_half
+from text2sam.lab.wordnet import narrower_words
 
 WIDTH, SIZES = 256, ((3, 4), (5, 6))
 KIND = {"person": 0, "book": 1, "cat": 2}
@@ -89,3 +93,47 @@ def test_presence_counts_both_answers_alike() -> None:
     offset, slope = fit_presence(np.array([0.0, 1, 2, 3] + [0.0, 1] * 50), np.array([False, False, True, True] + [False] * 100))
     assert slope > 0
     assert 1 < -offset / slope < 2
+
+
+NOUNS = """  1 This line is the licence.
+00000002 05 n 02 cat 0 true_cat 0 002 @ 00000001 n 0000 ~ 00000021 n 0000 | feline
+00000004 06 n 01 crane 0 002 ~ 00000022 n 0000 ~i 00000023 n 0000 | a machine
+00000003 05 n 01 bird 0 002 ~ 00000005 n 0000 ~ 00000024 n 0000 | feathered
+00000005 05 n 01 crane 1 001 ~ 00000025 n 0000 | a bird
+00000006 05 n 01 mouse 0 000 | a rodent
+00000012 05 n 01 turkey 0 000 | a large bird
+00000021 05 n 02 tabby 0 mouse 3 001 ~ 00000026 n 0000 | a striped cat
+00000022 06 n 01 tower_crane 0 000 | a tall crane
+00000023 06 n 01 Old_Crane 0 000 | the crane of a town
+00000024 05 n 02 pigeon 0 cats 0 000 | a town bird
+00000025 05 n 01 whooper 0 000 | a loud crane
+00000026 05 n 02 tiger_cat 0 bank 2 000 | a wild tabby
+"""
+SENSES = """  1 This line is the licence.
+tabby n 1 1 ~ 1 0 00000021
+tower_crane n 1 0 1 0 00000022
+old_crane n 1 0 1 0 00000023
+pigeon n 1 1 @ 1 1 00000024
+cats n 1 0 1 0 00000024
+whooper n 1 0 1 0 00000025
+tiger_cat n 1 0 1 0 00000026
+bank n 2 0 2 2 00000099 00000026
+mouse n 1 0 1 0 00000021
+"""
+
+
+def test_words_below_the_classes(tmp_path: Path) -> None:
+    rename = {name: f"n{int(name[1:]):08}" for name in SYNSETS}
+    table = {
+        "classes": [rename[name] for name in ("n2", "n6", "n12", "n5", "n4")],  # of the classes 0 to 4
+        "synsets": {rename[name]: synset for name, synset in SYNSETS.items()},
+        "words": {word: [rename[name] for name in names] for word, names in WORDS.items()},
+    }
+    with pytest.raises(MissingDataError, match=r"data\.noun is not there"):
+        narrower_words(table, tmp_path)
+    (tmp_path / "data.noun").write_text(NOUNS, encoding="utf-8")
+    (tmp_path / "index.noun").write_text(SENSES, encoding="utf-8")
+    found = narrower_words(table, tmp_path, ["n00000003"])
+    # no instances, no later senses ("bank"), nothing that is understood already ("cats", "mouse"), and no kinds of the bird
+    # called crane, since "crane" is a machine first
+    assert found == {"cat": ["tabby", "tiger cat"], "crane": ["tower crane"], "bird": ["pigeon"]}

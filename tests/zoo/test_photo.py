@@ -88,7 +88,14 @@ def test_weights_that_cannot_be_had_name_the_preset_that_works(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("text", "same"),
-    [("people", "a man"), ("cows", "cow"), ("sofas", "couch"), ("TVs", "television"), ("a photo of two dogs", "dog")],
+    [
+        ("people", "a man"),
+        ("cows", "cow"),
+        ("sofas", "couch"),
+        ("TVs", "television"),
+        ("a photo of two dogs", "dog"),
+        ("armchairs", "chair"),
+    ],
 )
 def test_everyday_words(model: TextPromptedSAM, text: str, same: str) -> None:
     words = model.generator.words
@@ -99,8 +106,19 @@ def test_words_that_say_more(model: TextPromptedSAM) -> None:
     words = model.generator.words
     assert words.meaning("crane") != words.meaning("crane bird")
     assert set(words.meaning("crane bird").classes) < set(words.meaning("bird").classes)
-    with pytest.raises(PromptError, match="'sky' is none of the 3,"):
+    with pytest.raises(PromptError, match="'sky' is none of the 7,"):
         words.meaning("sky")
+
+
+@pytest.mark.parametrize(
+    ("text", "wider"),
+    [("tennis rackets", "racket"), ("a woman", "person"), ("puppies", "dog"), ("armchairs", "chair"), ("pigeon", "bird")],
+)
+def test_words_that_another_is_looked_for_in_place_of(model: TextPromptedSAM, text: str, wider: str) -> None:
+    hint = str(model.generator.hint(text))
+    assert hint == f"{text!r} is looked for as {wider!r}, which this model cannot tell it from"
+    assert model.generator.sense(text) == model.generator.sense(wider)
+    assert model.generator.hint(wider) is None
 
 
 def test_it_finds_things_in_photos(model: TextPromptedSAM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,8 +203,11 @@ class WordClassifier:
         return float(found.values.max()) - self.presence_crowd * float(np.log(vectors))
 
     def hint(self, text: str) -> str | None:
-        """Advice about a word that is too general to name a kind of thing; None when there is none."""
-        count = len(self.words.meaning(text).classes)
+        """Advice about a word that another one is looked for in place of, or that is too general; None when there is none."""
+        meaning = self.words.meaning(text)
+        if meaning.wider is not None:
+            return f"{text!r} is looked for as {meaning.wider!r}, which this model cannot tell it from"
+        count = len(meaning.classes)
         if count < _VAGUE:
             return None
         return f"{text!r} stands for {count} kinds of things at once; a word for one kind is found better"

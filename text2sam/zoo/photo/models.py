@@ -58,7 +58,7 @@ def load_words() -> WordTable:
     path = SHIPPED.file("words.json")
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return WordTable(table["synsets"], table["words"], table["learned"])
+        return WordTable(table["synsets"], table["words"], table["learned"], table["narrower"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} cannot be read ({error!r}); reinstall text2sam") from error
 
