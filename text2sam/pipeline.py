@@ -523,6 +523,7 @@ class TextPromptedSAM:
             method=wanted.options.method,
             max_objects=wanted.options.max_objects,
             vocabulary=wanted.options.recipe.vocabulary,
+            smooth=wanted.options.recipe.smooth,
         )
         view = replace(view, avoid=self._excluded(view, wanted))
         return [self._segment(encoded, view, query, limit, wanted) for query, limit in wanted.queries]

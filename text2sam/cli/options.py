@@ -261,6 +261,13 @@ class HowOptions(OptionGroup):
     strategy: Annotated[
         str, option("--strategy", "NAME", "Recipe for points and masks: objects, or paper, the papers' own.")
     ] = "objects"
+    smooth: Annotated[
+        bool | None,
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Whether maps are smoothed over SAM's embedding of the image (default: as the recipe does).",
+        ),
+    ] = None
     method: Method = "surgery"
     tiles: Tiles = None
     max_objects: Annotated[int, option("--max-objects", "N", "Number of objects of a text to look for at most.", min=1)] = 100
@@ -272,10 +279,12 @@ class HowOptions(OptionGroup):
             InputError: an option is not usable.
         """
         from text2sam.options import Options
+        from text2sam.recipes import get_recipe
 
+        recipe: Any = get_recipe(self.strategy)
         return Options(
             against=split_list(self.against) or None,
-            strategy=self.strategy,
+            strategy=self.strategy if self.smooth is None else replace(recipe, smooth=self.smooth),
             method=self.method,
             tiles=parse_tiles(self.tiles),
             max_objects=self.max_objects,
