@@ -17,12 +17,11 @@ import open_clip
 import pytest
 import torch
 from helpers import TEMPLATES, TEXT, VIT, picture, tiny_clip, tokenizer, weights_hash
-from safetensors.torch import save_file
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-import text2sam.cli.common
 import text2sam.sam.build as build_module
 from text2sam import cli
 from text2sam.clip.generator import ClipSurgery
@@ -95,7 +94,7 @@ def siglip2_folder(folder: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *"a photo of the cat dog".split()])}
+    words = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *["a", "photo", "of", "the", "cat", "dog"]])}
     plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -126,7 +125,9 @@ def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(build_module, "MODEL_TYPES", ("sticker",))
     monkeypatch.setattr(build_module, "_bare_sam", lambda kind: models.build_sam())
     files = ["--clip-checkpoint", str(siglip2_folder(tmp_path / "siglip2")), "--sam-checkpoint", str(sam)]
-    done = CliRunner().invoke(cli.app, [*command, *files, "--image-size", "32", "--depth", "2", "--threshold", "0", "--device", "cpu"])
+    done = CliRunner().invoke(
+        cli.app, [*command, *files, "--image-size", "32", "--depth", "2", "--threshold", "0", "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.stderr
     [result] = json.loads(done.stdout)["results"]
     assert result["map"]["grid"] == [4, 4]

@@ -120,7 +120,9 @@ def list_models(as_json: Json = False) -> None:
     presets = {name: preset_files(name) for name in PRESETS}
     if as_json:
         described = [{"name": n, "files": parts, "description": PRESETS[n].description} for n, parts in presets.items()]
-        listed = [{**vars(file), "path": file.path and str(file.path), "shipped": file.shipped is not None} for file in files.values()]
+        listed = [
+            {**vars(file), "path": file.path and str(file.path), "shipped": file.shipped is not None} for file in files.values()
+        ]
         print_json({"cache": str(cache_folder()), "files": listed, "presets": described})
         return
     rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
@@ -200,7 +202,8 @@ def verify_models(
     ] = None,
 ) -> None:
     """Compare the SHA-256 of files with the recorded one."""
-    chosen = named_files(names) if names else [f for f in model_files().values() if f.shipped or (f.path is not None and f.path.is_file())]
+    there = [f for f in model_files().values() if f.shipped or (f.path is not None and f.path.is_file())]
+    chosen = named_files(names) if names else there
     results = [_verify(file) for file in chosen]
     echo(aligned(["name", "status", "finding"], [[r.name, r.status, r.detail] for r in results]))
     if not all(r.ok for r in results):

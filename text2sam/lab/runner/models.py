@@ -20,6 +20,7 @@ class ModelChoice:
     Attributes:
         preset: name of a preset, whose CLIP is taken.
         clip_checkpoint, clip_model: other weights and their architecture.
+        sam_checkpoint: other weights for the preset's SAM, where one is needed.
         untrained: random weights for ``clip_model`` (ViT-B-16 by default), whatever the preset has.
         weights_seed: of those.
         image_size, depth, device, dtype: None takes the preset's and the best.
@@ -30,6 +31,7 @@ class ModelChoice:
     preset: str = "mobile"
     clip_checkpoint: str | None = None
     clip_model: str | None = None
+    sam_checkpoint: str | None = None
     untrained: bool = False
     weights_seed: int = 0
     image_size: int | None = None
@@ -106,6 +108,14 @@ def build_surgery(choice: ModelChoice, *, progress: bool = False) -> tuple[ClipS
         text_cache=None,  # features of random weights are not worth a place on the disk
     )
     return surgery, ModelInfo(name, untrained=True, weights_seed=choice.weights_seed)
+
+
+def build_sam(choice: ModelChoice, *, progress: bool = False) -> Any:
+    """The SAM of a choice as a mask predictor; errors are those of :func:`build_surgery`."""
+    from text2sam.zoo.presets import ModelOptions, get_preset, load_predictor
+
+    options = ModelOptions(device=choice.device, dtype=choice.dtype, sam_checkpoint=choice.sam_checkpoint, progress=progress)
+    return load_predictor(get_preset(choice.preset), options)
 
 
 def untrained_clip(name: str, seed: int = 0) -> Any:
