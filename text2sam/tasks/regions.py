@@ -47,8 +47,9 @@ def find_regions(
     step = -(-max(h, w) // 256)  # masks are compared on a few pixels, and packed, lest large images fill the memory
     found: list[tuple[float, NDArray[np.bool_], NDArray[np.uint8]]] = []
     for row, column in np.ndindex(side, side):
-        at = [[(2 * column + 1) * w // (2 * side), (2 * row + 1) * h // (2 * side)]]
-        masks, scores, logits = session.ask(image, PointPrompts(at, [1]), multimask_output=False)
+        at = np.array([[(2 * column + 1) * w // (2 * side), (2 * row + 1) * h // (2 * side)]], np.float32)
+        point = PointPrompts(at, np.ones(1, np.uint8))
+        masks, scores, logits = session.ask(image, point, multimask_output=False)
         if scores[0] >= score and stability(logits)[0] >= stable and masks[0].any():
             found.append((float(scores[0]), masks[0][::step, ::step], np.packbits(masks[0])))
     kept: list[tuple[NDArray[np.bool_], NDArray[np.uint8]]] = []

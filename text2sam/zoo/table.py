@@ -148,8 +148,8 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             kind="clip",
             model="ViT-B-16-SigLIP2-512",
             description="SigLIP 2 ViT-B/16 at 512 px (Google); needs the package transformers",
-            get="the files of https://huggingface.co/google/siglip2-base-patch16-512 (config.json, model.safetensors, and those "
-            "of the tokenizer) in one folder",
+            get="the files of https://huggingface.co/google/siglip2-base-patch16-512 (config.json, model.safetensors, those of "
+            "the tokenizer) in one folder",
         ),
     )
 }

@@ -141,6 +141,7 @@ def untrained_clip(name: str, seed: int = 0) -> Any:
 
 def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
     from text2sam.zoo.download import file_sha256, resolve
+    from text2sam.zoo.presets import ModelOptions, clip_architecture
     from text2sam.zoo.sticker.models import SHIPPED
     from text2sam.zoo.table import CHECKPOINTS
 
@@ -148,13 +149,13 @@ def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
     if spec is None:
         return ModelInfo("sticker", "sticker", SHIPPED.sha256("clip.safetensors"))
     known = CHECKPOINTS.get(spec)
-    name = choice.clip_model or (_quick(known.model) if known else preset.clip_model)
+    place = Path(spec).expanduser()
+    if known is None and place.is_dir():  # of transformers
+        weights = place / "model.safetensors"
+        return ModelInfo(pretrained=place.name, sha256=file_sha256(weights) if weights.is_file() else None)
+    name = clip_architecture(preset, ModelOptions(clip_checkpoint=choice.clip_checkpoint, clip_model=choice.clip_model))
     sha256 = known.sha256 if known else file_sha256(resolve(spec, "clip", progress=False))
     # weights are who they are under any file name
     listed = known or next((checkpoint for checkpoint in CHECKPOINTS.values() if checkpoint.sha256 == sha256), None)
     tag = None if listed is None else listed.pretrained
     return ModelInfo(name, tag or Path(spec).name, sha256)
-
-
-def _quick(model: str) -> str:
-    return model if model.endswith("-quickgelu") else f"{model}-quickgelu"

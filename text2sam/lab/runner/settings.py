@@ -64,8 +64,8 @@ RULES: Mapping[RunTask, str] = {
     "semantic": (
         "mIoU is in percent, from the data set's one confusion matrix: true positives over the union of true and predicted "
         "pixels of a class, mean over classes in truth or prediction; ignored pixels (255) do not count. Each pixel has the "
-        "class of the highest similarity at full resolution, unless refine lets SAM's masks vote. 'without background' leaves the class background out of the mean, "
-        "while its pixels still count as errors of others"
+        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). "
+        "'without background' leaves the class background out of the mean, while its pixels still count as errors of others"
     ),
     "explainability": (
         "A sample is the min-max map over an image of one class that is in it. mIoU is in percent: IoU of map >= threshold with"
