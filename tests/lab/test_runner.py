@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -39,7 +40,7 @@ from text2sam.lab.metrics import (
     map_sample,
     mean_average_precision,
 )
-from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, measure
+from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, measure, tasks
 from text2sam.lab.runner.journal import Journal, journal_path, key_of, pack, unpack
 from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
@@ -53,7 +54,7 @@ from text2sam.lab.runner.tasks import (
     class_words,
 )
 from text2sam.pipeline import TextPromptedSAM
-from text2sam.tasks import recognize, segment_semantic
+from text2sam.tasks import recognize, regions, segment_semantic
 from text2sam.tasks.recognition import SCORES
 
 HAS_SOD = importlib.util.find_spec("py_sod_metrics") is not None
@@ -263,7 +264,12 @@ def test_without_pysodmetrics_nothing_is_encoded(dataset: Dataset, monkeypatch: 
 
 
 @pytest.mark.parametrize("refine", [None, "regions", "sam"])
-def test_sams_masks_are_of_the_picture_and_the_pair(surgery: ClipSurgery, dataset: Dataset, refine: Any) -> None:
+def test_sams_masks_are_of_the_picture_and_the_pair(
+    surgery: ClipSurgery, dataset: Dataset, refine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = functools.partial(regions.find_regions, side=2)
+    monkeypatch.setattr(regions, "find_regions", few)
+    monkeypatch.setattr(tasks, "find_regions", few)
     predictor = tiny_predictor()
     settings = settings_of("semantic", "corrclip", "itsm", refine=refine)
     with pytest.raises(InputError, match="need a SAM beside the CLIP"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import count_calls, picture, tiny_clip, tiny_surgery
+from helpers import count_calls, picture, tiny_clip, tiny_predictor, tiny_surgery
 from numpy.typing import NDArray
 
 from text2sam import TextPromptedSAM
@@ -15,7 +15,7 @@ from text2sam.clip.towers import vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.sam.session import Session
 from text2sam.tasks import segment_semantic
-from text2sam.tasks.corrclip import merged_regions, patch_regions, region_attention
+from text2sam.tasks.corrclip import patch_looks, patch_regions, region_attention
 from text2sam.tasks.regions import check_regions, find_regions, majority, paint_regions
 
 LABELS = ["cat", "black dog", "bus", "road"]
@@ -114,27 +114,14 @@ def test_the_vote_against_loops() -> None:
 
 def attention_by_loops(regions: NDArray[Any], looks: NDArray[Any]) -> NDArray[Any]:
     n = len(looks)
-    unit = [look / np.linalg.norm(look) for look in looks]
+    centre = sum(looks) / n
+    unit = [(look - centre) / np.linalg.norm(look - centre) for look in looks]
     cosines = np.array([[float(a @ b) for b in unit] for a in unit])
-    group = list(regions)
-    means = {}
-    for name in set(regions) - {0}:
-        mean = sum(unit[i] for i in range(n) if regions[i] == name)
-        means[name] = mean / np.linalg.norm(mean)
-    changed = True
-    while changed:  # alike regions take the smaller name, until none does
-        changed = False
-        for a in means:
-            for b in means:
-                one, other = (next(group[i] for i in range(n) if regions[i] == name) for name in (a, b))
-                if means[a] @ means[b] >= 0.8 and one != other:
-                    group = [min(one, other) if g in (one, other) else g for g in group]
-                    changed = True
     out = np.zeros((n, n))
     for i in range(n):
         for j in range(n):
-            same = group[i] == group[j] != 0
-            free = (group[i] == 0 or group[j] == 0) and cosines[i, j] > cosines.mean()
+            same = regions[i] == regions[j] != 0
+            free = (regions[i] == 0 or regions[j] == 0) and cosines[i, j] > cosines.mean()
             if same or free or i == j:
                 out[i, j] = np.exp(4 * cosines[i, j])
         out[i] /= out[i].sum()
@@ -145,18 +132,12 @@ def attention_by_loops(regions: NDArray[Any], looks: NDArray[Any]) -> NDArray[An
 def test_attention_against_loops(names: int) -> None:
     random = np.random.default_rng(names)
     regions = random.integers(0, names, 30)
-    centres = random.normal(size=(4, 8))
-    centres[3] = centres[1] + 0.1 * random.normal(size=8)  # two regions that look alike
-    looks = (centres[regions] + 0.3 * random.normal(size=(30, 8))).astype(np.float32)
+    looks = (random.normal(size=(names, 8))[regions] + 0.3 * random.normal(size=(30, 8)) + 5).astype(np.float32)
     found = region_attention(regions, torch.from_numpy(looks)).numpy()
     np.testing.assert_allclose(found, attention_by_loops(regions, looks.astype(np.float64)), atol=1e-5)
     if names == 4:
-        assert (found[np.ix_(regions == 1, regions == 3)] > 0).all()  # merged
         assert (found[np.ix_(regions == 1, regions == 2)] == 0).all()
-        unit = torch.nn.functional.normalize(torch.from_numpy(looks), dim=1)
-        merged = merged_regions(regions, unit)
-        assert (merged[regions == 1][0] == merged[regions == 3]).all()
-        assert (merged[regions == 0] == 0).all()
+        assert (found[np.ix_(regions == 1, regions == 1)] > 0).all()
 
 
 def test_patches_that_all_look_the_same() -> None:
@@ -173,6 +154,18 @@ def test_regions_under_patches() -> None:
     assert patch_regions(regions, (2, 3), (0.5, 0.5, 0.5, 0.5)).tolist() == [15, 16, 17, 21, 22, 23]
     assert patch_regions(regions, (1, 1), (0.0, 0.0, 0.5, 0.5)).tolist() == [7]
     assert len(patch_regions(regions, (9, 9))) == 81
+
+
+def test_looks_under_patches() -> None:
+    random = np.random.default_rng(0)
+    embedding = random.normal(size=(3, 4, 6)).astype(np.float32)
+    exact = patch_looks(embedding, (4, 6)).numpy()
+    np.testing.assert_allclose(exact, embedding.reshape(3, -1).T, atol=1e-5)
+    right = patch_looks(embedding, (4, 3), (0.0, 0.5, 1.0, 0.5)).numpy()
+    np.testing.assert_allclose(right, embedding[:, :, 3:].reshape(3, -1).T, atol=1e-5)
+    halved = patch_looks(embedding, (2, 3)).numpy()
+    means = embedding.reshape(3, 2, 2, 3, 2).mean((2, 4))  # each middle lies between four places
+    np.testing.assert_allclose(halved, means.reshape(3, -1).T, atol=1e-5)
 
 
 @torch.no_grad()
@@ -279,6 +272,23 @@ def test_the_pairs_own_sam_cuts_the_image() -> None:
         given = segment_semantic(pair.generator, picture(), LABELS, regions=regions, **options)  # type: ignore[arg-type]
         assert np.array_equal(found.classes, given.classes)
         assert len(np.unique(found.classes[:15, :22])) == 1
+
+
+def test_patches_look_as_sam_sees_them() -> None:
+    predictor, surgery = tiny_predictor(), tiny_surgery()
+    pair = TextPromptedSAM(predictor, surgery)
+    embedding = pair.session.embedding(pair.session.image(picture()))
+    assert embedding is not None
+
+    def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
+        return region_attention(patch_regions(REGIONS, grid), patch_looks(embedding, grid))
+
+    [features] = surgery.encode_mixed([picture()], weights)
+    maps = (features.raw[1:] @ surgery.encode_texts(LABELS).T).T.reshape(4, 4, 4)
+    found = segment_semantic(pair, picture(), LABELS, method="corrclip", regions=REGIONS)
+    np.testing.assert_allclose(found.probabilities, (40 * maps).softmax(0).numpy(), atol=1e-5)
+    alone = segment_semantic(surgery, picture(), LABELS, method="corrclip", regions=REGIONS)
+    assert not np.allclose(alone.probabilities, found.probabilities, atol=1e-4)
 
 
 @pytest.mark.parametrize(

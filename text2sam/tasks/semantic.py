@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from text2sam.image import ImageLike
     from text2sam.pipeline import TextPromptedSAM
     from text2sam.tasks._inputs import Labels
+    from text2sam.tasks.corrclip import Box
 
 BACKGROUND = "background"
 """Name of the class that background words, or a threshold, make."""
@@ -229,13 +230,16 @@ def segment_semantic(
         raise InputError(f"windows, refine= and method={CORRCLIP!r} need the image itself, not its features")
     texts = class_features(surgery, [words or ("",) for words in plan.words], None)
     seen = image if isinstance(image, ImageFeatures) else read_image(image)
-    cut = None
+    cut: NDArray[Any] | None = None
+    scope: _Scope | None = None
     if voting and isinstance(seen, np.ndarray):
-        held: Any = model
-        shape = check_shape(seen.shape[:2])
-        cut = find_regions(held.session, held.session.image(seen)) if regions is None else check_regions(regions, shape)
+        session: Any = getattr(model, "session", None)
+        held = None if session is None else session.image(seen)
+        cut = find_regions(session, held) if regions is None else check_regions(regions, check_shape(seen.shape[:2]))
+        if scoped:
+            scope = _Scope(cut, None if session is None else session.embedding(held))
     with torch.inference_mode():
-        field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size, cut if scoped else None)
+        field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size, scope)
         classes = _classify(field, shape, logit_scale, plan)
         probabilities = _shares(field, grid, logit_scale, plan)
     if refine == "sam" and isinstance(seen, np.ndarray):
@@ -305,8 +309,24 @@ def _check_windows(window: int | None, stride: int | None, short_side: int | Non
     return side, step, None if short_side is None else int(check_number("short_side", short_side, 1, whole=True))
 
 
-Box = tuple[float, float, float, float]
-"""y, x, height and width of a window, in shares of the image."""
+@dataclass(frozen=True, eq=False)
+class _Scope:
+    """What limits attention: (H, W) regions, and SAM's embedding (C, h, w), if there is one."""
+
+    regions: NDArray[Any]
+    embedding: NDArray[np.float32] | None
+
+    def weights(self, boxes: Sequence[Box]) -> Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor]:
+        """For ``ClipSurgery.encode_mixed`` of the parts of the image in boxes."""
+        from text2sam.tasks.corrclip import patch_looks, patch_regions, region_attention
+
+        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
+            if self.embedding is not None:
+                looks = patch_looks(self.embedding, grid, boxes[i]).to(looks.device)
+            return region_attention(patch_regions(self.regions, grid, boxes[i]), looks)
+
+        return weights
+
 
 Field = Callable[[int, int], "torch.Tensor"]
 """Similarities made on demand: ``field(start, stop)`` is (stop - start, h, w), columns of the plan on a grid."""
@@ -319,25 +339,20 @@ def _encode(
     method: Method,
     windows: tuple[int, int, int | None] | None,
     batch_size: int,
-    regions: NDArray[Any] | None,
+    scope: _Scope | None,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
-        how = method if regions is None else "itsm"  # the tokens are made of the regions already
+        how = method if scope is None else "itsm"  # the tokens are made of the regions already
         values = surgery.similarities(features, texts, how, empty)[1:]  # (gh*gw, columns)
         return values.T.reshape(-1, *features.grid)
 
     def look(images: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[torch.Tensor]:
-        if regions is None:
+        if scope is None:
             return [columns(features) for features in surgery.encode(images, methods=[method])]
-        from text2sam.tasks.corrclip import patch_regions, region_attention
-
-        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
-            return region_attention(patch_regions(regions, grid, boxes[i]), looks)
-
-        return [columns(features) for features in surgery.encode_mixed(images, weights)]
+        return [columns(features) for features in surgery.encode_mixed(images, scope.weights(boxes))]
 
     if isinstance(image, np.ndarray):
         shape = check_shape(image.shape[:2])
