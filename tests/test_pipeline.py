@@ -1146,6 +1146,49 @@ def test_maps_are_smoothed_over_the_embedding_unless_they_are_fine(fine: bool) -
         assert seen[0] is result.similarity
 
 
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize("name", [*RECIPES, "own"])
+def test_smoothing_is_an_option_of_every_recipe(name: str, fine: bool) -> None:
+    @dataclass(frozen=True)
+    class Own(Recipe):
+        smooth: bool | None = None
+
+        def find(self, view: Any, query: Any) -> Any:
+            [similarity] = view.maps(query)
+            return [view.prompt(similarity, PointPrompts([similarity.peak(view.shape)], [1]), choose_by_score)]
+
+    generator = Colours()
+    generator.fine = fine
+    values = np.zeros((3, 4), np.float32)
+    values[0, 0], values[1:, 2:] = 1, 0.95  # smoothed, the block is hotter than the place alone
+    generator.maps = lambda *_, **__: [SimilarityMap(values, "red")]  # type: ignore[method-assign]
+    predictor = tiny_predictor()
+    model = TextPromptedSAM(predictor, generator)
+    as_made, smoothed, default = (
+        model.segment(drawn(), "red", strategy=replace(RECIPES.get(name, Own()), smooth=smooth))  # type: ignore[type-var]
+        for smooth in (False, True, None)
+    )
+    embedding = Session.of(predictor).embedding(SamImage(drawn(), predictor.model))
+    assert embedding is not None
+    assert np.array_equal(as_made.similarity.values, values)
+    assert np.array_equal(smoothed.similarity.values, smoothed_by(as_made.similarity, affinity(embedding)).values)
+    # what a recipe does by itself is one of the two, with the map that the generator made
+    like = smoothed if name == "objects" and not fine else as_made
+    assert np.array_equal(default.points.coords, like.points.coords)
+    assert np.array_equal(default.mask, like.mask)
+    assert np.array_equal(default.similarity.values, values)
+    if name == "own":
+        assert as_made.points.positive.tolist() != smoothed.points.positive.tolist()
+
+
+def test_smoothing_that_is_asked_for_needs_an_embedding() -> None:
+    model = TextPromptedSAM(FakePredictor(), Colours())
+    assert model.segment(TWO, "red", strategy=Objects(smooth=False)).present
+    for recipe in RECIPES.values():
+        with pytest.raises(UnsupportedModelError, match="keeps none; leave out smooth=True"):
+            model.segment(TWO, "red", strategy=replace(recipe, smooth=True))  # type: ignore[type-var]
+
+
 def test_points_beside_their_peak_are_not_asked_twice() -> None:
     class Elsewhere(Painter):
         def answer(self, image: NDArray[np.uint8], point: NDArray[Any], several: bool) -> Any:

@@ -40,7 +40,8 @@ class Options:
             scores. None takes the model's ``presence_threshold``.
         strategy: the recipe for points and masks, by name or an object of your own. ``"objects"`` finds every object of the
             text, and nothing for a text that is not there; ``"paper"`` is the papers' recipe, which always proposes a mask,
-            also for an absent text: read ``present``.
+            also for an absent text: read ``present``. ``Objects(smooth=False)`` and ``Paper(smooth=True)`` switch smoothing
+            over SAM's embedding off and on, see :class:`~text2sam.recipes.view.Recipe`.
         method: how the map is made, see :data:`text2sam.clip.attention.METHODS`.
         max_objects: how many objects of a text are looked for at most. A warning says when the search ended there.
         tiles: for pictures far larger than CLIP's input, see :mod:`text2sam.clip.tiles`.

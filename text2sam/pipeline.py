@@ -134,9 +134,10 @@ class TextPromptedSAM:
         progress: bool = True,
     ) -> TextPromptedSAM:
         """A named pair of models: ``"photo"`` and ``"sticker"`` ship with the package, the others are downloaded once.
+        ``"siglip2"`` needs ``clip_checkpoint``, a folder that you have.
 
         Args:
-            preset: ``"photo"``, ``"mobile"``, ``"base"``, ``"huge"`` or ``"sticker"``; see
+            preset: ``"photo"``, ``"mobile"``, ``"base"``, ``"huge"``, ``"siglip2"`` or ``"sticker"``; see
                 :data:`text2sam.zoo.presets.PRESETS`.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the first there is of cuda, mps, cpu.
             dtype: number format of the weights; half precision is for GPUs.
@@ -523,6 +524,7 @@ class TextPromptedSAM:
             method=wanted.options.method,
             max_objects=wanted.options.max_objects,
             vocabulary=wanted.options.recipe.vocabulary,
+            smooth=wanted.options.recipe.smooth,
         )
         view = replace(view, avoid=self._excluded(view, wanted))
         return [self._segment(encoded, view, query, limit, wanted) for query, limit in wanted.queries]

@@ -16,6 +16,7 @@ from text2sam.cli import common
 from text2sam.export.formats import FORMATS
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.presence import fit_threshold
+from text2sam.recipes import Objects
 
 
 @pytest.fixture
@@ -144,6 +145,8 @@ def test_options_reach_the_job(folder: Path, tmp_path: Path, built: Any, jobs: l
     expected = {"method": "sclip", "max_objects": 3, "strategy": "paper", "tiles": 20, "batch_size": 2, "workers": 1}
     assert {**jobs[0], **expected, "value_range": (0, 255)} == jobs[0]
     assert jobs[0]["model"]().presence_threshold == calibration.threshold
+    assert annotate(folder, tmp_path / "two", "--no-smooth").exit_code == 0
+    assert jobs[1]["strategy"] == Objects(smooth=False)
     assert "--overwrite" in failed(annotate(folder, tmp_path / "out", labels="cat,bird"), common.EXIT_INPUT)
     assert annotate(folder, tmp_path / "out", "--overwrite", labels="cat,bird").exit_code == 0
 

@@ -9,7 +9,7 @@ import pytest
 from standins import failed, run
 
 from text2sam.cli import common
-from text2sam.zoo import download, table
+from text2sam.zoo import download, presets, table
 from text2sam.zoo.shipped import Shipped
 from text2sam.zoo.sticker import models as sticker
 
@@ -50,6 +50,26 @@ def test_list(contents: dict[str, bytes]) -> None:
     assert rows["mobile-sam"][4:6] == ["Apache-2.0", "yes"]
     assert rows["clip-vit-b-16-openai"][4:6] == ["MIT", "no"]
     assert (rows["mobile"][3], rows["sticker"][3]) == ("no", "yes")
+
+
+def test_what_users_get_themselves(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = "siglip2-base-patch16-512"
+    line = next(line for line in run("models", "list").stdout.splitlines() if line.startswith(own))
+    assert "Apache-2.0 your own file" in " ".join(line.split())
+    listed = {file["name"]: file for file in json.loads(run("models", "list", "--json").stdout)["files"]}
+    assert (listed[own]["path"], listed[own]["cached"]) == (None, False)
+    for command in ("pull", "path"):
+        message = failed(run("models", command, own), 3)
+        assert "get the files of https://huggingface.co/google/siglip2-base-patch16-512" in message
+        assert "--clip-checkpoint" in message
+    pair = dataclasses.replace(presets.PRESETS["siglip2"], sam_checkpoint="mobile-sam")
+    monkeypatch.setitem(presets.PRESETS, "siglip2", pair)
+    pulled = run("models", "pull", "siglip2")  # the other file all the same
+    assert pulled.exit_code == 3
+    assert pulled.stdout.strip() == str(download.cache_path("mobile-sam"))
+    verified = run("models", "verify", "siglip2")
+    assert verified.exit_code == 0
+    assert [row.split()[1] for row in verified.stdout.splitlines()[1:]] == ["own", "ok"]
 
 
 def test_file_of_another_size_is_damaged(contents: dict[str, bytes]) -> None:

@@ -145,6 +145,17 @@ def test_options_reach_the_model(photo: Path, model: Model, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("command", ["segment", "explain"])
+def test_smoothing_reaches_the_recipe(command: str, photo: Path, model: Model, tmp_path: Path) -> None:
+    from text2sam.recipes import Objects, Paper
+
+    for option, strategy in (("--no-smooth", Objects(smooth=False)), ("--strategy=paper --no-smooth", Paper(smooth=False))):
+        assert run(command, photo, "cat", *option.split(), "--out", tmp_path / "o").exit_code == 0
+        assert model.calls.pop()["strategy"] == strategy
+    result = run(command, photo, "cat", "--smooth", "--out", tmp_path / "o")  # the stand-in keeps no embedding
+    assert "leave out smooth=True (--smooth)" in failed(result, 2)
+
+
 def test_defaults_are_those_of_the_package(photo: Path, model: Model, tmp_path: Path) -> None:
     from text2sam.options import Options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 import test_datasets_readers as readers
 import torch
 import typer
-from helpers import RESNET, TEXT, VIT, count_calls, picture, tiny_clip, tiny_surgery, tokenizer
+from helpers import RESNET, TEXT, VIT, count_calls, picture, tiny_clip, tiny_predictor, tiny_surgery, tokenizer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -39,7 +40,7 @@ from text2sam.lab.metrics import (
     map_sample,
     mean_average_precision,
 )
-from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, measure
+from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, measure, tasks
 from text2sam.lab.runner.journal import Journal, journal_path, key_of, pack, unpack
 from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
@@ -52,7 +53,8 @@ from text2sam.lab.runner.tasks import (
     bootstrap_map,
     class_words,
 )
-from text2sam.tasks import recognize, segment_semantic
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.tasks import recognize, regions, segment_semantic
 from text2sam.tasks.recognition import SCORES
 
 HAS_SOD = importlib.util.find_spec("py_sod_metrics") is not None
@@ -259,6 +261,43 @@ def test_without_pysodmetrics_nothing_is_encoded(dataset: Dataset, monkeypatch: 
     with pytest.raises(MissingDependencyError, match=r"'pysodmetrics'.*pip install"):
         measure(surgery, dataset, settings_of("camouflage"))
     assert not encoded
+
+
+@pytest.mark.parametrize("refine", [None, "regions", "sam"])
+def test_sams_masks_are_of_the_picture_and_the_pair(
+    surgery: ClipSurgery, dataset: Dataset, refine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = functools.partial(regions.find_regions, side=2)
+    monkeypatch.setattr(regions, "find_regions", few)
+    monkeypatch.setattr(tasks, "find_regions", few)
+    predictor = tiny_predictor()
+    settings = settings_of("semantic", "corrclip", "itsm", refine=refine)
+    with pytest.raises(InputError, match="need a SAM beside the CLIP"):
+        measure(surgery, dataset, settings)
+    result = measure(surgery, dataset, settings, predictor=predictor)
+    pair = TextPromptedSAM(predictor, surgery)
+    for method in settings.methods:
+        matrix = ConfusionMatrix(len(CLASSES))
+        for sample in dataset:
+            how = {"refine": None if method == "corrclip" else refine, "method": method}
+            found = segment_semantic(pair, sample.image, CLASSES, **how)
+            matrix.add(found.classes.astype(int), sample.semantic)
+        assert result["figures"][method]["confusion"] == matrix.counts.tolist()
+    assert result["sam"]["predictor"] == "segment_anything.predictor.SamPredictor"
+    assert result["sam"]["fingerprint"]
+    assert result["seconds"]["regions" if refine != "sam" else "corrclip"]["mean"] > 0
+
+
+def test_what_sams_masks_do_not_go_with(dataset: Dataset) -> None:
+    for options in ({"methods": ("corrclip",)}, {"refine": "regions"}):
+        with pytest.raises(InputError, match="leave out tiles"):
+            Settings("semantic", **({"methods": ("itsm",)} | options), tiles="auto")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="refine must be one of sam, regions, not 'crf'"):
+        settings_of("semantic", refine="crf")
+    with pytest.raises(InputError, match="refine is for semantic, not for explainability"):
+        settings_of("explainability", refine="sam")
+    with pytest.raises(InputError, match="CLIP alone is measured here"):
+        runner.main_command(settings_of("semantic"), "folder", ModelChoice(sam_checkpoint="x.pt"), root=dataset.root)
 
 
 def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:
@@ -871,6 +910,10 @@ def test_which_model_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     file.write_bytes(b"weights")
     _, info = build_surgery(ModelChoice(clip_checkpoint=str(file), depth=2, device="cpu"))
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "mine.pt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.safetensors").write_bytes(b"weights")
+    _, folder = build_surgery(ModelChoice("siglip2", clip_checkpoint=str(tmp_path / "folder"), depth=2, device="cpu"))
+    assert (folder.name, folder.pretrained, folder.sha256) == ("", "folder", info.sha256)
     known = dataclasses.replace(weights.CHECKPOINTS["clip-rn50-openai"], sha256=info.sha256 or "")
     monkeypatch.setitem(weights.CHECKPOINTS, "clip-rn50-openai", known)
     _, info = build_surgery(ModelChoice(clip_checkpoint=str(file), clip_model="RN50-quickgelu", depth=2, device="cpu"))

@@ -25,6 +25,12 @@ def test_what_is_no_embedding(shape: tuple[int, ...]) -> None:
         affinity(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("numbers", [{"reach": 0}, {"reach": -1.0}, {"reach": float("nan")}, {"sharpness": -1.0}])
+def test_numbers_out_of_range(numbers: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(numbers))} must be a number"):
+        affinity(an_embedding((3, 4, 4)), **numbers)
+
+
 def test_an_embedding_that_tells_nothing_leaves_a_gaussian() -> None:
     flat = SimilarityMap(np.full((5, 6), 0.3, np.float32), "cat")
     np.testing.assert_allclose(smooth(flat, affinity(an_embedding((8, 5, 6)))).values, 0.3, atol=1e-6)

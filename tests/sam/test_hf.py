@@ -117,6 +117,17 @@ def test_segment_anythings_weights_give_its_masks(shape: tuple[int, int]) -> Non
     assert iou(alone[0][0], alone[1][0]) > 0.99
 
 
+@pytest.mark.parametrize("shape", [(30, 44), (44, 30), (64, 64)])
+def test_segment_anythings_weights_give_its_embedding(shape: tuple[int, int]) -> None:
+    theirs = tiny_predictor()
+    mine = HFPredictor(tiny_sam_model(theirs.model), sam_processor("SamImageProcessorPil"))
+    expected, found = (s.embedding(s.image(picture(1, *shape))) for s in (Session.of(theirs), Session.of(mine)))
+    assert expected is not None
+    assert found is not None
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=0.1)  # rounding of resized pixels
+
+
 def tiny(kind: str) -> tuple[Any, Any]:
     """A model of a kind with random weights, and its processor."""
     torch.manual_seed(0)
@@ -195,6 +206,9 @@ def test_images_take_turns(kind: str) -> None:
     assert len(runs) == 2
     for one, two in zip(first, second, strict=True):
         assert np.array_equal(one[0], two[0])
+    embedding = session.embedding(images[0])
+    assert embedding is not None
+    assert embedding.shape[1:] == ((3, 4) if kind in ("Sam", "SamHQ") else (4, 4))
     session.reset()
     assert predictor.features is None
 

@@ -11,14 +11,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import open_clip
 import pytest
 import torch
 from helpers import TEMPLATES, TEXT, VIT, picture, tiny_clip, tokenizer, weights_hash
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
+import text2sam.sam.build as build_module
+from text2sam import cli
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import ChecksumError, DownloadError, InputError, Text2SamWarning, UnsupportedModelError, WeightsError
 from text2sam.lab.sticker.world import THINGS
@@ -42,7 +47,7 @@ def terms(surgery: ClipSurgery) -> PresenceTerms:
 @pytest.mark.parametrize("name", ["", "Sticker", "large", None])
 def test_unknown_presets(name: Any) -> None:
     for call in (get_preset, build, TextPromptedSAM.from_pretrained):
-        with pytest.raises(InputError, match="photo, mobile, base, huge, sticker"):
+        with pytest.raises(InputError, match="photo, mobile, base, huge, siglip2, sticker"):
             call(name)
 
 
@@ -66,7 +71,7 @@ def test_devices_are_checked_before_anything_is_loaded(options: dict[str, Any], 
 
 
 def test_table() -> None:
-    assert list(PRESETS) == ["photo", "mobile", "base", "huge", "sticker"]
+    assert list(PRESETS) == ["photo", "mobile", "base", "huge", "siglip2", "sticker"]
     names = open_clip.list_models()
     for name, preset in PRESETS.items():
         assert preset.name == name
@@ -74,11 +79,59 @@ def test_table() -> None:
         assert (preset.presence == PresenceTerms()) == (name != "sticker")
         if name not in ("photo", "sticker"):
             assert preset.clip_model in names
-            # with plain GELU OpenAI's weights load and give wrong features
-            assert open_clip.get_model_config(preset.clip_model)["quick_gelu"]
             clip, sam = CHECKPOINTS[preset.clip_checkpoint or ""], CHECKPOINTS[preset.sam_checkpoint or ""]
             assert (clip.kind, sam.kind) == ("clip", "sam")
-            assert preset.clip_model == f"{clip.model}-quickgelu"
+            # with plain GELU OpenAI's weights load and give wrong features
+            quick = clip.pretrained == "openai"
+            assert preset.clip_model == (f"{clip.model}-quickgelu" if quick else clip.model)
+            assert open_clip.get_model_config(preset.clip_model).get("quick_gelu", False) == quick
+            options = ModelOptions(clip_checkpoint=preset.clip_checkpoint)
+            assert presets.clip_architecture(preset, options) == preset.clip_model
+
+
+def siglip2_folder(folder: Path) -> Path:
+    """A SigLIP 2 of transformers with random weights and a tokenizer of a few words."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *["a", "photo", "of", "the", "cat", "dog"]])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=12, **special).save_pretrained(folder)
+    tower = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.SiglipConfig(
+        vision_config=tower | {"image_size": 32, "patch_size": 8},
+        text_config=tower | {"vocab_size": 20, "max_position_embeddings": 12, "pad_token_id": 0, "eos_token_id": 1},
+    )
+    torch.manual_seed(0)
+    transformers.SiglipModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpx, "Client", None)  # nothing is downloaded
+    Image.fromarray(picture()).save(tmp_path / "photo.png")
+    command = ["segment", str(tmp_path / "photo.png"), "cat", "--preset", "siglip2", "--out", str(tmp_path / "out"), "--json"]
+    refused = CliRunner().invoke(cli.app, command)
+    assert refused.exit_code == cli.common.EXIT_WEIGHTS
+    for part in ("siglip2-base-patch16-512 is not downloaded", "https://huggingface.co/google/siglip2", "--clip-checkpoint"):
+        assert part in refused.stderr
+    with pytest.raises(DownloadError, match="no SHA-256 of it is published"):
+        TextPromptedSAM.from_pretrained("siglip2", device="cpu")
+    sam = tmp_path / "sam.safetensors"
+    shutil.copy(models.SHIPPED.file("sam.safetensors"), sam)
+    monkeypatch.setattr(build_module, "_VIT_SHAPES", {(128, 6): "sticker"})  # the tests have no SAM 2.1 of 156 MB
+    monkeypatch.setattr(build_module, "MODEL_TYPES", ("sticker",))
+    monkeypatch.setattr(build_module, "_bare_sam", lambda kind: models.build_sam())
+    files = ["--clip-checkpoint", str(siglip2_folder(tmp_path / "siglip2")), "--sam-checkpoint", str(sam)]
+    done = CliRunner().invoke(
+        cli.app, [*command, *files, "--image-size", "32", "--depth", "2", "--threshold", "0", "--device", "cpu"]
+    )
+    assert done.exit_code == 0, done.stderr
+    [result] = json.loads(done.stdout)["results"]
+    assert result["map"]["grid"] == [4, 4]
+    assert 0 <= result["presence"] <= 1
 
 
 # CLIP checkpoints from files

@@ -14,14 +14,19 @@ from text2sam.zoo.table import CHECKPOINTS, checkpoint
 
 
 def test_the_table_is_well_formed() -> None:
-    assert {item.model for item in CHECKPOINTS.values() if item.kind == "sam"} == {"vit_t", "vit_b", "vit_l", "vit_h"}
+    assert {item.model for item in CHECKPOINTS.values() if item.kind == "sam"} == {"vit_t", "vit_b", "vit_l", "vit_h", None}
     for name, item in CHECKPOINTS.items():
         assert name == item.name == name.lower()
+        assert item.licence
+        assert item.pretrained == ("openai" if name.endswith("-openai") else None)
+        if item.sha256 is None:  # nothing to check a download against
+            assert not item.urls
+            assert "https://" in item.get
+            continue
         assert re.fullmatch("[0-9a-f]{64}", item.sha256)
         assert item.urls
         assert all(url.startswith("https://") and url.endswith(f"/{item.filename}") for url in item.urls)
-        assert (item.pretrained == "openai") == (item.kind == "clip")
-        if item.kind == "clip":
+        if item.pretrained:
             assert item.sha256 in item.urls[0]
     assert len({item.filename for item in CHECKPOINTS.values()}) == len(CHECKPOINTS)
 
@@ -30,11 +35,11 @@ def test_the_table_holds_every_openai_model_of_open_clip() -> None:
     from open_clip.pretrained import get_pretrained_url, list_pretrained
 
     urls = {get_pretrained_url(model, tag) for model, tag in list_pretrained() if tag == "openai"}
-    ours = {item.urls[0] for item in CHECKPOINTS.values() if item.kind == "clip"}
+    ours = {item.urls[0] for item in CHECKPOINTS.values() if item.pretrained}
     assert ours == urls
     for item in CHECKPOINTS.values():
         if item.pretrained:
-            assert get_pretrained_url(item.model, item.pretrained) == item.urls[0]
+            assert get_pretrained_url(str(item.model), item.pretrained) == item.urls[0]
 
 
 def test_mobile_sam_of_the_table_is_the_real_file(shared_data: Path) -> None:

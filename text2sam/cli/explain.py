@@ -14,7 +14,7 @@ from text2sam.cli.output import corners, echo, print_json
 from text2sam.errors import InputError
 from text2sam.tables import aligned
 
-_NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles")
+_NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles", "smooth")
 
 
 @app.command(epilog=CODES_HELP)

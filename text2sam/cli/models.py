@@ -32,7 +32,7 @@ class ModelFile:
         kind: ``"clip"`` or ``"sam"``.
         size: bytes; None where it is not known.
         licence: SPDX identifier.
-        path: its place, whether or not it is there.
+        path: its place, whether or not it is there; None for a file that users get themselves.
         cached: whether it is there and of the right size; ``models verify`` compares the contents.
         shipped: the weights of the package that it is part of; None for a checkpoint.
         description: one line.
@@ -42,7 +42,7 @@ class ModelFile:
     kind: str
     size: int | None
     licence: str
-    path: Path
+    path: Path | None
     cached: bool
     shipped: Shipped | None
     description: str
@@ -63,6 +63,9 @@ def model_files() -> dict[str, ModelFile]:
             licence, about = pair.licences[path.name], "ships with the package"
             files.append(ModelFile(f"{pair.name}-{kind}", kind, size, licence, path, size is not None, pair, about))
     for item in CHECKPOINTS.values():
+        if item.sha256 is None:
+            files.append(ModelFile(item.name, item.kind, item.size, item.licence, None, False, None, item.description))
+            continue
         path, there = cache_path(item.name), local_path(item.name) is not None
         size = path.stat().st_size if there and item.size is None else item.size
         files.append(ModelFile(item.name, item.kind, size, item.licence, path, there, None, item.description))
@@ -117,7 +120,9 @@ def list_models(as_json: Json = False) -> None:
     presets = {name: preset_files(name) for name in PRESETS}
     if as_json:
         described = [{"name": n, "files": parts, "description": PRESETS[n].description} for n, parts in presets.items()]
-        listed = [{**vars(file), "path": str(file.path), "shipped": file.shipped is not None} for file in files.values()]
+        listed = [
+            {**vars(file), "path": file.path and str(file.path), "shipped": file.shipped is not None} for file in files.values()
+        ]
         print_json({"cache": str(cache_folder()), "files": listed, "presets": described})
         return
     rows = [[f.name, f.kind, _size(f.size), f.licence, _state(f), f.description] for f in files.values()]
@@ -168,6 +173,8 @@ def _state(file: ModelFile) -> str:
         return "ships" if file.cached else "missing"
     if file.cached:
         return "yes"
+    if file.path is None:
+        return "your own file"
     return "damaged" if file.path.is_file() else "no"
 
 
@@ -179,7 +186,7 @@ def pull_models(
     """Download files into the cache and print their paths. The name of a preset stands for its two files."""
     from text2sam.zoo.download import pull
 
-    for file in named_files(names):
+    for file in sorted(named_files(names), key=lambda file: file.path is None):  # what can be downloaded comes first
         if file.shipped:
             echo(f"{file.name} ships with the package", to_stderr=True)
             echo(str(_existing(file)))
@@ -195,7 +202,8 @@ def verify_models(
     ] = None,
 ) -> None:
     """Compare the SHA-256 of files with the recorded one."""
-    chosen = named_files(names) if names else [f for f in model_files().values() if f.shipped or f.path.is_file()]
+    there = [f for f in model_files().values() if f.shipped or (f.path is not None and f.path.is_file())]
+    chosen = named_files(names) if names else there
     results = [_verify(file) for file in chosen]
     echo(aligned(["name", "status", "finding"], [[r.name, r.status, r.detail] for r in results]))
     if not all(r.ok for r in results):
@@ -205,6 +213,8 @@ def verify_models(
 def _verify(file: ModelFile) -> VerifyResult:
     from text2sam.zoo.download import VerifyResult, file_sha256, verify
 
+    if file.path is None:
+        return VerifyResult(file.name, Path(), "own", "", None, "your own file, of which no SHA-256 is published")
     if not file.shipped:
         return verify(file.name)
     try:
@@ -256,6 +266,10 @@ def path_of_model(name: Annotated[str, typer.Argument(metavar="NAME", help="A fi
 
 
 def _existing(file: ModelFile) -> Path:
+    if file.path is None:
+        from text2sam.zoo.download import cache_path
+
+        return cache_path(file.name)  # which says how to get it
     if not file.cached:
         help_ = "reinstall text2sam" if file.shipped else f"get it with: text2sam models pull {file.name}"
         raise WeightsError(f"{file.name} is not at {file.path}, or not complete; {help_}")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from text2sam.cli.common import one_of, split_list
-from text2sam.clip.attention import METHODS
+from text2sam.clip.attention import METHODS, check_method
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ def option(name: str, metavar: str, text: str, **more: Any) -> Any:
     return typer.Option(name, metavar=metavar, help=text, **more)
 
 
+def _known_method(value: str) -> str:
+    try:
+        return check_method(value)
+    except InputError as error:
+        raise typer.BadParameter(f"{error}.", param_hint="--method") from None
+
+
 Device = Annotated[str | None, option("--device", "NAME", "cpu, cuda, cuda:N or mps (default: the best).")]
 Against = Annotated[
     list[str] | None, option("--against", "TEXT", "What else may be in the image; repeat it or give a comma list.")
@@ -53,7 +60,7 @@ Method = Annotated[
         "--method",
         "NAME",
         f"How similarity maps are made: {', '.join(METHODS)}.",
-        callback=one_of("--method", tuple(METHODS)),
+        callback=_known_method,
     ),
 ]
 BatchSize = Annotated[int, option("--batch-size", "N", "Images that CLIP encodes at once.", min=1)]
@@ -261,6 +268,13 @@ class HowOptions(OptionGroup):
     strategy: Annotated[
         str, option("--strategy", "NAME", "Recipe for points and masks: objects, or paper, the papers' own.")
     ] = "objects"
+    smooth: Annotated[
+        bool | None,
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Whether maps are smoothed over SAM's embedding of the image (default: as the recipe does).",
+        ),
+    ] = None
     method: Method = "surgery"
     tiles: Tiles = None
     max_objects: Annotated[int, option("--max-objects", "N", "Number of objects of a text to look for at most.", min=1)] = 100
@@ -272,10 +286,12 @@ class HowOptions(OptionGroup):
             InputError: an option is not usable.
         """
         from text2sam.options import Options
+        from text2sam.recipes import get_recipe
 
+        recipe: Any = get_recipe(self.strategy)
         return Options(
             against=split_list(self.against) or None,
-            strategy=self.strategy,
+            strategy=self.strategy if self.smooth is None else replace(recipe, smooth=self.smooth),
             method=self.method,
             tiles=parse_tiles(self.tiles),
             max_objects=self.max_objects,

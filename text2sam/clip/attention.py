@@ -141,12 +141,21 @@ METHODS: Mapping[str, MapMethod] = MappingProxyType(
 """Every way to make a similarity map, by the name that ``method`` goes by. The one list of methods."""
 
 
+CORRCLIP = "corrclip"
+"""Name of the method of semantic segmentation whose attention SAM's masks limit (:mod:`text2sam.tasks.corrclip`)."""
+
+
 def check_method(method: Method) -> Method:
     """A name in :data:`METHODS`.
 
     Raises:
         InputError: it is anything else.
     """
+    if method == CORRCLIP:
+        raise InputError(
+            f"method {CORRCLIP!r} needs SAM's masks of the whole image, and is one of segment_semantic and text2sam evaluate "
+            f"semantic alone; here it must be one of {', '.join(METHODS)}"
+        )
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     return method

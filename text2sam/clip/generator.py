@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -22,9 +22,19 @@ from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, ch
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
-from text2sam.clip.towers import TowerTokens, check_depth, check_faithful, check_kinds, exact, image_tower, opened, run_tower
+from text2sam.clip.towers import (
+    TowerTokens,
+    check_depth,
+    check_faithful,
+    check_kinds,
+    evaluating,
+    exact,
+    image_tower,
+    opened,
+    run_tower,
+)
 from text2sam.devices import check_dtype, pick_device
-from text2sam.errors import InputError
+from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike, check_several, read_image
 from text2sam.presence import presence_logit
@@ -197,6 +207,49 @@ class ClipSurgery:
             for tokens, blended in zip((whole.surgery, whole.raw, *whole.others.values()), tiled, strict=True)
         )
         return ImageFeatures(surgery, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
+
+    def encode_mixed(
+        self,
+        images: Sequence[ImageLike],
+        weights: Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor],
+    ) -> list[ImageFeatures]:
+        """Features of images whose patches mix the values of the last block by weights of the caller's, in every head.
+
+        The block's residual and MLP are left out, as in ClearCLIP (arXiv 2407.12442).
+
+        Args:
+            images: anything :func:`text2sam.image.read_image` accepts, encoded as one batch.
+            weights: called for each image and scale with the image's position, (gh, gw), and (gh*gw, D), queries plus keys of
+                the patches, heads side by side; gives (gh*gw, gh*gw), what each patch takes of each.
+
+        Returns:
+            Features whose ``raw`` and ``surgery`` tokens are those; the class token is the model's own.
+
+        Raises:
+            ImageError: an image cannot be read.
+            UnsupportedModelError: the tower has no transformer's blocks.
+        """
+        mixed = getattr(self.tower, "mixed", None)
+        if mixed is None:
+            raise UnsupportedModelError(
+                f"patches are mixed in the last block of a transformer, which {type(self.tower.module).__name__} has not; a "
+                "ViT such as ViT-B-16 has"
+            )
+
+        def run(pixels: torch.Tensor) -> TowerTokens:
+            dtype = next(self.tower.module.parameters()).dtype
+            with exact(self.device), evaluating(self.tower.module):
+                tokens: TowerTokens = mixed(
+                    pixels.to(self.device, dtype),
+                    lambda grid, looks: torch.stack([weights(i, grid, own.float()) for i, own in enumerate(looks)]),
+                )
+            return tokens
+
+        check_several(images)
+        read = [read_image(image) for image in images]
+        tokens = self._at_scales(read, run)
+        shapes = [(image.shape[0], image.shape[1]) for image in read]
+        return [ImageFeatures(tokens.surgery[i], tokens.raw[i], tokens.grid, shape) for i, shape in enumerate(shapes)]
 
     def similarity(
         self,
@@ -446,7 +499,7 @@ class ClipSurgery:
         return tuple(kind.name for kind in check_kinds(self.tower, further))
 
     def _encoded(self, images: list[NDArray[np.uint8]], kinds: tuple[str, ...]) -> list[ImageFeatures]:
-        tokens = self._at_scales(images, kinds)
+        tokens = self._at_scales(images, lambda pixels: self._run(pixels, kinds))
         return [
             ImageFeatures(
                 tokens.surgery[i],
@@ -458,14 +511,14 @@ class ClipSurgery:
             for i, image in enumerate(images)
         ]
 
-    def _at_scales(self, images: Sequence[NDArray[np.uint8]], kinds: tuple[str, ...]) -> TowerTokens:
+    def _at_scales(self, images: Sequence[NDArray[np.uint8]], run: Callable[[torch.Tensor], TowerTokens]) -> TowerTokens:
         """Tokens of images, each resized to ``image_size`` at every scale: float32, L2-normalised, on its grid."""
         (height, width), patch = self.image_size, self.tower.patch
         sets = []
         for scale in self.scales:
             size = whole_patches((max(1, round(height * scale)), max(1, round(width * scale))), patch)
             pixels = torch.cat([normalise(resize(image, size), self.mean, self.std) for image in images])
-            tokens = self._run(pixels, kinds)
+            tokens = run(pixels)
             others = {name: _normalized(kind) for name, kind in tokens.others.items()}
             sets.append(TowerTokens(_normalized(tokens.surgery), _normalized(tokens.raw), tokens.grid, others))
         return average_scales(sets, (height // patch[0], width // patch[1]))
@@ -485,7 +538,7 @@ class ClipSurgery:
         for start in range(0, len(layout), batch_size):
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
-            tokens = self._at_scales(cut, kinds)
+            tokens = self._at_scales(cut, lambda pixels: self._run(pixels, kinds))
             every = (tokens.surgery, tokens.raw, *tokens.others.values())
             yield torch.stack([kind[:, 1:] for kind in every], dim=2).unflatten(1, (th, tw))
 

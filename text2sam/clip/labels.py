@@ -25,8 +25,8 @@ def check_request(texts: Sequence[str], against: Sequence[str] | None, method: M
     alone = [text for text in wanted if labels is not None and not without(text, labels)]
     if METHODS[method].removes and alone:
         raise InputError(
-            f"against={labels!r} leaves {alone[0]!r} alone in its label set, where feature surgery gives 0 everywhere; "
-            "name at least one other text or pass against=None"
+            f"against={labels!r} leaves {alone[0]!r} alone in its label set, with nothing to set it against; name at "
+            "least one other text or pass against=None"
         )
     return wanted, labels
 

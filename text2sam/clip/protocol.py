@@ -39,7 +39,8 @@ class MapGenerator(Protocol):
     - ``vocabulary`` with ``region_odds(features, text, shares)``, and ``maps(..., vocabulary=True)``: names that texts are set
       against; features then have a ``grid``.
     - ``fine: bool``: True where maps part things that touch. The default recipe takes these as they are and asks SAM at their
-      peaks. Others it smooths over SAM's embedding of the image, and it also asks for the region around the first peak.
+      peaks. Others it smooths over SAM's embedding of the image (unless its ``smooth`` decides otherwise), and it also asks for
+      the region around the first peak.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``sense(text)``: what a text stands for, any hashable value; equal for texts that are one thing to the model.
     - ``fingerprint() -> str``: stands for the model in calibrations.

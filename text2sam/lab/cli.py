@@ -167,7 +167,9 @@ def evaluate_annotation(
 class ClipOptions(ModelOptions):
     """The CLIP that is measured."""
 
-    sam_checkpoint: Annotated[str | None, option("--sam-checkpoint", "FILE", "", hidden=True)] = None
+    sam_checkpoint: Annotated[
+        str | None, option("--sam-checkpoint", "FILE", "Of semantic with corrclip or --refine alone: other SAM weights.")
+    ] = None
     scales: Annotated[
         str | None,
         option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1; the papers' way is 1 alone."),
@@ -184,13 +186,12 @@ class ClipOptions(ModelOptions):
         """
         from text2sam.lab.runner import ModelChoice
 
-        if self.sam_checkpoint is not None:
-            raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {self.sam_checkpoint!r}")
         self.check()
         return ModelChoice(
             preset=self.preset,
             clip_checkpoint=self.clip_checkpoint,
             clip_model=self.clip_model,
+            sam_checkpoint=self.sam_checkpoint,
             untrained=untrained,
             image_size=self.image_size,
             depth=self.depth,
@@ -344,10 +345,14 @@ def evaluate_semantic(
         int | None, option("--short-side", "PIXELS", "Resize the shorter side to this for the windows.", min=1)
     ] = None,
     tiles: Tiles = None,
+    refine: Annotated[
+        str | None,
+        option("--refine", "sam|regions", "Let SAM's masks vote: those of each class's regions, or of the whole image."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the class of each pixel: mIoU of architecture, surgery, features, itsm, rclip, maskclip, sclip, clearclip,
-    naclip, gem."""
+    naclip, gem, pearl, resclip, and of corrclip, which needs the preset's SAM and is not in --compare all."""
     data.run(
         "semantic",
         clip,
@@ -359,6 +364,7 @@ def evaluate_semantic(
         stride=stride,
         short_side=short_side,
         tiles=parse_tiles(tiles),
+        refine=refine,
     )
 
 

@@ -50,6 +50,7 @@ class Objects(Recipe):
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
+        smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine.
 
     Raises:
         InputError: a number is out of range.
@@ -62,6 +63,7 @@ class Objects(Recipe):
     fine_support: float = 0.5
     margin: float = 5.0
     answers_absent: bool = False
+    smooth: bool | None = None
 
     def __post_init__(self) -> None:
         check_number("support", self.support, 0, 1)

@@ -37,12 +37,16 @@ class Paper(Recipe):
     """CLIP Surgery's own way from a map to a mask (arXiv 2304.05653, section 3.4): one mask for all objects of a text.
 
     A text that is not there gets a mask all the same: the hottest place of a map always exists.
+
+    Attributes:
+        smooth: see :class:`~text2sam.recipes.view.Recipe`; None is the papers' way, without smoothing.
     """
 
     name: str = "paper"
     answers_absent: bool = True
     single: bool = True
     vocabulary: bool = False
+    smooth: bool | None = None
 
     def find(self, view: View, query: Query) -> list[Found]:
         """One object, or none where the map is flat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.types import SimilarityMap
 
@@ -28,9 +29,12 @@ def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, re
         (gh, gw, gh, gw) float32, the last two axes add up to 1.
 
     Raises:
-        InputError: the embedding is not of the shape above.
+        InputError: the embedding is not of the shape above, or a number is out of range.
     """
     import torch
+
+    check_number("sharpness", sharpness, 0)
+    check_number("reach", reach, 0, above=True)
 
     if embedding.ndim != 3 or not embedding.size:
         raise InputError(f"embedding must be a non-empty array of shape (C, gh, gw), not {embedding.shape}")

@@ -89,6 +89,7 @@ class View:
             image; recipes go through the methods below.
         against, method: the options of that name.
         vocabulary: whether texts are set against the generator's vocabulary, where it has one and no label set is given.
+        smooth: whether :meth:`maps` smooths over SAM's embedding; None leaves it to the recipe, which may use :meth:`smoothed`.
     """
 
     shape: tuple[int, int]
@@ -101,13 +102,19 @@ class View:
     max_objects: int = 100
     avoid: Avoid = Avoid()
     vocabulary: bool = False
+    smooth: bool | None = None
     _made: dict[Query, list[SimilarityMap]] = field(default_factory=dict, init=False, repr=False)
     _weights: list[NDArray[np.float32] | None] = field(default_factory=list, init=False, repr=False)
 
     def maps(self, query: Query) -> list[SimilarityMap]:
-        """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query."""
+        """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query.
+
+        Raises:
+            UnsupportedModelError: they are to be smoothed, and the predictor keeps no embedding.
+        """
         if query not in self._made:
-            self._made[query] = self._make(query)
+            made = self._make(query)
+            self._made[query] = [self._over_embedding(each) for each in made] if self.smooth else made
         return list(self._made[query])
 
     def _make(self, query: Query) -> list[SimilarityMap]:
@@ -124,17 +131,25 @@ class View:
         return bool(getattr(self.generator, "fine", False))
 
     def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
-        """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`).
+        """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`), unless :attr:`smooth` decides.
 
         As it is where the generator's maps are :attr:`fine`, where the predictor keeps no embedding, and where the map
         has more places than that, since the embedding tells nothing between its places.
         """
-        if similarity.flat or self.fine:
+        return similarity if self.fine or self.smooth is not None else self._over_embedding(similarity)
+
+    def _over_embedding(self, similarity: SimilarityMap) -> SimilarityMap:
+        if similarity.flat:
             return similarity
         if not self._weights:
             embedding = self.session.embedding(self.image)
             self._weights.append(None if embedding is None else affinity(embedding))
         [weights] = self._weights
+        if weights is None and self.smooth:
+            raise UnsupportedModelError(
+                "maps are smoothed over SAM's embedding of the image, and this predictor keeps none; leave out smooth=True "
+                "(--smooth)"
+            )
         if weights is None or similarity.values.size > weights[0, 0].size:
             return similarity
         return smooth(similarity, weights)
@@ -204,12 +219,16 @@ class Recipe:
         answers_absent: whether a text that is not there by its presence score is looked for all the same.
         single: whether the recipe makes one mask for all objects of a text, so that results have no ``objects``.
         vocabulary: see :class:`View`.
+        smooth: True smooths every map over SAM's embedding (:mod:`text2sam.recipes.smoothing`), also those in results, and
+            those of texts that are not there, which costs SAM's encoding; maps of more places than the embedding, as those of
+            tiles, stay as they are. False smooths none. None leaves it to the recipe.
     """
 
     name: str = "recipe"
     answers_absent: bool = False
     single: bool = False
     vocabulary: bool = True
+    smooth: bool | None = None
 
     def find(self, view: View, query: Query) -> list[Found]:
         """The objects of a target in an image, highest score first; empty where there is none."""

@@ -134,8 +134,8 @@ class Session:
         """What SAM's image encoder made of an image, which is encoded where it is not yet.
 
         Returns:
-            (C, gh, gw) float32 over the image, without padding; None for predictors that do not keep it as ``SamPredictor``
-            and ``SAM2ImagePredictor`` do.
+            (C, gh, gw) float32 over the image, without padding; None for predictors that do not keep it as ``SamPredictor``,
+            ``SAM2ImagePredictor`` and :class:`~text2sam.sam.hf.HFPredictor` do.
         """
         import torch
 
@@ -147,14 +147,19 @@ class Session:
         held = state.get("features")
         if held is None and isinstance(state.get("_features"), Mapping):
             held = state["_features"].get("image_embed")
+        elif isinstance(held, Mapping):
+            held = held.get("image_embeddings")
+            held = held[-1] if isinstance(held, (list, tuple)) else held  # SAM 2's come with finer ones
         if not isinstance(held, torch.Tensor) or held.ndim != 4 or len(held) != 1:
             return None
         features = held.detach().float().cpu()
         side = getattr(getattr(self._predictor, "transform", None), "target_length", None)
-        if "input_size" not in state or not side:  # SAM 2 squashes the image to a square
+        padded = (side, side) if side else state.get("padded_size")
+        if "input_size" not in state or not padded:  # SAM 2 squashes the image to a square
             return features[0].numpy()
         # the image fills a part of the square, which need not end between two places
-        filled = [length / side * places for length, places in zip(state["input_size"], features.shape[2:], strict=True)]
+        sizes = zip(state["input_size"], padded, features.shape[2:], strict=True)
+        filled = [length / whole * places for length, whole, places in sizes]
         at = [
             (torch.arange(count) + 0.5) * (share / count) * (2 / places) - 1
             for share, places in zip(filled, features.shape[2:], strict=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam.checks import check_number, check_shape
+from text2sam.clip.attention import CORRCLIP
 from text2sam.errors import InputError, PromptError
 from text2sam.paint import voc_palette
 from text2sam.recipes.points import patch_shares
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from text2sam.image import ImageLike
     from text2sam.pipeline import TextPromptedSAM
     from text2sam.tasks._inputs import Labels
+    from text2sam.tasks.corrclip import Box
 
 BACKGROUND = "background"
 """Name of the class that background words, or a threshold, make."""
@@ -136,7 +138,8 @@ def segment_semantic(
     stride: int | None = None,
     short_side: int | None = None,
     logit_scale: float = LOGIT_SCALE,
-    refine: Literal["sam"] | None = None,
+    refine: Literal["sam", "regions"] | None = None,
+    regions: NDArray[Any] | None = None,
     batch_size: int = 8,
 ) -> SemanticMap:
     """The class of every pixel: the label whose similarity map is highest there.
@@ -164,20 +167,27 @@ def segment_semantic(
     keep their class, but where there is a background, what a mask that covers at least half of its region leaves of it
     becomes that. (The papers prompt SAM with texts only; this vote is our own.)
 
+    With ``refine="regions"`` the image is cut into what SAM sees at a grid of points, whatever the labels
+    (:func:`text2sam.tasks.regions.find_regions`), and each region takes the class that most of its pixels have. The method
+    ``"corrclip"`` (arXiv 2411.10086, :mod:`text2sam.tasks.corrclip`) also keeps patches from attending to other regions; the
+    vote is part of it.
+
     Args:
-        model: a ClipSurgery; or a pair, whose surgery is taken. Refinement needs the pair.
+        model: a ClipSurgery; or a pair, whose surgery is taken. Refinement needs the pair, or ``regions``.
         image: anything :func:`text2sam.image.read_image` accepts; or features from ``ClipSurgery.encode_image``, encoded for
             ``method``, where neither windows nor refinement are wanted.
         labels: names; or a mapping from names to the words for each. Taken literally, at most 65,535.
         background: words for what is none of the labels; they make one class, ``"background"``, of index 0.
         threshold: in [0, 1]: a pixel whose best probability is below it is background. That is the label of that name, or
             else a class of index 0. One label alone is then set against the empty text.
-        method: any of :data:`text2sam.clip.attention.METHODS`.
+        method: any of :data:`text2sam.clip.attention.METHODS`, or ``"corrclip"``.
         window: side of the sliding window in pixels of the resized image; None encodes the image whole.
         stride: step between windows, at most ``window``; half a window by default.
         short_side: the image's shorter side is resized to this many pixels for the windows; None leaves it.
         logit_scale: above 0. It changes probabilities only, so nothing where there is neither threshold nor refinement.
-        refine: ``"sam"`` lets SAM's masks vote.
+        refine: ``"sam"`` or ``"regions"`` lets SAM's masks vote.
+        regions: for ``refine="regions"`` and ``"corrclip"``, in place of SAM's: (H, W) whole numbers, the region of each pixel
+            from 1, and 0 for none; or (M, H, W) bool masks, of which the smallest has a pixel.
         batch_size: how many windows are encoded at once.
 
     Returns:
@@ -196,28 +206,49 @@ def segment_semantic(
     from text2sam.clip.generator import ImageFeatures
     from text2sam.image import read_image
     from text2sam.tasks._inputs import class_features, surgery_of
+    from text2sam.tasks.regions import check_regions, find_regions, majority
 
     surgery = surgery_of(model)
-    check_method(method)
+    scoped = method == CORRCLIP
+    if not scoped:
+        check_method(method)
     plan = _plan(labels, background, threshold)
     windows = _check_windows(window, stride, short_side)
     check_number("batch_size", batch_size, 1, whole=True)
     logit_scale = check_number("logit_scale", logit_scale, 0, sys.float_info.max, above=True)
-    if refine not in (None, "sam"):
-        raise InputError(f"refine must be 'sam' or None, not {refine!r}")
-    if refine and not hasattr(model, "session"):
-        raise InputError("refine='sam' needs a TextPromptedSAM: a ClipSurgery has no SAM")
-    if isinstance(image, ImageFeatures) and (windows or refine):
-        raise InputError("windows and refine='sam' need the image itself, not its features")
+    if refine not in (None, "sam", "regions"):
+        raise InputError(f"refine must be 'sam', 'regions' or None, not {refine!r}")
+    if scoped and refine == "sam":
+        raise InputError(f"the regions' vote is part of method={method!r}; leave out refine='sam'")
+    voting = scoped or refine == "regions"
+    if regions is not None and not voting:
+        raise InputError(f"regions are for refine='regions' and method={CORRCLIP!r}; give one of the two")
+    wish = f"method={method!r}" if scoped else f"refine={refine!r}"
+    if (refine or scoped) and not hasattr(model, "session") and regions is None:
+        raise InputError(f"{wish} needs a TextPromptedSAM: a ClipSurgery has no SAM{'; or give regions' if voting else ''}")
+    if isinstance(image, ImageFeatures) and (windows or refine or scoped):
+        raise InputError(f"windows, refine= and method={CORRCLIP!r} need the image itself, not its features")
     texts = class_features(surgery, [words or ("",) for words in plan.words], None)
     seen = image if isinstance(image, ImageFeatures) else read_image(image)
+    cut: NDArray[Any] | None = None
+    scope: _Scope | None = None
+    if voting and isinstance(seen, np.ndarray):
+        session: Any = getattr(model, "session", None)
+        held = None if session is None else session.image(seen)
+        cut = find_regions(session, held) if regions is None else check_regions(regions, check_shape(seen.shape[:2]))
+        if scoped:
+            scope = _Scope(cut, None if session is None else session.embedding(held))
     with torch.inference_mode():
-        field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size)
+        field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size, scope)
         classes = _classify(field, shape, logit_scale, plan)
         probabilities = _shares(field, grid, logit_scale, plan)
-    if refine and isinstance(seen, np.ndarray):
+    if refine == "sam" and isinstance(seen, np.ndarray):
         classes = _vote(model, seen, classes, probabilities, plan)
-    return SemanticMap(plan.labels, classes, probabilities, plan.background, method, plan.threshold, refined=refine is not None)
+    if cut is not None:
+        classes = majority(classes, cut)
+    return SemanticMap(
+        plan.labels, classes, probabilities, plan.background, method, plan.threshold, refined=refine is not None or scoped
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +309,25 @@ def _check_windows(window: int | None, stride: int | None, short_side: int | Non
     return side, step, None if short_side is None else int(check_number("short_side", short_side, 1, whole=True))
 
 
+@dataclass(frozen=True, eq=False)
+class _Scope:
+    """What limits attention: (H, W) regions, and SAM's embedding (C, h, w), if there is one."""
+
+    regions: NDArray[Any]
+    embedding: NDArray[np.float32] | None
+
+    def weights(self, boxes: Sequence[Box]) -> Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor]:
+        """For ``ClipSurgery.encode_mixed`` of the parts of the image in boxes."""
+        from text2sam.tasks.corrclip import patch_looks, patch_regions, region_attention
+
+        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
+            if self.embedding is not None:
+                looks = patch_looks(self.embedding, grid, boxes[i]).to(looks.device)
+            return region_attention(patch_regions(self.regions, grid, boxes[i]), looks)
+
+        return weights
+
+
 Field = Callable[[int, int], "torch.Tensor"]
 """Similarities made on demand: ``field(start, stop)`` is (stop - start, h, w), columns of the plan on a grid."""
 
@@ -289,17 +339,22 @@ def _encode(
     method: Method,
     windows: tuple[int, int, int | None] | None,
     batch_size: int,
+    scope: _Scope | None,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
-        values = surgery.similarities(features, texts, method, empty)[1:]  # (gh*gw, columns)
+        how = method if scope is None else "itsm"  # the tokens are made of the regions already
+        values = surgery.similarities(features, texts, how, empty)[1:]  # (gh*gw, columns)
         return values.T.reshape(-1, *features.grid)
 
-    if not isinstance(image, np.ndarray):
-        features = image
-    else:
+    def look(images: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[torch.Tensor]:
+        if scope is None:
+            return [columns(features) for features in surgery.encode(images, methods=[method])]
+        return [columns(features) for features in surgery.encode_mixed(images, scope.weights(boxes))]
+
+    if isinstance(image, np.ndarray):
         shape = check_shape(image.shape[:2])
         if windows is not None:
             side, step, short = windows
@@ -307,11 +362,12 @@ def _encode(
             resized = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
             if max(resized) > side:
                 picture = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR)
-                field, grid = _slide(surgery, np.asarray(picture), columns, side, step, method, batch_size)
+                field, grid = _slide(np.asarray(picture), look, side, step, batch_size)
                 return field, grid, shape
-        features = surgery.encode_image(image, methods=[method])
-    values = columns(features)
-    return lambda start, stop: values[start:stop], features.grid, features.shape
+        [values] = look([image], [(0.0, 0.0, 1.0, 1.0)])
+        return lambda start, stop: values[start:stop], check_shape(values.shape[1:]), shape
+    values = columns(image)
+    return lambda start, stop: values[start:stop], image.grid, image.shape
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -327,12 +383,10 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _slide(
-    surgery: ClipSurgery,
     image: NDArray[np.uint8],
-    columns: Callable[[ImageFeatures], torch.Tensor],
+    look: Callable[[Sequence[NDArray[np.uint8]], Sequence[Box]], list[torch.Tensor]],
     side: int,
     step: int,
-    method: Method,
     batch_size: int,
 ) -> tuple[Field, tuple[int, int]]:
     """Similarities of windows, averaged where they overlap, and the grid of the whole image."""
@@ -343,8 +397,9 @@ def _slide(
     corners = [(y, x) for y in window_starts(height, side, step) for x in window_starts(width, side, step)]
     grids: list[torch.Tensor] = []  # (columns, gh, gw) each
     for start in range(0, len(corners), batch_size):
-        cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in corners[start : start + batch_size]]
-        grids += [columns(features) for features in surgery.encode(cut, methods=[method])]
+        some = corners[start : start + batch_size]
+        cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in some]
+        grids += look(cut, [(y / height, x / width, crop[0] / height, crop[1] / width) for y, x in some])
     times = torch.zeros(height, width, device=grids[0].device)
     for y, x in corners:
         times[y : y + crop[0], x : x + crop[1]] += 1

@@ -46,23 +46,23 @@ class VerifyResult:
     Attributes:
         name: the checkpoint.
         path: its place in the cache.
-        status: ``"ok"``, ``"missing"`` or ``"corrupt"``.
-        expected: SHA-256 in the table.
+        status: ``"ok"``, ``"missing"`` or ``"corrupt"``; ``"own"`` for a file that users get themselves.
+        expected: SHA-256 in the table; empty where there is none.
         actual: SHA-256 of the file; None when it is missing.
         detail: the finding in words.
     """
 
     name: str
     path: Path
-    status: Literal["ok", "missing", "corrupt"]
+    status: Literal["ok", "missing", "corrupt", "own"]
     expected: str
     actual: str | None
     detail: str
 
     @property
     def ok(self) -> bool:
-        """Whether the file is there and intact."""
-        return self.status == "ok"
+        """Whether nothing is wrong with the file."""
+        return self.status in ("ok", "own")
 
 
 def cache_folder() -> Path:
@@ -81,12 +81,13 @@ def cache_path(name: str) -> Path:
     Two checkpoints that share a file name get a folder each, named after the start of their SHA-256.
 
     Raises:
-        WeightsError: no checkpoint has that name.
+        WeightsError: no checkpoint has that name, or it is one that users get themselves.
     """
     item = checkpoint(name)
+    known_sha256(item)
     folder = cache_folder() / "checkpoints"
     if any(other.filename == item.filename and other.sha256 != item.sha256 for other in CHECKPOINTS.values()):
-        folder /= item.sha256[:12]
+        folder /= known_sha256(item)[:12]
     return folder / item.filename
 
 
@@ -100,6 +101,20 @@ def local_path(name: str) -> Path | None:
     if not os.path.isfile(path) or (item.size is not None and path.stat().st_size != item.size):
         return None
     return path
+
+
+def known_sha256(item: Checkpoint) -> str:
+    """The SHA-256 of a checkpoint.
+
+    Raises:
+        DownloadError: there is none in the table; the message says how to get the weights without us.
+    """
+    if item.sha256 is None:
+        raise DownloadError(
+            f"{item.name} is not downloaded, as no SHA-256 of it is published: get {item.get}, and give its path as "
+            f"{item.option}= (on the command line --{item.option.replace('_', '-')})"
+        )
+    return item.sha256
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -119,19 +134,19 @@ def verify(name: str) -> VerifyResult:
     """
     item, path = checkpoint(name), cache_path(name)
     if not os.path.isfile(path):
-        return VerifyResult(name, path, "missing", item.sha256, None, f"not in the cache; text2sam models pull {name}")
-    before = path.stat()
+        return VerifyResult(name, path, "missing", known_sha256(item), None, f"not in the cache; text2sam models pull {name}")
+    before, expected = path.stat(), known_sha256(item)
     actual = file_sha256(path)
-    if actual == item.sha256:
+    if actual == expected:
         _note(path, item, before)
-        return VerifyResult(name, path, "ok", item.sha256, actual, f"{before.st_size:,} bytes, SHA-256 as in the table")
+        return VerifyResult(name, path, "ok", expected, actual, f"{before.st_size:,} bytes, SHA-256 as in the table")
     with suppress(OSError):
         _sidecar(path).unlink()
     size = f", {item.size:,} expected" if item.size is not None and item.size != before.st_size else ""
     detail = (
         f"{before.st_size:,} bytes{size}; SHA-256 {actual} instead of {item.sha256}; text2sam models pull {name} replaces it"
     )
-    return VerifyResult(name, path, "corrupt", item.sha256, actual, detail)
+    return VerifyResult(name, path, "corrupt", expected, actual, detail)
 
 
 def pull(name: str, *, progress: bool = True, force: bool = False, urls: Sequence[str] | None = None) -> Path:
@@ -151,7 +166,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False, urls: Sequenc
         The path in the cache.
 
     Raises:
-        WeightsError: no checkpoint has that name, or the cached file cannot be read.
+        WeightsError: no checkpoint has that name, the cached file cannot be read, or it is one that users get themselves.
         OfflineError: it is not in the cache and ``TEXT2SAM_OFFLINE`` is set; no socket is opened.
         ChecksumError: an address served other bytes than the table's and none served the right ones.
         DownloadError: no address served it.
@@ -172,7 +187,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False, urls: Sequenc
         # The process that held the lock may have downloaded it.
         if not force and _intact(path, item):
             return path
-        part = path.with_name(f"{path.name}.{item.sha256[:12]}.part")
+        part = path.with_name(f"{path.name}.{known_sha256(item)[:12]}.part")
         if force:
             with _writing(part):
                 part.unlink(missing_ok=True)
@@ -214,7 +229,7 @@ def resolve(spec: str | os.PathLike[str], kind: Kind, *, progress: bool = True) 
 
 
 def _help(item: Checkpoint, path: Path) -> str:
-    option = f"{item.kind}_checkpoint"
+    option = item.option
     return (
         f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n"
         f"  {path}\n"
@@ -248,7 +263,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def _stamp(item: Checkpoint, stat: os.stat_result) -> dict[str, str | int]:
-    return {"sha256": item.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"sha256": known_sha256(item), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _note(path: Path, item: Checkpoint, stat: os.stat_result) -> None:

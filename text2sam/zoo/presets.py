@@ -105,6 +105,15 @@ PRESETS: dict[str, Preset] = {
         Preset("base", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "sam-vit-b", 512, 6, "SAM's smallest own encoder"),
         Preset("huge", "ViT-L-14-336-quickgelu", "clip-vit-l-14-336-openai", "sam-vit-h", 512, 6, "for a GPU"),
         Preset(
+            "siglip2",
+            "ViT-B-16-SigLIP2-512",
+            "siglip2-base-patch16-512",
+            "sam2.1-hiera-tiny",
+            512,
+            6,
+            "of 2025: many languages; its SigLIP 2 is given with --clip-checkpoint",
+        ),
+        Preset(
             "sticker",
             "sticker",
             None,
@@ -287,7 +296,9 @@ def clip_architecture(preset: Preset, options: ModelOptions) -> str:
     known = CHECKPOINTS.get(str(options.clip_checkpoint))
     if options.clip_model is not None:
         return options.clip_model
-    return f"{known.model}-quickgelu" if known else preset.clip_model
+    if known is None:
+        return preset.clip_model
+    return f"{known.model}-quickgelu" if known.pretrained == "openai" else str(known.model)
 
 
 def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:

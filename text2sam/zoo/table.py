@@ -20,25 +20,34 @@ class Checkpoint:
         name: the name in text2sam.
         filename: the publisher's file name.
         urls: addresses of the same bytes, in order of preference.
-        sha256: 64 lower-case hexadecimal digits.
+        sha256: 64 lower-case hexadecimal digits; None where the publisher gives none: then it is never downloaded, and is a
+            file or folder that users get themselves.
         size: bytes; None where it is not known.
         licence: SPDX identifier of the weights' licence.
         kind: ``"sam"`` or ``"clip"``.
-        model: SAM's registry key (``"vit_b"``; ``"vit_t"`` is MobileSAM) or open_clip's model name.
+        model: SAM's registry key (``"vit_b"``; ``"vit_t"`` is MobileSAM), None for SAM 2, whose configuration is read off the
+            weights; or open_clip's model name.
         description: one line for people.
-        pretrained: open_clip's tag for these weights; None for SAM.
+        pretrained: open_clip's tag for these weights, ``"openai"``; None for others.
+        get: without a SHA-256, what users get themselves, and where.
     """
 
     name: str
     filename: str
     urls: tuple[str, ...]
-    sha256: str
+    sha256: str | None
     size: int | None
     licence: str
     kind: Kind
-    model: str
+    model: str | None
     description: str
     pretrained: str | None = None
+    get: str = ""
+
+    @property
+    def option(self) -> str:
+        """The option that takes a file of its kind, ``"clip_checkpoint"`` or ``"sam_checkpoint"``."""
+        return f"{self.kind}_checkpoint"
 
 
 def _sam(model: str, filename: str, size: int, sha256: str) -> Checkpoint:
@@ -106,6 +115,20 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             2_564_550_879,
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
+        Checkpoint(
+            name="sam2.1-hiera-tiny",
+            filename="sam2.1_hiera_tiny.pt",
+            urls=(
+                "https://huggingface.co/facebook/sam2.1-hiera-tiny/resolve/main/sam2.1_hiera_tiny.pt",
+                "https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_tiny.pt",
+            ),
+            sha256="7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+            size=156_008_466,
+            licence="Apache-2.0",
+            kind="sam",
+            model=None,
+            description="SAM 2.1, Hiera-T image encoder (Meta AI); needs the package sam2",
+        ),
         _clip("ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
         _clip("ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
         _clip("ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
@@ -115,9 +138,23 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         _clip("RN50x4", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
         _clip("RN50x16", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
         _clip("RN50x64", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+        Checkpoint(
+            name="siglip2-base-patch16-512",
+            filename="siglip2-base-patch16-512",
+            urls=(),
+            sha256=None,
+            size=None,
+            licence="Apache-2.0",
+            kind="clip",
+            model="ViT-B-16-SigLIP2-512",
+            description="SigLIP 2 ViT-B/16 at 512 px (Google); needs the package transformers",
+            get="the files of https://huggingface.co/google/siglip2-base-patch16-512 (config.json, model.safetensors, those of "
+            "the tokenizer) in one folder",
+        ),
     )
 }
-"""The table, by name. CLIP hashes are the ones in OpenAI's addresses."""
+"""The table, by name. Hashes of OpenAI's CLIPs are the ones in their addresses, that of SAM 2.1 is the one on its page,
+huggingface.co/facebook/sam2.1-hiera-tiny/blob/main/sam2.1_hiera_tiny.pt."""
 
 
 def checkpoint(name: str) -> Checkpoint:
@@ -135,7 +172,7 @@ def checkpoint(name: str) -> Checkpoint:
 def known_names(spec: str, kind: Kind | None = None) -> str:
     """The names of a kind for an error message, those close to ``spec`` first."""
     fitting = [item for item in CHECKPOINTS.values() if kind in (None, item.kind)]
-    aliases = {alias.lower(): item.name for item in fitting for alias in (item.name, item.filename, item.model)}
+    aliases = {alias.lower(): item.name for item in fitting for alias in (item.name, item.filename, item.model or "")}
     wanted = re.split(r"[\\/]", spec.lower())[-1]
     close = list(dict.fromkeys(aliases[alias] for alias in difflib.get_close_matches(wanted, aliases, n=3, cutoff=0.6)))
     listed = "known are " + ", ".join(item.name for item in fitting)

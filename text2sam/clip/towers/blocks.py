@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
 from text2sam.clip.attention import KINDS, AttentionKind, attend, gaussian_window, middle_blocks
-from text2sam.clip.towers.base import Grid, LastStep, Tap, TowerTokens
+from text2sam.clip.towers.base import Grid, LastStep, Tap, TowerTokens, join_heads
 
 AFTER_MEAN = "the image feature is normalised after the mean of the patches, the patches one by one"
 """Note on towers whose patches are an approximation: their mean is not the image feature."""
@@ -81,6 +81,29 @@ class TransformerTower:
             for stream in (x, *(streams[kind.name] for kind in every))
         )
         return TowerTokens(surgery, raw, grid, {kind.name: other for kind, other in zip(kinds, others, strict=True)})
+
+    def mixed(self, pixels: torch.Tensor, weights: Callable[[Grid, torch.Tensor], torch.Tensor]) -> TowerTokens:
+        """Tokens whose patches mix the last block's values by given weights, without the block's residual and MLP.
+
+        Args:
+            pixels: (B, 3, H, W) normalised.
+            weights: called with (gh, gw) and (B, N, D), queries plus keys of the patches, heads side by side; gives (B, N, N),
+                what each patch takes of each, in every head.
+
+        Returns:
+            Tokens that are both ``raw`` and ``surgery``; the class token is the model's own.
+        """
+        x, grid, (*blocks, last) = self.stream(pixels)
+        for block in blocks:
+            x = _step(block, x, block.enter(x))
+        entered = last.enter(x)
+        q, k, v = last.queries_keys_values(entered)
+        how = weights(grid, join_heads(q + k)[:, self.prefix :]).to(v)
+        mixed = torch.cat([v[:, :, : self.prefix], how[:, None] @ v[:, :, self.prefix :]], dim=2)
+        patches = last.update(mixed, entered)[:, self.prefix :]
+        pooled = self.pool(_step(last, x, entered))
+        tokens = torch.cat([pooled[:, None], self.project(patches)], dim=1)
+        return TowerTokens(tokens, tokens, grid)
 
     def last_step(self, pixels: torch.Tensor) -> LastStep:
         """The last block mixes what it is given of the stream."""

@@ -28,7 +28,7 @@ from text2sam.files import write_json, write_text
 from text2sam.lab.datasets import Dataset, open_dataset, subset
 from text2sam.lab.output import reporting, track
 from text2sam.lab.runner.journal import Journal, journal_path, key_of
-from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_surgery
+from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.report import markdown, table
@@ -45,6 +45,7 @@ def measure(
     *,
     model: ModelInfo | None = None,
     iclip: Path | None = None,
+    predictor: Any = None,
     out: Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -57,6 +58,7 @@ def measure(
         settings: the task, its methods, its rules.
         model: which CLIP it is. Published figures are shown only for a known model.
         iclip: file of trained projections, for the method ``"iclip"``.
+        predictor: the SAM, where the settings need one.
         out: JSON file for the result. With the journal beside it a killed run goes on, and a finished one is printed again
             without being measured again.
         overwrite: throw away the journal.
@@ -78,13 +80,15 @@ def measure(
     if out is not None and out.is_dir():
         raise OutputError(f"cannot write {str(out)!r}: it is a folder; give the name of a file")
     info = model or ModelInfo()
-    task = build_task(surgery, dataset, settings, iclip)
+    task = build_task(surgery, dataset, settings, iclip, predictor)
     described = _describe(surgery, info)
+    sam = None if predictor is None else _describe_sam(predictor)
     dependences = {
         "measuring": settings.measuring(),
         "dataset": {k: v for k, v in dataset.describe().items() if k not in ("title", "root", "homepage", "tasks")},
         "model": described,
         "iclip": None if iclip is None else _sha256(iclip),
+        "sam": sam,
         "versions": {"text2sam": __version__, "torch": _versions()["torch"]},
     }
     path = None if out is None else journal_path(out)
@@ -112,6 +116,7 @@ def measure(
         },
         "dataset": dataset.describe(),
         "model": described,
+        "sam": sam,
         "iclip": None if iclip is None else {"file": iclip.name, "sha256": dependences["iclip"]},
         "versions": _versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), **_compute(surgery)},
@@ -177,6 +182,16 @@ def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": surgery.device.type,
     }
+
+
+def _describe_sam(predictor: Any) -> dict[str, Any]:
+    from torch import nn
+
+    from text2sam.fingerprint import fingerprint
+
+    model = getattr(predictor, "model", None)
+    known = fingerprint(model) if isinstance(model, nn.Module) else None
+    return {"predictor": f"{type(predictor).__module__}.{type(predictor).__qualname__}", "fingerprint": known}
 
 
 def _versions() -> dict[str, str]:
@@ -253,12 +268,18 @@ def main_command(
         InputError, MissingDataError, WeightsError, OutputError, UnsupportedModelError, MissingDependencyError: as
             :func:`text2sam.lab.datasets.open_dataset`, :func:`build_surgery` and :func:`measure`.
     """
+    if choice.sam_checkpoint is not None and not settings.needs_sam:
+        raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {choice.sam_checkpoint!r}")
     opened = subset(open_dataset(dataset, root, split=split, **(options or {})), limit, seed)
     opened.require(settings.truth)
     progress = sys.stderr.isatty()
     surgery, model = build_surgery(choice, progress=progress)
+    sam = build_sam(choice, progress=progress) if settings.needs_sam else None
     with reporting(table, None, json_output) as report:
-        result = measure(surgery, opened, settings, model=model, iclip=iclip, out=out, overwrite=overwrite, progress=progress)
+        result = measure(
+            surgery, opened, settings,
+            model=model, iclip=iclip, predictor=sam, out=out, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
         if markdown_file is not None:
             write_text(markdown_file, markdown(result))
         report(result)

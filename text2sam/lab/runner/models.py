@@ -20,6 +20,7 @@ class ModelChoice:
     Attributes:
         preset: name of a preset, whose CLIP is taken.
         clip_checkpoint, clip_model: other weights and their architecture.
+        sam_checkpoint: other weights for the preset's SAM, where one is needed.
         untrained: random weights for ``clip_model`` (ViT-B-16 by default), whatever the preset has.
         weights_seed: of those.
         image_size, depth, device, dtype: None takes the preset's and the best.
@@ -30,6 +31,7 @@ class ModelChoice:
     preset: str = "mobile"
     clip_checkpoint: str | None = None
     clip_model: str | None = None
+    sam_checkpoint: str | None = None
     untrained: bool = False
     weights_seed: int = 0
     image_size: int | None = None
@@ -108,6 +110,14 @@ def build_surgery(choice: ModelChoice, *, progress: bool = False) -> tuple[ClipS
     return surgery, ModelInfo(name, untrained=True, weights_seed=choice.weights_seed)
 
 
+def build_sam(choice: ModelChoice, *, progress: bool = False) -> Any:
+    """The SAM of a choice as a mask predictor; errors are those of :func:`build_surgery`."""
+    from text2sam.zoo.presets import ModelOptions, get_preset, load_predictor
+
+    options = ModelOptions(device=choice.device, dtype=choice.dtype, sam_checkpoint=choice.sam_checkpoint, progress=progress)
+    return load_predictor(get_preset(choice.preset), options)
+
+
 def untrained_clip(name: str, seed: int = 0) -> Any:
     """An open_clip ``CLIP`` with random weights on the CPU, always the same ones for a seed.
 
@@ -131,6 +141,7 @@ def untrained_clip(name: str, seed: int = 0) -> Any:
 
 def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
     from text2sam.zoo.download import file_sha256, resolve
+    from text2sam.zoo.presets import ModelOptions, clip_architecture
     from text2sam.zoo.sticker.models import SHIPPED
     from text2sam.zoo.table import CHECKPOINTS
 
@@ -138,13 +149,13 @@ def _info(choice: ModelChoice, preset: Any) -> ModelInfo:
     if spec is None:
         return ModelInfo("sticker", "sticker", SHIPPED.sha256("clip.safetensors"))
     known = CHECKPOINTS.get(spec)
-    name = choice.clip_model or (_quick(known.model) if known else preset.clip_model)
+    place = Path(spec).expanduser()
+    if known is None and place.is_dir():  # of transformers
+        weights = place / "model.safetensors"
+        return ModelInfo(pretrained=place.name, sha256=file_sha256(weights) if weights.is_file() else None)
+    name = clip_architecture(preset, ModelOptions(clip_checkpoint=choice.clip_checkpoint, clip_model=choice.clip_model))
     sha256 = known.sha256 if known else file_sha256(resolve(spec, "clip", progress=False))
     # weights are who they are under any file name
     listed = known or next((checkpoint for checkpoint in CHECKPOINTS.values() if checkpoint.sha256 == sha256), None)
     tag = None if listed is None else listed.pretrained
     return ModelInfo(name, tag or Path(spec).name, sha256)
-
-
-def _quick(model: str) -> str:
-    return model if model.endswith("-quickgelu") else f"{model}-quickgelu"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from text2sam.clip.attention import METHODS
+from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
 from text2sam.lab.datasets.sample import Task
@@ -15,6 +15,9 @@ from text2sam.tasks.recognition import SCORES
 
 RunTask = Literal["recognition", "semantic", "explainability", "camouflage"]
 RUN_TASKS: tuple[RunTask, ...] = get_args(RunTask)
+
+Refinement = Literal["sam", "regions"]
+"""Whose masks vote in semantic segmentation."""
 
 ThresholdRule = Literal["dataset", "class", "image"]
 THRESHOLD_RULES: tuple[ThresholdRule, ...] = get_args(ThresholdRule)
@@ -28,7 +31,11 @@ SOURCES: Mapping[RunTask, Mapping[str, str]] = {
         "softmax": "CLIP, Radford et al. 2021, arXiv 2103.00020: softmax of scaled cosines over the label set",
         "sigmoid": "SigLIP, Zhai et al. 2023, arXiv 2303.15343; a CLIP without a bias stands against the empty text",
     },
-    "semantic": {name: method.source for name, method in METHODS.items()},
+    "semantic": {name: method.source for name, method in METHODS.items()}
+    | {
+        CORRCLIP: "CorrCLIP, Zhang et al. 2024, arXiv 2411.10086: attention inside SAM's regions, and their vote; with CLIP's "
+        "own looks in place of DINO's, and without the branches that refine features (text2sam.tasks.corrclip)"
+    },
     "explainability": {name: method.source for name, method in METHODS.items()}
     | {
         "gradcam": "Grad-CAM, Selvaraju et al. 2017, arXiv 1610.02391, by the package grad-cam",
@@ -57,8 +64,8 @@ RULES: Mapping[RunTask, str] = {
     "semantic": (
         "mIoU is in percent, from the data set's one confusion matrix: true positives over the union of true and predicted "
         "pixels of a class, mean over classes in truth or prediction; ignored pixels (255) do not count. Each pixel has the "
-        "class of the highest similarity at full resolution. 'without background' leaves the class background out of the mean, "
-        "while its pixels still count as errors of others"
+        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). "
+        "'without background' leaves the class background out of the mean, while its pixels still count as errors of others"
     ),
     "explainability": (
         "A sample is the min-max map over an image of one class that is in it. mIoU is in percent: IoU of map >= threshold with"
@@ -111,6 +118,7 @@ class Settings:
         background_threshold: semantic: pixels whose best probability is below it are background.
         window, stride, short_side: semantic: the sliding window of :func:`text2sam.tasks.segment_semantic`.
         tiles: semantic: of the picture as a whole, see :meth:`text2sam.clip.generator.ClipSurgery.encode_image`.
+        refine: semantic: whose masks vote, see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
         label_set: explainability: feature surgery is over the data set's classes; False, against the empty text.
         threshold_rule: explainability: which mIoU the table shows; the result has all three.
         average: explainability: over what the means are taken.
@@ -130,6 +138,7 @@ class Settings:
     stride: int | None = None
     short_side: int | None = None
     tiles: Tiles = False
+    refine: Refinement | None = None
     label_set: bool = True
     threshold_rule: ThresholdRule = "dataset"
     average: Average = "samples"
@@ -152,11 +161,20 @@ class Settings:
             )
         if check_tiles(self.tiles) is not False and (self.window or self.short_side):
             raise InputError("tiles and a sliding window are two ways to see a large picture; give one of the two")
+        if self.refine not in (None, *get_args(Refinement)):
+            raise InputError(f"refine must be one of {', '.join(get_args(Refinement))}, not {self.refine!r}")
+        if check_tiles(self.tiles) is not False and self.needs_sam:
+            raise InputError(f"SAM's masks are of the picture itself; leave out tiles, or refine and {CORRCLIP}")
         plain = Settings.__dataclass_fields__
         for task, names in _ONLY_FOR.items():
             foreign = [name for name in names if task != self.task and getattr(self, name) != plain[name].default]
             if foreign:
                 raise InputError(f"{foreign[0]} is for {task}, not for {self.task}")
+
+    @property
+    def needs_sam(self) -> bool:
+        """Whether a SAM is needed beside the CLIP."""
+        return self.task == "semantic" and (CORRCLIP in self.methods or self.refine is not None)
 
     @property
     def truth(self) -> Task:
@@ -176,6 +194,6 @@ class Settings:
 
 
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    "semantic": ("background_words", "background_threshold", "window", "stride", "short_side", "tiles"),
+    "semantic": ("background_words", "background_threshold", "window", "stride", "short_side", "tiles", "refine"),
     "explainability": ("label_set", "threshold_rule", "average"),
 }

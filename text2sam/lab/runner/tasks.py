@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from text2sam.clip.attention import CORRCLIP
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.errors import InputError, MissingDependencyError
 from text2sam.lab.datasets import IGNORE, Dataset, Sample
@@ -37,8 +38,10 @@ from text2sam.lab.metrics import (
 from text2sam.lab.runner.journal import pack, unpack
 from text2sam.lab.runner.onepass import Clock, OnePass
 from text2sam.lab.runner.settings import ENCODED, Settings
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
+from text2sam.tasks.regions import find_regions
 from text2sam.tasks.semantic import segment_semantic
 from text2sam.types import SimilarityMap
 
@@ -72,7 +75,9 @@ class Task(Protocol):
         """Figures of all pictures added, JSON-ready; None where there is no case. ``intervals`` has (low, high)."""
 
 
-def build_task(surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> Task:
+def build_task(
+    surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
+) -> Task:
     """The task of the settings.
 
     Args:
@@ -80,9 +85,10 @@ def build_task(surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip
         dataset: must hold the task's truth.
         settings: see :class:`~text2sam.lab.runner.settings.Settings`.
         iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method of that name.
+        predictor: the SAM, where the settings need one.
 
     Raises:
-        InputError: the data set lacks the task's truth, or settings do not fit it.
+        InputError: the data set lacks the task's truth, settings do not fit it, or the SAM is missing.
         PromptError: the name of a class is no usable text.
         UnsupportedModelError: a method is not for this image tower.
         MissingDependencyError: ``grad-cam`` or ``pysodmetrics`` is needed and not installed.
@@ -94,7 +100,7 @@ def build_task(surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip
     if settings.task == "recognition":
         return Recognition(surgery, dataset, settings)
     if settings.task == "semantic":
-        return Semantic(surgery, dataset, settings)
+        return Semantic(surgery, dataset, settings, predictor)
     if settings.task == "camouflage":
         return Camouflage(surgery, dataset, settings)
     return Explainability(surgery, dataset, settings, iclip)
@@ -196,8 +202,11 @@ def bootstrap_map(
 class Semantic:
     """Semantic segmentation: pixels by true and by predicted class."""
 
-    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
-        self.surgery = OnePass(surgery, settings.methods)
+    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, predictor: Any = None) -> None:
+        self.surgery = OnePass(surgery, [method for method in settings.methods if method in ENCODED])
+        if settings.needs_sam and predictor is None:
+            raise InputError(f"{CORRCLIP} and refine need a SAM beside the CLIP; give a predictor")
+        self._pair = TextPromptedSAM(predictor, self.surgery) if settings.needs_sam else None
         self._settings = settings
         self._names = dataset.classes
         self._background = dataset.background
@@ -226,12 +235,21 @@ class Semantic:
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
         """As :meth:`Task.measure`."""
-        tiles = self._settings.tiles
+        tiles, refine = self._settings.tiles, self._settings.refine
+        regions: NDArray[np.uint16] | None = None
+        if self._pair is not None and (refine == "regions" or CORRCLIP in self._settings.methods):
+            with clock.part("regions"):
+                regions = find_regions(self._pair.session, self._pair.session.image(sample.image))
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
+            options = dict(self._options)
+            if method == CORRCLIP or refine == "regions":
+                options["regions"] = regions
+            if method != CORRCLIP:
+                options["refine"] = refine
             with clock.part(method):
                 seen = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
-                found = segment_semantic(self.surgery, seen, self._words, method=method, **self._options)
+                found = segment_semantic(self._pair or self.surgery, seen, self._words, method=method, **options)
                 matrix = ConfusionMatrix(len(self._names))
                 matrix.add(found.classes.astype(np.int64), sample.semantic, IGNORE)
             flat = matrix.counts.ravel()
