@@ -108,6 +108,18 @@ def test_axes_are_drawn_on_and_returned() -> None:
         assert ax.get_ylim() == (H - 0.5, -0.5)  # neither points nor outlines move the borders
 
 
+def test_a_large_image_on_small_axes_is_thinned_in_place() -> None:
+    mask = np.zeros((2400, 3600), bool)
+    mask[400:1200, 1000:2000] = True
+    ax = plot.overlay(np.zeros((2400, 3600, 3), np.uint8), answer(mask, points=PointPrompts.empty()), Figure((2, 2)).subplots())
+    assert pixels(ax, 0).shape[1] == pixels(ax, 1).shape[1] == 1200
+    assert ax.get_xlim() == (-0.5, 3599.5)
+    assert ax.get_ylim() == (2399.5, -0.5)
+    corners = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
+    np.testing.assert_allclose([corners.min(0), corners.max(0)], [(1000, 400), (2000, 1200)], atol=8)
+    assert pixels(plot.heat(mask, MAP, Figure((2, 2)).subplots()), 1).shape == pixels(ax, 0).shape[:2]
+
+
 def test_overlay_is_mask_outline_and_points() -> None:
     mask = rectangle()
     ax = plot.overlay(IMAGE, answer(mask), colour=(10, 20, 30), alpha=0.4, draw_box=True)

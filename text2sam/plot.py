@@ -94,9 +94,10 @@ def heat(
     pixels = read_image(image)
     ax = _show(np.asarray(Image.fromarray(pixels).convert("L")), ax)
     low, high = float(similarity.values.min()), float(similarity.values.max())
-    values = low + (high - low) * similarity.to_image(pixels.shape[:2])
+    shape = pixels[:: (step := _step(ax, pixels.shape)), ::step].shape[:2]
+    values = low + (high - low) * similarity.to_image(shape)
     vmin, vmax = limits or (low, high)
-    ax.imshow(values, cmap=HEAT, vmin=vmin, vmax=vmax, alpha=alpha)
+    _draw(ax, values, pixels.shape, cmap=HEAT, vmin=vmin, vmax=vmax, alpha=alpha)
     return ax
 
 
@@ -380,10 +381,22 @@ def _show(image: ImageLike | None, ax: Axes | None, result: Segmentation | None 
         ax = _canvas(pixels.shape)
     elif not hasattr(ax, "imshow"):
         raise InputError(f"ax must be matplotlib axes, not {type(ax).__name__}")
-    ax.imshow(pixels)
+    step = _step(ax, pixels.shape)
+    _draw(ax, pixels[::step, ::step], pixels.shape)
     ax.set(xticks=[], yticks=[])
     ax.autoscale(False)  # what is drawn over an image does not move its borders
     return ax
+
+
+def _step(ax: Axes, shape: Sequence[int]) -> int:
+    """Of an image with many more pixels than the axes have, each how many-th is enough."""
+    window = ax.get_window_extent()
+    return max(1, int(min(shape[0] / window.height, shape[1] / window.width) / 4))
+
+
+def _draw(ax: Axes, layer: NDArray[Any], shape: Sequence[int], **how: Any) -> None:
+    """Draws pixels over the frame of an image of a shape."""
+    ax.imshow(layer, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), **how)
 
 
 def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int]) -> None:
@@ -395,16 +408,18 @@ def _draw_masks(ax: Axes, masks: Sequence[NDArray[np.bool_]], colours: Sequence[
     """Tints and outlines masks, the first on top."""
     line, halo = _line(ax)
     for mask, colour in reversed(list(zip(masks, colours, strict=True))):
-        layer = np.full((*mask.shape, 4), (*colour, 0), np.uint8)
-        layer[mask, 3] = round(255 * alpha)
-        ax.imshow(layer)
+        step = _step(ax, mask.shape)
+        thin = mask[::step, ::step]
+        layer = np.full((*thin.shape, 4), (*colour, 0), np.uint8)
+        layer[thin, 3] = round(255 * alpha)
+        _draw(ax, layer, mask.shape)
         ax.autoscale(False)
-        box = box_of(mask)
+        box = box_of(thin)
         if box is None:
             continue
         x0, y0, x1, y1 = box.astype(int).tolist()
-        inside = np.pad(mask[y0:y1, x0:x1], 1).astype(np.uint8)  # padded, outlines are closed at the border
-        across, down = np.arange(x0 - 1, x1 + 1), np.arange(y0 - 1, y1 + 1)
+        inside = np.pad(thin[y0:y1, x0:x1], 1).astype(np.uint8)  # padded, outlines are closed at the border
+        across, down = ((np.arange(a - 1, b + 1) + 0.5) * step - 0.5 for a, b in ((x0, x1), (y0, y1)))
         outline = ax.contour(across, down, inside, levels=[0.5], colors=[_rgb(colour)], linewidths=line)
         outline.set_path_effects(halo)
 
