@@ -44,6 +44,7 @@ HOUSE = [
     ["zoo.presets"],
     ["pipeline"],
     ["export", "tasks"],
+    ["lettering"],
     ["plot"],
     ["annotate", "serve"],
     ["app"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -72,12 +73,18 @@ def titles(figure: Figure) -> list[str]:
 
 
 def test_a_figure_of_its_own_has_the_images_size() -> None:
-    for ax in (plot.overlay(IMAGE, answer(rectangle())), plot.heat(IMAGE, MAP), plot.points(IMAGE, POINTS)):
-        assert plot.to_png(ax.figure).shape == (H, W, 3)
+    picture = np.random.default_rng(0).integers(0, 256, (210, 301, 3), dtype=np.uint8)
+    for ax in (plot.overlay(picture, answer(np.ones((210, 301), bool))), plot.heat(picture, MAP), plot.points(picture, POINTS)):
+        assert plot.to_png(ax.figure).shape == (210, 301, 3)
     large = plot.points(np.zeros((1201, 1603, 3), np.uint8), POINTS)
     assert plot.to_png(large.figure).shape == (1201, 1603, 3)
+    plain = plot.points(picture, PointPrompts.empty())
+    np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), picture, atol=1)
+
+
+def test_a_tiny_image_is_enlarged() -> None:
     plain = plot.points(IMAGE, PointPrompts.empty())
-    np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), IMAGE, atol=1)
+    np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), IMAGE.repeat(11, 0).repeat(11, 1), atol=1)
 
 
 @pytest.mark.parametrize("kind", ["path", "pil", "float", "grey"])
@@ -99,6 +106,18 @@ def test_axes_are_drawn_on_and_returned() -> None:
     for ax in figure.axes:
         assert ax.get_xlim() == (-0.5, W - 0.5)
         assert ax.get_ylim() == (H - 0.5, -0.5)  # neither points nor outlines move the borders
+
+
+def test_a_large_image_on_small_axes_is_thinned_in_place() -> None:
+    mask = np.zeros((2400, 3600), bool)
+    mask[400:1200, 1000:2000] = True
+    ax = plot.overlay(np.zeros((2400, 3600, 3), np.uint8), answer(mask, points=PointPrompts.empty()), Figure((2, 2)).subplots())
+    assert pixels(ax, 0).shape[1] == pixels(ax, 1).shape[1] == 1200
+    assert ax.get_xlim() == (-0.5, 3599.5)
+    assert ax.get_ylim() == (2399.5, -0.5)
+    corners = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
+    np.testing.assert_allclose([corners.min(0), corners.max(0)], [(1000, 400), (2000, 1200)], atol=8)
+    assert pixels(plot.heat(mask, MAP, Figure((2, 2)).subplots()), 1).shape == pixels(ax, 0).shape[:2]
 
 
 def test_overlay_is_mask_outline_and_points() -> None:
@@ -124,7 +143,7 @@ def test_full_and_empty_masks_of_tiny_images(shape: tuple[int, int]) -> None:
     for mask in (np.ones(shape, bool), np.zeros(shape, bool)):
         result = answer(mask, points=PointPrompts.empty())
         for ax in (plot.overlay(image, result, draw_box=True), plot.objects(image, result), plot.heat(image, MAP)):
-            assert plot.to_png(ax.figure).shape == (*shape, 3)
+            assert plot.to_png(ax.figure).shape == (*(side * (400 // max(shape)) for side in shape), 3)
         assert len(plot.overlay(image, result).collections) == mask.any()
 
 
@@ -169,6 +188,78 @@ def test_objects_have_colours_numbers_and_scores() -> None:
     assert not plot.objects(IMAGE, answer(np.zeros((H, W), bool))).texts
 
 
+def crowd(count: int, seed: int = 0) -> Segmentation:
+    """Objects at random places of an image of 120 x 160."""
+    rng, found = np.random.default_rng(seed), []
+    for score in np.linspace(0.9, 0.1, count):
+        mask = np.zeros((120, 160), bool)
+        y, x = rng.integers(0, (112, 152))
+        mask[y : y + 8, x : x + 8] = True
+        found.append(answer(mask, score=float(score), points=PointPrompts.empty()))
+    mask = np.any([each.mask for each in found], axis=0)
+    return answer(mask, score=0.9, points=PointPrompts.empty(), objects=tuple(found))
+
+
+@pytest.mark.parametrize(("count", "inches"), [(12, 4.0), (40, 4.0), (12, 1.0), (40, 1.0)])
+def test_labels_overlap_neither_each_other_nor_the_border(count: int, inches: float) -> None:
+    ax = Figure(figsize=(inches, inches)).subplots()
+    plot.objects(np.zeros((120, 160, 3), np.uint8), crowd(count), ax)
+    ax.figure.set_size_inches(2 * inches, inches)  # what counts is the size when it is drawn
+    plot.to_png(ax.figure)
+    frame = ax.get_window_extent()
+    shown = [text for text in ax.texts if text.get_visible()]
+    boxes = np.array([text.get_bbox_patch().get_window_extent().extents for text in shown])
+    assert (boxes[:, :2] >= (frame.x0 - 0.5, frame.y0 - 0.5)).all()
+    assert (boxes[:, 2:] <= (frame.x1 + 0.5, frame.y1 + 0.5)).all()
+    apart = (boxes[:, None, :2] >= boxes[None, :, 2:] - 0.1).any(-1)
+    assert (apart | apart.T | np.eye(len(shown), dtype=bool)).all()
+    full = [f"{i}: {each.score:.2f}" for i, each in enumerate(crowd(count).objects, 1)]
+    assert [text.get_text() in (long, long.partition(":")[0]) for text, long in zip(ax.texts, full, strict=True)] == [
+        True
+    ] * count
+    assert len(shown) >= (count if inches == 4 else 8)
+    assert (count, inches) != (12, 4.0) or [text.get_text() for text in shown] == full
+
+
+def test_labels_can_be_read_on_every_colour() -> None:
+    plot.to_png((ax := plot.objects(np.zeros((120, 160, 3), np.uint8), crowd(7))).figure)
+    for text, colour in zip(ax.texts, OBJECT_COLOURS, strict=True):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in colour)]
+        luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+        contrast = (luminance + 0.05) / 0.05 if text.get_color() == "black" else 1.05 / (luminance + 0.05)
+        assert contrast >= 4.5  # WCAG, level AA
+
+
+def test_labels_follow_their_objects() -> None:
+    mask = np.zeros((120, 160), bool)
+    mask[60:80, 90:130] = True
+    ax = plot.objects(np.zeros((120, 160, 3), np.uint8), answer(mask), Figure(figsize=(4, 3)).subplots())
+    plot.to_png(ax.figure)
+    (x0, y0), (x1, y1) = ax.transData.inverted().transform(ax.texts[0].get_bbox_patch().get_window_extent().get_points())
+    assert (x0, y0) == pytest.approx((89.5, 59.5), abs=1)  # on the upper edge of the box, at its left
+    assert x1 > x0
+    assert y1 < y0
+
+
+def test_captions_fit_narrow_columns() -> None:
+    figure = plot.compare(IMAGE, [MAP] * 6, ["word " * 60] * 3 + ["unbroken" * 40] * 3, columns=7)
+    plot.to_png(figure)
+    spans = [ax.title.get_window_extent() for ax in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(spans))
+    assert all(span.y1 <= figure.bbox.y1 for span in spans)
+    assert all(title.endswith("...") for title in titles(figure)[1:])
+
+
+def test_marks_shrink_on_small_axes() -> None:
+    small, large = (Figure(figsize=(inches, inches)).subplots() for inches in (1, 6))
+    for ax in (small, large):
+        plot.overlay(IMAGE, answer(rectangle()), ax)
+    (few, *_), (many, *_) = ([c.get_linewidths()[0] for c in ax.collections if hasattr(c, "levels")] for ax in (small, large))
+    assert few < many
+    sizes = [next(c.get_sizes()[0] for c in ax.collections if not hasattr(c, "levels")) for ax in (small, large)]
+    assert sizes[0] < sizes[1]
+
+
 def test_no_points_and_no_image() -> None:
     assert not plot.points(IMAGE, PointPrompts.empty()).collections
     ax = Figure().subplots()
@@ -189,7 +280,10 @@ def test_compare_draws_masks_and_maps() -> None:
     assert [len(ax.images) for ax in figure.axes] == [1, 2, 2, 2]
     assert figure.axes[0].get_gridspec().ncols == 2
     assert plot.to_png(figure).shape[1] == 1200
-    assert titles(plot.compare(IMAGE, [MAP])) == ["image", "cat"]
+    absent = answer(np.zeros((H, W), bool))
+    own = plot.compare(IMAGE, [MAP, answer(rectangle()), absent, MAP])
+    assert titles(own) == ["image", "map of cat, 0 to 1.1", "cat", "cat: not in the image", "map of cat, 0 to 1.1"]
+    assert own.axes[0].get_gridspec().ncols == 3
     assert titles(plot.compare(IMAGE, [])) == ["image"]
 
 
@@ -267,6 +361,7 @@ def test_one_word_that_carries_nothing() -> None:
         (lambda: plot.words(IMAGE[:5], explanation(0.1)), r"\(5, 36\)"),
         (lambda: plot.compare(IMAGE, [MAP], ["a", "b"]), "one for each of 1 results, not 2"),
         (lambda: plot.compare(IMAGE, ["cat"], ["a"]), "not str"),  # type: ignore[list-item]
+        (lambda: plot.compare(IMAGE, [MAP], columns=0), "columns must be a whole number"),
         (lambda: plot.to_png(Figure(), 0), "width must be a whole number"),
     ],
 )

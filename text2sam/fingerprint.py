@@ -35,7 +35,10 @@ def fingerprint(module: torch.nn.Module, *, skip: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     for name, part in module.named_modules():
         if not _skipped(name, skip):
-            settings = {k: repr(_setting(v)) for k, v in vars(part).items() if k not in internals and _is_setting(v)}
+            # an empty mapping says nothing yet: timm's TinyViT fills one with tensors when it first runs
+            settings = {
+                k: repr(_setting(v)) for k, v in vars(part).items() if k not in internals and _is_setting(v) and v != {}
+            }
             digest.update(repr((name, _name_of(type(part)), sorted(settings.items()))).encode())
     # buffers that are not in the state dict count too
     values = {**module.state_dict(), **dict(module.named_buffers(remove_duplicate=False))}

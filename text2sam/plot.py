@@ -1,9 +1,9 @@
 """Results as matplotlib figures.
 
 Functions that draw one picture take the image, what is drawn on it and the axes, in this order, and return the axes; without
-axes they draw on a new figure that has the image's size in pixels. Functions that draw several pictures return a figure.
-Nothing goes through ``pyplot`` and no setting of matplotlib is changed. matplotlib comes with the extra ``text2sam[plot]``;
-:mod:`text2sam.paint` draws on arrays without it.
+axes they draw on a new figure that has the image's size in pixels, of a tiny image a multiple. Functions that draw several
+pictures return a figure. Nothing goes through ``pyplot`` and no setting of matplotlib is changed. matplotlib comes with the
+extra ``text2sam[plot]``; :mod:`text2sam.paint` draws on arrays without it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ POSITIVE, NEGATIVE = OBJECT_COLOURS[2], OBJECT_COLOURS[4]
 """Colours of points on the object and off it; their shapes differ too."""
 
 _INCHES = 12.0  # width of a figure of several pictures
+_LEAST = 400  # longer side in pixels, up to which a tiny image is enlarged
 _MOST = 8  # masks or words shown in a figure
 
 
@@ -54,12 +54,18 @@ def points(image: ImageLike | None, prompts: PointPrompts, ax: Axes | None = Non
         MissingDependencyError: matplotlib is not installed.
     """
     ax = _show(image, ax)
-    window = ax.get_window_extent()
-    diameter = np.clip(0.03 * min(window.width, window.height), 4, 10)  # points
+    diameter = 8 * _lettering().unit(ax)
     for coords, colour, marker in ((prompts.negative, NEGATIVE, "X"), (prompts.positive, POSITIVE, "o")):
         if len(coords):
             ax.scatter(
-                coords[:, 0], coords[:, 1], s=diameter**2, color=_rgb(colour), marker=marker, edgecolors="white", zorder=3
+                coords[:, 0],
+                coords[:, 1],
+                s=diameter**2,
+                color=_rgb(colour),
+                marker=marker,
+                edgecolors="white",
+                linewidths=diameter / 8,
+                zorder=3,
             )
     return ax
 
@@ -88,9 +94,10 @@ def heat(
     pixels = read_image(image)
     ax = _show(np.asarray(Image.fromarray(pixels).convert("L")), ax)
     low, high = float(similarity.values.min()), float(similarity.values.max())
-    values = low + (high - low) * similarity.to_image(pixels.shape[:2])
+    shape = pixels[:: (step := _step(ax, pixels.shape)), ::step].shape[:2]
+    values = low + (high - low) * similarity.to_image(shape)
     vmin, vmax = limits or (low, high)
-    ax.imshow(values, cmap=HEAT, vmin=vmin, vmax=vmax, alpha=alpha)
+    _draw(ax, values, pixels.shape, cmap=HEAT, vmin=vmin, vmax=vmax, alpha=alpha)
     return ax
 
 
@@ -125,14 +132,17 @@ def overlay(
         from matplotlib.patches import Rectangle
 
         x0, y0, x1, y1 = (float(v) - 0.5 for v in result.box)
-        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_rgb(colour), linewidth=1.5))
+        line, halo = _line(ax)
+        frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_rgb(colour), linewidth=line, path_effects=halo)
+        ax.add_patch(frame)
     return points(None, result.points, ax) if draw_points else ax
 
 
 def objects(image: ImageLike | None, result: Segmentation, ax: Axes | None = None, *, alpha: float = 0.5) -> Axes:
     """Draws every object of a result in a colour of its own, with its number and score.
 
-    The colours are those of :data:`text2sam.paint.OBJECT_COLOURS`, in the order of the objects.
+    The colours are those of :data:`text2sam.paint.OBJECT_COLOURS`, in the order of the objects. Labels do not overlap: where
+    there is little room they have the number alone, and where there is none the object has no label.
 
     Args:
         image: as for :func:`overlay`.
@@ -147,17 +157,10 @@ def objects(image: ImageLike | None, result: Segmentation, ax: Axes | None = Non
     instances = result.instances
     colours = [OBJECT_COLOURS[i % len(OBJECT_COLOURS)] for i in range(len(instances))]
     _draw_masks(ax, [each.mask for each in instances], colours, alpha)
-    for number, (instance, colour) in enumerate(zip(instances, colours, strict=True), start=1):
-        if instance.box is not None:
-            ax.text(
-                float(instance.box[0]),
-                float(instance.box[1]),
-                f"{number}: {instance.score:.2f}",
-                fontsize=8,
-                verticalalignment="top",
-                bbox={"facecolor": _rgb(colour), "edgecolor": "none", "alpha": 0.8, "pad": 1},
-                clip_on=True,
-            )
+    boxes = [each.box - 0.5 for each in instances if each.box is not None]
+    _lettering().Labels(
+        ax, boxes, [f"{i}: {each.score:.2f}" for i, each in enumerate(instances, 1)], [_rgb(c) for c in colours]
+    )
     return ax
 
 
@@ -173,29 +176,35 @@ def compare(
     Args:
         image: anything :func:`text2sam.image.read_image` accepts.
         results: segmentations and similarity maps of that image.
-        titles: one for each result; None takes their texts.
-        columns: pictures in a row.
+        titles: one for each result; None tells the text, of a map its range too, and whether a text is not in the image.
+        columns: pictures in a row at most; rows are of equal length as far as possible.
 
     Raises:
         InputError: there is not one title for each result, or a result is of another kind or another image.
         MissingDependencyError: matplotlib is not installed.
     """
-    captions = [result.text for result in results] if titles is None else list(titles)
+    for result in results:
+        if not isinstance(result, (Segmentation, SimilarityMap)):
+            raise InputError(f"results must be Segmentation or SimilarityMap, not {type(result).__name__}")
+    captions = [_title(result) for result in results] if titles is None else list(titles)
     if len(captions) != len(results):
         raise InputError(f"titles must be one for each of {len(results)} results, not {len(captions)}")
     pixels = read_image(image)
-    figure, axes = _grid(len(captions) + 1, pixels.shape[:2], columns)
-    for ax, result, caption in zip(axes, [None, *results], ["image", *captions], strict=True):
-        if isinstance(result, SimilarityMap):
-            heat(pixels, result, ax)
-        elif isinstance(result, Segmentation):
-            overlay(pixels, result, ax)
-        elif result is None:
-            _show(pixels, ax)
-        else:
-            raise InputError(f"results must be Segmentation or SimilarityMap, not {type(result).__name__}")
-        _caption(ax, caption)
+    check_number("columns", columns, 1, whole=True)
+    count = len(captions) + 1
+    figure, (first, *rest) = _grid(count, pixels.shape[:2], -(-count // -(-count // columns)))
+    _lettering().caption(_show(pixels, first), "image")
+    for ax, result, title in zip(rest, results, captions, strict=True):
+        _lettering().caption(
+            heat(pixels, result, ax) if isinstance(result, SimilarityMap) else overlay(pixels, result, ax), title
+        )
     return figure
+
+
+def _title(result: Segmentation | SimilarityMap) -> str:
+    if isinstance(result, SimilarityMap):
+        return f"map of {result.text}, {result.values.min():.2g} to {result.values.max():.2g}"
+    return result.text if result.present else f"{result.text}: not in the image"
 
 
 def explain(image: ImageLike, result: Segmentation) -> Figure:
@@ -219,24 +228,24 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
     shown = [] if offered is None else list(range(min(len(offered), _MOST)))
     if offered is not None and offered.chosen not in shown:
         shown[-1] = int(offered.chosen)
-    room = 0.4 if offered is None else 0.54 + 0.14 * len(offered.figures)
+    room = 0.4 if offered is None else 0.42 + 0.14 * len(offered.figures)
     figure, (first, *rest, last) = _grid(len(shown) + 2, pixels.shape[:2], 5, room, below=0.9)
 
     points(None, result.points, heat(pixels, result.similarity, first))
-    _caption(first, f"map of {result.similarity.text or result.text}, {len(result.points)} points")
+    _lettering().caption(first, f"map of {result.similarity.text or result.text}, {len(result.points)} points")
     if offered is not None:
         masks, figures = offered.masks, {"score": offered.scores, **offered.figures}
         for index, ax in zip(shown, rest, strict=True):
             _draw_masks(_show(pixels, ax, result), [masks[index]], [OBJECT_COLOURS[0]], 0.5)
             chosen = index == offered.chosen
-            _caption(ax, f"mask {index + 1} of {len(offered)}{', chosen' if chosen else ''}")
+            _lettering().caption(ax, f"mask {index + 1} of {len(offered)}{', chosen' if chosen else ''}")
             lines = [f"{name} {float(values[index]):.3g}" for name, values in figures.items()]
             ax.set_xlabel("\n".join(lines), fontsize=8)
             if chosen:
                 ax.spines[:].set(color=_rgb(POSITIVE), linewidth=3)
     objects(pixels, result, last)
-    _caption(last, "result" if result.present else "result: not in the image")
-    figure.supxlabel(_facts(result, offered), x=0.01, horizontalalignment="left", fontsize=9, parse_math=False)
+    _lettering().caption(last, "result" if result.present else "result: not in the image")
+    figure.supxlabel(f"\n{_facts(result, offered)}", x=0.01, horizontalalignment="left", fontsize=9, parse_math=False)
     return figure
 
 
@@ -250,7 +259,7 @@ def _facts(result: Segmentation, offered: Any) -> str:
         f"strategy {result.strategy}, map by {result.similarity.method} on {gw} x {gh} patches",
         "SAM was not asked" if offered is None else f"chosen: {offered.reason}",
     ]
-    return "\n".join(_drawable(line, 400, width=150) for line in lines)
+    return "\n".join(_lettering().drawable(line, 400, width=150) for line in lines)
 
 
 def words(image: ImageLike, explanation: TextExplanation) -> Figure:
@@ -282,23 +291,23 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     for number, place in enumerate(explanation.places, start=1):
         (x, y), disc = place.point, {"boxstyle": "circle", "facecolor": "white"}
         whole.text(x - 0.5, y - 0.5, str(number), fontsize=8, ha="center", va="center", bbox=disc, clip_on=True)
-    _caption(whole, explanation.text)
+    _lettering().caption(whole, explanation.text)
     whole.set_xlabel(f"cosine {explanation.score:.3f}, maps by {explanation.method}", fontsize=8)
 
     carried = [every[i].carries for i in bars]
     colours = [_rgb(POSITIVE if value > 0 else NEGATIVE) for value in carried]
     bar.barh(range(len(bars)), carried, color=colours)
-    bar.set_yticks(range(len(bars)), [_drawable(every[i].text, 20) for i in bars], fontsize=8, parse_math=False)
+    bar.set_yticks(range(len(bars)), [_lettering().drawable(every[i].text, 20) for i in bars], fontsize=8, parse_math=False)
     bar.invert_yaxis()
     bar.tick_params(axis="x", labelsize=8)
     bar.axvline(0, color="black", linewidth=0.8)
-    _caption(bar, "part of the match that each word carries")
+    _lettering().caption(bar, "part of the match that each word carries")
 
     centred = [every[i].similarity.values - np.median(every[i].similarity.values) for i in maps]
     limits = float(min(v.min() for v in centred)), float(max(v.max() for v in centred))
     for i, values, ax in zip(maps, centred, axes[4:], strict=True):
         heat(pixels, SimilarityMap(values.astype(np.float32)), ax, limits=limits)
-        _caption(ax, f"{every[i].text}: {every[i].carries:+.3f}")
+        _lettering().caption(ax, f"{every[i].text}: {every[i].carries:+.3f}")
     return figure
 
 
@@ -339,8 +348,9 @@ def _figure(**options: Any) -> Figure:
 
 
 def _canvas(shape: Sequence[int]) -> Axes:
-    """Axes that fill a figure of an image's size in pixels."""
-    h, w = shape[:2]
+    """Axes that fill a figure of an image's size in pixels; of a tiny image a multiple, on which letters can be read."""
+    times = max(1, _LEAST // max(shape[:2]))
+    h, w = times * shape[0], times * shape[1]
     # of a large image marks and letters grow with it; a power of two gives back the image's size without rounding
     dpi = 2.0 ** max(7, round(math.log2(max(h, w) / 8)))
     ax = _figure(figsize=(w / dpi, h / dpi), dpi=dpi).add_axes((0, 0, 1, 1))
@@ -371,10 +381,22 @@ def _show(image: ImageLike | None, ax: Axes | None, result: Segmentation | None 
         ax = _canvas(pixels.shape)
     elif not hasattr(ax, "imshow"):
         raise InputError(f"ax must be matplotlib axes, not {type(ax).__name__}")
-    ax.imshow(pixels)
+    step = _step(ax, pixels.shape)
+    _draw(ax, pixels[::step, ::step], pixels.shape)
     ax.set(xticks=[], yticks=[])
     ax.autoscale(False)  # what is drawn over an image does not move its borders
     return ax
+
+
+def _step(ax: Axes, shape: Sequence[int]) -> int:
+    """Of an image with many more pixels than the axes have, each how many-th is enough."""
+    window = ax.get_window_extent()
+    return max(1, int(min(shape[0] / window.height, shape[1] / window.width) / 4))
+
+
+def _draw(ax: Axes, layer: NDArray[Any], shape: Sequence[int], **how: Any) -> None:
+    """Draws pixels over the frame of an image of a shape."""
+    ax.imshow(layer, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), **how)
 
 
 def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int]) -> None:
@@ -384,41 +406,37 @@ def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int]) -> None:
 
 def _draw_masks(ax: Axes, masks: Sequence[NDArray[np.bool_]], colours: Sequence[Colour], alpha: float) -> None:
     """Tints and outlines masks, the first on top."""
-    from matplotlib.patheffects import withStroke
-
+    line, halo = _line(ax)
     for mask, colour in reversed(list(zip(masks, colours, strict=True))):
-        layer = np.full((*mask.shape, 4), (*colour, 0), np.uint8)
-        layer[mask, 3] = round(255 * alpha)
-        ax.imshow(layer)
+        step = _step(ax, mask.shape)
+        thin = mask[::step, ::step]
+        layer = np.full((*thin.shape, 4), (*colour, 0), np.uint8)
+        layer[thin, 3] = round(255 * alpha)
+        _draw(ax, layer, mask.shape)
         ax.autoscale(False)
-        box = box_of(mask)
+        box = box_of(thin)
         if box is None:
             continue
         x0, y0, x1, y1 = box.astype(int).tolist()
-        inside = np.pad(mask[y0:y1, x0:x1], 1).astype(np.uint8)  # padded, outlines are closed at the border
-        across, down = np.arange(x0 - 1, x1 + 1), np.arange(y0 - 1, y1 + 1)
-        lines = ax.contour(across, down, inside, levels=[0.5], colors=[_rgb(colour)], linewidths=1.5)
-        lines.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        inside = np.pad(thin[y0:y1, x0:x1], 1).astype(np.uint8)  # padded, outlines are closed at the border
+        across, down = ((np.arange(a - 1, b + 1) + 0.5) * step - 0.5 for a, b in ((x0, x1), (y0, y1)))
+        outline = ax.contour(across, down, inside, levels=[0.5], colors=[_rgb(colour)], linewidths=line)
+        outline.set_path_effects(halo)
 
 
-def _caption(ax: Axes, text: str) -> None:
-    ax.set_title(_drawable(text, 100, width=50), fontsize=9, parse_math=False)
+def _line(ax: Axes) -> tuple[float, list[Any]]:
+    """Width of lines on axes, and the white edge that lets them stand out from any background."""
+    from matplotlib.patheffects import withStroke
+
+    width = 1.5 * _lettering().unit(ax)
+    return width, [withStroke(linewidth=2 * width, foreground="white")]
 
 
-def _drawable(text: str, longest: int, width: int | None = None) -> str:
-    """``text`` cut to a length and wrapped, with ``?`` for letters that matplotlib's font lacks."""
-    from matplotlib.font_manager import FontProperties, findfont
+def _lettering() -> Any:
+    """The module, which needs matplotlib."""
+    from text2sam import lettering
 
-    known = _letters(findfont(FontProperties()))
-    line = textwrap.shorten("".join(c if c.isspace() or ord(c) in known else "?" for c in text), longest, placeholder="...")
-    return textwrap.fill(line, width) if width else line
-
-
-@functools.lru_cache(maxsize=8)
-def _letters(font: str) -> frozenset[int]:
-    from matplotlib.font_manager import get_font
-
-    return frozenset(get_font(font).get_charmap())
+    return lettering
 
 
 def _rgb(colour: Colour) -> tuple[float, float, float]:

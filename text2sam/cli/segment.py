@@ -169,7 +169,7 @@ def write_result(
             result.save(path, image)
         elif name == "map":
             figure: Any = plot.heat(image, result.similarity).figure
-            write_png(path, plot.to_png(figure))
+            write_png(path, plot.to_png(figure, image.shape[1]))
         elif name == "explain":
             write_png(path, plot.to_png(plot.explain(image, result)))
         elif name == "npz":
