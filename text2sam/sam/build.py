@@ -85,7 +85,7 @@ def build_predictor(
     Arguments and errors are those of :func:`build_sam`. Without a model type the checkpoint may also be one of SAM 2 or SAM
     2.1, which gives the package ``sam2``'s ``SAM2ImagePredictor``, or a folder of a SAM of transformers, which gives a
     :class:`~text2sam.sam.hf.HFPredictor`; both compute in float32, whatever ``dtype`` says. On the CPU MobileSAM's encoder is
-    made faster (:mod:`text2sam.folding`).
+    made faster (:func:`text2sam.sam.mobile.hasten`).
 
     Raises:
         MissingDependencyError: the package of such a model is not installed.
@@ -107,11 +107,10 @@ def build_predictor(
         sam = _ready(_sam_from(state_dict, None, os.fspath(checkpoint)), device, check_dtype(dtype, device))
     else:
         sam = build_sam(model_type, checkpoint, device=device, dtype=dtype)
-    from text2sam.folding import fold_batch_norms
-    from text2sam.sam.mobile import MobileImageEncoder
+    from text2sam.sam.mobile import MobileImageEncoder, hasten
 
     if isinstance(sam.image_encoder, MobileImageEncoder) and sam.device.type == "cpu":
-        fold_batch_norms(sam.image_encoder)
+        hasten(sam.image_encoder)
     return SamPredictor(sam)
 
 

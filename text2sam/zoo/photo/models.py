@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from text2sam.clip.words import WordTable
 from text2sam.devices import pick_device
 from text2sam.errors import WeightsError
-from text2sam.folding import fold_batch_norms
 from text2sam.zoo.shipped import Shipped
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ def load_clip(**options: Any) -> WordClassifier:
     model.load_state_dict(state)
     model = model.eval().requires_grad_(False)
     if pick_device(options.get("device")).type == "cpu":
+        from text2sam.folding import fold_batch_norms
+
         fold_batch_norms(model)
     terms = SHIPPED.record()["presence"]
     return WordClassifier(
