@@ -14,6 +14,7 @@ from timm.models.tiny_vit import TinyVit
 from torch import nn
 from torch.profiler import profile
 
+from text2sam import folding
 from text2sam.folding import fold_batch_norms, fuse
 from text2sam.sam.mobile import hasten
 
@@ -93,3 +94,23 @@ def test_mobile_sams_encoder() -> None:
     assert calls["aten::gelu"] == 1
     assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == 3
     assert not calls["aten::convolution"]
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [mock.Mock(side_effect=TypeError("another signature")), mock.Mock(side_effect=lambda x, *rest: x * 2)],
+    ids=["gone", "another"],
+)
+def test_an_operator_that_is_not_as_expected_is_left_alone(operator: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    folding._fused_layers_work.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", operator)
+    model = nn.Sequential(nn.Linear(8, 5), nn.GELU()).eval()
+    state = torch.random.get_rng_state()
+    try:
+        fuse(model, model[0], "1")
+    finally:
+        folding._fused_layers_work.cache_clear()
+    assert operator.called
+    assert type(model[0]) is nn.Linear
+    assert isinstance(model[1], nn.GELU)
+    assert torch.equal(torch.random.get_rng_state(), state), "no random number is drawn"
