@@ -278,18 +278,23 @@ def test_compare_draws_masks_and_maps() -> None:
     figure = plot.compare(IMAGE, [answer(rectangle()), MAP, MAP], ["mask", "a $map$ 猫", "c"], columns=2)
     assert titles(figure) == ["image", "mask", "a $map$ ?", "c"]
     assert [len(ax.images) for ax in figure.axes] == [1, 2, 2, 2]
-    assert figure.axes[0].get_gridspec().ncols == 2
+    assert first_row(figure) == 2
     assert plot.to_png(figure).shape[1] == 1200
     absent = answer(np.zeros((H, W), bool))
     own = plot.compare(IMAGE, [MAP, answer(rectangle()), absent, MAP])
     assert titles(own) == ["image", "map of cat, 0 to 1.1", "cat", "cat: not in the image", "map of cat, 0 to 1.1"]
-    assert own.axes[0].get_gridspec().ncols == 3
+    assert first_row(own) == 3
     assert titles(plot.compare(IMAGE, [])) == ["image"]
+
+
+def first_row(figure: Figure) -> int:
+    return figure.axes[0].get_gridspec().ncols
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_explain_shows_map_candidates_and_result(count: int) -> None:
     figure = plot.explain(IMAGE, answer(rectangle(), candidates=candidates(count, count - 1)))
+    assert first_row(figure) == {1: 3, 3: 5, 12: 5}[count]
     first, *offered, last = figure.axes
     assert len(offered) == min(count, 8)
     assert first.get_title() == "map of cat, 3 points"

@@ -33,7 +33,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not names["model"].segment(text="banana", strategy=mine).present
     own = names["TextPromptedSAM"](names["Square"](), names["Corner"]()).segment(names["picture"], "cat")
     assert own.box.tolist() == [0, 0, 20, 20]
-    assert (tmp_path / "dataset" / "annotations.json").is_file()
+    assert (tmp_path / "demo-dataset" / "annotations.json").is_file()
 
 
 @pytest.mark.parametrize("manual", MANUALS, ids=str)

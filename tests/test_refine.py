@@ -184,6 +184,12 @@ def test_points_that_cannot_be_asked_about() -> None:
         m.refine(image, absent, [[20, 15]])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="number"):
         m.refine(image, absent, point, number=1)
+    for x, y in ((44, 3), (-1, 3), (3, 30), (3, -0.6)):
+        outside = PointPrompts([[20, 15], [x, y]], [1, 0])  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=rf"\({x}, {y}\) is outside the image, which is 44 wide and 30 high"):
+            m.refine(image, absent, outside)
+    corners = PointPrompts([[-0.5, -0.5], [43.5, 29.5]], [1, 1])  # type: ignore[arg-type]
+    assert len(m.refine(image, absent, corners).points) == 2
     with pytest.raises(InputError, match="the image is"):
         m.refine(picture(height=9), absent, point)
     m.set_image(image)

@@ -364,7 +364,7 @@ class TextPromptedSAM:
         Args:
             image: the image of the result, as for :meth:`segment`.
             result: what :meth:`segment` or this method returned.
-            points: on the object (1) or off it (0), in pixels of the image.
+            points: on the object (1) or off it (0), in pixels of the image and within it.
             number: of the object in ``result.instances``, from 0; their count adds an object, which needs a positive point.
             **reading: how images are read, as for :meth:`encode`.
 
@@ -385,6 +385,10 @@ class TextPromptedSAM:
             sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
             if sam.pixels.shape[:2] != result.mask.shape:
                 raise InputError(f"the image is {sam.pixels.shape[:2]} (H, W), the result {result.mask.shape}")
+            h, w = result.mask.shape
+            for x, y in points.coords.tolist():
+                if not (-0.5 <= x <= w - 0.5 and -0.5 <= y <= h - 0.5):
+                    raise InputError(f"the point (x, y) = ({x:g}, {y:g}) is outside the image, which is {w} wide and {h} high")
             before = next(iter(result.instances[number : number + 1]), None)
             every = _all_points([*([] if before is None else [before.points]), points])
             if not len(points) or not len(every.positive):

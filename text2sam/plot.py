@@ -192,7 +192,7 @@ def compare(
     pixels = read_image(image)
     check_number("columns", columns, 1, whole=True)
     count = len(captions) + 1
-    figure, (first, *rest) = _grid(count, pixels.shape[:2], -(-count // -(-count // columns)))
+    figure, (first, *rest) = _grid(count, pixels.shape[:2], _columns(count, columns))
     _lettering().caption(_show(pixels, first), "image")
     for ax, result, title in zip(rest, results, captions, strict=True):
         _lettering().caption(
@@ -229,7 +229,8 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
     if offered is not None and offered.chosen not in shown:
         shown[-1] = int(offered.chosen)
     room = 0.4 if offered is None else 0.42 + 0.14 * len(offered.figures)
-    figure, (first, *rest, last) = _grid(len(shown) + 2, pixels.shape[:2], 5, room, below=0.9)
+    count = len(shown) + 2
+    figure, (first, *rest, last) = _grid(count, pixels.shape[:2], _columns(count, 6), room, below=0.9)
 
     points(None, result.points, heat(pixels, result.similarity, first))
     _lettering().caption(first, f"map of {result.similarity.text or result.text}, {len(result.points)} points")
@@ -257,7 +258,7 @@ def _facts(result: Segmentation, offered: Any) -> str:
         f"presence {result.presence:.6g} {relation} threshold {result.threshold:.6g}, text {result.text!r}",
         f"score {result.score:.3f}, objects {len(result.instances)}, area {result.area} of {result.mask.size} pixels",
         f"strategy {result.strategy}, map by {result.similarity.method} on {gw} x {gh} patches",
-        "SAM was not asked" if offered is None else f"chosen: {offered.reason}",
+        "SAM was not asked" if offered is None else f"chosen: {offered.reason.removeprefix('chosen ')}",
     ]
     return "\n".join(_lettering().drawable(line, 400, width=150) for line in lines)
 
@@ -365,6 +366,11 @@ def _grid(count: int, shape: Sequence[int], columns: int, room: float = 0.4, bel
     figure = _figure(figsize=(_INCHES, rows * height + below), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
     return figure, [figure.add_subplot(grid[i // columns, i % columns]) for i in range(count)]
+
+
+def _columns(count: int, most: int) -> int:
+    """How many of ``count`` pictures stand in a row, for rows of equal length as far as possible."""
+    return -(-count // -(-count // most))
 
 
 def _show(image: ImageLike | None, ax: Axes | None, result: Segmentation | None = None) -> Axes:

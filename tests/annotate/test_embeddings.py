@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not store.of(model).save(encoded)
+        assert not store.save(encoded)
     assert not store.writable
 
 

@@ -20,12 +20,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers import FakePredictor, count_calls, picture, tiny_surgery
+from helpers import count_calls, picture, tiny_surgery
 from jobs import dataset, draw, forked, killed_at, model, run
 
 from text2sam import TextPromptedSAM
 from text2sam.annotate import worker as worker_module
-from text2sam.annotate.engine import Done, Plan, run_threads
+from text2sam.annotate.engine import Done, Plan, run_workers
 from text2sam.annotate.job import annotate, warm
 from text2sam.annotate.journal import JOURNAL, STATE, RunFolder
 from text2sam.annotate.labels import LabelSet, LabelSpec
@@ -86,12 +86,6 @@ def test_a_dataset_in_coco(images: Path, undisturbed: dict[str, bytes]) -> None:
     [first] = [a for a in coco["annotations"] if a["image_id"] == coco["images"][0]["id"]]
     [result] = model().segment_many(images / "000.png", ["cat"], strategy="paper", threshold=0.0)
     assert first["area"] == result.area
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_number_of_workers_does_not_show(tmp_path: Path, images: Path, undisturbed: dict[str, bytes], count: int) -> None:
-    run(images, tmp_path, workers=count)
-    assert dataset(tmp_path) == undisturbed
 
 
 def test_a_second_run_has_nothing_to_do(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
@@ -181,22 +175,6 @@ def test_threads_of_torch_are_left_as_they_were(tmp_path: Path, images: Path) ->
     finally:
         torch.set_num_threads(before)
     assert threading.active_count() == running
-
-
-def test_models_that_cannot_be_shared(tmp_path: Path, images: Path) -> None:
-    def make() -> TextPromptedSAM:
-        made.append(TextPromptedSAM(FakePredictor(), tiny_surgery()))
-        return made[-1]
-
-    made: list[TextPromptedSAM] = []
-    built = make()
-    with pytest.raises(InputError, match="give a function that makes models"):
-        run(images, tmp_path / "a", model=built)
-    made.clear()
-    run(images, tmp_path / "a", model=make)
-    assert len(made) == 2
-    run(images, tmp_path / "b", model=built, workers=None)
-    assert dataset(tmp_path / "a") == dataset(tmp_path / "b")
 
 
 # killed
@@ -454,8 +432,7 @@ def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:
 # memory, engines
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = draw(tmp_path / "images", 30)
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = 0
@@ -473,8 +450,8 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coun
         return loaded
 
     monkeypatch.setattr(worker_module, "load", counted)
-    run(images, tmp_path / "out", workers=count, batch_size=3)
-    assert 6 <= most <= (count + 2) * 3
+    run(images, tmp_path / "out", batch_size=3)
+    assert 6 <= most <= 9
     assert not alive
 
 
@@ -483,13 +460,13 @@ def test_an_engine_of_ones_own(tmp_path: Path, images: Path, undisturbed: dict[s
 
     def backwards(plan: Plan) -> Iterator[Done]:
         plans.append(plan)
-        return iter(list(run_threads(plan))[::-1])
+        return iter(list(run_workers(plan))[::-1])
 
     run(images, tmp_path / "a", engine=backwards)
     assert dataset(tmp_path / "a") == undisturbed
-    assert plans[0].workers == 2
+    assert plans[0].workers == 1
     with pytest.raises(Text2SamError, match="are missing"):
-        run(images, tmp_path / "b", engine=lambda plan: iter(list(run_threads(plan))[1:]))
+        run(images, tmp_path / "b", engine=lambda plan: iter(list(run_workers(plan))[1:]))
     resumed(images, tmp_path / "b", undisturbed)
 
 

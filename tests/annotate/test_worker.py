@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -29,7 +28,6 @@ from text2sam.annotate.worker import (
     load,
     load_batches,
     model_settings,
-    own_copy,
     settings_of,
 )
 from text2sam.errors import InputError, PromptError
@@ -224,30 +222,7 @@ def test_work_is_left_when_the_run_ends() -> None:
         Worker(model(), LABELS, HOW).run(loaded(2), stop)
 
 
-# several workers, and embeddings
-
-
-def test_copies_share_weights_but_no_image() -> None:
-    first = fresh()
-    second = own_copy(first)
-    assert second is not None
-    assert second.predictor.model is first.predictor.model  # type: ignore[attr-defined]
-    assert second.predictor is not first.predictor
-    assert second.generator is first.generator
-    one, other = picture(1), picture(2, 50, 20)
-    first.set_image(one)
-    second.set_image(other)
-    for owner, image in ((first, one), (second, other), (first, one)):
-        mask = owner.segment(text="cat", strategy="paper").mask
-        assert np.array_equal(mask, fresh().segment(image, "cat", strategy="paper").mask)
-    assert own_copy(second) is not None
-
-
-def test_what_cannot_be_shared() -> None:
-    assert own_copy(TextPromptedSAM(FakePredictor(), tiny_surgery())) is None
-    training = fresh()
-    training.generator.model.train()
-    assert own_copy(training) is None
+# settings and embeddings
 
 
 def test_settings_of_a_model_show_what_results_depend_on() -> None:

@@ -69,6 +69,14 @@ def test_what_cannot_be_asked(bench: Workbench, tmp_path: Path) -> None:
     assert np.array_equal(desk.draw(Layers(heat=True)), desk.small)
 
 
+def test_one_text_that_cannot_be_asked_spoils_no_other(bench: Workbench, tmp_path: Path) -> None:
+    desk = bench.open(draw(tmp_path))
+    some = bench.ask(desk, "cat, dog", exclude="dog")
+    assert [result.text for result in some.results] == ["cat"]
+    assert any("dog" in note for note in some.notes)
+    assert np.array_equal(some.results[0].mask, bench.ask(desk, "cat", exclude="dog").results[0].mask)
+
+
 def test_texts_are_split() -> None:
     assert split("cat, dog;bird\ncat,,") == ["cat", "dog", "bird"]
     assert split("person+bench") == ["person+bench"]

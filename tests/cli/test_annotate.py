@@ -181,7 +181,7 @@ def test_the_engine_is_handed_on(folder: Path, tmp_path: Path, built: Any, monke
 
     def engine(*, workers: int | None) -> Any:
         calls.append(workers)
-        return job.run_threads
+        return job.run_workers
 
     monkeypatch.setattr(ray, "ray_engine", engine)
     assert annotate(folder, tmp_path / "out", "--engine", "ray", "--workers", 2).exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import tiny_predictor, tiny_surgery
 
 from text2sam.errors import InputError, OutputError
 from text2sam.lab import bench
-from text2sam.lab.bench import Settings, suites
+from text2sam.lab.bench import Settings, gpu, suites
+from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
@@ -31,8 +34,10 @@ TINY = Settings(
     image_shape=(48, 64),
     image_rounds=2,
     checkpoint_rounds=1,
+    folder_preset="sticker",
     folder_images=4,
     folder_rounds=1,
+    encoder_rounds=1,
 )
 
 
@@ -47,7 +52,9 @@ def surgery_result() -> dict[str, Any]:
 
 
 def test_unknown_suite() -> None:
-    with pytest.raises(InputError, match="suite must be one of all, text, surgery, images, recipe, annotate, not 'speed'"):
+    with pytest.raises(
+        InputError, match="suite must be one of all, text, surgery, images, recipe, encoder, annotate, peers, not 'speed'"
+    ):
         bench.run("speed", TINY)
 
 
@@ -246,8 +253,79 @@ def test_annotate_figures() -> None:
     times = details["times"]
     assert row["ours"] == times["job"]["median_s"] == pytest.approx(times["job"]["samples_s"][0])
     assert row["ratio"] == pytest.approx(times["loop"]["median_s"] / times["job"]["median_s"])
-    assert row["met"] == (row["ratio"] >= 1.3)
-    assert "Shares of the loop's time: reading" in bench.table(result)
+    assert row["met"] == (row["ratio"] >= 1.6)
+    assert min(side["cpu_s"] for side in times.values()) > 0
+    shown = bench.table(result)
+    assert "Shares of the loop's time: reading" in shown
+    assert f"Seconds of processors per image: {times['job']['cpu_s']:.3g} in the job" in shown
+
+
+def test_encoder_figures() -> None:
+    result = bench.run("encoder", TINY)
+    assert 0 < result["benchmarks"]["encoder"]["difference"] < 1e-4
+    assert [row["aim"] for row in result["rows"]] == [">= 1.5"]
+
+
+def test_long_calls_are_made_once() -> None:
+    calls: list[str] = []
+    times = alternate({"a": Side(lambda: calls.append("a"), lambda: calls.append("prepare"), long=True)}, 2)
+    assert calls == ["prepare", "a"] * 2
+    assert len(times["a"]["samples_s"]) == 2
+
+
+def test_peers_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(suites, "peer_pipeline", lambda *_: lambda new: asked.append(new) or torch.ones(1000))
+    built = suites.build_pair(None, TINY)[0]
+    monkeypatch.setattr(TextPromptedSAM, "from_pretrained", lambda *_, **__: built)
+    with suites.counted(built) as calls:
+        result = bench.run("peers", TINY)
+    assert calls["sam"] == 2  # for memory, and the first mask
+    assert calls["decoder"] >= 3
+    assert asked == [True, True, False]
+    assert result["benchmarks"]["peers"]["peak_tensor_bytes"]["peers"] == 4000
+    assert [row["unit"] for row in result["rows"]] == ["s", "s", "bytes"]
+    monkeypatch.setattr(suites, "peer_pipeline", lambda *_: None)
+    assert bench.run("peers", TINY)["rows"] == []
+
+
+def test_peers_are_real_models() -> None:
+    pytest.importorskip("transformers")
+    small = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
+    ask = peer_pipeline((48, 64), torch.device("cpu"), detector=small, short_side=64)
+    assert ask is not None
+    mask = ask(True)
+    assert mask.shape[:3] == (1, 1, 1)
+    assert mask.isfinite().all()
+    assert torch.equal(ask(False), mask)
+
+
+def test_without_transformers_there_are_no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert peer_pipeline((48, 64), torch.device("cpu")) is None
+
+
+@pytest.mark.filterwarnings("ignore:No potential")
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(gpu, "_pair", lambda *_: TextPromptedSAM(tiny_predictor(), tiny_surgery()))
+    monkeypatch.setattr(gpu, "peer_pipeline", lambda *_: lambda new: None)
+    out = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--images", "2", "--dtypes", "float32", "--sams", "vit_t", "--peer-images", "2"]
+    results = gpu.main([*arguments, "--out", str(out)])
+    assert json.loads(out.read_text()) == results == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["what"] for result in results] == [
+        "annotate, ViT-B-16-quickgelu and SAM vit_t",
+        "Grounding DINO tiny and SAM 2.1 tiny",
+    ]
+    assert all(result["images_per_second"] > 0 and result["busy"] is None for result in results)
+    gpu.main([*arguments[:-1], "0"])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_pair_of_the_script_for_a_gpu() -> None:
+    pair = gpu._pair("RN50-quickgelu", "vit_t", 64, torch.device("cpu"), "float32")
+    assert pair.generator.image_size == (64, 64)
+    assert type(pair.predictor.model.image_encoder).__name__ == "MobileImageEncoder"  # type: ignore[attr-defined]
 
 
 def test_timing_the_parts_leaves_no_trace() -> None:

@@ -27,6 +27,7 @@ from text2sam.clip.words import WordTable
 from text2sam.errors import ImageError, InputError
 from text2sam.serve.label_studio import Config, Pictures, create_backend, read_clicks
 from text2sam.serve.queue import Limits
+from text2sam.types import PointPrompts
 
 CONFIG = """<View>
   <Image name="photo" value="$picture" zoom="true"/>
@@ -258,6 +259,28 @@ def test_a_click_gives_one_object_under_it(backend: str, label: str) -> None:
     [region] = prediction["result"]
     assert region["value"]["brushlabels"] == [label]
     assert mask_of(region)[7, 33]
+
+
+def test_negative_clicks_alone_take_away_from_an_object(backend: str) -> None:
+    [prediction] = predict(backend, drawn=[click(75, 25, 0, label="Thing 7")]).json()["results"]
+    assert prediction["result"] == [], "no word, so there is no object to take from"
+    found = model().segment(picture(), "cat")
+    y, x = np.argwhere(found.instances[0].mask)[0]
+    on = 100 * x / 44, 100 * y / 30
+    [prediction] = predict(backend, drawn=[click(*on, 0)]).json()["results"]
+    expected = model().refine(picture(), found, PointPrompts([[x, y]], [0])).instances[0]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(mask_of(prediction["result"][0]), expected.mask)
+
+
+def test_too_many_labels_or_tasks(backend: str) -> None:
+    labels = "".join(f'<Label value="{k}"/>' for k in range(1001))
+    answer = predict(
+        backend,
+        config=f'<View><Image name="i" value="$picture"/><BrushLabels name="b" toName="i">{labels}</BrushLabels></View>',
+    )
+    assert (answer.status_code, "1001 labels; at most 1000" in answer.json()["detail"]) == (400, True)
+    body = {"tasks": [{"data": {"picture": LOCAL}}] * 1001, "label_config": CONFIG}
+    assert httpx.post(f"{backend}/predict", json=body).status_code == 422
 
 
 def test_a_box_and_nothing_usable(backend: str) -> None:

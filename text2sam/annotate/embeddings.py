@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -81,16 +80,12 @@ class EmbeddingStore:
         self._lock = threading.Lock()
         self._broken = threading.Event()
 
-    def of(self, model: TextPromptedSAM) -> EmbeddingStore:
-        """The same store for a copy of the model, with a predictor of its own."""
-        other = copy.copy(self)
-        other._model = model
-        return other
-
-    def count(self, **numbers: int) -> None:
-        """Adds to :attr:`counts`."""
+    def count(self, *, writable: bool = True, **numbers: int) -> None:
+        """Adds to :attr:`counts`; ``writable`` says whether the store of another process on the same folder still is."""
         with self._lock:
             self.counts.update(numbers)
+        if not writable:
+            self._broken.set()
 
     @property
     def writable(self) -> bool:

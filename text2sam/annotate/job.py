@@ -15,7 +15,7 @@ import torch
 from text2sam import __version__
 from text2sam.annotate.dataset import Export, Results
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.engine import Engine, Plan, run_threads
+from text2sam.annotate.engine import Engine, Plan, run_workers
 from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
@@ -91,16 +91,15 @@ def annotate(
         strategy, method, tiles, max_objects: as for ``TextPromptedSAM.segment``.
         value_range, page, max_pixels: as for :func:`text2sam.image.read_image`.
         batch_size: the most images that CLIP encodes at once.
-        workers: how many batches are worked on at a time; the results do not depend on it. On a CPU each worker computes on
-            one core, so that results do not depend on the number of cores either; None is one per core, at most
-            :data:`text2sam.annotate.engine.MOST_WORKERS`. On a GPU None is 1. With a predictor whose state cannot be kept,
-            more than one worker needs a function that makes models.
+        workers: how many batches are worked on at a time; the results do not depend on it. On a CPU each worker is a process
+            that computes on one core, so that results do not depend on the number of cores either; None is one per core, at
+            most :data:`text2sam.annotate.engine.MOST_WORKERS`. A model on a GPU, or that cannot be pickled, has one worker.
         embeddings: a folder that keeps image embeddings; see :class:`text2sam.annotate.embeddings.EmbeddingStore`.
         overwrite: discard what an earlier run in ``out`` has finished.
         retry_failed: annotate batches again in which an image failed, for instance after its permissions were changed.
         review: an HTML file for a contact sheet; see :func:`text2sam.annotate.review.write_review`.
         progress: see :data:`Progress`.
-        engine: what does the work; None is :func:`text2sam.annotate.engine.run_threads`.
+        engine: what does the work; None is :func:`text2sam.annotate.engine.run_workers`.
         **export_options: options of the format, when there is one.
 
     Returns:
@@ -141,7 +140,7 @@ def annotate(
         todo = tuple(c for c in run.chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
         store = None if embeddings is None else EmbeddingStore(embeddings, run.model, options)
         plan = Plan(run.model, run.make_model, run.labels, options, todo, workers, store)
-        worked, seconds = _work(plan, engine or run_threads, folder, sum(map(len, run.chunks)), progress)
+        worked, seconds = _work(plan, engine or run_workers, folder, sum(map(len, run.chunks)), progress)
         result, lines = export_run(run, {c.key for c in todo})
         if run.found.others:
             number = sum(run.found.others.values())
@@ -309,7 +308,7 @@ def warm(
     plan = Plan(built, make_model, None, options, tuple(chunks), workers, store)
     failed: dict[str, str] = {}
     with _progress(progress, 0, sum(map(len, chunks))) as tell:
-        for chunk, records in run_threads(plan):
+        for chunk, records in run_workers(plan):
             if not store.writable:
                 raise OutputError(f"embeddings cannot be written to {os.fspath(store.folder)!r}")
             failed |= {record.path: record.reason for record in records if record.image is None}

@@ -28,6 +28,7 @@ from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.annotate.engine import MOST_WORKERS, Done, Engine, Plan, device_of
 from text2sam.annotate.journal import Record
 from text2sam.annotate.labels import LabelSet
+from text2sam.annotate.process import GIVEN_UP
 from text2sam.annotate.sources import ImageItem
 from text2sam.annotate.worker import ModelSource, Worker, load_batches, model_settings
 from text2sam.checks import check_number
@@ -46,7 +47,6 @@ MOST_ROWS = 10_000
 
 _STORE = 256 << 20
 ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
-_GIVEN_UP = "every worker that took it on died; most often memory did not suffice"
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """No reports to Ray's makers, and no GPU for workers that are given none; what the user has set stays."""
 
@@ -118,7 +118,7 @@ def ray_engine(
         with contextlib.closing(_results(Cluster(own, gpus, num_cpus, address), job, tasks)) as results:
             for number, values in results:
                 done = plan.todo[number], [Record.from_json(value) for value in values]
-                if any(record.reason == _GIVEN_UP for record in done[1]):
+                if any(record.reason == GIVEN_UP for record in done[1]):
                     held.append(done)
                 else:
                     yield done
@@ -192,7 +192,7 @@ class Hand:
             )
         store = None if job.embeddings is None else EmbeddingStore(job.embeddings, model, job.options)
         self._job, self._worker = job, Worker(model, job.labels, job.options, store)
-        self._threads = 1 if device_of(model).type == "cpu" else job.threads  # as run_threads
+        self._threads = 1 if device_of(model).type == "cpu" else job.threads  # as the engine of one machine
 
     def __call__(self, rows: Any) -> Any:
         try:
@@ -224,7 +224,7 @@ class Hand:
         if safe:
             records = self._annotate(entries)
         elif len(entries) == 1:
-            records = [Record(entries[0][0], reason=_GIVEN_UP)]
+            records = [Record(entries[0][0], reason=GIVEN_UP)]
         else:
             records = [record for i, entry in enumerate(entries) for record in self._work(f"{key}/{i}", [entry])]
         self._tally.end.remote(key, safe)

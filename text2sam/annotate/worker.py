@@ -1,11 +1,10 @@
 """What is done with a few images: read, encoded as one batch, segmented, recorded. No image stops the others.
 
-A :class:`Worker` is the part of a folder job that holds a model; the engine of one process and that of Ray both use it.
+A :class:`Worker` is the part of a folder job that holds a model; the engine of one machine and that of Ray both use it.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import os
@@ -82,7 +81,7 @@ class Worker:
     """Annotates images with a model of its own.
 
     Args:
-        model: used by this worker alone; :func:`own_copy` makes one.
+        model: used by this worker alone.
         labels: what to look for; None only encodes the images, for the store.
         options: strategy, method, maximum number of objects and tiles; the other options come from the labels.
         store: keeps embeddings, and has those of earlier runs.
@@ -252,23 +251,6 @@ def _message(error: BaseException) -> str:
 def _without_folder(message: str, item: ImageItem) -> str:
     # messages shorten a long path in the middle
     return message.replace(repr(str(item.file)), repr(item.path)).replace(f"{item.file.parent}{os.sep}", "")
-
-
-def own_copy(model: TextPromptedSAM) -> TextPromptedSAM | None:
-    """A model for another thread: the same weights, but an image state of its own.
-
-    Returns:
-        None when the predictor's state cannot be kept apart from the rest, or when a model is in training mode, which every
-        call has to switch off and on.
-    """
-    parts = [getattr(model.generator, "model", None), getattr(model.predictor, "model", None)]
-    modules = [module for part in parts if isinstance(part, torch.nn.Module) for module in part.modules()]
-    if not model.session.keeps_state or any(module.training for module in modules):
-        return None
-    predictor = copy.copy(model.predictor)
-    mine = type(model)(predictor, model.generator, presence_threshold=model.presence_threshold)
-    mine.reset_image()
-    return mine
 
 
 def settings_of(labels: LabelSet, options: Options) -> dict[str, Any]:

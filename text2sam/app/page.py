@@ -150,7 +150,7 @@ class _Editor:
             self.picture: desk.draw(_layers(layers, alpha)),
             self.objects: gr.update(choices=choices, value=_place(desk.chosen) if rows else None, visible=bool(rows)),
             self.hint: gr.update(visible=len(masks) > 1),
-            self.masks: gr.update(value=masks, selected_index=None, visible=len(masks) > 1),
+            self.masks: gr.update(value=masks, columns=max(3, len(masks)), selected_index=None, visible=len(masks) > 1),
             self.figure: gr.update(value=None, visible=False),
         }
 
@@ -386,6 +386,8 @@ def serve(
     from text2sam.errors import OutputError
 
     blocks.queue(max_size=MOST_SESSIONS)
+    if hasattr(blocks._queue, "pending_event_ids_session"):
+        blocks._queue.pending_event_ids_session = _Streams()
     try:
         _, address, _ = blocks.launch(
             server_name=host,
@@ -408,6 +410,17 @@ def serve(
     except OSError as error:
         raise OutputError(f"the page cannot be served at {host}:{port or 7860}: {error}; give another --port") from error
     return str(address)
+
+
+class _Streams(dict[str, set[str]]):
+    """Gradio's events under way in each browser tab, with one that never ends.
+
+    Gradio closes a tab's stream of answers after the last event. The answer to an action that the tab begins before it knows
+    of that is never shown: on a busy machine "Accept" was done, but the page stayed where it was. So streams stay open.
+    """
+
+    def __setitem__(self, session: str, events: set[str]) -> None:
+        super().__setitem__(session, events | {"open"})
 
 
 def _blocks() -> gr.Blocks:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from text2sam import plot
 from text2sam.checks import check_number
-from text2sam.errors import ImageError, InputError, MissingDependencyError, Text2SamWarning
+from text2sam.errors import ImageError, InputError, MissingDependencyError, PromptError, Text2SamWarning
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.exporter import written
 from text2sam.export.formats import make_exporter
@@ -288,7 +288,7 @@ class Workbench:
         return Desk(re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "picture", encoded)
 
     def ask(self, desk: Desk, texts: str, exclude: str = "", threshold: float | None = None) -> Desk:
-        """Looks for texts; what was corrected by hand stays.
+        """Looks for texts; what was corrected by hand stays. A text that the model does not know becomes a note.
 
         Args:
             desk: with a picture.
@@ -297,13 +297,22 @@ class Workbench:
             threshold: the presence score from which a text counts as present; None is the model's.
 
         Raises:
-            PromptError, InputError: a text or the threshold is not usable.
+            PromptError, InputError: none of the texts, or a text of ``exclude`` or the threshold, is usable.
         """
         wanted = split(texts)
         if not wanted:
             raise InputError("type what to find, such as: cat, dog")
+        fresh: list[Segmentation] = []
+        refused: list[PromptError] = []
         with self.talking() as notes:
-            fresh = self.model.segment_many(desk.encoded, wanted, exclude=split(exclude) or None, threshold=threshold)
+            for text in wanted:
+                try:
+                    fresh += self.model.segment_many(desk.encoded, [text], exclude=split(exclude) or None, threshold=threshold)
+                except PromptError as error:
+                    refused.append(error)
+        if not fresh:
+            raise refused[0]
+        notes += map(str, refused)
         kept = {result.text: result for result in desk.results if result.text in desk.edited}
         results = tuple(kept.get(result.text, result) for result in fresh)
         edited = desk.edited & {result.text for result in results}

@@ -53,7 +53,10 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images, recipe or annotate.")
+        str,
+        typer.Argument(
+            metavar="SUITE", help="What to measure: all, text, surgery, images, recipe, encoder, annotate or peers."
+        ),
     ] = "all",
     out: Out = None,
     sam_checkpoint: Annotated[

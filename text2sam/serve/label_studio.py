@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _KEPT = 4
 """Encoded images that wait for the next click."""
 _LONGEST_CONFIG = 1_000_000
+_MOST_LABELS = 1_000
+_MOST_TASKS = 1_000
 _COMMAS = re.compile(r"\s*,\s*")
 
 
@@ -68,7 +70,7 @@ class Config:
         """Reads a configuration.
 
         Raises:
-            InputError: it is no XML, or has no ``BrushLabels`` with labels for an ``Image``.
+            InputError: it is no XML, or has no ``BrushLabels`` with labels for an ``Image``, or too many labels.
         """
         if len(xml) > _LONGEST_CONFIG or "<!DOCTYPE" in xml or "<!ENTITY" in xml:
             raise InputError("the labeling configuration is too long, or declares a document type")
@@ -80,6 +82,8 @@ class Config:
         for brush in root.iter("BrushLabels"):
             labels = tuple(str(tag.get("value")) for tag in brush.iter("Label") if tag.get("value"))
             image, name = brush.get("toName"), brush.get("name")
+            if len(labels) > _MOST_LABELS:
+                raise InputError(f"the labeling configuration has {len(labels)} labels; at most {_MOST_LABELS} are looked for")
             if name and image in images and labels:
                 return cls(str(image), images[image], name, labels)
         raise InputError(
@@ -193,7 +197,7 @@ class Request(BaseModel):
     """What Label Studio sends for predictions."""
 
     model_config = ConfigDict(extra="ignore")
-    tasks: list[Task]
+    tasks: list[Task] = Field(max_length=_MOST_TASKS)
     label_config: str
     params: Params | None = None
 
@@ -275,14 +279,19 @@ class Painter:
         points: PointPrompts,
         box: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.bool_], float]:
-        """The object under clicks: what the label's text found there, corrected by them, or else SAM's own answer."""
-        if box is None and len(points.positive):
+        """The object under clicks: what the label's text found there, corrected by them, or else SAM's own answer.
+
+        Negative clicks alone take away from an object; where there is none they give nothing."""
+        if box is None:
             known = self._known(model, image, label)
-            x, y = (int(value) for value in points.positive[0])
+            x, y = (int(value) for value in (*points.positive, *points.coords)[0])
             at = [k for k, part in enumerate(known.instances) if part.mask[y, x]] if known is not None else []
             if known is not None and at:
-                part = model.refine(image, known, points, number=at[0]).instances[at[0]]
-                return part.mask, part.score
+                changed = model.refine(image, known, points, number=at[0])
+                if len(changed.instances) == len(known.instances):
+                    return changed.instances[at[0]].mask, changed.instances[at[0]].score
+            if not len(points.positive):
+                return np.zeros(image.shape, np.bool_), 0.0
         masks, scores, _ = model.session.ask(image.sam, points, box=box)
         best = int(np.argmax(scores))
         return masks[best], float(scores[best])
@@ -356,8 +365,8 @@ def create_backend(
     """The backend, as an ASGI application.
 
     Without anything drawn each label of the configuration is looked for. Points (``KeyPointLabels``) and rectangles of smart
-    tools give the object under them; words in a text field (``TextArea``) are looked for, and get the label of that name or
-    the first one.
+    tools give the object under them; negative points alone take away from what the label's text finds there; words in a text
+    field (``TextArea``) are looked for, and get the label of that name or the first one.
 
     Args:
         model: used by the backend alone.

@@ -1,12 +1,16 @@
 """``text2sam bench``: times and memory of text2sam beside those of the obvious way, measured in one process.
 
-Five suites; the first three against :mod:`text2sam.lab.experiments.plain` or against a first call:
+Seven suites; the first three against :mod:`text2sam.lab.experiments.plain` or against a first call:
 
 - ``text``: the prompt ensemble on a text tower of real size (random weights cost what trained ones cost);
 - ``surgery``: feature surgery over a label set, its time and its peak memory;
 - ``images``: the second text on an image against the first, by the papers' recipe;
 - ``recipe``: the default recipe against the papers', in calls of the models and in time;
-- ``annotate``: a folder job, dataset included, against a plain loop over ``segment_many`` that keeps nothing.
+- ``encoder``: MobileSAM's image encoder as it runs on CPUs against the same weights untouched;
+- ``annotate``: a folder job, dataset included, against a plain loop over ``segment_many`` that keeps nothing;
+- ``peers``: the photo pair against transformers' Grounding DINO and SAM 2.1, where transformers is installed.
+
+:mod:`text2sam.lab.bench.gpu` is a script for a GPU.
 
 Times are taken by :class:`torch.utils.benchmark.Timer`. Both sides of a comparison take turns, in changing order, so that what
 else the machine does falls on both. A figure is the median of the rounds; the range of the rounds' own ratios says
@@ -36,7 +40,7 @@ from text2sam.tables import aligned
 
 __all__ = ["SUITES", "Settings", "main_command", "run", "table"]
 
-SUITES = ("text", "surgery", "images", "recipe", "annotate")
+SUITES = ("text", "surgery", "images", "recipe", "encoder", "annotate", "peers")
 
 
 def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
         results = list(measure(name, chosen))
         rows += [row for _, lines in results for row in lines]
         details = [detail for detail, _ in results]
-        benchmarks[name] = {"pairs": details} if name in ("images", "recipe") else details[0]
+        benchmarks[name] = {"pairs": details} if name in ("images", "recipe") else next(iter(details), {})
     return {
         "suite": suite,
         "machine": machine,
@@ -110,10 +114,14 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['device']}, {machine['cpus']} processors, {machine['threads']} threads{load}; torch {machine['torch']}; "
         f"{result['seconds']:.0f} s. Ratios above 1 are for ours."
     ]
-    shares = result["benchmarks"].get("annotate", {}).get("shares")
-    if shares:
+    folder = result["benchmarks"].get("annotate")
+    if folder:
+        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in folder["shares"].items())
+        job, loop = (f"{folder['times'][side]['cpu_s']:.3g}" for side in ("job", "loop"))
+        notes.append(f"Shares of the loop's time: {shares}.")
         notes.append(
-            f"Shares of the loop's time: {', '.join(f'{part} {100 * share:.0f} %' for part, share in shares.items())}."
+            f"Seconds of processors per image: {job} in the job, the start of {folder['workers']} workers included; "
+            f"{loop} in the loop."
         )
     return "\n".join([aligned(("what", "ours", "baseline", "ratio", "rounds", "aim", "met"), lines), "", *notes])
 

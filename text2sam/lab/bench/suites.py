@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from text2sam.clip.prompts import PromptEnsemble, Tokenizer, ensemble_templates
 from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
+from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.timing import Row, Side, alternate, peak_tensor_bytes, row, timed_row
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
@@ -52,8 +53,9 @@ class Settings:
         channels, wide_channels: the two widths C.
         image_shape: (H, W) of the drawn image in pixels.
         image_texts: the first and the second text.
+        folder_preset: the pair of the annotate suite, "photo" or "sticker".
         folder_images: images of the annotate suite's folder.
-        folder_rounds: timed rounds of that suite.
+        folder_rounds, encoder_rounds, peer_rounds: timed rounds of the suites of these names.
     """
 
     device: str | None = None
@@ -71,8 +73,11 @@ class Settings:
     image_texts: tuple[str, str] = ("cat", "ship")
     image_rounds: int = 7
     checkpoint_rounds: int = 2
+    folder_preset: str = "photo"
     folder_images: int = 32
     folder_rounds: int = 2
+    encoder_rounds: int = 5
+    peer_rounds: int = 1
 
 
 def measure_text(settings: Settings) -> Result:
@@ -318,14 +323,15 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
 
     Args:
         model: the pair.
-        settings: ``folder_images`` pictures are written: the scenes that ship with text2sam, mirrored and lit differently.
+        settings: ``folder_images`` pictures are written: photos of scikit-image, or the scenes that ship with text2sam, as the
+            pair knows them, mirrored and lit differently.
     """
     from text2sam.annotate.engine import default_workers
     from text2sam.annotate.job import annotate
-    from text2sam.demo import load_scenes
+    from text2sam.demo import load_photos, load_scenes
     from text2sam.files import write_png
 
-    scenes = load_scenes()
+    scenes = load_photos() if settings.folder_preset == "photo" else load_scenes()
     labels = list(dict.fromkeys(text for scene in scenes for text in (*scene.find, scene.absent)))[:4]
     with tempfile.TemporaryDirectory() as temporary:
         folder, out = Path(temporary, "images"), Path(temporary, "dataset")
@@ -343,11 +349,10 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         def job() -> None:
             objects["job"] = sum(annotate(model, folder, labels, out, overwrite=True).objects.values())
 
-        times = alternate({"job": Side(job), "loop": Side(loop)}, settings.folder_rounds)
+        times = alternate({"job": Side(job, long=True), "loop": Side(loop, long=True)}, settings.folder_rounds)
         shares = _shares(model, loop)
     per_image = {
-        name: {"median_s": side["median_s"] / len(files), "samples_s": [s / len(files) for s in side["samples_s"]]}
-        for name, side in times.items()
+        name: {key: (np.array(value) / len(files)).tolist() for key, value in side.items()} for name, side in times.items()
     }
     details = {
         "images": len(files),
@@ -358,7 +363,61 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         "shares": shares,
     }
     what = f"annotate: seconds per image, {len(labels)} texts, against a loop"
-    return details, [timed_row(what, per_image["job"], per_image["loop"], 1.3)]
+    return details, [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
+
+
+def measure_encoder(settings: Settings) -> Result:
+    """MobileSAM's image encoder as a predictor on the CPU has it, against the same weights untouched."""
+    from text2sam.sam.mobile import MobileImageEncoder, hasten
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plainly = MobileImageEncoder().eval().requires_grad_(False)
+        pixels = torch.randn(1, 3, plainly.img_size, plainly.img_size)
+    ours = hasten(copy.deepcopy(plainly))
+    with torch.inference_mode():
+        difference = float((ours(pixels) - plainly(pixels)).abs().max())
+        sides = {"ours": Side(lambda: ours(pixels), long=True), "plain": Side(lambda: plainly(pixels), long=True)}
+        times = alternate(sides, settings.encoder_rounds)
+    lines = [timed_row("MobileSAM's image encoder, against plain", times["ours"], times["plain"], 1.5)]
+    return {"difference": difference, "times": times}, lines
+
+
+def measure_peers(settings: Settings) -> Iterator[Result]:
+    """The photo pair against what people take instead; nothing where transformers is not installed.
+
+    Both are asked for the first mask of a picture, for a second text on it, and how much memory their tensors take.
+    """
+    image, (first, second) = draw(settings.image_shape), ("cat", "dog")
+    theirs = peer_pipeline(settings.image_shape, pick_device(settings.device))
+    if theirs is None:
+        return
+    model = TextPromptedSAM.from_pretrained("photo", device=settings.device)
+
+    def ask(text: str) -> object:
+        return model.segment(text=text, threshold=0.0)  # as if it were there: then SAM is asked
+
+    def on_new_image() -> object:
+        model.set_image(image)
+        return ask(first)
+
+    sides = {
+        "first_text": Side(on_new_image, long=True),
+        "second_text": Side(lambda: ask(second), long=True),
+        "peers_first_text": Side(lambda: theirs(True), long=True),
+        "peers_second_text": Side(lambda: theirs(False), long=True),
+    }
+    peaks = {"ours": peak_tensor_bytes(on_new_image), "peers": peak_tensor_bytes(lambda: theirs(True))}
+    times = alternate(dict(list(sides.items())), settings.peer_rounds)
+    what = "photo pair, against Grounding DINO tiny and SAM 2.1 tiny (transformers, untrained)"
+    yield (
+        {"image": list(settings.image_shape), "times": times, "peak_tensor_bytes": peaks},
+        [
+            timed_row(f"{what}: first mask of a picture", times["first_text"], times["peers_first_text"]),
+            timed_row(f"{what}: second text", times["second_text"], times["peers_second_text"]),
+            row(f"{what}: peak memory beside the weights", peaks["ours"], peaks["peers"], "bytes"),
+        ],
+    )
 
 
 def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, float]:
@@ -401,7 +460,13 @@ def measure(name: str, settings: Settings) -> Iterator[Result]:
     if name in ("text", "surgery"):
         yield (measure_text if name == "text" else measure_surgery)(settings)
     elif name == "annotate":
-        yield measure_annotate(build_pair(None, settings)[0], settings)
+        photo = settings.folder_preset == "photo"
+        pair = TextPromptedSAM.from_pretrained("photo", device=settings.device) if photo else build_pair(None, settings)[0]
+        yield measure_annotate(pair, settings)
+    elif name == "encoder":
+        yield measure_encoder(settings)
+    elif name == "peers":
+        yield from measure_peers(settings)
     else:
         for pair, checkpoint, rounds in pairs(settings):
             model, tokenizer = build_pair(checkpoint, settings)

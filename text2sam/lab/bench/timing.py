@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,18 +51,21 @@ class Side:
         call: what is timed.
         prepare: runs before every timed call.
         short: whether the call is so short that a sample is the mean of 20, with ``prepare`` before the first alone.
+        long: whether the call is so long that it is not made twice more to warm up.
     """
 
     call: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
     short: bool = False
+    long: bool = False
 
 
 def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
     """Times several sides in turns; every second round runs in reverse order.
 
     Returns:
-        By name: ``median_s`` and ``samples_s``, seconds of a call.
+        By name: ``median_s`` and ``samples_s``, seconds of a call, and ``cpu_s``, the median of the seconds of processors in it
+        that this process and those it has waited for used, calls to warm up included.
 
     Raises:
         InputError: ``rounds`` is below 1.
@@ -69,10 +74,22 @@ def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
         raise InputError(f"rounds must be at least 1, not {rounds!r}")
     timers = {name: Timer("call()", setup="prepare()", globals=vars(side)) for name, side in sides.items()}
     samples: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in sides if i % 2 == 0 else reversed(sides):
-            samples[name].append(timers[name].timeit(20 if sides[name].short else 1).mean)  # after two calls to warm up
-    return {name: {"median_s": statistics.median(taken), "samples_s": taken} for name, taken in samples.items()}
+            side, before = sides[name], sum(os.times()[:4])
+            if side.long:
+                side.prepare()
+                start = time.perf_counter()
+                side.call()
+                samples[name].append(time.perf_counter() - start)
+            else:
+                samples[name].append(timers[name].timeit(20 if side.short else 1).mean)  # after two calls to warm up
+            cpu[name].append(sum(os.times()[:4]) - before)
+    return {
+        name: {"median_s": statistics.median(taken), "samples_s": taken, "cpu_s": statistics.median(cpu[name])}
+        for name, taken in samples.items()
+    }
 
 
 class _LiveBytes(TorchDispatchMode):
