@@ -325,8 +325,8 @@ def test_table(measured: tuple[Pair, list[SceneRecord]]) -> None:
     assert text[0].split() == ["figure", "paper", "objects", "difference"]
     assert len(text) == len(FIGURES) + 3
     assert "IoU of segment" in text[1]
-    assert "0.667 [" in text[1]
-    assert "-0.200 [-0.200, -0.200]" in text[1]
+    assert "0.667 (" in text[1]
+    assert "-0.200 (-0.200 to -0.200)" in text[1]
     assert sum("less is better" in line for line in text) == 2
     assert "2 scenes (seeds 2000000 to 2000001), 3 cases, 1 of them with several objects; 4 queries" in text[-1]
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,12 +38,6 @@ from text2sam.tables import aligned
 from text2sam.targets import check_text
 from text2sam.tasks.iclip import ICLIP, TokenPath
 
-Pooling = Literal["channel", "similarity"]
-"""The maximum over patches is taken of each channel, or of each text's cosines."""
-
-Guide = Callable[[ClipSurgery, torch.Tensor], torch.Tensor]
-"""(surgery, normalised pixels (1, 3, H, W)) -> attention map (1, h, w) that makes the mask."""
-
 FIRST_SEED = TRAIN_SEEDS + 900_000_000
 """Seed of the first training scene; the training of the sticker CLIP stays below it."""
 FIRST_MEASURED = 100
@@ -57,7 +51,7 @@ class Settings:
 
     Attributes:
         train_scenes: how many scenes are drawn for training.
-        steps, batch, lr, pooling, seed: of the training, see :func:`fit`.
+        steps, batch, lr, seed: of the training, see :func:`fit`.
         keep: share of an image's patches under the mask.
         paths: an ICLIP is trained for each, see :class:`text2sam.tasks.iclip.ICLIP`.
         scenes: how many held-out scenes are measured.
@@ -72,7 +66,6 @@ class Settings:
     lr: float = 5e-3
     seed: int = 0
     paths: tuple[TokenPath, ...] = ("raw", "architecture")
-    pooling: Pooling = "channel"
     keep: float = 0.5
     scenes: int = 100
 
@@ -130,45 +123,31 @@ def most_attended(attention: torch.Tensor, keep: float) -> torch.Tensor:
     return torch.zeros_like(attention, dtype=torch.bool).scatter_(1, order, True)
 
 
-def masked_max_pooling(patches: torch.Tensor, mask: torch.Tensor, texts: torch.Tensor | None = None) -> torch.Tensor:
-    """Maximum over the patches under a mask.
-
-    Args:
-        patches: (B, N, C) projected patch tokens.
-        mask: (B, N) bool, at least one True per image.
-        texts: (M, C) L2-normalised, to take the maximum of each text's cosines; None takes that of each channel.
-
-    Returns:
-        (B, C) channels, not normalised; with texts (B, M) cosines.
-    """
-    values = patches if texts is None else F.normalize(patches, dim=-1) @ texts.T
-    return values.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
+def masked_max_pooling(patches: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, C) maximum of each channel over the patches (B, N, C) under a mask (B, N) bool, at least one True per image."""
+    return patches.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
 
 
-def extract(iclip: ICLIP, images: Iterable[ImageLike], *, keep: float = 0.5, guide: Guide | None = class_attention) -> Tokens:
+def extract(iclip: ICLIP, images: Iterable[ImageLike], *, keep: float = 0.5) -> Tokens:
     """Tokens and masks of images, on the CPU.
 
     Args:
         iclip: whose CLIP and path are used.
         images: anything :func:`text2sam.image.read_image` accepts, at least one.
         keep: share of the patches under the mask, in (0, 1].
-        guide: makes the attention map, which is resized to the patches bilinearly; None keeps every patch.
 
     Raises:
-        InputError: there is no image, ``keep`` is out of range, or the guide returns no finite map.
+        InputError: there is no image, or ``keep`` is out of range.
         ImageError: an image cannot be read.
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep must be in (0, 1], not {keep!r}")
     tokens, masks = [], []
     for image in images:
-        encoded, grid = iclip.tokens(image)
+        encoded, _ = iclip.tokens(image)
         tokens.append(encoded.cpu())
-        attention = torch.ones(1, 1, 1) if guide is None else guide(iclip.surgery, iclip.surgery.preprocess(image))
-        if attention.ndim != 3 or not bool(attention.isfinite().all()):
-            raise InputError(f"the guide must return a finite attention map (1, h, w), not {tuple(attention.shape)}")
-        resized = F.interpolate(attention[:, None].float().cpu(), grid, mode="bilinear", align_corners=False)
-        masks.append(most_attended(resized.flatten(1), 1.0 if guide is None else keep)[0])
+        attention = class_attention(iclip.surgery, iclip.surgery.preprocess(image))
+        masks.append(most_attended(attention.flatten(1).float().cpu(), keep)[0])
     if not tokens:
         raise InputError("images must be at least one")
     return Tokens(torch.stack(tokens), torch.stack(masks))
@@ -182,10 +161,8 @@ def fit(
     steps: int,
     batch: int = 32,
     lr: float = 5e-3,
-    pooling: Pooling = "channel",
     seed: int = 0,
     negatives: Sequence[str] = (),
-    templates: Sequence[str] | None = None,
 ) -> NDArray[np.float64]:
     """Trains both projections with AdamW, the rate falling along half a cosine; CLIP is not touched.
 
@@ -198,10 +175,8 @@ def fit(
         steps: optimizer steps, one batch each, in a new random order every time round.
         batch: images in a batch.
         lr: highest learning rate.
-        pooling: ``"channel"`` or ``"similarity"``.
         seed: of the order.
         negatives: further negatives in every batch.
-        templates: for the texts; None takes those of the CLIP. ``("{}",)`` suits captions that are sentences.
 
     Returns:
         (steps, 2) losses of recognition and interpretation.
@@ -213,13 +188,11 @@ def fit(
     """
     if steps < 1 or batch < 1 or not 0 < lr < math.inf:
         raise InputError(f"steps, batch and lr must be positive, not {steps!r}, {batch!r} and {lr!r}")
-    if pooling not in get_args(Pooling):
-        raise InputError(f"pooling must be one of {', '.join(get_args(Pooling))}, not {pooling!r}")
     if len(captions) != len(tokens) or any(isinstance(texts, str) or not texts for texts in captions):
         raise InputError(f"captions must be one or more texts for each of {len(tokens)} images")
     sets = [[check_text(text) for text in texts] for texts in captions]
     surgery = iclip.surgery
-    encode, scale = surgery.prompts.using(templates), min(_HIGHEST_SCALE, float(surgery.logit_scale()))
+    scale = min(_HIGHEST_SCALE, float(surgery.logit_scale()))
     generator = torch.Generator().manual_seed(seed)
     losses: list[list[float]] = []
     order: list[torch.Tensor] = []
@@ -231,15 +204,11 @@ def fit(
             chosen = order.pop(0)
             names = list(dict.fromkeys([*(text for i in chosen for text in sets[i]), *map(check_text, negatives)]))
             fits = torch.tensor([[name in sets[i] for name in names] for i in chosen], device=surgery.device)
-            texts = encode(names).clone()  # (M, C), made in inference mode
+            texts = surgery.encode_texts(names).clone()  # (M, C), made in inference mode
             cls, patches = iclip(tokens.tokens[chosen].clone().to(surgery.device, torch.float32))
             mask = tokens.mask[chosen].to(surgery.device)
-            recognized = F.normalize(cls, dim=-1) @ texts.T
-            if pooling == "similarity":
-                interpreted = masked_max_pooling(patches, mask, texts)
-            else:
-                interpreted = F.normalize(masked_max_pooling(patches, mask), dim=-1) @ texts.T
-            parts = [contrastive_loss(scale * cosines, fits) for cosines in (recognized, interpreted)]
+            pooled = masked_max_pooling(patches, mask)
+            parts = [contrastive_loss(scale * F.normalize(x, dim=-1) @ texts.T, fits) for x in (cls, pooled)]
             loss = parts[0] + parts[1]
             if not bool(loss.isfinite()):
                 raise StateError(
@@ -285,7 +254,6 @@ def train(
         steps=chosen.steps,
         batch=chosen.batch,
         lr=chosen.lr,
-        pooling=chosen.pooling,
         seed=chosen.seed,
         negatives=tuple(THINGS),
     )
@@ -394,7 +362,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
     parser.add_argument("--lr", type=float, default=default.lr)
     parser.add_argument("--keep", type=float, default=default.keep)
-    parser.add_argument("--pooling", choices=get_args(Pooling), default=default.pooling)
     parser.add_argument("--paths", nargs="+", choices=get_args(TokenPath), default=default.paths)
     parser.add_argument("--device", default=None)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")

@@ -8,6 +8,7 @@ are pysodmetrics'.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -258,6 +259,17 @@ def interval(samples: NDArray[np.float64], share: float = 0.95) -> tuple[float, 
         return NAN, NAN
     low, high = np.quantile(kept, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON has it: None where it is NaN or infinite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def estimate(value: float, samples: NDArray[np.float64]) -> dict[str, float | None]:
+    """A figure and its :func:`interval`, JSON-ready and to 4 digits: ``value``, ``low``, ``high``; None without a case."""
+    numbers = zip(("value", "low", "high"), (float(value), *interval(samples)), strict=True)
+    return {key: finite(round(number, 4)) for key, number in numbers}
 
 
 class ConfusionMatrix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,15 @@ def track(items: Sequence[T], title: str, show: bool) -> Iterator[T]:
     from rich.progress import track as bar
 
     yield from bar(items, title, console=Console(stderr=True), transient=True)
+
+
+def cell(figure: Mapping[str, Any], *, sign: bool = False) -> str:
+    """A figure of :func:`text2sam.lab.metrics.estimate` with its interval, for a table; ``sign`` is for differences."""
+    if figure["value"] is None:
+        return "-"
+    shape = "+.3f" if sign else ".3f"
+    ends = "no interval" if figure["low"] is None else f"{figure['low']:{shape}} to {figure['high']:{shape}}"
+    return f"{figure['value']:{shape}} ({ends})"
 
 
 @contextmanager

@@ -112,41 +112,15 @@ NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
 
 NARROWER = {
     "person": [
-        "man",
-        "woman",
-        "child",
-        "kid",
-        "boy",
-        "girl",
-        "lady",
-        "guy",
-        "adult",
-        "pedestrian",
-        "baby",
-        "infant",
-        "toddler",
-        "teenager",
-        "teen",
-        "athlete",
-        "cyclist",
-        "rider",
-        "driver",
-        "passenger",
-        "worker",
-        "skier",
-        "snowboarder",
-        "skateboarder",
-        "surfer",
-        "swimmer",
-        "runner",
-        "spectator",
-        "tourist",
+        "man", "woman", "child", "kid", "boy", "girl", "lady", "guy", "adult", "pedestrian", "baby", "infant", "toddler",
+        "teenager", "teen", "athlete", "cyclist", "rider", "driver", "passenger", "worker", "skier", "snowboarder",
+        "skateboarder", "surfer", "swimmer", "runner", "spectator", "tourist",
     ],
     "cat": ["kitten"],
     "dog": ["puppy", "pup"],
     "cake": ["birthday cake", "wedding cake"],
     "cup": ["teacup", "coffee cup", "paper cup"],
-}
+}  # fmt: skip
 """Words for kinds of what was learned that photos cannot tell from it."""
 
 WORDS_FROM = "WordNet 3.0 nouns above ImageNet's classes, and below them"
@@ -251,21 +225,21 @@ def classifier_with(
             entries.append({"words": list(spelt), "synset": synset, "photos": counts[k]})
             vectors.append(vector)
             offsets.append(offset)
-    words = WordTable(table["synsets"], table["words"], entries)
-    preset = PRESETS["photo"]
-    classifier = WordClassifier(
+    classifier = _classifier(
         encoder,
-        words,
+        WordTable(table["synsets"], table["words"], entries),
         learned=torch.stack(vectors) if vectors else None,
         offsets=torch.stack(offsets) if offsets else None,
         presence_crowd=CROWD,
-        image_size=preset.image_size,
-        scales=preset.scales,
-        mean=MEAN,
-        std=STD,
-        device="cpu",
     )
     return classifier, entries
+
+
+def _classifier(encoder: Any, words: WordTable, **options: Any) -> WordClassifier:
+    """A classifier with the settings of the preset."""
+    preset = PRESETS["photo"]
+    sizes = {"image_size": preset.image_size, "scales": preset.scales}
+    return WordClassifier(encoder, words, **sizes, mean=MEAN, std=STD, device="cpu", **options)
 
 
 def hottest(classifier: WordClassifier, photos: Sequence[Taught], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -341,17 +315,7 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
     encoder.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()})
     encoder.eval().requires_grad_(False)
     table = json.loads(words_file.read_text(encoding="utf-8"))
-    preset = PRESETS["photo"]
-    plain = WordClassifier(
-        encoder,
-        WordTable(table["synsets"], table["words"]),
-        image_size=preset.image_size,
-        scales=preset.scales,
-        mean=MEAN,
-        std=STD,
-        device="cpu",
-    )
-    photos = read_photos(folder, plain)
+    photos = read_photos(folder, _classifier(encoder, WordTable(table["synsets"], table["words"])))
     found, there, alone = [], [], []
     for fold in range(FOLDS):
         others = [photo for k, photo in enumerate(photos) if k % FOLDS != fold]

@@ -51,8 +51,7 @@ class Reader:
 
     Attributes:
         name: its key in :data:`DATASETS`.
-        open: takes the folder, ``split`` and options by name, and gives a
-            :class:`~text2sam.lab.datasets.sample.Dataset`.
+        open: takes the folder, ``split`` and options by name, as :func:`open_dataset` does, and raises the same errors.
     """
 
     name: str
@@ -101,7 +100,8 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, split
         name: one of :data:`DATASETS`.
         root: the folder it lies in; ``~`` is one's home. None for what is drawn.
         split: which part; None takes the usual one, mostly the validation pictures.
-        **options: of that reader.
+        **options: of that reader. Most have ``background``, whether pixels of no class are a class of their own, and
+            ``frame``: labels lie over the picture as it is ``"seen"``, or as it is ``"stored"``, its EXIF rotation left out.
 
     Raises:
         InputError: the name, an option, the split or a list is not as it should be.

@@ -10,7 +10,6 @@ import os
 
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pairs import paired
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
 HOME = "https://www.isprs.org/education/benchmarks/UrbanSemLab/ (2_Ortho_RGB.zip and 5_Labels_all_noBoundary.zip)"
@@ -33,18 +32,11 @@ def open_potsdam(
     size as a whole: ``text2sam evaluate semantic potsdam --tiles auto``.
 
     Args:
-        root: the folder.
         split: ``"train"`` (24 areas) or ``"test"`` (14).
         clutter: False ignores the sixth class, which is everything else.
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be.
     """
-    title = "ISPRS Potsdam"
     disk.check_split(split, tuple(_AREAS))
-    layout = disk.Layout(root, title, HOME)
+    layout = disk.Layout(root, "ISPRS Potsdam", HOME)
     maps = {"5_Labels_all_noBoundary": "_label_noBoundary", "5_Labels_all": "_label"}
     base = layout.base((".", "Potsdam"), ("2_Ortho_RGB", *maps))
     pictures, labels = layout.folder(base, "2_Ortho_RGB"), layout.folder(base, *maps)
@@ -52,13 +44,10 @@ def open_potsdam(
     photos = disk.files_in(pictures, disk.IMAGE_SUFFIXES, ending="_RGB")
     masks = disk.files_in(labels, disk.LABEL_SUFFIXES, ending=maps[labels.name])
     ids = [f"top_potsdam_{area}" for area in _AREAS[split]]
-    layout.need(f"pictures in {pictures}", ids, photos)
-    layout.need(f"label files in {labels}", ids, masks)
-    layout.check()
     classes = names.POTSDAM if clutter else names.POTSDAM[:-1]
     numbers = {0: IGNORE} | {n: i if i < len(classes) else IGNORE for i, n in enumerate(_CORNERS)}
-    return paired(
-        "potsdam", title, HOME, classes, False, {name: (photos[name], masks[name]) for name in ids},
-        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame), colour="corner",
-        options={"clutter": clutter, "labels": labels.name}, wording={"impervious surfaces": "road"},
+    return layout.paired(
+        "potsdam", classes, layout.pairs(ids, pictures, photos, labels, masks), disk.translation(numbers), split=split,
+        frame=frame, colour="corner", options={"clutter": clutter, "labels": labels.name},
+        wording={"impervious surfaces": "road"},
     )  # fmt: skip

@@ -32,15 +32,9 @@ def open_cod10k(
     ``TestDataset/COD10K/Imgs`` and ``TestDataset/COD10K/GT``. Others of those (CAMO, NC4K) can be read as ``folder``.
 
     Args:
-        root: the folder.
         split: ``"test"`` (2,026 pictures) or ``"train"``.
         label: what to call that which hides.
         background: False ignores all other pixels in class maps.
-        frame: what masks lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be.
     """
     if not label.strip():
         raise InputError("label must say what hides in the pictures, not be an empty text")
@@ -56,4 +50,4 @@ def open_cod10k(
     layout.need(f"masks in {labels}", photos, found)
     layout.check()
     masks = {label.strip(): {name: found[name] for name in photos}}
-    return of_masks("cod10k", layout, split, photos, masks, background, disk.check_frame(frame), {"label": label})
+    return of_masks("cod10k", layout, photos, masks, background=background, split=split, frame=frame, options={"label": label})

@@ -20,8 +20,7 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pairs import paired, with_background
-from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance, Sample
+from text2sam.lab.datasets.sample import TASKS, Dataset, Instance
 from text2sam.rle import check_runs, parse_counts, unroll
 
 HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)"
@@ -56,52 +55,35 @@ def open_coco(
     map the smallest of overlapping objects is on top.
 
     Args:
-        root: the folder.
         split: ``"val2017"`` (5,000 pictures) or ``"train2017"``.
         background: False ignores pixels of no object in class maps.
         annotations: path of the JSON file, relative to ``root``, where it is another one.
         images: likewise of the folder of pictures.
-        frame: what masks lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option or the file is not as it should be.
     """
-    title = "COCO"
     disk.check_split(split)
-    layout = disk.Layout(root, title, HOME)
+    layout = disk.Layout(root, "COCO", HOME)
     base = layout.base((".", "coco", "COCO"), (f"annotations/instances_{split}.json", split, f"images/{split}"))
     listed = layout.file(base, annotations or f"annotations/instances_{split}.json")
     folder = layout.folder(base, *([images] if images else [split, f"images/{split}"]))
     layout.check()
-    disk.check_frame(frame)
     categories, pictures = _index(disk.read_json(listed), listed)
     layout.need(f"pictures in {folder}", (p.file for p in pictures if not (folder / p.file).is_file()), {})
     layout.check()
-    classes = with_background(categories, background)
-    stems = [p.file.rpartition(".")[0] or p.file for p in pictures]
 
-    def make(place: int) -> Sample:
+    def truth(place: int) -> dict[str, Any]:
         picture = pictures[place]
-        path = folder / picture.file
         where = f"the annotations of {picture.file} in {listed}"
-        return Sample(
-            stems[place],
-            classes,
-            background,
-            read_image=lambda: disk.read_picture(path, frame),
-            read_shape=lambda: disk.picture_shape(path, frame),
-            read_instances=lambda shape: _instances(picture, shape, where),
-            read_labels=lambda: (name for name, _, _ in picture.objects),  # without a mask being made
-            path=path,
-            label_path=listed,
-        )
+        return {
+            "read_instances": lambda shape: _instances(picture, shape, where),
+            "read_labels": lambda: (name for name, _, _ in picture.objects),  # without a mask being made
+            "label_path": listed,
+        }
 
-    return Dataset(
-        "coco", title, classes, background, ("recognition", "semantic", "explainability", "instances"), stems, make,
-        split=split, root=layout.root, homepage=HOME,
-        options={"background": background, "frame": frame, "annotations": annotations, "images": images},
-        synonyms=names.synonyms(classes),
+    files = [(p.file.rpartition(".")[0] or p.file, folder / p.file) for p in pictures]
+    options = {"annotations": annotations, "images": images}
+    return layout.dataset(
+        "coco", disk.with_background(categories, background), files, truth,
+        background=background, tasks=TASKS, split=split, frame=frame, options=options,
     )  # fmt: skip
 
 
@@ -214,17 +196,10 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017",
     without the 11 numbers COCO does not use. Where both are there the first is taken.
 
     Args:
-        root: the folder.
         split: ``"val2017"`` (5,000 pictures) or ``"train2017"``.
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be.
     """
-    title = "COCO-Stuff"
     disk.check_split(split)
-    layout = disk.Layout(root, title, STUFF_HOME)
+    layout = disk.Layout(root, "COCO-Stuff", STUFF_HOME)
     maps = tuple(f"{name}/{split}" for name in ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations"))
     base = layout.base((".", "coco_stuff164k", "coco"), (split, f"images/{split}", *maps))
     pictures, labels = layout.folder(base, split, f"images/{split}"), layout.folder(base, *maps)
@@ -233,15 +208,13 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017",
     masks, encoding = disk.files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
     if not masks:
         masks, encoding = disk.files_in(labels, (".png",)), "categories"
-    layout.need(f"label files in {labels}", photos, masks)
-    layout.check()
+    pairs = layout.pairs(photos, pictures, photos, labels, masks)
     if encoding == "trainIds":
         numbers = {index: index for index in range(len(names.COCO_STUFF))}
     else:
         used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
         numbers = {category - 1: index for index, category in enumerate(used)}
-    return paired(
-        "coco-stuff", title, STUFF_HOME, names.COCO_STUFF, False, {name: (photos[name], masks[name]) for name in photos},
-        disk.translation(numbers, ignored=IGNORE), root=layout.root, split=split, frame=disk.check_frame(frame),
+    return layout.paired(
+        "coco-stuff", names.COCO_STUFF, pairs, disk.translation(numbers), split=split, frame=frame,
         options={"encoding": encoding}, wording=names.stuff_wording(),
     )  # fmt: skip

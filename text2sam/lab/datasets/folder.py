@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pairs import paired, with_background
-from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance, Sample
+from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance
 
 HOME = "your own folder: images/, masks/, and classes.txt with a name on each line, or label='...' for masks of one thing"
 
@@ -35,21 +34,13 @@ def open_folder(
     A binary mask holds 0 and 1, or 0 to 255, of which 128 and more is on; of a palette every index but 0 is on.
 
     Args:
-        root: the folder.
         split: a folder below ``root`` with all this; empty for ``root`` itself.
         label: the class of masks of one thing.
         images, masks: other names of the folders.
         background: whether what lies outside binary masks is a class; False ignores it. It does not matter for
             ``classes.txt``, which tells it.
-        frame: what masks lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option or a list is not as it should be.
     """
-    title = "folder"
-    disk.check_frame(frame)
-    layout = disk.Layout(root, title, HOME)
+    layout = disk.Layout(root, "folder", HOME)
     base = layout.root / split
     pictures, labels = layout.folder(base, images), layout.folder(base, masks)
     layout.check()
@@ -66,18 +57,15 @@ def open_folder(
         if label is not None:
             layout.need(f"masks in {labels}", photos, files[label.strip()])
         layout.check()
-        return of_masks("folder", layout, split, photos, files, background, frame, options)
+        return of_masks("folder", layout, photos, files, background=background, split=split, frame=frame, options=options)
     listed = layout.file(base, "classes.txt")
     layout.check()
     classes, others = _classes(listed)
     found = disk.files_in(labels, disk.LABEL_SUFFIXES)
-    layout.need(f"masks in {labels}", photos, found)
-    layout.check()
-    first = classes[0].lower() == "background"
-    return paired(
-        "folder", title, "", classes, first, {name: (photos[name], found[name]) for name in photos},
-        disk.translation({index: index for index in range(len(classes))}), root=layout.root, split=split, frame=frame,
-        options=options, synonyms=others,
+    return layout.paired(
+        "folder", classes, layout.pairs(photos, pictures, photos, labels, found),
+        disk.translation({index: index for index in range(len(classes))}), background=classes[0].lower() == "background",
+        split=split, frame=frame, options=options, synonyms=others,
     )  # fmt: skip
 
 
@@ -95,41 +83,29 @@ def _classes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
 def of_masks(
     name: str,
     layout: disk.Layout,
-    split: str,
     photos: Mapping[str, Path],
     files: Mapping[str, Mapping[str, Path]],
+    *,
     background: bool,
-    frame: str,
-    options: Mapping[str, object],
+    **fields: Any,
 ) -> Dataset:
     """A data set of binary masks, as :func:`open_folder` describes it.
 
     Args:
-        name, split, background, frame, options: of the data set.
+        name, background: of the data set.
         layout: has its root and title.
         photos: id -> picture, in order.
         files: class -> id -> mask.
+        **fields: see :meth:`text2sam.lab.datasets.layout.Layout.dataset`.
     """
-    ids = tuple(photos)
-    things = tuple(files)
-    classes = with_background(things, background)
+    pictures = list(photos.items())
 
-    def make(place: int) -> Sample:
-        photo = ids[place]
-        masks = {thing: files[thing][photo] for thing in things if photo in files[thing]}
-        return Sample(
-            photo,
-            classes,
-            background,
-            read_image=lambda: disk.read_picture(photos[photo], frame),
-            read_shape=lambda: disk.picture_shape(photos[photo], frame),
-            read_instances=lambda _: [i for i in (Instance(n, disk.read_mask(p)) for n, p in masks.items()) if i.mask.any()],
-            path=photos[photo],
-            label_path=next(iter(masks.values())) if len(masks) == 1 else None,
-        )
+    def truth(place: int) -> dict[str, Any]:
+        masks = {thing: found[pictures[place][0]] for thing, found in files.items() if pictures[place][0] in found}
+        return {
+            "read_instances": lambda _: [i for i in (Instance(n, disk.read_mask(p)) for n, p in masks.items()) if i.mask.any()],
+            "label_path": next(iter(masks.values())) if len(masks) == 1 else None,
+        }
 
-    return Dataset(
-        name, layout.title, classes, background, ("recognition", "semantic", "explainability"), ids, make,
-        split=split, root=layout.root, homepage="" if name == "folder" else layout.homepage,
-        options={"background": background, "frame": frame, **options}, synonyms=names.synonyms(classes),
-    )  # fmt: skip
+    classes = disk.with_background(tuple(files), background)
+    return layout.dataset(name, classes, pictures, truth, background=background, **fields)

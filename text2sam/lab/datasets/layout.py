@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from text2sam.decode import open_picture, pillow_errors
 from text2sam.errors import ImageError, InputError
 from text2sam.image import read_image
-from text2sam.lab.datasets.sample import IGNORE
+from text2sam.lab.datasets import names
+from text2sam.lab.datasets.sample import IGNORE, Dataset, Sample, Task
 
 Frame = Literal["seen", "stored"]
 """What the labels of a picture with an EXIF rotation lie over: the picture as a person sees it, or as it is stored."""
@@ -39,7 +40,7 @@ class MissingDataError(InputError):
 
 
 class Layout:
-    """Looks for the pieces of a data set and tells all that are missing at once.
+    """Looks for the pieces of a data set, tells all that are missing at once, and makes the data set.
 
     Args:
         root: folder the user named.
@@ -99,6 +100,113 @@ class Layout:
                 f"{self.title} is not complete under {self.root}; missing:\n{pieces}\nIt can be had from {self.homepage}"
             )
 
+    def pairs(
+        self, ids: Iterable[str], pictures: Path, photos: Mapping[str, Path], folder: Path, labels: Mapping[str, Path]
+    ) -> dict[str, tuple[Path, Path]]:
+        """Id -> files of picture and labels.
+
+        Args:
+            ids: in order.
+            pictures, photos: the folder of pictures, and those in it by id.
+            folder, labels: likewise of label files.
+
+        Raises:
+            MissingDataError: one of an id's two files is not there.
+        """
+        wanted = tuple(ids)
+        self.need(f"pictures in {pictures}", wanted, photos)
+        self.need(f"label files in {folder}", wanted, labels)
+        self.check()
+        return {name: (photos[name], labels[name]) for name in wanted}
+
+    def paired(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        pairs: Mapping[str, tuple[Path, Path]],
+        table: NDArray[np.int32],
+        *,
+        background: bool = False,
+        colour: Colour | None = None,
+        **fields: Any,
+    ) -> Dataset:
+        """A data set of pictures and label files, which is what most of them are.
+
+        Args:
+            name, classes, background: as in :class:`~text2sam.lab.datasets.sample.Dataset`.
+            pairs: as :meth:`pairs` gives them.
+            table: from numbers in label files to indexes of ``classes``.
+            colour: how numbers are in colours; None where they are plain numbers.
+            **fields: see :meth:`dataset`.
+        """
+        files = list(pairs.values())
+
+        def truth(place: int) -> dict[str, Any]:
+            labels = files[place][1]
+            return {"read_semantic": lambda: read_semantic(labels, table, colour=colour), "label_path": labels}
+
+        pictures = [(key, picture) for key, (picture, _) in pairs.items()]
+        return self.dataset(name, classes, pictures, truth, background=background, **fields)
+
+    def dataset(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        pictures: Sequence[tuple[str, Path]],
+        truth: Callable[[int], Mapping[str, Any]],
+        *,
+        background: bool = False,
+        tasks: tuple[Task, ...] = ("recognition", "semantic", "explainability"),
+        split: str = "",
+        frame: str = "seen",
+        options: Mapping[str, object] | None = None,
+        wording: Mapping[str, str] | None = None,
+        synonyms: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Dataset:
+        """A data set of pictures on the disk.
+
+        Args:
+            name, classes, background, tasks, split, wording: as in :class:`~text2sam.lab.datasets.sample.Dataset`.
+            pictures: ids and files, in order.
+            truth: place of a picture -> what is known of it, arguments of :class:`~text2sam.lab.datasets.sample.Sample`.
+            frame: what labels lie over where a picture has an EXIF rotation.
+            options: of the reader, besides ``background`` and ``frame``.
+            synonyms: as in ``Dataset``; None takes those of :func:`text2sam.lab.datasets.names.synonyms`.
+
+        Raises:
+            InputError: ``frame`` is not one of the two, or there are no pictures.
+        """
+        if frame not in get_args(Frame):
+            raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
+
+        def make(place: int) -> Sample:
+            key, path = pictures[place]
+            return Sample(
+                key,
+                classes,
+                background,
+                read_image=lambda: read_picture(path, frame),
+                read_shape=lambda: picture_shape(path, frame),
+                path=path,
+                **truth(place),
+            )
+
+        return Dataset(
+            name,
+            self.title,
+            classes,
+            background,
+            tasks,
+            tuple(key for key, _ in pictures),
+            make,
+            split=split,
+            root=self.root,
+            homepage=self.homepage,
+            options={"background": background, "frame": frame, **(options or {})},
+            wording=wording or {},
+            synonyms=names.synonyms(classes) if synonyms is None else synonyms,
+        )
+
 
 def check_split(split: str, known: Sequence[str] = ()) -> str:
     """The name of a split, as it is.
@@ -113,15 +221,9 @@ def check_split(split: str, known: Sequence[str] = ()) -> str:
     return split
 
 
-def check_frame(frame: str) -> str:
-    """``"seen"`` or ``"stored"``, as it is.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if frame not in ("seen", "stored"):
-        raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
-    return frame
+def with_background(classes: tuple[str, ...], background: bool) -> tuple[str, ...]:
+    """The classes, after ``"background"`` where that counts as one."""
+    return (("background",) if background else ()) + classes
 
 
 def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "", without: str | None = None) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.sample import Dataset, Sample
+from text2sam.lab.datasets.sample import Dataset
 
 HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
 
@@ -30,18 +31,10 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, f
     Which pictures are there is not checked before one is asked for, as there are so many folders.
 
     Args:
-        root: the folder.
         split: ``"test"`` (107,859 pictures) or ``"train"``.
-        frame: ``"stored"`` leaves EXIF rotations out; the labels do not care.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option, a list or a label file is not as it should be.
     """
-    title = "NUS-WIDE"
     part = disk.check_split(split, ("train", "test")).capitalize()
-    disk.check_frame(frame)
-    layout = disk.Layout(root, title, HOME)
+    layout = disk.Layout(root, "NUS-WIDE", HOME)
     base = layout.base((".", "NUS-WIDE", "NUS_WIDE"), ("ImageList", "Groundtruth", "Flickr"))
     listed = layout.file(base, f"ImageList/{part}Imagelist.txt", f"{part}Imagelist.txt")
     labels = layout.folder(
@@ -54,25 +47,12 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, f
     layout.check()
     files = [_relative(line, listed) for line in disk.read_lines(listed)]
     table = np.stack([_column(path, len(files), listed) for path in concepts], axis=1)  # (N, 81)
-    ids = [file.rpartition(".")[0] or file for file in files]
 
-    def make(place: int) -> Sample:
-        path = pictures / files[place]
-        return Sample(
-            ids[place],
-            names.NUS_WIDE,
-            False,
-            read_image=lambda: disk.read_picture(path, frame),
-            read_shape=lambda: disk.picture_shape(path, frame),
-            read_labels=lambda: [names.NUS_WIDE[i] for i in np.flatnonzero(table[place])],
-            path=path,
-            label_path=labels,
-        )
+    def truth(place: int) -> dict[str, Any]:
+        return {"read_labels": lambda: [names.NUS_WIDE[i] for i in np.flatnonzero(table[place])], "label_path": labels}
 
-    return Dataset(
-        "nus-wide", title, names.NUS_WIDE, False, ("recognition",), ids, make,
-        split=split, root=layout.root, homepage=HOME, options={"frame": frame}, synonyms=names.synonyms(names.NUS_WIDE),
-    )  # fmt: skip
+    photos = [(file.rpartition(".")[0] or file, pictures / file) for file in files]
+    return layout.dataset("nus-wide", names.NUS_WIDE, photos, truth, tasks=("recognition",), split=split, frame=frame)
 
 
 def _relative(line: str, listed: Path) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pairs import paired, with_background
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
 VOC_HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
@@ -36,39 +35,28 @@ def open_voc(
     its ``VOC2012/`` or ``VOCdevkit/VOC2012/``.
 
     Args:
-        root: the folder.
         split: of which there is a list; ``"val"`` has 1,449 pictures.
         background: False ignores background pixels, and leaves the 20 classes ("VOC20").
         labels: folder of the label files; ``"SegmentationClassAug"`` is what people call the ones with SBD's.
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option or a list is not as it should be.
     """
-    title = "PASCAL VOC 2012"
     disk.check_split(split)
     disk.check_split(labels)
-    layout = disk.Layout(root, title, VOC_HOME)
+    layout = disk.Layout(root, "PASCAL VOC 2012", VOC_HOME)
     base = layout.base(("VOCdevkit/VOC2012", "VOC2012", "."), ("JPEGImages", labels, "ImageSets"))
     pictures, masks = layout.folder(base, "JPEGImages"), layout.folder(base, labels)
     listed = layout.file(base, f"ImageSets/Segmentation/{split}.txt")
     layout.check()
     pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
-    classes = with_background(names.VOC, background)
+    classes = disk.with_background(names.VOC, background)
     table = disk.translation(disk.counted(len(names.VOC), background))
-    return paired(
-        "voc", title, VOC_HOME, classes, background, pairs, table,
-        root=layout.root, split=split, frame=disk.check_frame(frame), options={"labels": labels},
-    )  # fmt: skip
+    return layout.paired(
+        "voc", classes, pairs, table, background=background, split=split, frame=frame, options={"labels": labels}
+    )
 
 
 def _pairs(layout: disk.Layout, ids: list[str], pictures: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
     photos, labels = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(masks, disk.LABEL_SUFFIXES)
-    layout.need(f"pictures in {pictures}", ids, photos)
-    layout.need(f"label files in {masks}", ids, labels)
-    layout.check()
-    return {name: (photos[name], labels[name]) for name in ids}
+    return layout.pairs(ids, pictures, photos, masks, labels)
 
 
 def open_context(
@@ -86,18 +74,11 @@ def open_context(
     Either way 0 is everything else, and the classes come in alphabetical order.
 
     Args:
-        root: the folder.
         split: of which there is a list; ``"val"`` has 5,105 pictures (5,104 in some lists).
         background: True counts everything else as a class ("Context 60").
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option or a list is not as it should be.
     """
-    title = "PASCAL Context"
     disk.check_split(split)
-    layout = disk.Layout(root, title, CONTEXT_HOME)
+    layout = disk.Layout(root, "PASCAL Context", CONTEXT_HOME)
     marks = ("JPEGImages", "SegmentationClassContext", "59_context_labels", "ImageSets")
     base = layout.base(("VOCdevkit/VOC2010", "VOC2010", "."), marks)
     pictures = layout.folder(base, "JPEGImages")
@@ -111,10 +92,10 @@ def open_context(
     if legend is not None:
         order = _legend(legend)
         numbers = {0: numbers[0]} | {number: numbers[1 + names.CONTEXT.index(name)] for number, name in order.items()}
-    return paired(
-        "context", title, CONTEXT_HOME, with_background(names.CONTEXT, background), background, pairs,
-        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame), options={"labels": masks.name},
-    )  # fmt: skip
+    classes, table = disk.with_background(names.CONTEXT, background), disk.translation(numbers)
+    return layout.paired(
+        "context", classes, pairs, table, background=background, split=split, frame=frame, options={"labels": masks.name}
+    )
 
 
 def _legend(path: Path) -> dict[int, str]:

@@ -46,6 +46,14 @@ class Instance:
         return box_of(self.mask)
 
 
+def unions(instances: Iterable[Instance]) -> dict[str, NDArray[np.bool_]]:
+    """Label -> (H, W) bool, the objects of that name together, crowds included."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for each in instances:
+        found[each.label] = found[each.label] | each.mask if each.label in found else each.mask
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One picture and what is known of it.
@@ -172,13 +180,9 @@ class Sample:
         Raises:
             InputError, ImageError: as :attr:`semantic`, :attr:`instances`.
         """
-        found: dict[str, NDArray[np.bool_]] = {}
         if self.read_instances is not None:
-            for name in self.classes[self.background :]:
-                parts = [i.mask for i in self.instances if i.label == name and not i.crowd and i.mask.any()]
-                if parts:
-                    found[name] = np.logical_or.reduce(parts)
-            return found
+            found = unions(i for i in self.instances if not i.crowd and i.mask.any())
+            return {name: found[name] for name in self.classes[self.background :] if name in found}
         values = self.semantic
         present = set(np.unique(values).tolist()) - {IGNORE}
         first = int(self.background)

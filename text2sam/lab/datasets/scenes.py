@@ -13,7 +13,6 @@ import os
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pairs import paired, with_background
 from text2sam.lab.datasets.sample import Dataset
 
 ADE_HOME = "http://sceneparsing.csail.mit.edu/ (ADEChallengeData2016.zip)"
@@ -28,27 +27,17 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, 
     Layout: ``images/<split>/<id>.jpg`` and ``annotations/<split>/<id>.png`` in the folder or its ``ADEChallengeData2016/``.
 
     Args:
-        root: the folder.
         split: ``"training"`` or ``"validation"`` (2,000 pictures).
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be.
     """
-    title = "ADE20K-150"
     disk.check_split(split, ("training", "validation"))
-    layout = disk.Layout(root, title, ADE_HOME)
+    layout = disk.Layout(root, "ADE20K-150", ADE_HOME)
     base = layout.base(("ADEChallengeData2016", "."), (f"images/{split}", f"annotations/{split}"))
     pictures, labels = layout.folder(base, f"images/{split}"), layout.folder(base, f"annotations/{split}")
     layout.check()
     photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
-    layout.need(f"label files in {labels}", photos, masks)
-    layout.check()
-    return paired(
-        "ade", title, ADE_HOME, names.ADE, False, {name: (photos[name], masks[name]) for name in photos},
-        disk.translation(disk.counted(len(names.ADE), False)), root=layout.root, split=split, frame=disk.check_frame(frame),
-    )  # fmt: skip
+    pairs = layout.pairs(photos, pictures, photos, labels, masks)
+    table = disk.translation(disk.counted(len(names.ADE), False))
+    return layout.paired("ade", names.ADE, pairs, table, split=split, frame=frame)
 
 
 def open_imagenet_s(
@@ -59,18 +48,14 @@ def open_imagenet_s(
     Layout: ``<split>/<wnid>/<id>.JPEG`` and ``<split>-segmentation/<wnid>/<id>.png`` in the folder or its ``ImageNetS50/``.
 
     Args:
-        root: the folder.
         split: ``"validation"`` (752 pictures) or ``"train-semi"``; labels of the test pictures are not public.
         background: False ignores pixels of other classes.
-        frame: what labels lie over where a picture has an EXIF rotation.
 
     Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be, or there are folders of other classes, as in ImageNet-S300.
+        InputError: there are folders of other classes, as in ImageNet-S300.
     """
-    title = "ImageNet-S50"
     disk.check_split(split, ("validation", "train-semi"))
-    layout = disk.Layout(root, title, IMAGENET_S_HOME)
+    layout = disk.Layout(root, "ImageNet-S50", IMAGENET_S_HOME)
     base = layout.base(("ImageNetS50", "."), (split, f"{split}-segmentation"))
     pictures, labels = layout.folder(base, split), layout.folder(base, f"{split}-segmentation")
     layout.check()
@@ -88,12 +73,10 @@ def open_imagenet_s(
         f"{wnid}/{s}": p for wnid in sorted(folders) for s, p in disk.files_in(folders[wnid], disk.IMAGE_SUFFIXES).items()
     }
     masks = {f"{wnid}/{s}": p for wnid in sorted(marked) for s, p in disk.files_in(marked[wnid], (".png",)).items()}
-    layout.need(f"label files in {labels}", photos, masks)
-    layout.check()
+    pairs = layout.pairs(photos, pictures, photos, labels, masks)
     numbers = disk.counted(len(names.IMAGENET_S50), background)
-    return paired(
-        "imagenet-s50", title, IMAGENET_S_HOME, with_background(tuple(names.IMAGENET_S50.values()), background), background,
-        {name: (photos[name], masks[name]) for name in photos},
-        disk.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE),
-        root=layout.root, split=split, frame=disk.check_frame(frame), colour="number",
-    )  # fmt: skip
+    table = disk.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE)
+    classes = disk.with_background(tuple(names.IMAGENET_S50.values()), background)
+    return layout.paired(
+        "imagenet-s50", classes, pairs, table, background=background, split=split, frame=frame, colour="number"
+    )

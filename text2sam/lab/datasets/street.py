@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 
-from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pairs import paired
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
 CITYSCAPES_HOME = "https://www.cityscapes-dataset.com/ (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip)"
@@ -27,17 +25,10 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
     or, where not every picture has that, ``..._gtFine_labelIds.png``, whose 34 numbers are turned into the 19.
 
     Args:
-        root: the folder.
         split: ``"train"`` or ``"val"`` (500 pictures); labels of the test pictures are not public.
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be.
     """
-    title = "Cityscapes"
     disk.check_split(split, ("train", "val"))
-    layout = disk.Layout(root, title, CITYSCAPES_HOME)
+    layout = disk.Layout(root, "Cityscapes", CITYSCAPES_HOME)
     base = layout.base(("cityscapes", "."), (f"leftImg8bit/{split}", f"gtFine/{split}"))
     pictures, labels = layout.folder(base, f"leftImg8bit/{split}"), layout.folder(base, f"gtFine/{split}")
     layout.check()
@@ -60,10 +51,10 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
     else:
         numbers = dict.fromkeys(range(_MOST_LABEL_ID + 1), IGNORE)
         numbers |= {number: index for index, number in enumerate(names.CITYSCAPES_IDS)}
-    return paired(
-        "cityscapes", title, CITYSCAPES_HOME, names.CITYSCAPES, False, {s: (photos[s], masks[s]) for s in sorted(photos)},
-        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame), options={"labels": kind},
-    )  # fmt: skip
+    pairs = layout.pairs(sorted(photos), pictures, photos, labels, masks)
+    return layout.paired(
+        "cityscapes", names.CITYSCAPES, pairs, disk.translation(numbers), split=split, frame=frame, options={"labels": kind}
+    )
 
 
 def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: disk.Frame = "seen") -> Dataset:
@@ -72,17 +63,10 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
     Two layouts: ``images/`` and ``labels/`` with PNGs of the same names; or SegNet's, ``<split>/`` and ``<split>annot/``.
 
     Args:
-        root: the folder.
         split: empty for the first layout, ``"train"``, ``"val"`` or ``"test"`` for the second. Empty takes ``"test"`` where
             only the second is there.
-        frame: what labels lie over where a picture has an EXIF rotation.
-
-    Raises:
-        MissingDataError: a piece is missing.
-        InputError: an option is not as it should be.
     """
-    title = "CamVid"
-    layout = disk.Layout(root, title, CAMVID_HOME)
+    layout = disk.Layout(root, "CamVid", CAMVID_HOME)
     if split:
         disk.check_split(split, ("train", "val", "test"))
     elif not (layout.root / "images").is_dir() and (layout.root / "testannot").is_dir():
@@ -91,14 +75,7 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
     labels = layout.folder(layout.root, f"{split}annot" if split else "labels")
     layout.check()
     photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
-    layout.need(f"label files in {labels}", photos, masks)
-    layout.need(f"pictures in {pictures}", masks, photos)
-    layout.check()
-    if not photos:
-        raise InputError(f"{title} has no pictures in {pictures}")
+    pairs = layout.pairs(sorted(photos.keys() | masks.keys()), pictures, photos, labels, masks)
     last = len(names.CAMVID) - 1
     numbers = {index: index for index in range(last)} | {last: IGNORE}
-    return paired(
-        "camvid", title, CAMVID_HOME, names.CAMVID[:last], False, {s: (photos[s], masks[s]) for s in photos},
-        disk.translation(numbers), root=layout.root, split=split, frame=disk.check_frame(frame),
-    )  # fmt: skip
+    return layout.paired("camvid", names.CAMVID[:last], pairs, disk.translation(numbers), split=split, frame=frame)

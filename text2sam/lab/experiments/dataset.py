@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets.coco import read_annotations
-from text2sam.lab.datasets.sample import Instance
+from text2sam.lab.datasets.sample import Instance, unions
 from text2sam.lab.output import reporting
 from text2sam.recipes.choose import mask_iou
 from text2sam.tables import aligned
@@ -71,7 +70,7 @@ def compare(found: Path, truth: Path) -> list[Row]:
     ious: dict[str, list[float]] = defaultdict(list)
     wrong = dict.fromkeys(names, 0)
     for image, objects, true_objects in common:
-        masks, truths = _unions(objects()), _unions(true_objects())
+        masks, truths = unions(objects()), unions(true_objects())
         if len(shapes := {mask.shape for mask in (*masks.values(), *truths.values())}) > 1:
             raise InputError(f"the masks of {image!r} are of different sizes: {sorted(shapes)} as (height, width)")
         for name in names:
@@ -106,13 +105,6 @@ def _row(label: str, ious: list[float], wrong: int) -> Row:
     hits = [value for value in ious if value >= 0]
     mean = float(np.mean(hits)) if hits else None
     return Row(label, len(ious), len(hits), wrong, mean, sum(hits) / len(ious) if ious else None)
-
-
-def _unions(objects: list[Instance]) -> dict[str, NDArray[np.bool_]]:
-    unions: dict[str, NDArray[np.bool_]] = {}
-    for each in objects:
-        unions[each.label] = unions[each.label] | each.mask if each.label in unions else each.mask
-    return unions
 
 
 def main_command(found: Path, truth: Path, out: Path | None, json_output: bool) -> None:

@@ -31,8 +31,9 @@ from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.errors import InputError, PromptError
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
-from text2sam.lab.metrics import auroc, bootstrap_weights, interval, weighted_ratio
-from text2sam.lab.output import reporting, track
+from text2sam.lab.datasets.sample import unions
+from text2sam.lab.metrics import auroc, bootstrap_weights, estimate, finite, weighted_ratio
+from text2sam.lab.output import cell, reporting, track
 from text2sam.presence import presence_scores
 from text2sam.recipes import Recipe, get_recipe
 from text2sam.recipes.choose import mask_iou
@@ -158,9 +159,7 @@ def measure_photo(
     """
     encoded = encode_photo(model, sample.image, store)
     scores = {name: presence_scores(model.generator, encoded.features, [name], None)[0] for name in names}
-    truths: dict[str, NDArray[np.bool_]] = {}
-    for one in sample.instances:
-        truths[one.label] = truths[one.label] | one.mask if one.label in truths else one.mask
+    truths = unions(sample.instances)
     targets = []
     for name in names:
         if name not in truths or not truths[name].any():
@@ -266,8 +265,8 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
     within = {name: (shown[:, 0] >= low) & (shown[:, 0] < high) for name, (low, high) in SIZES.items()}
     return {
         "rows": rows,
-        "auroc": {name: _finite(auroc(shown[part, 1], absent)) for name, part in (within | {"all": shown[:, 0] >= 0}).items()},
-        "false": _finite(float(np.mean(absent >= threshold))) if len(absent) else None,
+        "auroc": {name: finite(auroc(shown[part, 1], absent)) for name, part in (within | {"all": shown[:, 0] >= 0}).items()},
+        "false": finite(float(np.mean(absent >= threshold))) if len(absent) else None,
         "absent": len(absent),
     }
 
@@ -283,20 +282,18 @@ def _by_size(
             known = [each for each in values if each is not None]
             sums[place], counts[place] = sum(known), len(known)
         mean = sums.sum() / counts.sum() if counts.any() else float("nan")
-        ends = (_finite(end) for end in interval(weighted_ratio(sums, counts, weights)))
-        figures[name] = {**dict(zip(("low", "high"), ends, strict=True)), "value": _finite(mean), "count": int(counts.sum())}
+        figures[name] = estimate(mean, weighted_ratio(sums, counts, weights)) | {"count": int(counts.sum())}
     return figures
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The rows of a result of :func:`measure` as lines of text."""
     counts = {name: figure["count"] for name, figure in result["rows"][-1]["sizes"].items()}
     head = ("figure", "recipe", *(f"{name} ({count})" for name, count in counts.items()))
-    lines = [(row["figure"], row["recipe"], *(_cell(row, name) for name in counts)) for row in result["rows"]]
+    lines = [
+        (row["figure"], row["recipe"], *(cell(figure, sign=" - " in row["recipe"]) for figure in row["sizes"].values()))
+        for row in result["rows"]
+    ]
     scores = {name: "-" if value is None else f"{value:.3f}" for name, value in result["auroc"].items()}
     lines.append(("presence AUROC", "", *(scores[name] for name in counts)))
     note = (
@@ -306,13 +303,6 @@ def table(result: Mapping[str, Any]) -> str:
         f"{', '.join(result['unknown']) or 'none'}. {result['seconds']:.0f} s."
     )
     return "\n".join([aligned(head, lines), "", note])
-
-
-def _cell(row: Mapping[str, Any], size: str) -> str:
-    figure, sign = row["sizes"][size], "+" if " - " in row["recipe"] else ""
-    if figure["value"] is None:
-        return "-"
-    return f"{figure['value']:{sign}.3f} ({figure['low']:{sign}.3f} to {figure['high']:{sign}.3f})"
 
 
 def main_command(

@@ -30,12 +30,12 @@ from text2sam.lab.metrics import (
     auroc,
     average_precision,
     bootstrap_weights,
-    interval,
+    estimate,
     match_detections,
     scikit_learn,
     weighted_ratio,
 )
-from text2sam.lab.output import reporting, track
+from text2sam.lab.output import cell, reporting, track
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
@@ -381,25 +381,17 @@ def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000, seed: in
         samples[strategy] = tally.figures(weights)
         counts = tally.counts()
         figures[strategy] = {
-            name: _estimate(values[strategy][name], samples[strategy][name]) | {"count": counts[name]} for name in FIGURES
+            name: estimate(values[strategy][name], samples[strategy][name]) | {"count": counts[name]} for name in FIGURES
         }
     base = strategies[0]
     differences = {
         strategy: {
-            name: _estimate(values[strategy][name] - values[base][name], samples[strategy][name] - samples[base][name])
+            name: estimate(values[strategy][name] - values[base][name], samples[strategy][name] - samples[base][name])
             for name in FIGURES
         }
         for strategy in strategies[1:]
     }
     return {"counts": _counts(records, base), "figures": figures, "differences": differences}
-
-
-def _estimate(value: float, samples: NDArray[np.float64]) -> dict[str, float | None]:
-    low, high = interval(samples)
-    return {
-        key: round(number, 4) if math.isfinite(number) else None
-        for key, number in (("value", value), ("low", low), ("high", high))
-    }
 
 
 def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, Any]:
@@ -476,8 +468,8 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     for name, (words, higher) in FIGURES.items():
         label = f"{words} (less is better)" if higher is False else words
-        cells = [_cell(figures[strategy][name]) for strategy in figures]
-        lines.append([label, *cells, *(_cell(differences[strategy][name], sign=True) for strategy in differences)])
+        cells = [cell(figures[strategy][name]) for strategy in figures]
+        lines.append([label, *cells, *(cell(differences[strategy][name], sign=True) for strategy in differences)])
     counts, seeds = result["counts"], result["settings"]["seeds"]
     several = sum(n for k, n in counts["cases_by_objects"].items() if int(k) >= 2)
     note = (
@@ -486,14 +478,6 @@ def table(result: dict[str, Any]) -> str:
         f"{result['settings']['resamples']} resamples of the scenes."
     )
     return "\n".join([aligned(head, lines), "", note])
-
-
-def _cell(figure: dict[str, Any], *, sign: bool = False) -> str:
-    if figure["value"] is None:
-        return "-"
-    shape = "+.3f" if sign else ".3f"
-    ends = "no interval" if figure["low"] is None else f"{figure['low']:{shape}}, {figure['high']:{shape}}"
-    return f"{figure['value']:{shape}} [{ends}]"
 
 
 def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from text2sam.lab.metrics import (
     class_average_precisions,
     explainability,
     explainability_samples,
+    finite,
     interval,
     map_sample,
     ratio,
@@ -377,10 +378,10 @@ class Explainability:
             drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
         ours = {
-            "miou_dataset": _finite(found.miou),
-            "miou_class": _finite(found.miou_per_class),
-            "miou_image": _finite(found.miou_per_image),
-            "msc": _finite(found.msc),
+            "miou_dataset": finite(found.miou),
+            "miou_class": finite(found.miou_per_class),
+            "miou_image": finite(found.miou_per_image),
+            "msc": finite(found.msc),
         }
         ours = {"miou": ours[f"miou_{settings.threshold_rule}"], **ours}
         return {
@@ -424,7 +425,7 @@ class Camouflage(Explainability):
                     soft_mask_scores(map_.to_image(sample.shape), sample.masks[self._names[i]])
                     for i, map_ in zip(there, maps, strict=True)
                 ]
-            kept[method] = [[_finite(score) for score in scores] for scores in found]
+            kept[method] = [[finite(score) for score in scores] for scores in found]
         return {"classes": there, "scores": kept}
 
     def add(self, kept: Mapping[str, Any]) -> None:
@@ -437,7 +438,7 @@ class Camouflage(Explainability):
     def figures(self, method: str) -> dict[str, Any]:
         """Each of :data:`text2sam.lab.metrics.SOFT_SCORES` in [0, 1], ``samples``, ``intervals``."""
         scores = np.array(self._scores[method], np.float64).reshape(-1, len(SOFT_SCORES))  # None becomes NaN
-        figures = dict(zip(SOFT_SCORES, map(_finite, row_means(scores.T)), strict=True))
+        figures = dict(zip(SOFT_SCORES, map(finite, row_means(scores.T)), strict=True))
         weights = _weights(self._added, self._settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
@@ -498,8 +499,4 @@ def _intervals(drawn: Mapping[str, NDArray[np.float64]], figures: Mapping[str, f
 
 
 def _percent(share: float) -> float | None:
-    return _finite(100 * float(share))
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return finite(100 * float(share))

@@ -39,8 +39,8 @@ from text2sam.lab.experiments.annotation.kills import Run, dataset_files, run
 from text2sam.lab.experiments.annotation.readers import CocoFile, Item, LabelmeCheck, check_labelme
 from text2sam.lab.experiments.hostile import CANARY
 from text2sam.lab.experiments.sticker import FIGURES, OBJECTS, REPEAT, Answer, Tally
-from text2sam.lab.metrics import bootstrap_weights, interval
-from text2sam.lab.output import reporting
+from text2sam.lab.metrics import bootstrap_weights, estimate
+from text2sam.lab.output import cell, reporting
 from text2sam.recipes.choose import mask_iou
 from text2sam.tables import aligned
 
@@ -109,28 +109,22 @@ def summarize(
     names = list(answers)
     once = np.ones((1, len(names)), np.int64)
     weights = bootstrap_weights(len(names), resamples, seed)
-    tally = Tally([answers[name] for name in names])
-    values, samples, counts = tally.figures(once), tally.figures(weights), tally.counts()
 
-    def part(belongs: Callable[[str], bool]) -> dict[str, Any]:
-        some = Tally([answers[name] if belongs(kinds[name]) else () for name in names])
-        values, samples, counts = some.means(once), some.means(weights), some.counts()
-        return {figure: _estimate(values[figure][0], samples[figure], counts[figure]) for figure in ("iou", "missed", "false")}
+    def part(
+        belongs: Callable[[str], bool], figures: Sequence[str] = ("iou", "missed", "false"), of: Any = Tally.means
+    ) -> dict[str, Any]:
+        tally = Tally([answers[name] if belongs(kinds[name]) else () for name in names])
+        values, samples, counts = of(tally, once), of(tally, weights), tally.counts()
+        return {name: estimate(values[name][0], samples[name]) | {"count": counts[name]} for name in figures}
 
     return {
-        "figures": {figure: _estimate(values[figure][0], samples[figure], counts[figure]) for figure in MEASURED},
+        "figures": part(lambda kind: True, MEASURED, Tally.figures),
         "colour": part(lambda kind: "grey" not in kind),
         "encodings": {
             kind: part(lambda other, kind=kind: other == kind)  # type: ignore[misc]
             for kind in dict.fromkeys(kinds[name] for name in names)
         },
     }
-
-
-def _estimate(value: float, samples: NDArray[np.float64], count: int) -> dict[str, float | int | None]:
-    low, high = interval(samples)
-    estimate = {"value": float(value), "low": low, "high": high}
-    return {key: round(number, 4) if math.isfinite(number) else None for key, number in estimate.items()} | {"count": count}
 
 
 def measure(settings: Settings, folder: Path, *, progress: bool = False) -> dict[str, Any]:
@@ -272,10 +266,10 @@ def table(result: dict[str, Any]) -> str:
         label = FIGURES[name][0].replace(" of segment", " of a label's objects with the true ones")
         label = {"missed": "label there, nothing found", "false": "label not there, something found"}.get(name, label)
         less = " (less is better)" if FIGURES[name][1] is False else ""
-        rows.append([label + less, _cell(result["figures"][name]), str(result["figures"][name]["count"])])
+        rows.append([label + less, cell(result["figures"][name]), str(result["figures"][name]["count"])])
     parts = []
     for name, part in {**result["encodings"], "all but grey": result["colour"]}.items():
-        parts.append([name, _cell(part["iou"]), str(part["iou"]["count"]), _cell(part["missed"]), _cell(part["false"])])
+        parts.append([name, cell(part["iou"]), str(part["iou"]["count"]), cell(part["missed"]), cell(part["false"])])
     lines = [aligned(["check", ""], checks), "", aligned(["figure", "", "of"], rows), ""]
     lines.append(aligned(["encoding", "IoU", "cases", "missed", "found falsely"], parts))
     last = result["attempts"][-1]
@@ -309,13 +303,6 @@ def table(result: dict[str, Any]) -> str:
         )
     lines += [f"{name}: {', '.join(one_line(what) for what in found[:5])}" for name, found in result["differences"].items()]
     return "\n".join([*lines, f"$ {one_line(result['command'])}"])
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return "-"
-    ends = "no interval" if figure["low"] is None else f"{figure['low']:.3f}, {figure['high']:.3f}"
-    return f"{figure['value']:.3f} [{ends}]"
 
 
 def main_command(
