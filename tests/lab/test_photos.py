@@ -16,6 +16,7 @@ from text2sam.errors import InputError, OutputError, PromptError
 from text2sam.lab.datasets.layout import MissingDataError
 from text2sam.lab.experiments.photos import (
     SIZES,
+    THRESHOLDS,
     Settings,
     known_names,
     main_command,
@@ -171,7 +172,9 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
     assert rows["told present", ""][above]["value"] == 0.5
     assert result["auroc"] == {big: 1.0, middle: 1.0, small: 1.0, above: 1.0, "all": 1.0}
     assert (result["absent"], result["false"]) == (5 * 3 - 8, 0)
+    assert result["thresholds"][0] == {"threshold": 0.5, "found": 0.5, "false": 0}
     text = table(result)
+    assert "0.5                 50.0%" in text
     assert "absent = 0" in text
     assert "unicorn" in text
     assert "0.500 (0.500 to 0.500)" in text
@@ -215,6 +218,14 @@ def test_intervals_are_over_photos() -> None:
     drawn = np.random.default_rng(1).binomial(6, 0.5, 100_000) / 6
     assert (figure["low"], figure["high"]) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
     assert (seen["false"], seen["auroc"]["all"]) == (None, None)
+    assert [(row["found"], row["false"]) for row in seen["thresholds"]] == [(1.0, None)] * len(THRESHOLDS)
+    photos[0]["targets"] = [{**photos[0]["targets"][0], "presence": 0.75}]
+    photos[1]["absent"] = {"cat": 0.85, "dog": 0.05}
+    errors = {
+        row["threshold"]: (row["found"], row["false"])
+        for row in summarize(photos, Settings(strategies=(CLICK,)), 0.5)["thresholds"]
+    }
+    assert (errors[0.7], errors[0.8], errors[0.9]) == ((1, 0.5), (15 / 16, 0.5), (15 / 16, 0))
 
 
 def test_command(tmp_path: Path, model: TextPromptedSAM, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,9 @@ HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "all": sl
 SIZES = {"> 5 %": (0.05, 1.01), "1 to 5 %": (0.01, 0.05), "< 1 %": (0.0, 0.01), "> 1 %": (0.01, 1.01)}
 """Sizes of targets as shares of the picture, from the first to below the second."""
 
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Presence thresholds whose errors are told, so that one can be chosen."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -236,6 +239,7 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
           there is no target.
         - ``auroc``: of presence, for the targets of each of the sizes, and of ``"all"``.
         - ``false``: the share of absent names told present; ``absent``: their number.
+        - ``thresholds``: for each of :data:`THRESHOLDS` the share of targets over 1 % ``found`` and of absent names ``false``.
     """
     weights = bootstrap_weights(max(1, len(photos)), settings.resamples, settings.seed)
     first, *others = settings.recipes
@@ -266,9 +270,21 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
     return {
         "rows": rows,
         "auroc": {name: finite(auroc(shown[part, 1], absent)) for name, part in (within | {"all": shown[:, 0] >= 0}).items()},
-        "false": finite(float(np.mean(absent >= threshold))) if len(absent) else None,
+        "false": finite(_share_from(absent, threshold)),
         "absent": len(absent),
+        "thresholds": [
+            {
+                "threshold": limit,
+                "found": finite(_share_from(shown[within["> 1 %"], 1], limit)),
+                "false": finite(_share_from(absent, limit)),
+            }
+            for limit in THRESHOLDS
+        ],
     }
+
+
+def _share_from(scores: NDArray[np.float64], limit: float) -> float:
+    return float(np.mean(scores >= limit)) if len(scores) else float("nan")
 
 
 def _by_size(
@@ -302,7 +318,12 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['false'] or 0:.1%} of {result['absent']} absent names told present. {len(result['names'])} names; not known: "
         f"{', '.join(result['unknown']) or 'none'}. {result['seconds']:.0f} s."
     )
-    return "\n".join([aligned(head, lines), "", note])
+    shares = [
+        (f"{row['threshold']:.1f}", *("-" if row[key] is None else f"{row[key]:.1%}" for key in ("found", "false")))
+        for row in result["thresholds"]
+    ]
+    errors = aligned(("presence threshold", "targets over 1 % told present", "absent names told present"), shares)
+    return "\n".join([aligned(head, lines), "", errors, "", note])
 
 
 def main_command(
