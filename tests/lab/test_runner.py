@@ -288,7 +288,7 @@ def test_sams_masks_are_of_the_picture_and_the_pair(
     assert result["seconds"]["regions" if refine != "sam" else "corrclip"]["mean"] > 0
 
 
-def test_what_sams_masks_do_not_go_with(dataset: Dataset) -> None:
+def test_what_sams_masks_do_not_go_with() -> None:
     for options in ({"methods": ("corrclip",)}, {"refine": "regions"}):
         with pytest.raises(InputError, match="leave out tiles"):
             Settings("semantic", **({"methods": ("itsm",)} | options), tiles="auto")  # type: ignore[arg-type]
@@ -296,8 +296,6 @@ def test_what_sams_masks_do_not_go_with(dataset: Dataset) -> None:
         settings_of("semantic", refine="crf")
     with pytest.raises(InputError, match="refine is for semantic, not for explainability"):
         settings_of("explainability", refine="sam")
-    with pytest.raises(InputError, match="CLIP alone is measured here"):
-        runner.main_command(settings_of("semantic"), "folder", ModelChoice(sam_checkpoint="x.pt"), root=dataset.root)
 
 
 def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:

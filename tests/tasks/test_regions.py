@@ -197,6 +197,10 @@ def test_towers_without_attention_say_so() -> None:
     surgery = tiny_surgery(tiny_clip("resnet"), image_size=64)
     with pytest.raises(UnsupportedModelError, match=r"last block of a transformer, which ModifiedResNet has not"):
         segment_semantic(surgery, picture(), LABELS, method="corrclip", regions=np.ones((30, 44), int))
+    predictor = Blocks()
+    with pytest.raises(UnsupportedModelError):
+        segment_semantic(TextPromptedSAM(predictor, surgery), picture(), LABELS, method="corrclip")
+    assert not predictor.calls
 
 
 # semantic segmentation

@@ -218,7 +218,8 @@ class ClipSurgery:
         The block's residual and MLP are left out, as in ClearCLIP (arXiv 2407.12442).
 
         Args:
-            images: anything :func:`text2sam.image.read_image` accepts, encoded as one batch.
+            images: anything :func:`text2sam.image.read_image` accepts, encoded as one batch; without any only the tower is
+                checked.
             weights: called for each image and scale with the image's position, (gh, gw), and (gh*gw, D), queries plus keys of
                 the patches, heads side by side; gives (gh*gw, gh*gw), what each patch takes of each.
 
@@ -247,6 +248,8 @@ class ClipSurgery:
 
         check_several(images)
         read = [read_image(image) for image in images]
+        if not read:
+            return []
         tokens = self._at_scales(read, run)
         shapes = [(image.shape[0], image.shape[1]) for image in read]
         return [ImageFeatures(tokens.surgery[i], tokens.raw[i], tokens.grid, shape) for i, shape in enumerate(shapes)]

@@ -276,6 +276,8 @@ class DataOptions(OptionGroup):
             raise InputError("--method names one method and --compare several; give one of the two")
         names = split_list([self.method] if self.method is not None else self.compare)
         chosen = Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
+        if clip.sam_checkpoint is not None and not chosen.needs_sam:
+            raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         for file in (self.out, self.markdown):
             if file is not None:
                 check_folder(file.parent)

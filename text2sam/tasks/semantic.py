@@ -218,6 +218,8 @@ def segment_semantic(
     logit_scale = check_number("logit_scale", logit_scale, 0, sys.float_info.max, above=True)
     if refine not in (None, "sam", "regions"):
         raise InputError(f"refine must be 'sam', 'regions' or None, not {refine!r}")
+    if scoped:  # before SAM is asked for anything
+        surgery.encode_mixed([], lambda *_: torch.empty(0))
     if scoped and refine == "sam":
         raise InputError(f"the regions' vote is part of method={method!r}; leave out refine='sam'")
     voting = scoped or refine == "regions"
@@ -234,7 +236,7 @@ def segment_semantic(
     scope: _Scope | None = None
     if voting and isinstance(seen, np.ndarray):
         session: Any = getattr(model, "session", None)
-        held = None if session is None else session.image(seen)
+        held: Any = None if session is None else session.image(seen)
         cut = find_regions(session, held) if regions is None else check_regions(regions, check_shape(seen.shape[:2]))
         if scoped:
             scope = _Scope(cut, None if session is None else session.embedding(held))

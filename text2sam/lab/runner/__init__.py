@@ -268,8 +268,6 @@ def main_command(
         InputError, MissingDataError, WeightsError, OutputError, UnsupportedModelError, MissingDependencyError: as
             :func:`text2sam.lab.datasets.open_dataset`, :func:`build_surgery` and :func:`measure`.
     """
-    if choice.sam_checkpoint is not None and not settings.needs_sam:
-        raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {choice.sam_checkpoint!r}")
     opened = subset(open_dataset(dataset, root, split=split, **(options or {})), limit, seed)
     opened.require(settings.truth)
     progress = sys.stderr.isatty()
