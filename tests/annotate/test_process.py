@@ -38,6 +38,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[
     return dataset(out)
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PATIENCE", 0)
+
+
 @pytest.fixture
 def idle_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """All the work is left to the processes."""
@@ -196,6 +201,12 @@ def test_one_worker_where_there_cannot_be_more(
         run(images, tmp_path / "a", model=own, workers=2)
     run(images, tmp_path / "b", model=own, workers=None)  # nobody asked for more
     assert dataset(tmp_path / "a") == dataset(tmp_path / "b") == undisturbed
+
+
+def test_little_work_starts_no_process(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PATIENCE", 60)
+    monkeypatch.setattr(engine, "Process", None)
+    assert run(images, tmp_path, workers=2).done == 8
 
 
 def test_a_worker_ends_with_its_job() -> None:

@@ -30,6 +30,9 @@ MOST_WORKERS = 8
 MOST_DEATHS = 12
 """When this many processes have died with nothing done in between, the next death ends the run."""
 
+PATIENCE = 3.0
+"""Processes are started when the work has taken so many seconds: starting one takes some seconds of a core."""
+
 _T = TypeVar("_T")
 
 
@@ -78,7 +81,7 @@ def run_workers(plan: Plan) -> Iterator[Done]:
     Processes, because a pair makes thousands of small operations an image, and threads wait for one another's Python in all of
     them. One core each, because small models lose more than they gain from sharing operations, and because the results of one
     core do not depend on how many others there are. Until the first process is ready, this one works itself; it does all
-    the work where there is one worker or a few images, and where the model cannot be sent to other processes.
+    the work where there is one worker or little to do, and where the model cannot be sent to other processes.
 
     A process that dies is replaced, with a warning, and its images are done again; the second time one by one. An image over
     which a process dies even then is recorded as failed. Each worker has one batch of images in memory, this process two.
@@ -206,6 +209,8 @@ class _Run:
     # a thread that speaks to a process
 
     def _speak(self, job: tuple[str, tuple[int, ...]]) -> None:
+        if self._ended.wait(PATIENCE):
+            return
         with contextlib.ExitStack() as stack:
             try:
                 process = self._process(job, stack)
