@@ -43,7 +43,8 @@ def drawable(text: str, longest: int, width: int | None = None) -> str:
 def caption(ax: Axes, text: str) -> None:
     """Titles axes in lines as wide as they are, three at most."""
     letters = max(8, int(_size(ax)[0] / (0.5 * _CAPTION)))
-    ax.set_title(drawable(text, 3 * letters, letters), fontsize=_CAPTION, parse_math=False)
+    lines = textwrap.fill(drawable(text, 3 * letters), letters, max_lines=3, placeholder="...")
+    ax.set_title(lines, fontsize=_CAPTION, parse_math=False)
 
 
 class Labels(Artist):

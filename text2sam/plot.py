@@ -195,10 +195,9 @@ def compare(
     figure, (first, *rest) = _grid(count, pixels.shape[:2], _columns(count, columns))
     _lettering().caption(_show(pixels, first), "image")
     for ax, result, title in zip(rest, results, captions, strict=True):
-        _lettering().caption(
-            heat(pixels, result, ax) if isinstance(result, SimilarityMap) else overlay(pixels, result, ax), title
-        )
-    return figure
+        drawn = heat(pixels, result, ax) if isinstance(result, SimilarityMap) else overlay(pixels, result, ax)
+        _lettering().caption(drawn, title)
+    return _fitted(figure)
 
 
 def _title(result: Segmentation | SimilarityMap) -> str:
@@ -247,7 +246,7 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
     objects(pixels, result, last)
     _lettering().caption(last, "result" if result.present else "result: not in the image")
     figure.supxlabel(f"\n{_facts(result, offered)}", x=0.01, horizontalalignment="left", fontsize=9, parse_math=False)
-    return figure
+    return _fitted(figure)
 
 
 def _facts(result: Segmentation, offered: Any) -> str:
@@ -309,7 +308,7 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     for i, values, ax in zip(maps, centred, axes[4:], strict=True):
         heat(pixels, SimilarityMap(values.astype(np.float32)), ax, limits=limits)
         _lettering().caption(ax, f"{every[i].text}: {every[i].carries:+.3f}")
-    return figure
+    return _fitted(figure)
 
 
 def to_png(figure: Figure, width: int | None = None) -> NDArray[np.uint8]:
@@ -365,7 +364,15 @@ def _grid(count: int, shape: Sequence[int], columns: int, room: float = 0.4, bel
     height = _INCHES / columns * min(max(shape[0] / shape[1], 0.25), 2.0) + room
     figure = _figure(figsize=(_INCHES, rows * height + below), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
-    return figure, [figure.add_subplot(grid[i // columns, i % columns]) for i in range(count)]
+    return figure, [figure.add_subplot(grid[i // columns, i % columns], anchor="S") for i in range(count)]
+
+
+def _fitted(figure: Figure) -> Figure:
+    """The figure, higher by what captions of several lines need."""
+    lines = max(ax.get_title().count("\n") for ax in figure.axes)
+    rows = len({ax.get_subplotspec().rowspan.start for ax in figure.axes})  # type: ignore[union-attr]
+    figure.set_figheight(figure.get_figheight() + 0.16 * lines * rows)
+    return figure
 
 
 def _columns(count: int, most: int) -> int:

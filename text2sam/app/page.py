@@ -63,7 +63,8 @@ _CSS = """
 footer {display: none !important;}
 @media (max-width: 600px) {
   .gradio-container main {padding: 8px !important;} .wide {display: none;}
-  #mode label {font-size: .85rem;} #decide {gap: 6px;}
+  #mode .wrap {flex-wrap: nowrap;} #mode label {font-size: .8rem; padding: 6px 4px; white-space: nowrap;}
+  #decide {gap: 6px;} #decide button {padding: 0 4px; white-space: nowrap;}
 }
 """ + "\n".join(
     f"#objects label:nth-of-type({len(OBJECT_COLOURS)}n + {k + 1}) {{border-left-color: rgb{colour};}}"

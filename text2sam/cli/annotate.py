@@ -50,7 +50,7 @@ def annotate(
     polygons: Annotated[bool, typer.Option("--polygons", help="Outlines instead of masks, in coco and labelme.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard what an earlier run has finished.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the images again that failed earlier.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again the images that failed earlier.")] = False,
     review: Annotated[
         Path | None,
         typer.Option("--review", metavar="FILE", help="Also write an HTML contact sheet, least certain images first."),

@@ -27,13 +27,13 @@ def explain(
     reading: ImageOptions,
     words: Annotated[
         bool,
-        typer.Option("--words", help="Instead: how much of the match each word of TEXT carries, and where. SAM is not used."),
+        typer.Option("--words", help="Show instead how much each word of TEXT adds to the match, and where. SAM is not used."),
     ] = False,
     width: Annotated[int, typer.Option("--width", metavar="PIXELS", min=320, max=8192, help="Width of the figure.")] = 1200,
     out: Out = Path("text2sam-out"),
     as_json: Json = False,
 ) -> None:
-    """Explain in figures and a drawing why TEXT has the mask it has in IMAGE, or none."""
+    """Show why TEXT has its mask in IMAGE, or none: figures, and a drawing of map, points and SAM's masks."""
     check_matplotlib()
     models.check()
     if words:

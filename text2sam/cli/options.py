@@ -208,7 +208,7 @@ class FolderOptions(OptionGroup):
     """The images of a folder job."""
 
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders in it.")] = False
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
     glob: Annotated[str | None, option("--glob", "PATTERN", "Only these, such as '*.png' or 'day-*/**/*.jpg'.")] = None
     list_file: Annotated[Path | None, option("--list", "FILE", "Only the images that this file names, a path per line.")] = None
 

@@ -42,8 +42,8 @@ def page(
         list[str] | None,
         option("--format", "NAME", "With a folder: the dataset's format, as for annotate (default: coco).", show_default=False),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders in it.")] = False,
-    host: Annotated[str, option("--host", "ADDRESS", "Who may reach the page: 0.0.0.0 is everybody.")] = "127.0.0.1",
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
+    host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int | None, option("--port", "N", "Port (default: a free one from 7860 on).", min=0, max=65535)] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
 ) -> None:

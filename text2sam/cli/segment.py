@@ -46,7 +46,7 @@ def segment(
     image: ImageFile,
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is any of two things.", show_default=False),
+        typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is either of two things.", show_default=False),
     ],
     models: ModelOptions,
     how: SegmentOptions,

@@ -24,7 +24,7 @@ Port = Annotated[int, typer.Option("--port", metavar="N", help="Port to listen o
 class ServeOptions(OptionGroup):
     """Where to listen, and bounds of what is sent."""
 
-    host: Annotated[str, option("--host", "ADDRESS", "Where to listen; others reach anything but 127.0.0.1.")] = "127.0.0.1"
+    host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1"
     max_megabytes: Annotated[int, option("--max-megabytes", "N", "The largest request.", min=1)] = 20
     max_pixels: Annotated[int, option("--max-pixels", "N", "The most pixels of an image.", min=1)] = 50_000_000
     queue: Annotated[int, option("--queue", "N", "Requests that may wait; others get status 503.", min=0)] = 16
