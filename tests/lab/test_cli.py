@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_datasets_readers as readers
 import typer
 from typer.testing import CliRunner
 
@@ -15,14 +16,17 @@ from text2sam.errors import InputError
 from text2sam.lab import bench, runner
 from text2sam.lab.cli import DataOptions, register
 from text2sam.lab.experiments import annotation, photos, sticker
+from text2sam.lab.runner import report
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the commands hand on to the modules that measure."""
     made: list[Any] = []
-    for module in (bench, photos, sticker, annotation, runner):
+    for module in (bench, photos, sticker, annotation):
         monkeypatch.setattr(module, "main_command", lambda *given, **named: made.append((given, named)))
+    for name in ("build_surgery", "measure"):
+        monkeypatch.setattr(runner, name, lambda *given, **named: made.append((given, named)) or ("surgery", "model"))
     return made
 
 
@@ -67,13 +71,16 @@ def test_bench_and_the_experiments(calls: list[Any]) -> None:
     assert calls.pop() == ((annotation.Settings(kills=1, undisturbed=False), None, False, None), {})
 
 
-def test_tasks(calls: list[Any]) -> None:
-    line = "evaluate explainability voc --root d --compare all --average classes --image-size 96 --templates short --limit 3"
-    assert run(line).exit_code == 0
-    [((settings, name, choice), options)] = calls
-    assert (settings.task, settings.average, set(settings.methods), name) == ("explainability", "classes", set(METHODS), "voc")
+def test_tasks(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "table", lambda result: "" if result == ("surgery", "model") else pytest.fail(result))
+    readers.camvid(tmp_path)
+    line = f"evaluate explainability camvid --root {tmp_path} --compare all --average classes --image-size 96 --limit 3"
+    assert run(f"{line} --templates short --out {tmp_path / 'r.json'}").exit_code == 0
+    [((choice,), _), ((surgery, data, settings), options)] = calls
     assert choice == runner.ModelChoice(image_size=96, short_templates=True)
-    assert (options["root"], options["limit"], options["options"], options["json_output"]) == (Path("d"), 3, {}, False)
+    assert (settings.task, settings.average, set(settings.methods)) == ("explainability", "classes", set(METHODS))
+    assert (surgery, data.name, data.ids) == ("surgery", "camvid", ("0001TP",))
+    assert (options["model"], options["out"], options["overwrite"]) == ("model", tmp_path / "r.json", False)
 
 
 def test_options_of_readers_are_json_or_text() -> None:

@@ -12,7 +12,7 @@ from helpers import SYNSETS, WORDS, word_network
 from text2sam.clip.classifier import PlaceFeatures
 from text2sam.lab import photo
 from text2sam.lab.datasets.layout import MissingDataError
-from text2sam.lab.photo import Taught, classifier_with, fit_presence, hottest, known, learn, tuning_half
+from text2sam.lab.photo import Taught, classifier_with, fit_presence, hottest, known, learn
 from text2sam.lab.wordnet import narrower_words
 
 WIDTH, SIZES = 256, ((3, 4), (5, 6))
@@ -43,11 +43,6 @@ def drawn(seed: int, *names: str) -> Taught:
 
 
 PHOTOS = [drawn(k, *(name for j, name in enumerate(KIND) if (k >> j) & 1)) for k in range(24)]
-
-
-def test_halves() -> None:
-    assert tuning_half([]) == []
-    assert tuning_half("abcde") == ["a", "c", "e"]
 
 
 def test_vectors_point_where_the_names_are() -> None:

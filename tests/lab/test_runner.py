@@ -827,7 +827,8 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(open_clip, "list_models", lambda: list(configs))
     monkeypatch.setattr(open_clip, "get_model_config", configs.get)
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: tokenizer())
+    own = tokenizer()  # made by what is replaced
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: own)
 
 
 @pytest.mark.usefixtures("tiny_architectures")
@@ -926,16 +927,16 @@ def test_the_command(
 ) -> None:
     monkeypatch.setattr(runner, "build_surgery", lambda *_, **__: (surgery, ModelInfo("tiny")))
     out, note = tmp_path / "r.json", tmp_path / "r.md"
-    options: dict[str, Any] = {"root": dataset.root, "limit": 2, "seed": 1, "out": out, "markdown_file": note}
-    runner.main_command(settings_of("semantic"), "folder", ModelChoice(), **options)
+    data = lab_cli.DataOptions("folder", root=dataset.root, limit=2, seed=1, out=out, markdown=note)
+    data.run("semantic", lab_cli.ClipOptions(), False, resamples=20)
     printed = capsys.readouterr()
     result = json.loads(out.read_text())
     assert printed.out == table(result) + "\n"
     assert printed.err == ""
     assert note.read_text() == markdown(result)
     assert result["dataset"]["options"]["subset_seed"] == 1
-    runner.main_command(settings_of("semantic"), "folder", ModelChoice(), **options, json_output=True)
+    data.run("semantic", lab_cli.ClipOptions(), True, resamples=20)
     assert told(json.loads(capsys.readouterr().out)) == {**told(result), "warnings": []}
     assert sorted(os.listdir(tmp_path)) == ["data", "r.json", "r.json.journal", "r.json.journal.lock", "r.md"]
     with pytest.raises(InputError, match="no data set is called"):
-        runner.main_command(settings_of("semantic"), "nowhere", ModelChoice())
+        dataclasses.replace(data, dataset="nowhere").run("semantic", lab_cli.ClipOptions(), False)

@@ -133,7 +133,7 @@ def world() -> tuple[Pair, list[Scene]]:
     return pair, drawn
 
 
-SETTINGS = Settings(scenes=2, resamples=200)
+SETTINGS = Settings(scenes=2, resamples=50)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_weights_stand_for_copies_of_scenes(measured: tuple[Pair, list[SceneReco
 
 def test_differences_are_paired(measured: tuple[Pair, list[SceneRecord]]) -> None:
     records = measured[1]
-    result = summarize(records, resamples=200)
+    result = summarize(records, resamples=50)
     figures, difference = result["figures"], result["differences"]["objects"]
     assert list(result["differences"]) == ["objects"]
     for name in FIGURES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,6 +14,8 @@ import typer
 from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
 from text2sam.cli.options import Device, ModelOptions, OptionGroup, Tiles, option, parse_tiles, with_options
 from text2sam.errors import InputError
+from text2sam.files import write_text
+from text2sam.lab.output import reporting
 
 if TYPE_CHECKING:
     from text2sam.lab.metrics import Average
@@ -269,33 +272,32 @@ class DataOptions(OptionGroup):
         Raises:
             Text2SamError: an option is not usable, or the measuring failed.
         """
-        from text2sam.lab.runner import Settings, main_command
+        from text2sam.lab import runner
+        from text2sam.lab.datasets import open_dataset, subset
+        from text2sam.lab.runner.report import markdown, table
         from text2sam.lab.runner.settings import parse_methods
 
         if self.method is not None and self.compare:
             raise InputError("--method names one method and --compare several; give one of the two")
         names = split_list([self.method] if self.method is not None else self.compare)
-        chosen = Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
+        chosen = runner.Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
         if clip.sam_checkpoint is not None and not chosen.needs_sam:
             raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         for file in (self.out, self.markdown):
             if file is not None:
                 check_folder(file.parent)
-        main_command(
-            chosen,
-            self.dataset,
-            clip.choice(self.untrained),
-            root=self.root,
-            split=self.split,
-            options=self.reader_options(background),
-            limit=self.limit,
-            seed=self.seed,
-            iclip=iclip,
-            out=self.out,
-            markdown_file=self.markdown,
-            overwrite=self.overwrite,
-            json_output=as_json,
-        )
+        choice, options = clip.choice(self.untrained), self.reader_options(background)
+        data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
+        data.require(chosen.truth)
+        how: dict[str, Any] = {"progress": sys.stderr.isatty()}
+        surgery, model = runner.build_surgery(choice, **how)
+        how["predictor"] = runner.build_sam(choice, **how) if chosen.needs_sam else None
+        how |= {"model": model, "iclip": iclip, "out": self.out, "overwrite": self.overwrite}
+        with reporting(table, None, as_json) as report:
+            result = runner.measure(surgery, data, chosen, **how)
+            if self.markdown is not None:
+                write_text(self.markdown, markdown(result))
+            report(result)
 
     def reader_options(self, background: bool | None = None) -> dict[str, Any]:
         """The values of ``--option`` as in JSON, else as text; and that of ``--background``.

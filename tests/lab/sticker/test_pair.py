@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,14 @@ def pair() -> TextPromptedSAM:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return list(evaluation_scenes(range(16)))
+    return list(evaluation_scenes(range(10)))
+
+
+@pytest.fixture(scope="module")
+def figures(pair: TextPromptedSAM, scenes: list[Scene]) -> dict[str, Any]:
+    """Of the maps at the preset's three sizes."""
+    assert len(pair.generator.scales) == 3
+    return measure_maps(pair.generator, scenes)
 
 
 def test_the_weights_are_small_and_recorded(record: dict[str, object]) -> None:
@@ -64,27 +72,22 @@ def test_the_models_are_ordinary_ones() -> None:
 
 
 @drawing
-def test_surgery_finds_what_raw_similarity_does_not(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
-    figures = measure_maps(pair.generator, scenes)
-    raw, operated, both, labels = (figures[m] for m in ("itsm", "architecture", "surgery", "surgery_labels"))
-    assert raw["hottest_on_object"] < 0.5
-    assert operated["hottest_on_object"] > 0.85
-    assert both["hottest_on_object"] > 0.85
-    assert labels["hottest_on_object"] > 0.85
+def test_surgery_finds_what_raw_similarity_does_not(figures: dict[str, Any]) -> None:
+    raw, both = figures["itsm"], figures["surgery"]
+    for method in ("architecture", "surgery", "surgery_labels"):
+        assert figures[method]["hottest_on_object"] > max(0.85, raw["hottest_on_object"] + 0.3)
     assert both["miou"] > raw["miou"] + 15
     assert both["msc"] > raw["msc"] + 15
     assert figures["presence"]["auroc"] > 0.93
 
 
 @drawing
-def test_maps_at_three_sizes_are_better_than_at_one(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
-    assert len(pair.generator.scales) == 3
+def test_maps_at_three_sizes_are_better_than_at_one(figures: dict[str, Any], scenes: list[Scene]) -> None:
     variants = ("architecture", "surgery", "surgery_labels")
-    three = measure_maps(pair.generator, scenes, variants)
     one = measure_maps(build_clip("sticker", scales=(1.0,)), scenes, variants)
     for variant in variants:
-        assert three[variant]["miou"] > one[variant]["miou"] + 0.5
-        assert three[variant]["hottest_on_object"] >= one[variant]["hottest_on_object"] - 0.02
+        assert figures[variant]["miou"] > one[variant]["miou"] + 0.5
+        assert figures[variant]["hottest_on_object"] >= one[variant]["hottest_on_object"] - 0.02
 
 
 def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
@@ -110,7 +113,7 @@ def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
 
 @drawing
 def test_tiles_find_small_things_in_large_pictures() -> None:
-    scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(5)]
+    scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(4)]
     large = [large_picture(scene, (600, 800)) for scene in scenes]
     for before, after in zip(scenes, large, strict=True):
         assert after.image.shape == (600, 800, 3)
@@ -121,7 +124,7 @@ def test_tiles_find_small_things_in_large_pictures() -> None:
         np.testing.assert_array_equal(inside, np.sort(before.image[before.objects[0].mask], axis=0))
     one_size = TextPromptedSAM.from_pretrained("sticker", device="cpu", scales=(1,)).generator
     figures = measure_tiles(one_size, large)
-    assert figures["cases"] == 5
+    assert figures["cases"] == 4
     assert figures["tiles"] > max(figures["whole"], 0.6)
 
 
@@ -135,17 +138,7 @@ def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]
 
 @drawing
 def test_a_text_gives_its_mask(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
-    assert measure_segment(pair, scenes)["iou"] > 0.6
-
-
-@drawing
-def test_many_texts_are_the_same_as_one_by_one(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
-    scene = next(s for s in scenes if len(s.names) >= 2)
-    together = pair.segment_many(scene.image, scene.names)
-    for name, result in zip(scene.names, together, strict=True):
-        alone = pair.segment(scene.image, name)
-        np.testing.assert_array_equal(alone.mask, result.mask)
-        assert alone.score == result.score
+    assert measure_segment(pair, scenes[:4])["iou"] > 0.7
 
 
 @drawing
@@ -153,14 +146,14 @@ def test_the_default_recipe_is_ahead_of_the_papers(pair: TextPromptedSAM) -> Non
     from text2sam.lab.experiments.sticker import Settings, Tally
     from text2sam.lab.experiments.sticker import measure as measure_recipes
 
-    records = measure_recipes(pair, Settings(scenes=24, split="tune"))
+    records = measure_recipes(pair, Settings(scenes=10, split="tune"))
     paper, ours = (
-        {name: float(v[0]) for name, v in Tally([r.answers[s] for r in records]).figures(np.ones((1, 24), np.int64)).items()}
+        {name: float(v[0]) for name, v in Tally([r.answers[s] for r in records]).figures(np.ones((1, 10), np.int64)).items()}
         for s in ("paper", "objects")
     )
-    assert ours["iou_repeated"] > paper["iou_repeated"] + 0.05
-    assert ours["ap50"] > paper["ap50"] + 0.15
-    assert ours["recall_2"] > 0.3
+    assert ours["iou_repeated"] > paper["iou_repeated"] + 0.15
+    assert ours["ap50"] > paper["ap50"] + 0.3
+    assert ours["recall_2"] > 0.6
     assert paper["recall_2"] == 0
-    assert ours["iou"] > 0.55
+    assert ours["iou"] > 0.7
     assert ours["presence_auroc"] > 0.9

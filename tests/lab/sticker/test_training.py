@@ -290,7 +290,14 @@ def test_pairs_are_a_point_on_the_object_and_one_by_it() -> None:
             assert target[off[1], off[0]] < 1
 
 
+@pytest.fixture
+def quick_captions(captions: Captions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings take the captions that are there: their thousands of prompts are tokenized once."""
+    monkeypatch.setattr(train_clip_module, "Captions", lambda *_, **__: captions)
+
+
 @drawing
+@pytest.mark.usefixtures("quick_captions")
 def test_clip_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     stage = ClipStage(steps=2, size=48, objects=(0, 1), sides=(0.6, 0.9), keep=1.0, batch=4)
     path = train_clip(tmp_path, stages=(stage,), workers=0)
@@ -562,7 +569,7 @@ def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatc
             assert high == (SIDE - 64) // 8 + 1
             return [2, 3]
 
-    sums: dict[str, list[torch.Tensor]] = {name: [] for name in train_sam_module.FIGURES}
+    sums = training_module.Figures(list)
     batch = [images, points, labels, boxes, use_boxes, targets, sizes]
     with torch.no_grad():
         found = _step(sam, batch, stage, Drawn(), "cpu", sums)  # type: ignore[arg-type]
@@ -600,6 +607,7 @@ def test_only_the_large_parts_of_a_pool_lie_on_the_device(device: str, monkeypat
 
 
 @drawing
+@pytest.mark.usefixtures("quick_captions")
 @pytest.mark.parametrize("which", ["clip", "sam"])
 def test_batches_come_out_of_a_pool(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []

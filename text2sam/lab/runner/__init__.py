@@ -15,7 +15,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,17 @@ import numpy as np
 from text2sam import __version__
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import ImageError, InputError, OutputError, one_line
-from text2sam.files import write_json, write_text
-from text2sam.lab.datasets import Dataset, open_dataset, subset
-from text2sam.lab.output import reporting, track
+from text2sam.files import write_json
+from text2sam.lab.datasets import Dataset
+from text2sam.lab.output import track
 from text2sam.lab.runner.journal import Journal, journal_path, key_of
 from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
-from text2sam.lab.runner.report import markdown, table
 from text2sam.lab.runner.settings import RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import Task, build_task
 
-__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_surgery", "main_command", "measure"]
+__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_surgery", "measure"]
 
 
 def measure(
@@ -235,49 +233,3 @@ def _sha256(path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise WeightsError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
-
-
-def main_command(
-    settings: Settings,
-    dataset: str,
-    choice: ModelChoice,
-    *,
-    root: Path | None = None,
-    split: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    limit: int | None = None,
-    seed: int | None = None,
-    iclip: Path | None = None,
-    out: Path | None = None,
-    markdown_file: Path | None = None,
-    overwrite: bool = False,
-    json_output: bool = False,
-) -> None:
-    """``text2sam evaluate recognition | semantic | explainability | camouflage``: measures and prints the table.
-
-    Args:
-        settings: the task, its methods, its rules.
-        dataset, root, split, options: see :func:`text2sam.lab.datasets.open_dataset`.
-        choice: which CLIP.
-        limit, seed: see :func:`text2sam.lab.datasets.subset`.
-        iclip, out, overwrite: see :func:`measure`.
-        markdown_file: file for the table in Markdown.
-        json_output: print the result as JSON instead of the table.
-
-    Raises:
-        InputError, MissingDataError, WeightsError, OutputError, UnsupportedModelError, MissingDependencyError: as
-            :func:`text2sam.lab.datasets.open_dataset`, :func:`build_surgery` and :func:`measure`.
-    """
-    opened = subset(open_dataset(dataset, root, split=split, **(options or {})), limit, seed)
-    opened.require(settings.truth)
-    progress = sys.stderr.isatty()
-    surgery, model = build_surgery(choice, progress=progress)
-    sam = build_sam(choice, progress=progress) if settings.needs_sam else None
-    with reporting(table, None, json_output) as report:
-        result = measure(
-            surgery, opened, settings,
-            model=model, iclip=iclip, predictor=sam, out=out, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
-        if markdown_file is not None:
-            write_text(markdown_file, markdown(result))
-        report(result)

@@ -11,11 +11,9 @@ Training stops and resumes at any time: the newest checkpoint in the folder is t
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import encode_tokens, ensemble_templates
 from text2sam.clip.towers import resize_positions
 from text2sam.lab.loss import contrastive_loss
-from text2sam.lab.sticker.training import TRAIN_SEEDS, batches, decay, log_line, parameter_groups, resume, save_checkpoint
+from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, train
 from text2sam.lab.sticker.world import THINGS, World
 from text2sam.zoo.sticker.models import CLIP_CONFIG, build_clip
 
@@ -146,7 +144,7 @@ class Captions:
         count = len(prompts)
         self.single = tokens[:count].reshape(len(NAMES) + 1, len(self.templates), -1)  # (names + 1, templates, 77)
         self.bare = tokens[count:]  # (names + 1, 77)
-        self.known = torch.unique(tokenizer([*prompts, *NAMES, "", ", and a the photo of with next to scene"]))
+        self.known = torch.unique(torch.cat([tokens, tokenizer([", and a the photo of with next to scene"])]))
 
     def draw(self, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Captions for scenes.
@@ -214,7 +212,6 @@ def train_clip(
     """
     import open_clip
 
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     captions = Captions(open_clip.get_tokenizer("ViT-B-32"), seed=0)
     model = build_clip()
@@ -223,58 +220,27 @@ def train_clip(
         unknown[captions.known] = False
         model.token_embedding.weight[unknown] = 0
     model.to(device).train()
-    opt = torch.optim.AdamW(parameter_groups(model, 0.05), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
-    total = sum(s.steps for s in stages)
-    checkpoint = out / "clip.pt"
-    if start is not None:
-        model.load_state_dict(start)
-    step = resume(checkpoint, model, opt, device)
     mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) * 255 for v in (OPENAI_MEAN, OPENAI_STD))
-    ends = np.cumsum([s.steps for s in stages])
-    while step < total:
-        which = int(np.searchsorted(ends, step, side="right"))
-        stage = stages[which]
-        # each stage, and each resumption, draws scenes that were not drawn before
+
+    def draw(stage: ClipStage, which: int, step: int) -> Iterator[Sequence[torch.Tensor]]:
         data = _ClipScenes(stage, seed=which * 100_000_000 + step * 1000)
-        drawn = batches(
-            data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=(True, False), device=device, workers=workers
-        )
-        rng = np.random.default_rng(step)
-        started, seen = time.time(), 0
-        while step < ends[which]:
-            images, present = next(drawn)
-            for group in opt.param_groups:
-                group["lr"] = stage.learning_rate * decay(step, total, 300)
-            tokens, named = captions.draw(present)
-            contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
-            contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
-            pixels = (_seen(_altered(images.to(device), stage.grey), stage, rng) - mean) / std
-            with torch.autocast(device, torch.bfloat16):
-                image = _forward_clip(model, pixels, stage.keep)
-                text = encode_tokens(model, tokens.to(device))
-            scale = model.logit_scale.clamp(max=math.log(100)).exp()
-            cosines = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T  # (B, M)
-            loss = contrastive_loss(scale * cosines, contains.to(device))
-            opt.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            opt.step()
-            step += 1
-            seen += 1
-            if step % 50 == 0:
-                with torch.no_grad():
-                    z = image.float() @ F.normalize(text.float(), dim=-1)[: len(NAMES)].T
-                    hit = present.to(device)[torch.arange(len(z)), z.argmax(1)][present.any(1)].float().mean()
-                line = {
-                    "step": step,
-                    "stage": which,
-                    "loss": round(loss.item(), 4),
-                    "top1": round(hit.item(), 4),
-                    "scale": round(scale.item(), 2),
-                    "seconds_per_step": round((time.time() - started) / seen, 3),
-                }
-                log_line(out / "clip_log.jsonl", line)
-            if step % 200 == 0 or step == total:
-                save_checkpoint(checkpoint, {"model": model.state_dict(), "optimizer": opt.state_dict(), "step": step})
-    (out / "clip_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
-    return checkpoint
+        large = (True, False)
+        return batches(data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=large, device=device, workers=workers)
+
+    def loss_of(batch: Sequence[torch.Tensor], stage: ClipStage, rng: np.random.Generator, figures: Figures) -> torch.Tensor:
+        images, present = batch
+        tokens, named = captions.draw(present)
+        contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
+        contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
+        pixels = (_seen(_altered(images.to(device), stage.grey), stage, rng) - mean) / std
+        with torch.autocast(device, torch.bfloat16):
+            image = _forward_clip(model, pixels, stage.keep)
+            text = encode_tokens(model, tokens.to(device))
+        scale = model.logit_scale.clamp(max=math.log(100)).exp()
+        cosines = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T  # (B, M)
+        best = cosines.detach()[:, : len(NAMES)].argmax(1).cpu()
+        figures["top1"].append(present[torch.arange(len(best)), best][present.any(1)].float().mean())
+        figures["scale"].append(scale.detach())
+        return contrastive_loss(scale * cosines, contains.to(device))
+
+    return train("clip", out, model, stages, draw, loss_of, device=device, start=start, weight_decay=0.05, warm_up=300)

@@ -9,10 +9,8 @@ them. Some prompts get a second round with a corrective click and the first roun
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from text2sam.clip.towers import evaluating
-from text2sam.lab.sticker.training import (
-    TRAIN_SEEDS,
-    average_gradients,
-    batches,
-    decay,
-    log_line,
-    parameter_groups,
-    process,
-    resume,
-    save_checkpoint,
-)
+from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, process, train
 from text2sam.lab.sticker.world import THINGS, Scene, World, corners, inner_point
 from text2sam.recipes.choose import mask_iou
 from text2sam.zoo.sticker.models import SAM_CONFIG, build_sam
@@ -42,7 +30,6 @@ from text2sam.zoo.sticker.models import SAM_CONFIG, build_sam
 SIDE: int = SAM_CONFIG["img_size"]
 PATCH: int = SAM_CONFIG["patch_size"]
 CELL = PATCH // 4  # pixels per cell of the low-resolution logits
-FIGURES = ("loss", "click_iou", "pair_iou", "points_iou", "score_error")
 SAM_SEEDS = TRAIN_SEEDS + 500_000_000
 PRACTICE_SEEDS = TRAIN_SEEDS + 2_000_000_000
 
@@ -388,52 +375,19 @@ def train_sam(
         workers: processes that draw scenes.
         start: state dict to begin with where there is no checkpoint; None begins at random.
     """
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     sam = build_sam().to(device).train()
-    opt = torch.optim.AdamW(parameter_groups(sam, 0.02), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
-    checkpoint = out / "sam.pt"
-    if start is not None:
-        sam.load_state_dict(start)
-    step = resume(checkpoint, sam, opt, device)
-    first = process()[0] == 0
-    total = sum(s.steps for s in stages)
-    ends = np.cumsum([s.steps for s in stages])
-    while step < total:
-        which = int(np.searchsorted(ends, step, side="right"))
-        stage = stages[which]
-        # each stage, and each resumption, draws scenes that were not drawn before
+
+    def draw(stage: SamStage, which: int, step: int) -> Iterator[Sequence[torch.Tensor]]:
         seed = which * 50_000_000 + step * 1000
         data = _SamScenes(stage, seed, practice(sam, stage.practice, seed))
         large = (True, False, False, False, False, True, False)  # pictures and targets
-        drawn = batches(data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=large, device=device, workers=workers)
-        rng = np.random.default_rng(step)
-        sums: dict[str, list[torch.Tensor]] = {name: [] for name in FIGURES}
-        started, seen = time.time(), 0
-        while step < ends[which]:
-            for group in opt.param_groups:
-                group["lr"] = stage.learning_rate * decay(step, total, 200)
-            loss = _step(sam, next(drawn), stage, rng, device, sums)
-            opt.zero_grad(set_to_none=True)
-            loss.backward()
-            average_gradients(sam)
-            torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-            opt.step()
-            step += 1
-            seen += 1
-            sums["loss"].append(loss.detach())
-            if step % 50 == 0:
-                line: dict[str, Any] = {"step": step, "stage": which}
-                line |= {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items() if values}
-                line["seconds_per_step"] = round((time.time() - started) / seen, 3)
-                sums = {name: [] for name in sums}
-                if first:
-                    log_line(out / "sam_log.jsonl", line)
-            if first and (step % 100 == 0 or step == total):
-                save_checkpoint(checkpoint, {"model": sam.state_dict(), "optimizer": opt.state_dict(), "step": step})
-    if first:
-        (out / "sam_stages.json").write_text(json.dumps([asdict(s) for s in stages], indent=1))
-    return checkpoint
+        return batches(data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=large, device=device, workers=workers)
+
+    def loss_of(batch: Sequence[torch.Tensor], stage: SamStage, rng: np.random.Generator, figures: Figures) -> torch.Tensor:
+        return _step(sam, batch, stage, rng, device, figures)
+
+    return train("sam", out, sam, stages, draw, loss_of, device=device, start=start, weight_decay=0.02, warm_up=200)
 
 
 def _step(
@@ -442,9 +396,9 @@ def _step(
     stage: SamStage,
     rng: np.random.Generator,
     device: str,
-    sums: dict[str, list[torch.Tensor]],
+    figures: Figures,
 ) -> torch.Tensor:
-    """The loss of one batch; figures for the log go into ``sums``."""
+    """The loss of one batch."""
     images, points, labels, boxes, use_boxes, targets, sizes = batch
     # colours are worth little to a cut-out: shuffling channels is free augmentation
     images = images[:, torch.randperm(3)] if rng.random() < 0.3 else images
@@ -477,8 +431,8 @@ def _step(
         loss, iou = _loss(logits, estimates, target, count == 1)
         total = total + loss * len(of)
         by_score = iou[:, 1:].gather(1, estimates[:, 1:].argmax(1, keepdim=True)).mean()
-        sums[{1: "click_iou", 2: "pair_iou"}.get(count, "points_iou")].append(by_score)
-        sums["score_error"].append((estimates[:, 1:] - iou[:, 1:]).abs().mean().detach())
+        figures[{1: "click_iou", 2: "pair_iou"}.get(count, "points_iou")].append(by_score)
+        figures["score_error"].append((estimates[:, 1:] - iou[:, 1:]).abs().mean().detach())
         if second and prompt is not None:
             best = estimates[:, 1:].argmax(1) + 1
             previous = logits[torch.arange(len(logits), device=device), best][:, None].detach()

@@ -2,17 +2,97 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 TRAIN_SEEDS = 1_000_000_000
 """Training draws seeds from here upwards; everything below is never seen in training."""
+
+
+Figures: TypeAlias = defaultdict[str, list[torch.Tensor]]
+"""What a training's log tells, as means over the steps since the last line."""
+
+
+def train(
+    name: str,
+    out: Path,
+    model: torch.nn.Module,
+    stages: Sequence[Any],
+    draw: Callable[[Any, int, int], Iterator[Sequence[torch.Tensor]]],
+    loss_of: Callable[[Sequence[torch.Tensor], Any, np.random.Generator, Figures], torch.Tensor],
+    *,
+    device: str,
+    start: Any,
+    weight_decay: float,
+    warm_up: int,
+) -> Path:
+    """Trains a model with AdamW through its stages, from the newest checkpoint in a folder on.
+
+    Args:
+        name: of the checkpoint, the log and the record of the stages in ``out``.
+        out: the folder.
+        model: on its device, in training mode.
+        stages: have ``steps`` and ``learning_rate``, and what ``draw`` and ``loss_of`` need.
+        draw: (stage, its place, step) -> endless batches. It is called for each stage and each resumption, and must draw others
+            each time.
+        loss_of: (batch, stage, rng, figures) -> a scalar; adds to the figures.
+        device: where the model is.
+        start: state dict to begin with where there is no checkpoint; None leaves the model as it is.
+        weight_decay: see :func:`parameter_groups`.
+        warm_up: steps, see :func:`decay`.
+
+    Returns:
+        The path of the last checkpoint.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if start is not None:
+        model.load_state_dict(start)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, weight_decay), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True
+    )
+    checkpoint = out / f"{name}.pt"
+    step, first = resume(checkpoint, model, optimizer, device), process()[0] == 0
+    ends = np.cumsum([stage.steps for stage in stages]).tolist()
+    while step < ends[-1]:
+        which = bisect.bisect_right(ends, step)
+        stage, rng = stages[which], np.random.default_rng(step)
+        drawn, figures = draw(stage, which, step), Figures(list)
+        started, seen = time.time(), 0
+        while step < ends[which]:
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * decay(step, ends[-1], warm_up)
+            loss = loss_of(next(drawn), stage, rng, figures)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            average_gradients(model)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            seen += 1
+            figures["loss"].append(loss.detach())
+            if step % 50 == 0:
+                line: dict[str, Any] = {"step": step, "stage": which}
+                line |= {key: round(torch.stack(values).mean().item(), 4) for key, values in figures.items()}
+                line["seconds_per_step"] = round((time.time() - started) / seen, 3)
+                figures.clear()
+                if first:
+                    log_line(out / f"{name}_log.jsonl", line)
+            if first and (step % 100 == 0 or step == ends[-1]):
+                save_checkpoint(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+    if first:
+        (out / f"{name}_stages.json").write_text(json.dumps([asdict(stage) for stage in stages], indent=1))
+    return checkpoint
 
 
 def save_checkpoint(path: Path, state: Any) -> None:
