@@ -33,7 +33,7 @@ from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.settings import RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import Task, build_task
 
-__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_surgery", "measure"]
+__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
 
 
 def measure(
