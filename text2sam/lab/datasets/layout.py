@@ -226,14 +226,13 @@ def with_background(classes: tuple[str, ...], background: bool) -> tuple[str, ..
     return (("background",) if background else ()) + classes
 
 
-def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "", without: str | None = None) -> dict[str, Path]:
+def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict[str, Path]:
     """The files of a folder by stem, in order of their names; hidden ones apart.
 
     Args:
         folder: not looked below.
         suffixes: in lower case; files may have them in any.
         ending: what the stem must end with; it is cut off.
-        without: leave out stems that end with it.
 
     Raises:
         InputError: two files differ in nothing but the suffix, or the folder cannot be read.
@@ -247,8 +246,6 @@ def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "", without
         stem, suffix = os.path.splitext(name)
         if name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
             continue  # "._name.png" is what macOS leaves in archives
-        if without is not None and stem.endswith(without):
-            continue
         stem = stem[: len(stem) - len(ending)]
         if stem in found:
             raise InputError(f"{folder} has both {found[stem].name} and {name}; one of them must go")
