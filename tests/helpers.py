@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from text2sam.clip.generator import ClipSurgery
+from text2sam.export.annotated import AnnotatedImage
+from text2sam.export.formats import make_exporter
+from text2sam.export.losses import Losses
 
 VIT = {"image_size": 16, "layers": 3, "width": 32, "patch_size": 4, "head_width": 16}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
@@ -216,3 +220,11 @@ def after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*arguments, **options) if made <= calls else raising()
 
     return wrapped
+
+
+def exported(format: str, images: Iterable[AnnotatedImage], out: Path, labels: Sequence[str], **options: Any) -> Losses:
+    """As ``text2sam.export.formats.export``, without its warning."""
+    with make_exporter(out, format=format, labels=labels, **options) as exporter:
+        for image in images:
+            exporter.add(image)
+    return exporter.close()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import exported
 from pycocotools.coco import COCO
 
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.coco import CocoExporter
-from text2sam.export.formats import make_exporter
 
 # pycocotools decodes through an __array__ of before NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -21,9 +21,7 @@ Quiet = Callable[..., Any]
 
 
 def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> Path:
-    with make_exporter(out, format="coco", labels=labels, **options) as exporter:
-        for image in images:
-            exporter.add(image)
+    exported("coco", images, out, labels, **options)
     return out / "annotations.json"
 
 

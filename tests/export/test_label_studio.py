@@ -10,20 +10,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from helpers import exported
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage
-from text2sam.export.formats import make_exporter
 from text2sam.export.label_studio import brush_rle
 
 brush = pytest.importorskip("label_studio_sdk.converter.brush")
 
 
 def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> list[Any]:
-    with make_exporter(out, format="label-studio", labels=labels, **options) as exporter:
-        for image in images:
-            exporter.add(image)
+    exported("label-studio", images, out, labels, **options)
     tasks: list[Any] = json.loads((out / "tasks.json").read_text("ascii"))
     return tasks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import exported
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -34,10 +36,7 @@ def labelme(monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelmeReader]:
         yield reader
 
 
-def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> None:
-    with make_exporter(out, format="labelme", labels=labels, **options) as exporter:
-        for image in images:
-            exporter.add(image)
+written = functools.partial(exported, "labelme")
 
 
 @LEAVES_OPEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import exported
 from PIL import Image
 
 from text2sam.errors import InputError
@@ -20,11 +22,7 @@ from text2sam.export.png import PngExporter, safe
 Content = Callable[[Path], dict[str, bytes]]
 
 
-def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> Losses:
-    with make_exporter(out, format="png", labels=labels, **options) as exporter:
-        for image in images:
-            exporter.add(image)
-    return exporter.close()
+written = functools.partial(exported, "png")
 
 
 def test_masks_there_and_back(images: list[AnnotatedImage], labels: list[str], truth: dict[str, Any], tmp_path: Path) -> None:

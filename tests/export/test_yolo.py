@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from helpers import exported
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
@@ -19,7 +21,6 @@ from scipy import ndimage
 from text2sam.errors import InputError, OutputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
-from text2sam.export.losses import Losses
 from text2sam.export.yolo import YoloExporter
 
 # pycocotools decodes through an __array__ of before NumPy 2
@@ -28,11 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 Content = Callable[[Path], dict[str, bytes]]
 
 
-def written(images: list[AnnotatedImage], out: Path, labels: list[str], **options: Any) -> Losses:
-    with make_exporter(out, format="yolo", labels=labels, **options) as exporter:
-        for image in images:
-            exporter.add(image)
-    return exporter.close()
+written = functools.partial(exported, "yolo")
 
 
 def label_file(image: Path) -> Path:

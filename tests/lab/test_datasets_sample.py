@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2sam.errors import InputError
-from text2sam.lab.datasets import DATASETS, IGNORE, TASKS, Dataset, Instance, Sample, open_dataset, subset
+from text2sam.lab.datasets import DATASETS, IGNORE, TASKS, Dataset, Instance, Sample, open_dataset, reader_options, subset
 from text2sam.lab.datasets import names as known
 
 CLASSES = ("background", "cat", "dog")
@@ -250,9 +250,7 @@ def test_registry() -> None:
         "voc", "context", "coco", "coco-stuff", "cityscapes", "ade", "imagenet-s50", "nus-wide", "camvid", "cod10k",
         "potsdam", "folder", "sticker",
     }  # fmt: skip
-    assert DATASETS["voc"].split == "val"
-    assert DATASETS["voc"].options == {"background": True, "labels": "SegmentationClass", "frame": "seen"}
-    assert all(reader.about and "Args:" not in reader.about for reader in DATASETS.values())
+    assert reader_options("voc") == {"background": True, "labels": "SegmentationClass", "frame": "seen"}
     assert len(TASKS) == 4
     with pytest.raises(InputError, match="no data set is called 'pascal'; there are voc,"):
         open_dataset("pascal")

@@ -61,7 +61,6 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
         (lambda: ranked_average_precision([1.0], [1]), "bool"),
         (lambda: class_average_precisions(np.zeros(2), np.zeros(2, bool)), "images by classes"),
         (lambda: bootstrap_weights(0, 1), "units"),
-        (lambda: interval(np.zeros(1), 1.0), "share"),
         (lambda: map_sample("cat", np.zeros((2, 2)), np.zeros((2, 2), bool)), "is empty"),
         (lambda: map_sample("cat", np.full((2, 2), 2.0), np.ones((2, 2), bool)), r"in \[0, 1\]"),
         (lambda: map_sample("cat", np.zeros((2, 2)), np.ones((2, 3), bool)), "of that shape"),

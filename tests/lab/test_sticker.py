@@ -310,7 +310,7 @@ def test_report_tells_what_was_measured(measured: tuple[Pair, list[SceneRecord]]
     assert document["settings"]["seeds"] == {"first": 2_000_000, "last": 2_000_001}
     assert document["settings"]["split"] == "report"
     assert document["settings"]["strategies"] == ["paper", "objects"]
-    assert document["settings"]["resamples"] == 200
+    assert document["settings"]["resamples"] == 50
     assert document["sha256"] == {name: SHIPPED.sha256(name) for name in ("clip.safetensors", "sam.safetensors")}
     assert set(document["seconds"]) == {"paper", "objects"}
     assert json.loads(json.dumps(document, allow_nan=False)) == document

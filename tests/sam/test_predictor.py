@@ -8,42 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import picture, tiny_predictor
 from segment_anything import SamPredictor
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from text2sam.errors import InputError, StateError, UnsupportedModelError
 from text2sam.sam import MaskPredictor, check_predictor, predict_points
 from text2sam.types import PointPrompts
 
 H, W = 40, 56
-
-
-def tiny_sam(seed: int = 0) -> Sam:
-    torch.manual_seed(seed)
-    sam = Sam(
-        ImageEncoderViT(
-            img_size=64,
-            patch_size=16,
-            embed_dim=16,
-            depth=2,
-            num_heads=2,
-            out_chans=16,
-            use_rel_pos=True,
-            window_size=2,
-            global_attn_indexes=(1,),
-        ),
-        PromptEncoder(embed_dim=16, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4),
-        MaskDecoder(
-            transformer_dim=16,
-            transformer=TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=16),
-            iou_head_hidden_dim=16,
-        ),
-    )
-    return sam.eval().requires_grad_(False)
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
 
 
 def click(*xy: tuple[float, float]) -> PointPrompts:
@@ -94,7 +66,7 @@ def test_import_stays_light() -> None:
 
 
 def test_predictors_that_fit() -> None:
-    for predictor in (SamPredictor(tiny_sam()), Fake()):
+    for predictor in (tiny_predictor(), Fake()):
         assert check_predictor(predictor) is predictor
         assert isinstance(predictor, MaskPredictor)
 
@@ -117,7 +89,7 @@ def test_predictors_that_do_not_fit() -> None:
         (None, "NoneType.*set_image.*predict"),
         (SimpleNamespace(set_image=print), "no method predict$"),
         (SimpleNamespace(predict=print, set_image=3), "no method set_image$"),
-        (tiny_sam(), r"SamPredictor\(sam\)"),
+        (tiny_predictor().model, r"SamPredictor\(sam\)"),
         (SamPredictor, "class SamPredictor"),
         (NoKeywords(), "keyword arguments mask_input, return_logits of"),
         (NoArgument(), r"NoArgument.set_image"),
@@ -137,7 +109,7 @@ def test_nothing_to_ask_for() -> None:
 
 def test_no_image_set() -> None:
     with pytest.raises(StateError, match="set_image"):
-        predict_points(SamPredictor(tiny_sam()), click((1, 1)))
+        predict_points(tiny_predictor(), click((1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -217,8 +189,8 @@ def test_masks_as_logits_are_cut_at_zero() -> None:
 
 @pytest.mark.parametrize("multimask", [True, False])
 def test_a_real_predictor(multimask: bool) -> None:
-    predictor = SamPredictor(tiny_sam())
-    predictor.set_image(picture(0))
+    predictor = tiny_predictor()
+    predictor.set_image(picture(0, H, W))
     points = click((10, 20), (30, 5))
     expected = predictor.predict(points.coords, points.labels, multimask_output=multimask)
     masks, scores, logits = predict_points(predictor, points, multimask_output=multimask, shape=(H, W))

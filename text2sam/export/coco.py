@@ -51,11 +51,6 @@ class CocoExporter(Exporter):
         self.segmentation = segmentation
         super().__init__(out, labels, images_root)
 
-    @staticmethod
-    def names_of(path: str) -> tuple[str, ...]:
-        """The image's own path: one file holds all."""
-        return (path,)
-
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         images, annotations = self._spools
         number = images.count + 1

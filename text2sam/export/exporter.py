@@ -69,9 +69,12 @@ class Exporter(ABC):
             raise
 
     @staticmethod
-    @abstractmethod
     def names_of(path: str) -> tuple[str, ...]:
-        """Where an image's annotations may go, relative to the output folder, the best name first."""
+        """Where an image's annotations may go, relative to the output folder, the best name first.
+
+        The image's own path where one file holds all.
+        """
+        return (path,)
 
     @abstractmethod
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:

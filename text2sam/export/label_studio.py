@@ -59,11 +59,6 @@ class LabelStudioExporter(Exporter):
         self.prefix, self.from_name, self.to_name, self.model_version = prefix, from_name, to_name, model_version
         super().__init__(out, labels, images_root)
 
-    @staticmethod
-    def names_of(path: str) -> tuple[str, ...]:
-        """The image's own path: one file holds all."""
-        return (path,)
-
     def _prepare(self, image: AnnotatedImage) -> Any:
         if image.height * image.width * _CHANNELS >= 2**32:
             raise InputError(f"{image.path!r} has {image.height} x {image.width} pixels; a brush holds fewer than {2**30}")

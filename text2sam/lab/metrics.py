@@ -239,25 +239,15 @@ def row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1))
 
 
-def interval(samples: NDArray[np.float64], share: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of a bootstrap's samples; NaN ones, which had no case, are left out.
+def interval(samples: NDArray[np.float64]) -> tuple[float, float]:
+    """Lower and upper end of the 95 % percentile interval of a bootstrap's samples (R,).
 
-    Args:
-        samples: (R,).
-        share: of the samples within the interval, in (0, 1).
-
-    Returns:
-        Lower and upper end; both NaN where no sample is left.
-
-    Raises:
-        InputError: ``share`` is not in (0, 1).
+    NaN samples, which had no case, are left out; both ends are NaN where none is left.
     """
-    if not 0 < share < 1:
-        raise InputError(f"share must be in (0, 1), not {share!r}")
     kept = samples[np.isfinite(samples)]
     if not len(kept):
         return NAN, NAN
-    low, high = np.quantile(kept, [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.quantile(kept, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -277,15 +267,14 @@ class ConfusionMatrix:
 
     Args:
         classes: K, at least 1.
-        counts: (K, K + 1) to start from; None is none.
 
     Attributes:
         counts: (K, K + 1) int64, ``counts[t, p]`` pixels of class t predicted as p. The last column is what a prediction
             left undecided: missed for t, wrong for no class.
     """
 
-    def __init__(self, classes: int, counts: NDArray[np.int64] | None = None) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((classes, classes + 1), np.int64) if counts is None else counts
+    def __init__(self, classes: int) -> None:
+        self.counts: NDArray[np.int64] = np.zeros((classes, classes + 1), np.int64)
 
     def __len__(self) -> int:
         return len(self.counts)

@@ -159,7 +159,7 @@ class Taught:
         return torch.cat([tokens.flatten(1).T for tokens in self.features.tokens])
 
 
-def learn(photos: Sequence[Taught], *, steps: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+def learn(photos: Sequence[Taught]) -> tuple[torch.Tensor, torch.Tensor]:
     """A vector and an offset for each name, by logistic regression.
 
     A name's loss is the mean over places on it and the mean over places off it, photos counting alike; and likewise the mean
@@ -167,7 +167,6 @@ def learn(photos: Sequence[Taught], *, steps: int = 50) -> tuple[torch.Tensor, t
 
     Args:
         photos: those that teach.
-        steps: of L-BFGS.
 
     Returns:
         (N, C) float32 and (N,) float32; a name that no photo shows has vectors that mean nothing.
@@ -180,7 +179,7 @@ def learn(photos: Sequence[Taught], *, steps: int = 50) -> tuple[torch.Tensor, t
     shown, not_shown = _shares(there), _shares(1 - there)
     vectors = torch.zeros(cover.shape[1], tokens.shape[1], requires_grad=True)
     offsets = torch.zeros(cover.shape[1], requires_grad=True)
-    solver = torch.optim.LBFGS([vectors, offsets], max_iter=steps, history_size=8, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([vectors, offsets], max_iter=50, history_size=8, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         solver.zero_grad()

@@ -12,9 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from text2sam.errors import InputError
@@ -37,44 +35,15 @@ __all__ = [
     "Dataset",
     "Instance",
     "MissingDataError",
-    "Reader",
     "Sample",
     "Task",
     "open_dataset",
+    "reader_options",
     "subset",
 ]
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How a data set is opened.
-
-    Attributes:
-        name: its key in :data:`DATASETS`.
-        open: takes the folder, ``split`` and options by name, as :func:`open_dataset` does, and raises the same errors.
-    """
-
-    name: str
-    open: Callable[..., Dataset]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Name of each option and its default."""
-        parameters = inspect.signature(self.open).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-    @property
-    def split(self) -> str:
-        """The split that is taken where none is named; empty where there are none."""
-        return str(inspect.signature(self.open).parameters["split"].default)
-
-    @property
-    def about(self) -> str:
-        """What it is, and where its files are expected: the reader's documentation up to its arguments."""
-        return inspect.cleandoc(self.open.__doc__ or "").partition("\n\nArgs:")[0]
-
-
-_OPENERS: dict[str, Callable[..., Dataset]] = {
+DATASETS: Mapping[str, Callable[..., Dataset]] = {
     "voc": open_voc,
     "context": open_context,
     "coco": open_coco,
@@ -89,8 +58,13 @@ _OPENERS: dict[str, Callable[..., Dataset]] = {
     "folder": open_folder,
     "sticker": open_sticker,
 }
-DATASETS: Mapping[str, Reader] = MappingProxyType({name: Reader(name, opener) for name, opener in _OPENERS.items()})
-"""Name -> reader."""
+"""Name -> reader, which takes the folder, ``split`` and options by name, and raises the errors of :func:`open_dataset`."""
+
+
+def reader_options(name: str) -> dict[str, Any]:
+    """The options of a data set's reader and their defaults."""
+    parameters = inspect.signature(DATASETS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, split: str | None = None, **options: Any) -> Dataset:
@@ -110,10 +84,9 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, split
     """
     if name not in DATASETS:
         raise InputError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
-    reader = DATASETS[name]
-    unknown = sorted(options.keys() - reader.options.keys())
+    known = reader_options(name)
+    unknown = sorted(options.keys() - known.keys())
     if unknown:
-        known = ", ".join(reader.options) or "none"
-        raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {known}")
+        raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {', '.join(known)}")
     folder = None if root is None else Path(root).expanduser()
-    return reader.open(folder, **({} if split is None else {"split": split}), **options)
+    return DATASETS[name](folder, **({} if split is None else {"split": split}), **options)

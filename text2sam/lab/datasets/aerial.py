@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names
+from text2sam.lab.datasets import names, pixels
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
 HOME = "https://www.isprs.org/education/benchmarks/UrbanSemLab/ (2_Ortho_RGB.zip and 5_Labels_all_noBoundary.zip)"
@@ -47,7 +47,7 @@ def open_potsdam(
     classes = names.POTSDAM if clutter else names.POTSDAM[:-1]
     numbers = {0: IGNORE} | {n: i if i < len(classes) else IGNORE for i, n in enumerate(_CORNERS)}
     return layout.paired(
-        "potsdam", classes, layout.pairs(ids, pictures, photos, labels, masks), disk.translation(numbers), split=split,
+        "potsdam", classes, layout.pairs(ids, pictures, photos, labels, masks), pixels.translation(numbers), split=split,
         frame=frame, colour="corner", options={"clutter": clutter, "labels": labels.name},
         wording={"impervious surfaces": "road"},
     )  # fmt: skip

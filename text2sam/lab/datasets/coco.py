@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names
+from text2sam.lab.datasets import names, pixels
 from text2sam.lab.datasets.sample import TASKS, Dataset, Instance
 from text2sam.rle import check_runs, parse_counts, unroll
 
@@ -215,6 +215,6 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017",
         used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
         numbers = {category - 1: index for index, category in enumerate(used)}
     return layout.paired(
-        "coco-stuff", names.COCO_STUFF, pairs, disk.translation(numbers), split=split, frame=frame,
+        "coco-stuff", names.COCO_STUFF, pairs, pixels.translation(numbers), split=split, frame=frame,
         options={"encoding": encoding}, wording=names.stuff_wording(),
     )  # fmt: skip

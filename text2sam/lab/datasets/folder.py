@@ -9,6 +9,7 @@ from typing import Any
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
+from text2sam.lab.datasets import pixels
 from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance
 
 HOME = "your own folder: images/, masks/, and classes.txt with a name on each line, or label='...' for masks of one thing"
@@ -64,7 +65,7 @@ def open_folder(
     found = disk.files_in(labels, disk.LABEL_SUFFIXES)
     return layout.paired(
         "folder", classes, layout.pairs(photos, pictures, photos, labels, found),
-        disk.translation({index: index for index in range(len(classes))}), background=classes[0].lower() == "background",
+        pixels.translation({index: index for index in range(len(classes))}), background=classes[0].lower() == "background",
         split=split, frame=frame, options=options, synonyms=others,
     )  # fmt: skip
 
@@ -103,7 +104,9 @@ def of_masks(
     def truth(place: int) -> dict[str, Any]:
         masks = {thing: found[pictures[place][0]] for thing, found in files.items() if pictures[place][0] in found}
         return {
-            "read_instances": lambda _: [i for i in (Instance(n, disk.read_mask(p)) for n, p in masks.items()) if i.mask.any()],
+            "read_instances": lambda _: [
+                i for i in (Instance(n, pixels.read_mask(p)) for n, p in masks.items()) if i.mask.any()
+            ],
             "label_path": next(iter(masks.values())) if len(masks) == 1 else None,
         }
 

@@ -1,4 +1,4 @@
-"""Folders and files of data sets: what is missing, lists, pictures, label files."""
+"""Folders and files of data sets: what is missing, lists, and the data set made of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.decode import open_picture, pillow_errors
-from text2sam.errors import ImageError, InputError
-from text2sam.image import read_image
+from text2sam.errors import InputError
 from text2sam.lab.datasets import names
-from text2sam.lab.datasets.sample import IGNORE, Dataset, Sample, Task
+from text2sam.lab.datasets.pixels import Colour, picture_shape, read_picture, read_semantic
+from text2sam.lab.datasets.sample import Dataset, Sample, Task
 
 Frame = Literal["seen", "stored"]
 """What the labels of a picture with an EXIF rotation lie over: the picture as a person sees it, or as it is stored."""
-
-Colour = Literal["number", "corner"]
-"""How a number is in a colour: red + 256 * green, as ImageNet-S has it; or 1 where red is on, 2 for green and 4 for blue."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -30,8 +26,6 @@ LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _MOST_TEXT = 1 << 28
 _MOST_JSON = 1 << 31
 _SHOWN = 5
-_ORIENTATION = 0x0112
-_IMPURE = 8
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -226,14 +220,13 @@ def with_background(classes: tuple[str, ...], background: bool) -> tuple[str, ..
     return (("background",) if background else ()) + classes
 
 
-def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "", without: str | None = None) -> dict[str, Path]:
+def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict[str, Path]:
     """The files of a folder by stem, in order of their names; hidden ones apart.
 
     Args:
         folder: not looked below.
         suffixes: in lower case; files may have them in any.
         ending: what the stem must end with; it is cut off.
-        without: leave out stems that end with it.
 
     Raises:
         InputError: two files differ in nothing but the suffix, or the folder cannot be read.
@@ -247,8 +240,6 @@ def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "", without
         stem, suffix = os.path.splitext(name)
         if name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
             continue  # "._name.png" is what macOS leaves in archives
-        if without is not None and stem.endswith(without):
-            continue
         stem = stem[: len(stem) - len(ending)]
         if stem in found:
             raise InputError(f"{folder} has both {found[stem].name} and {name}; one of them must go")
@@ -327,154 +318,3 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
-
-
-def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
-    """A picture as :func:`text2sam.image.read_image` gives it.
-
-    Args:
-        path: of the file.
-        frame: ``"stored"`` leaves an EXIF rotation out.
-
-    Raises:
-        ImageError: the file is missing, broken or no image.
-    """
-    if frame == "seen" or not path.is_file():
-        return read_image(path)
-    with pillow_errors(str(path)), open_picture(path) as picture:
-        picture.load()
-        picture.getexif()[_ORIENTATION] = 1
-    try:
-        return read_image(picture)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
-
-
-def picture_shape(path: Path, frame: str = "seen") -> tuple[int, int]:
-    """(H, W) of a picture in pixels, from the file's head where that tells all.
-
-    Raises:
-        ImageError: the file is missing, broken or no image.
-    """
-    if not path.is_file():
-        read_image(path)  # which says what it is instead
-    with pillow_errors(str(path)), open_picture(path) as picture:
-        w, h = picture.size
-        turned = False
-        if frame == "seen":
-            try:
-                turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            except Exception:  # read_image ignores an EXIF block it cannot read
-                turned = False
-    return (w, h) if turned else (h, w)
-
-
-def read_values(path: Path, *, colour: Colour | None = None) -> NDArray[np.int32]:
-    """A label file: numbers, not colours, where ``colour`` does not say so.
-
-    Args:
-        path: 8-bit or 16-bit grey, or a palette, whose indexes are taken and whose colours are not.
-        colour: the numbers are in the colours instead.
-
-    Returns:
-        (H, W) int32.
-
-    Raises:
-        ImageError: the file is missing, broken, compressed with loss, or of another kind.
-    """
-    mode, values = _decode(path)
-    if colour == "corner":
-        if mode != "RGB" or ((values >= _IMPURE) & (values <= 255 - _IMPURE)).any():
-            raise ImageError(f"{path} must be RGB with each of red, green and blue fully on or off; it is of mode {mode}")
-        numbers: NDArray[np.int32] = np.packbits(values > 127, axis=2, bitorder="little")[..., 0].astype(np.int32)
-        return numbers
-    if colour:
-        if mode != "RGB" or values[..., 2].any():
-            raise ImageError(f"{path} must be RGB with the class as red + 256 * green, and no blue; it is of mode {mode}")
-        wide = values.astype(np.int32)
-        return wide[..., 0] + 256 * wide[..., 1]
-    if mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
-        raise ImageError(
-            f"{path} must hold the number of a class at each pixel, as grey or as palette; it is of mode {mode}: colours "
-            "instead of numbers, or a file that was converted"
-        )
-    return values.astype(np.int32)
-
-
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A binary mask: 0 and 1, or 0 to 255, of which 128 and more is on; of a palette every index but 0 is on.
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        ImageError: the file is missing, broken, compressed with loss, or of another kind.
-    """
-    mode, values = _decode(path)
-    if mode not in ("L", "P", "1"):
-        raise ImageError(f"{path} must be a mask in black and white, 8-bit grey or a palette, not of mode {mode}")
-    on: NDArray[np.bool_] = values > 0 if mode != "L" or values.max() <= 1 else values >= 128
-    return on
-
-
-def _decode(path: Path) -> tuple[str, NDArray[Any]]:
-    if not path.is_file():
-        raise ImageError(f"there is no label file {path}")
-    with pillow_errors(str(path)), open_picture(path) as picture:
-        mode, kind = picture.mode, picture.format
-        values = np.array(picture)
-    if kind in ("JPEG", "WEBP", "MPO"):
-        raise ImageError(f"{path} is a {kind} file, whose compression changes labels; PNG is expected")
-    return mode, values
-
-
-def translation(pairs: Mapping[int, int], size: int = 256, *, ignored: int = IGNORE) -> NDArray[np.int32]:
-    """A table from the numbers in label files to indexes of classes.
-
-    Args:
-        pairs: number -> index or :data:`IGNORE`.
-        size: numbers from here on are not known.
-        ignored: a further number that is ignored.
-
-    Returns:
-        (size,) int32, -1 where a number is not known.
-    """
-    table = np.full(size, -1, np.int32)
-    for number, index in pairs.items():
-        table[number] = index
-    table[ignored] = IGNORE
-    return table
-
-
-def counted(classes: int, background: bool) -> dict[int, int]:
-    """For :func:`translation`: 0 is background or ignored, 1 to ``classes`` are the classes."""
-    zero = {0: 0 if background else IGNORE}
-    return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
-
-
-def read_semantic(path: Path, table: NDArray[np.int32], *, colour: Colour | None = None) -> NDArray[np.int32]:
-    """A label file as a class map.
-
-    Args:
-        path, colour: as :func:`read_values`.
-        table: as :func:`translation` makes it.
-
-    Returns:
-        (H, W) int32.
-
-    Raises:
-        ImageError: as :func:`read_values`.
-        InputError: it holds numbers that are not in the table.
-    """
-    values = read_values(path, colour=colour)
-    outside = (values < 0) | (values >= len(table))
-    found = np.where(outside, -1, table[np.where(outside, 0, values)])
-    wrong = np.unique(values[found < 0])
-    if wrong.size:
-        known = np.flatnonzero(table >= 0)
-        shown = ", ".join(map(str, wrong[:_SHOWN].tolist())) + (f" and {wrong.size - _SHOWN} more" * (wrong.size > _SHOWN))
-        raise InputError(
-            f"{path} holds the numbers {shown}, which mean nothing in this data set; known are {known[0]} to {known[-1]}, "
-            f"{known.size} of them"
-        )
-    return found

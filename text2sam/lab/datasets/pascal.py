@@ -12,7 +12,7 @@ from pathlib import Path
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names
+from text2sam.lab.datasets import names, pixels
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
 VOC_HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
@@ -48,7 +48,7 @@ def open_voc(
     layout.check()
     pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
     classes = disk.with_background(names.VOC, background)
-    table = disk.translation(disk.counted(len(names.VOC), background))
+    table = pixels.translation(pixels.counted(len(names.VOC), background))
     return layout.paired(
         "voc", classes, pairs, table, background=background, split=split, frame=frame, options={"labels": labels}
     )
@@ -88,11 +88,11 @@ def open_context(
     legend = layout.file(base, "59_labels.txt", "59_context_labels/59_labels.txt") if own else None
     layout.check()
     pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
-    numbers = disk.counted(len(names.CONTEXT), background)
+    numbers = pixels.counted(len(names.CONTEXT), background)
     if legend is not None:
         order = _legend(legend)
         numbers = {0: numbers[0]} | {number: numbers[1 + names.CONTEXT.index(name)] for number, name in order.items()}
-    classes, table = disk.with_background(names.CONTEXT, background), disk.translation(numbers)
+    classes, table = disk.with_background(names.CONTEXT, background), pixels.translation(numbers)
     return layout.paired(
         "context", classes, pairs, table, background=background, split=split, frame=frame, options={"labels": masks.name}
     )

@@ -12,7 +12,7 @@ import os
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names
+from text2sam.lab.datasets import names, pixels
 from text2sam.lab.datasets.sample import Dataset
 
 ADE_HOME = "http://sceneparsing.csail.mit.edu/ (ADEChallengeData2016.zip)"
@@ -36,7 +36,7 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, 
     layout.check()
     photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
     pairs = layout.pairs(photos, pictures, photos, labels, masks)
-    table = disk.translation(disk.counted(len(names.ADE), False))
+    table = pixels.translation(pixels.counted(len(names.ADE), False))
     return layout.paired("ade", names.ADE, pairs, table, split=split, frame=frame)
 
 
@@ -74,8 +74,8 @@ def open_imagenet_s(
     }
     masks = {f"{wnid}/{s}": p for wnid in sorted(marked) for s, p in disk.files_in(marked[wnid], (".png",)).items()}
     pairs = layout.pairs(photos, pictures, photos, labels, masks)
-    numbers = disk.counted(len(names.IMAGENET_S50), background)
-    table = disk.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE)
+    numbers = pixels.counted(len(names.IMAGENET_S50), background)
+    table = pixels.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE)
     classes = disk.with_background(tuple(names.IMAGENET_S50.values()), background)
     return layout.paired(
         "imagenet-s50", classes, pairs, table, background=background, split=split, frame=frame, colour="number"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names
+from text2sam.lab.datasets import names, pixels
 from text2sam.lab.datasets.sample import IGNORE, Dataset
 
 CITYSCAPES_HOME = "https://www.cityscapes-dataset.com/ (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip)"
@@ -53,7 +53,7 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
         numbers |= {number: index for index, number in enumerate(names.CITYSCAPES_IDS)}
     pairs = layout.pairs(sorted(photos), pictures, photos, labels, masks)
     return layout.paired(
-        "cityscapes", names.CITYSCAPES, pairs, disk.translation(numbers), split=split, frame=frame, options={"labels": kind}
+        "cityscapes", names.CITYSCAPES, pairs, pixels.translation(numbers), split=split, frame=frame, options={"labels": kind}
     )
 
 
@@ -78,4 +78,4 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
     pairs = layout.pairs(sorted(photos.keys() | masks.keys()), pictures, photos, labels, masks)
     last = len(names.CAMVID) - 1
     numbers = {index: index for index in range(last)} | {last: IGNORE}
-    return layout.paired("camvid", names.CAMVID[:last], pairs, disk.translation(numbers), split=split, frame=frame)
+    return layout.paired("camvid", names.CAMVID[:last], pairs, pixels.translation(numbers), split=split, frame=frame)

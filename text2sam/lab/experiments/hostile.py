@@ -86,7 +86,7 @@ def _grey(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 ENCODINGS: Mapping[str, tuple[str, Callable[[NDArray[np.uint8], np.random.Generator], bytes]]] = {
-    "png": (".png", lambda p, _: saved(Image.fromarray(p), "PNG")),
+    "png": (".png", lambda p, _: _png(Image.fromarray(p))),
     "jpeg": (".jpg", lambda p, _: _jpeg(Image.fromarray(p))),
     "turned jpeg": (".jpeg", _turned),
     "palette png": (".png", lambda p, _: saved(Image.fromarray(p).quantize(256, dither=Image.Dither.NONE), "PNG")),
@@ -120,24 +120,22 @@ def _sample(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(background(rng, (96, 128)))
 
 
-def _png_part(share: float) -> Callable[[np.random.Generator], bytes]:
+def _png(image: Image.Image) -> bytes:
+    return saved(image, "PNG")
+
+
+def _cut(encode: Callable[[Image.Image], bytes], share: float) -> Callable[[np.random.Generator], bytes]:
+    """The first bytes of a picture's file."""
+
     def make(rng: np.random.Generator) -> bytes:
-        data = saved(_sample(rng), "PNG")
-        return data[: max(9, int(share * len(data)))]
-
-    return make
-
-
-def _jpeg_part(share: float) -> Callable[[np.random.Generator], bytes]:
-    def make(rng: np.random.Generator) -> bytes:
-        data = _jpeg(_sample(rng))
+        data = encode(_sample(rng))
         return data[: max(2, int(share * len(data)))]
 
     return make
 
 
 def _text_bomb(rng: np.random.Generator) -> bytes:
-    data = saved(_sample(rng), "PNG")
+    data = _png(_sample(rng))
     packed = zlib.compress(bytes(_TEXT_BOMB_BYTES), 1)
     head = len(_head(1, 1, 8, 2))
     return data[:head] + _chunk(b"zTXt", b"Comment\0\0" + packed) + data[head:]
@@ -186,13 +184,13 @@ def _sparse(path: Path, rng: np.random.Generator) -> None:
 HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] = {
     "zero bytes": ("empty.png", _bytes(b"")),
     "a pipe": ("pipe.png", lambda path, rng: os.mkfifo(path)),
-    "PNG cut in half": ("half.png", _file(_png_part(0.5))),
+    "PNG cut in half": ("half.png", _file(_cut(_png, 0.5))),
     "PNG that announces 50,000 x 50,000 pixels": (
         "bomb.png",
         _bytes(_head(50_000, 50_000, 8, 2) + _chunk(b"IDAT", zlib.compress(bytes(9999))) + _chunk(b"IEND", b"")),
     ),
     "pickle that runs a command": ("pickle.png", _bytes(_PICKLE)),
-    "JPEG cut in half": ("half.jpg", _file(_jpeg_part(0.5))),
+    "JPEG cut in half": ("half.jpg", _file(_cut(_jpeg, 0.5))),
     "link to nothing": ("dangling.png", _link("nowhere/at all.png")),
     "link to itself": ("loop.png", _link("loop.png")),
     "link to its own folder": ("up.png", _link(".")),
@@ -204,8 +202,8 @@ HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] =
     "HTML": ("page.jpeg", _bytes(b"<!doctype html><title>404</title><script>alert(1)</script>")),
     "random bytes": ("noise.png", _file(lambda rng: rng.bytes(5000))),
     "PNG header alone": ("header.png", _bytes(_head(640, 480, 8, 2))),
-    "PNG with a damaged signature": ("magic.png", _file(lambda rng: b"\x88" + saved(_sample(rng), "PNG")[1:])),
-    "JPEG cut near its end": ("late.jpeg", _file(_jpeg_part(0.9))),
+    "PNG with a damaged signature": ("magic.png", _file(lambda rng: b"\x88" + _png(_sample(rng))[1:])),
+    "JPEG cut near its end": ("late.jpeg", _file(_cut(_jpeg, 0.9))),
     "GIF without a frame": ("none.gif", _bytes(b"GIF89a\x40\0\x40\0\0\0\0;")),
     "TIFF whose offsets lead away": ("offsets.tif", _file(_tiff)),
     "SVG": ("drawing.png", _bytes(_SVG)),
@@ -218,8 +216,8 @@ HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] =
     "name that is not Unicode": (os.fsdecode(b"\xff\xfe\xe9.png"), _bytes(b"x")),
     "name with a backslash": ("x\\..\\..\\up.png", _bytes(b"x")),
     "PNG signature alone": ("signature.png", _bytes(_head(1, 1, 8, 2)[:8])),
-    "JPEG cut at its start": ("early.jpg", _file(_jpeg_part(0.0))),
-    "PNG cut near its end": ("late.png", _file(_png_part(0.95))),
+    "JPEG cut at its start": ("early.jpg", _file(_cut(_jpeg, 0.0))),
+    "PNG cut near its end": ("late.png", _file(_cut(_png, 0.95))),
     "PDF": ("document.jpg", _bytes(_PDF)),
     "PNG with 80 MB of text in 80 kB": ("text.png", _file(_text_bomb)),
     "BMP of 2 billion columns": ("wide.bmp", _bytes(_BMP)),

@@ -85,9 +85,9 @@ def published_for(
     that changes a figure may differ from the papers' way.
     """
     from text2sam.clip.prompts import ensemble_templates
-    from text2sam.lab.datasets import DATASETS
+    from text2sam.lab.datasets import DATASETS, reader_options
 
-    usual = DATASETS[dataset.name].options if dataset.name in DATASETS else {}
+    usual = reader_options(dataset.name) if dataset.name in DATASETS else {}
     usual = {name: value for name, value in usual.items() if name not in ("background", "frame")}
     whole = "limit" not in dataset.options and usual == {
         name: dataset.options.get(name, value) for name, value in usual.items()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.clip.tiles import Tiles
-from text2sam.lab.experiments.sticker import judge
+from text2sam.lab.experiments.sticker import Answer, judge
 from text2sam.lab.metrics import MapSample, auroc, explainability, map_sample
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World, background, inner_point
 from text2sam.pipeline import TextPromptedSAM
@@ -39,10 +39,10 @@ text) and against the label set of all names (the papers' explainability protoco
 THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).tolist())
 
 
-def evaluation_scenes(seeds: Iterable[int] = range(300), *, objects: tuple[int, int] = (1, 4)) -> Iterable[Scene]:
+def evaluation_scenes(seeds: Iterable[int]) -> Iterable[Scene]:
     """The scenes of the evaluation, one at a time; scenes in which no thing found a place are left out."""
     for seed in seeds:
-        scene = World(size=SIZES[seed % len(SIZES)], objects=objects).scene(seed)
+        scene = World(size=SIZES[seed % len(SIZES)], objects=(1, 4)).scene(seed)
         if scene.objects:
             yield scene
 
@@ -169,17 +169,12 @@ def measure_tiles(surgery: ClipSurgery, scenes: Iterable[Scene]) -> dict[str, An
     return {"cases": len(on["whole"])} | {way: round(float(np.mean(found)), 4) for way, found in on.items()}
 
 
-def measure_segment(
-    model: TextPromptedSAM, scenes: Iterable[Scene], *, strategy: str = "paper", against: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """IoU of ``segment(scene, name)`` over all names of all scenes, and the share of positive points on the object."""
-    answers = [
-        judge(scene, name, result)
-        for scene in scenes
-        for name, result in zip(
-            scene.names, model.segment_many(scene.image, scene.names, strategy=strategy, against=against), strict=True
-        )
-    ]
+def measure_segment(model: TextPromptedSAM, scenes: Iterable[Scene], against: Sequence[str] | None = None) -> dict[str, Any]:
+    """IoU of the papers' recipe over all names of all scenes, and the share of positive points on the object."""
+    answers: list[Answer] = []
+    for scene in scenes:
+        results = model.segment_many(scene.image, scene.names, strategy="paper", against=against)
+        answers += [judge(scene, result.text, result) for result in results]
     return {
         "cases": len(answers),
         "iou": round(float(np.mean([answer.iou for answer in answers])), 4),
