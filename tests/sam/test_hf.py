@@ -192,6 +192,20 @@ def test_kinds_of_models(kind: str) -> None:
     assert not np.allclose(moved, predict_points(predictor, PointPrompts([[9, 9]], [1]))[2])
 
 
+def test_images_that_are_not_padded_fill_the_input() -> None:
+    model, processor = tiny("Sam2")
+
+    def as_in_transformers_4(**given: Any) -> Any:
+        return {**processor(**given), "reshaped_input_sizes": torch.tensor([[30, 44]])}
+
+    one, other = HFPredictor(model, processor), HFPredictor(model, as_in_transformers_4)
+    for predictor in (one, other):
+        predictor.set_image(picture(2))
+    assert other.input_size == (64, 64)
+    for a, b in zip(predict_points(one, CLICKS), predict_points(other, CLICKS), strict=True):
+        assert np.array_equal(a, b)
+
+
 @pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2", "Sam3Tracker"])
 def test_images_take_turns(kind: str) -> None:
     model, processor = tiny(kind)

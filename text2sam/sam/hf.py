@@ -93,7 +93,8 @@ class HFPredictor:
         self.features = dict(zip(("image_embeddings", "intermediate_embeddings"), parts, strict=False))
         self.original_size = (image.shape[0], image.shape[1])
         self.padded_size = (int(pixels.shape[2]), int(pixels.shape[3]))
-        inside = made.get("reshaped_input_sizes")
+        # SAM 2's images fill the input; transformers 4 gives their own size all the same
+        inside = made.get("reshaped_input_sizes") if getattr(self.processor, "pad_size", None) else None
         self.input_size = self.padded_size if inside is None else (int(inside[0][0]), int(inside[0][1]))
         self.is_image_set = True
 
