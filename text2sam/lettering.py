@@ -86,7 +86,7 @@ class Labels(Artist):
         ax: Any = self.axes
         size, pad = max(5.0, _LABEL * unit(ax)), renderer.points_to_pixels(_PAD)
         frame = ax.get_window_extent(renderer).get_points()
-        taken = np.zeros((0, 2, 2))  # lower left and upper right corner of each label, in pixels
+        taken: NDArray[np.float64] = np.zeros((0, 2, 2))  # lower left and upper right corner of each label, in pixels
         for text, string, box in zip(self._texts, self._strings, self._boxes, strict=True):
             text.set(visible=True, fontsize=size)
             corners = np.sort(ax.transData.transform(np.reshape(box, (2, 2))), axis=0)

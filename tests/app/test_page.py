@@ -100,6 +100,18 @@ def test_a_pasted_picture_and_a_new_object(page: Any, site: str) -> None:
     assert page.get_by_label("adds").is_checked(), "the next click belongs to the same object"
 
 
+def test_a_click_lands_where_the_person_clicks(page: Any, site: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 1000})  # the picture fills its place
+    load(page, site)
+    find(page, "cat")
+    places: list[Any] = []
+    page.on("request", lambda request: "event_data" in (request.post_data or "") and places.append(request.post_data_json))
+    click(page, 0.15, 0.2)
+    size = page.evaluate("() => {const i = document.querySelector('#picture img'); return [i.naturalWidth, i.naturalHeight]}")
+    shares = [value / side for value, side in zip(places[0]["event_data"]["index"], size, strict=True)]
+    assert shares == pytest.approx([0.15, 0.2], abs=0.01)
+
+
 def test_layers_and_reasons(page: Any, site: str) -> None:
     streams: list[Any] = []
     page.on("request", lambda request: "/queue/data" in request.url and streams.append(request))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.app.folder import FolderJob
-from text2sam.app.workbench import Desk, Layers, Workbench, remove, take, undo
+from text2sam.app.workbench import VIEW, Desk, Layers, Workbench, remove, take, undo
 from text2sam.errors import MissingDependencyError, StateError, Text2SamError
 from text2sam.paint import OBJECT_COLOURS
 
@@ -148,7 +148,7 @@ class _Editor:
         return {
             self.desk: desk,
             self.message: _message(desk.notes),
-            self.picture: desk.draw(_layers(layers, alpha)),
+            self.picture: _drawn(desk, layers, alpha),
             self.objects: gr.update(choices=choices, value=_place(desk.chosen) if rows else None, visible=bool(rows)),
             self.hint: gr.update(visible=len(masks) > 1),
             self.masks: gr.update(value=masks, columns=max(3, len(masks)), selected_index=None, visible=len(masks) > 1),
@@ -182,14 +182,17 @@ class _Editor:
         inputs = [self.desk, *self.view]
 
         def click(desk: Desk | None, layers: Sequence[str], alpha: float, mode: str, event: gr.SelectData) -> Updates:
-            action = functools.partial(self.bench.click, point=event.index, positive=mode != "cut", new=mode == "new")
+            def action(desk: Desk) -> Desk:
+                point = [(value + 0.5) / _times(desk) - 0.5 for value in event.index]
+                return self.bench.click(desk, point, positive=mode != "cut", new=mode == "new")
+
             return {**self.acts(action)(desk, layers, alpha), self.mode: "cut" if mode == "cut" else "add"}
 
         def candidate(desk: Desk | None, layers: Sequence[str], alpha: float, event: gr.SelectData) -> Updates:
             return self.acts(lambda desk: take(desk, event.index))(desk, layers, alpha)
 
         def redraw(desk: Desk | None, layers: Sequence[str], alpha: float) -> Any:
-            return gr.skip() if desk is None else desk.draw(_layers(layers, alpha))
+            return gr.skip() if desk is None else _drawn(desk, layers, alpha)
 
         def why(desk: Desk | None) -> Any:
             with self.bench.talking():  # matplotlib warns of letters it lacks
@@ -442,6 +445,18 @@ def _place(place: Sequence[int]) -> str:
 
 def _layers(names: Sequence[str], alpha: float) -> Layers:
     return Layers(**{field: name in names for name, field in _LAYERS.items()}, alpha=alpha)
+
+
+def _times(desk: Desk) -> int:
+    """How many times a small picture is enlarged. Gradio misplaces clicks on a picture that the browser enlarges."""
+    return -(-VIEW // max(desk.small.shape))
+
+
+def _drawn(desk: Desk, layers: Sequence[str], alpha: float) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    picture = Image.fromarray(desk.draw(_layers(layers, alpha)))
+    return np.asarray(picture.resize((_times(desk) * picture.width, _times(desk) * picture.height)))
 
 
 def _message(lines: Sequence[str]) -> Any:
