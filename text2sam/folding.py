@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,39 +21,56 @@ _STEPS: dict[type[nn.Module], tuple[str, list[float], str]] = {
 """What oneDNN can do to the outputs of a layer, by the module that says so: attribute, scalars and algorithm."""
 
 
-def _apart(weight: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a layer and the activation after it are to be computed one after the other: oneDNN's step has no gradients."""
-    grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return grad or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32
-
-
-class FusedConv2d(nn.Conv2d):
-    """A convolution and the activation ``after`` it, as one step of oneDNN where that can be.
-
-    On one thread PyTorch itself leaves oneDNN aside for a single image and kernels of 1, and is slower.
-    """
+class _Fused(nn.Module):
+    """A layer and the activation after it, which oneDNN computes as one; elsewhere, and for gradients, one after the other."""
 
     after: nn.Module
+    weight: torch.Tensor
+    bias: Any
+
+    def _apart(self, x: torch.Tensor) -> bool:
+        grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        return grad or x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32
+
+
+class FusedConv2d(_Fused, nn.Conv2d):
+    """A convolution. On one thread PyTorch itself leaves oneDNN aside for a single image and kernels of 1, and is slower."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) as ``nn.Conv2d``, then ``after``."""
-        if _apart(self.weight, x) or x.ndim != 4:
+        if self._apart(x) or x.ndim != 4:
             return self.after(super().forward(x))  # type: ignore[no-any-return]
         how = (self.padding, self.stride, self.dilation, self.groups, *_STEPS[type(self.after)])
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *how)  # type: ignore[no-any-return]
 
 
-class FusedLinear(nn.Linear):
-    """A linear layer and the activation ``after`` it, as one step of oneDNN where that can be."""
-
-    after: nn.Module
+class FusedLinear(_Fused, nn.Linear):
+    """A linear layer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) as ``nn.Linear``, then ``after``."""
-        if _apart(self.weight, x):
+        if self._apart(x):
             return self.after(super().forward(x))  # type: ignore[no-any-return]
         how = _STEPS[type(self.after)]
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *how)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _fused_layers_work() -> bool:
+    """Whether this PyTorch computes what is expected: the operators are those of its compiler, and not for everyone."""
+    with torch.random.fork_rng(devices=[]):
+        x, conv, linear = torch.ones(1, 2, 4, 4), nn.Conv2d(2, 3, 3), nn.Linear(4, 2)
+    try:
+        for layer, kind in ((conv, FusedConv2d), (linear, FusedLinear)):
+            with torch.no_grad():
+                layer.weight.copy_(torch.linspace(-1, 1, layer.weight.numel()).view_as(layer.weight))
+                expected = nn.functional.gelu(layer(x))
+                layer.__class__, layer.after = kind, nn.GELU()
+                if not torch.allclose(layer(x), expected, atol=1e-5):
+                    return False
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return True
 
 
 def fuse(parent: nn.Module, layer: nn.Module, after: str | None = None) -> None:
@@ -65,9 +83,8 @@ def fuse(parent: nn.Module, layer: nn.Module, after: str | None = None) -> None:
     """
     kinds: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: FusedConv2d, nn.Linear: FusedLinear}
     step = nn.Identity() if after is None else getattr(parent, after)
-    usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     known = type(step) in _STEPS and getattr(step, "approximate", "none") == "none"
-    if not (usable and known and type(layer) in {*kinds, *kinds.values()}):
+    if not (known and type(layer) in {*kinds, *kinds.values()} and _fused_layers_work()):
         return
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         return
