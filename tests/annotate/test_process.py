@@ -6,19 +6,22 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 import unittest.mock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import tiny_surgery
-from jobs import LABELS, DyingPredictor, dataset, draw, model, run
+from jobs import LABELS, DyingPredictor, dataset, draw, killed_at, model, run
 
 from text2sam import TextPromptedSAM
 from text2sam.annotate import engine
 from text2sam.annotate.job import warm
+from text2sam.annotate.journal import RunFolder
 from text2sam.annotate.process import GIVEN_UP, Answer, CannotStart, Died, Process
 from text2sam.annotate.sources import ImageItem, find_images
 from text2sam.annotate.worker import Worker, load
@@ -39,8 +42,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(engine, "PATIENCE", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -72,6 +79,35 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, images: Path, undisturbed: 
     assert (tmp_path / "dead").exists()
     assert dataset(tmp_path / "out") == undisturbed
     assert [failure.path for failure in report.failed] == ["003.png"]
+
+
+@pytest.mark.usefixtures("idle_here")
+def test_a_killed_job_takes_its_workers_along_and_goes_on(
+    tmp_path: Path, images: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noted(Process):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            (tmp_path / str(self._process.pid)).touch()
+
+    monkeypatch.setattr(engine, "Process", Noted)
+    assert killed_at(1, RunFolder, "append", lambda: run(images, tmp_path / "out", workers=2)) == -signal.SIGKILL
+    workers = [int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()]
+    assert len(workers) == 2
+    until = time.monotonic() + 60
+    while any(map(runs, workers)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    monkeypatch.undo()
+    report = run(images, tmp_path / "out")
+    assert report.skipped > 0
+    assert dataset(tmp_path / "out") == undisturbed
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and not only its entry that nobody has read."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_another_process_cannot_import(

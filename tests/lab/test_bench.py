@@ -291,7 +291,7 @@ def test_peers_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peers_are_real_models() -> None:
     pytest.importorskip("transformers")
-    small = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
+    small = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 5}
     ask = peer_pipeline((48, 64), torch.device("cpu"), detector=small, short_side=64)
     assert ask is not None
     mask = ask(True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +97,9 @@ def hasten(encoder: MobileImageEncoder) -> MobileImageEncoder:
         for layer, after in steps.get(type(module), ()):
             fuse(module, getattr(getattr(module, layer), "conv", getattr(module, layer)), after)
         if type(module) is tiny_vit.Attention:
-            biases = module.attention_biases[:, module.attention_bias_idxs][None]  # (1, heads, N, N)
-            module.attention_bias_cache[str(biases.device)] = biases
+            attention: Any = module
+            biases = attention.attention_biases[:, attention.attention_bias_idxs][None]  # (1, heads, N, N)
+            attention.attention_bias_cache[str(biases.device)] = biases
     return encoder
 
 

@@ -87,7 +87,9 @@ def _pair(clip: str, sam: str, size: int, device: torch.device, dtype: str) -> T
         torch.manual_seed(0)
         tower, tokenizer = open_clip.create_model(clip, pretrained=None), open_clip.get_tokenizer(clip)
         predictor = build_predictor(sam, device=device, dtype=dtype)
-    return TextPromptedSAM(predictor, ClipSurgery(tower.eval(), tokenizer, size, device=device, dtype=dtype))
+    return TextPromptedSAM(
+        predictor, ClipSurgery(tower.eval(), tokenizer, size, device=device, dtype=check_dtype(dtype, device))
+    )
 
 
 def _each(ask: Callable[[bool], object], images: int) -> None:

@@ -408,7 +408,7 @@ def measure_peers(settings: Settings) -> Iterator[Result]:
         "peers_second_text": Side(lambda: theirs(False), long=True),
     }
     peaks = {"ours": peak_tensor_bytes(on_new_image), "peers": peak_tensor_bytes(lambda: theirs(True))}
-    times = alternate(dict(list(sides.items())), settings.peer_rounds)
+    times = alternate(sides, settings.peer_rounds)
     what = "photo pair, against Grounding DINO tiny and SAM 2.1 tiny (transformers, untrained)"
     yield (
         {"image": list(settings.image_shape), "times": times, "peak_tensor_bytes": peaks},
@@ -461,8 +461,8 @@ def measure(name: str, settings: Settings) -> Iterator[Result]:
         yield (measure_text if name == "text" else measure_surgery)(settings)
     elif name == "annotate":
         photo = settings.folder_preset == "photo"
-        pair = TextPromptedSAM.from_pretrained("photo", device=settings.device) if photo else build_pair(None, settings)[0]
-        yield measure_annotate(pair, settings)
+        chosen = TextPromptedSAM.from_pretrained("photo", device=settings.device) if photo else build_pair(None, settings)[0]
+        yield measure_annotate(chosen, settings)
     elif name == "encoder":
         yield measure_encoder(settings)
     elif name == "peers":
