@@ -113,6 +113,8 @@ def test_clicks_go_before_agreement() -> None:
     assert choose_by_clicks(masks, scores, similarity, points, logits).index == 2
     outside = PointPrompts([[4, 6], [7, 6]], [1, 0])  # type: ignore[arg-type]
     assert choose_by_clicks(masks, scores, similarity, outside, logits).index == 0
+    assert choose_by_clicks(masks, scores, similarity, outside, logits, before=disc(4, 6, 2)).index == 1, "near what was"
+    assert choose_by_clicks(masks, scores, similarity, outside, logits, before=disc(4, 6, 4)).index == 1, "clicks go first"
 
 
 def test_a_point_brings_in_what_was_not_there() -> None:

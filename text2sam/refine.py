@@ -6,6 +6,7 @@ Objects are numbered as in :attr:`Segmentation.instances <text2sam.types.Segment
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.recipes.choose import Choice, MaskRule, choose_by_agreement
+from text2sam.recipes.choose import Choice, MaskRule, choose_by_agreement, mask_iou
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
 CLICKS = "clicks"
@@ -27,12 +28,19 @@ def choose_by_clicks(
     similarity: SimilarityMap,
     points: PointPrompts,
     logits: NDArray[np.float32],
+    before: NDArray[np.bool_] | None = None,
 ) -> Choice:
-    """The mask with the most points on their right side; of equals the one that
-    :func:`~text2sam.recipes.choose.choose_by_agreement` would take. Arguments and errors are the same."""
+    """The mask with the most points on their right side; of equals the one of the highest total, as in
+    :func:`~text2sam.recipes.choose.choose_by_agreement`, plus IoU with the mask that the points correct.
+
+    Args:
+        masks, scores, similarity, points, logits: as there, errors too.
+        before: (H, W) bool, the mask that the points correct; None for a new object.
+    """
     choice = choose_by_agreement(masks, scores, similarity, points, logits)
     right = choice.figures["points"]
-    index = int(np.lexsort((choice.figures["total"], right))[-1])
+    near = np.zeros(len(masks)) if before is None else np.array([mask_iou(mask, before) for mask in masks])
+    index = int(np.lexsort((choice.figures["total"] + near, right))[-1])
     share = round(float(right[index]) * len(points))
     reason = f"{share} of {len(points)} points are on its right side; its total {choice.figures['total'][index]:.3f}"
     return Choice(index, reason, choice.figures)
@@ -94,7 +102,7 @@ def with_answer(
     number: int,
     points: PointPrompts,
     answer: tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]],
-    choose: MaskRule = choose_by_clicks,
+    choose: MaskRule | None = None,
 ) -> Segmentation:
     """A result in which an object is what SAM answered to a person's points.
 
@@ -106,16 +114,18 @@ def with_answer(
         points: all that were sent to SAM.
         answer: masks (M, H, W), scores (M,) and low-resolution logits (M, h, w), as
             :meth:`text2sam.sam.session.Session.ask` gives them.
-        choose: which mask is taken.
+        choose: which mask is taken; None takes :func:`choose_by_clicks`.
 
     Raises:
         InputError: there is no such object, or the masks are of another size.
     """
-    part = result if number == len(result.instances) else _object(result, number)
+    new = number == len(result.instances)
+    part = result if new else _object(result, number)
     masks, scores, logits = answer
     if masks.shape[1:] != result.mask.shape:
         raise InputError(f"the masks are of {masks.shape[1:]}, the result is of {result.mask.shape}")
-    choice = choose(masks, scores, part.similarity, points, logits)
+    rule = choose or functools.partial(choose_by_clicks, before=None if new else part.mask)
+    choice = rule(masks, scores, part.similarity, points, logits)
     mask = masks[choice.index]
     changed = replace(
         part,
