@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import logging
 import os
 import tempfile
 import time
@@ -414,6 +415,14 @@ def serve(
     except OSError as error:
         raise OutputError(f"the page cannot be served at {host}:{port or 7860}: {error}; give another --port") from error
     return str(address)
+
+
+def close(blocks: gr.Blocks) -> None:
+    """Ends a page's server at once, though browsers wait for answers on streams that stay open."""
+    if blocks.server is not None:
+        blocks.server.force_exit = True
+        logging.getLogger("uvicorn.error").disabled = True  # it would print each stream's end as an error
+    blocks.close(verbose=False)
 
 
 class _Streams(dict[str, set[str]]):

@@ -60,7 +60,7 @@ def page(
     if out is not None:
         check_folder(out)
 
-    from text2sam.app.page import folder_page, picture_page, serve
+    from text2sam.app.page import close, folder_page, picture_page, serve
     from text2sam.app.workbench import Workbench
 
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def page(
             bench = Workbench(run.model)
             blocks = folder_page(stack.enter_context(contextlib.closing(FolderJob(run, bench))))
         address = serve(blocks, host=host, port=port, browser=browser, max_bytes=bench.max_bytes)
-        stack.callback(blocks.close, verbose=False)
+        stack.callback(close, blocks)
         echo(f"text2sam app at {address}; Ctrl-C ends it")
         threading.Event().wait()
 
