@@ -95,6 +95,16 @@ def test_a_picture_is_encoded_once(tmp_path: Path) -> None:
     assert [result.text for result in desk.results] == ["bird"]
 
 
+def test_what_is_left_out_is_looked_for_once(tmp_path: Path) -> None:
+    predictor = FakePredictor()
+    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    desk = bench.open(draw(tmp_path))
+    bench.model.segment_many(desk.encoded, ["cat", "dog"], exclude=["bird"])
+    questions = len(predictor.prompts)
+    bench.ask(desk, "cat, dog", exclude="bird")
+    assert len(predictor.prompts) == 2 * questions
+
+
 def test_an_answer_is_what_the_model_gives(bench: Workbench, tmp_path: Path) -> None:
     desk = found(bench, tmp_path)
     alone = bench.model.segment_many(draw(tmp_path), ["cat", "dog"])

@@ -302,14 +302,21 @@ class Workbench:
         wanted = split(texts)
         if not wanted:
             raise InputError("type what to find, such as: cat, dog")
+
+        def look(texts: list[str]) -> list[Segmentation]:
+            return self.model.segment_many(desk.encoded, texts, exclude=split(exclude) or None, threshold=threshold)
+
         fresh: list[Segmentation] = []
         refused: list[PromptError] = []
         with self.talking() as notes:
-            for text in wanted:
-                try:
-                    fresh += self.model.segment_many(desk.encoded, [text], exclude=split(exclude) or None, threshold=threshold)
-                except PromptError as error:
-                    refused.append(error)
+            try:
+                fresh = look(wanted)  # what is excluded is looked for once
+            except PromptError:
+                for text in wanted:
+                    try:
+                        fresh += look([text])
+                    except PromptError as error:
+                        refused.append(error)
         if not fresh:
             raise refused[0]
         notes += map(str, refused)

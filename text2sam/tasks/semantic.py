@@ -344,6 +344,8 @@ def _encode(
     scope: _Scope | None,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
+    from text2sam.tasks.corrclip import WHOLE
+
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
@@ -366,7 +368,7 @@ def _encode(
                 picture = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR)
                 field, grid = _slide(np.asarray(picture), look, side, step, batch_size)
                 return field, grid, shape
-        [values] = look([image], [(0.0, 0.0, 1.0, 1.0)])
+        [values] = look([image], [WHOLE])
         return lambda start, stop: values[start:stop], check_shape(values.shape[1:]), shape
     values = columns(image)
     return lambda start, stop: values[start:stop], image.grid, image.shape

@@ -90,7 +90,7 @@ PRESETS: dict[str, Preset] = {
             None,
             704,
             0,
-            "ships with the package; knows some 3,300 words for things in photos",
+            "ships with the package; knows some 7,000 words for things in photos",
             scales=(8 / 11, 1.0, 15 / 11),
         ),
         Preset(
