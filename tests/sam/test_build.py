@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers import picture, tiny_predictor
 from segment_anything import SamPredictor
+from torch.profiler import profile
 
 from text2sam.errors import InputError, WeightsError
-from text2sam.sam import MODEL_TYPES, build, build_sam, guess_model_type, predict_points
+from text2sam.sam import MODEL_TYPES, build, build_predictor, build_sam, guess_model_type, predict_points
 from text2sam.sam._half import HalfPrecisionEncoder
 from text2sam.types import PointPrompts
 
@@ -195,6 +196,25 @@ def test_half_precision_answers_in_float32_whatever_comes_last() -> None:
     last.img_size = 64
     with torch.no_grad():
         assert HalfPrecisionEncoder(last, torch.bfloat16)(torch.ones(1, 3, 64, 64)).dtype == torch.float32
+
+
+def test_mobile_sam_in_bfloat16_on_the_cpu() -> None:
+    """Near float32, and by the kernels that make it fast."""
+    torch.manual_seed(0)
+    plain = build_predictor("vit_t", device="cpu")
+    torch.manual_seed(0)
+    half = build_predictor("vit_t", device="cpu", dtype="bfloat16")
+    pixels = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    assert {p.dtype for p in half.model.image_encoder.parameters()} == {torch.bfloat16}
+    with torch.inference_mode(), profile() as seen:
+        features = half.model.image_encoder(pixels)
+    with torch.inference_mode():
+        expected = plain.model.image_encoder(pixels)
+    assert features.dtype == torch.float32
+    assert 0 < (features - expected).abs().max() < 0.05 * expected.abs().max()
+    calls = {event.key for event in seen.key_averages()}
+    assert {"mkldnn::_convolution_pointwise", "aten::_scaled_dot_product_flash_attention_for_cpu"} <= calls
+    assert "aten::_softmax" not in calls
 
 
 def test_half_precision_leaves_no_autocast_behind_an_error() -> None:

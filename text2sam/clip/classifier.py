@@ -74,7 +74,7 @@ class WordClassifier:
             the best is the better by chance the more there are.
         mean, std: normalisation of pixels, RGB, for values in [0, 1]; the model's own by default.
         device: None takes cuda, then mps, then cpu.
-        dtype: floating point type of the model; float32 on the CPU.
+        dtype: floating point type of the model; None is float32.
 
     Raises:
         UnsupportedModelError: the model is of another kind.

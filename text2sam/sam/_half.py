@@ -16,19 +16,25 @@ class HalfPrecisionEncoder(nn.Module):
     Args:
         encoder: a ``Sam.image_encoder``; its weights are converted in place.
         dtype: float16 or bfloat16.
+        whole: vectors are converted too and there is no autocast. bfloat16 overflows no earlier than float32, and the layers of
+            :mod:`text2sam.folding` are fast on numbers of one format.
     """
 
-    def __init__(self, encoder: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: nn.Module, dtype: torch.dtype, *, whole: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.dtype = dtype
+        self.training = encoder.training
+        self.whole = whole
         self.img_size = encoder.img_size
         for parameter in encoder.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 or whole:
                 parameter.data = parameter.data.to(dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) float32 -> (B, C, S/16, S/16) float32."""
+        if self.whole:
+            return self.encoder(pixels.to(self.dtype)).float()  # type: ignore[no-any-return]
         with torch.autocast(pixels.device.type, self.dtype):
             features: Tensor = self.encoder(pixels)
         return features.float()

@@ -33,9 +33,8 @@ def build_sam(
 ) -> Any:
     """A ``segment_anything.modeling.Sam``, ready for inference.
 
-    In half precision the image encoder alone is converted, which holds nearly all weights and work. It computes under
-    autocast inside its own call and returns float32; the prompt encoder and the mask decoder stay float32, so the model
-    works with ``SamPredictor`` unchanged. The encoder's keys in the state dict then begin with ``image_encoder.encoder.``.
+    In half precision the image encoder alone is converted, which holds nearly all weights and work, and returns float32; the
+    prompt encoder and the mask decoder stay float32, so the model works with ``SamPredictor`` unchanged. The encoder's keys in the state dict then begin with ``image_encoder.encoder.``.
 
     Args:
         model_type: one of :data:`MODEL_TYPES`; None reads it off the checkpoint.
@@ -51,26 +50,32 @@ def build_sam(
         WeightsError: the file cannot be read or does not fit; the message names the keys that differ and, when the weights
             are another model's, the ``model_type`` they look like.
     """
+    device = pick_device(device)
+    return _ready(_sam_of(model_type, checkpoint), device, check_dtype(dtype, device))
+
+
+def _sam_of(model_type: str | None, checkpoint: str | os.PathLike[str] | None) -> Any:
     if model_type not in MODEL_TYPES and (model_type is not None or checkpoint is None):
         raise InputError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {model_type!r}")
-    device = pick_device(device)
-    dtype = check_dtype(dtype, device)
     if checkpoint is None:
-        sam = _bare_sam(str(model_type))
-    else:
-        sam = _sam_from(load_state_dict(checkpoint), model_type, os.fspath(checkpoint))
-    return _ready(sam, device, dtype)
+        return _bare_sam(str(model_type))
+    return _sam_from(load_state_dict(checkpoint), model_type, os.fspath(checkpoint))
 
 
-def _ready(sam: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _ready(sam: Any, device: torch.device, dtype: torch.dtype, *, faster: bool = False) -> Any:
     import torch
 
     sam = sam.float().eval().requires_grad_(False)
+    if faster and device.type == "cpu":
+        from text2sam.sam.mobile import MobileImageEncoder, hasten
+
+        if isinstance(sam.image_encoder, MobileImageEncoder):
+            hasten(sam.image_encoder, dtype)
     if dtype != torch.float32:
         from text2sam.sam._half import HalfPrecisionEncoder
 
-        sam.image_encoder = HalfPrecisionEncoder(sam.image_encoder, dtype).eval()
-    return sam.to(device)
+        sam.image_encoder = HalfPrecisionEncoder(sam.image_encoder, dtype, whole=device.type == "cpu")
+    return sam if device.type == "cpu" else sam.to(device)
 
 
 def build_predictor(
@@ -92,9 +97,9 @@ def build_predictor(
     """
     from segment_anything import SamPredictor
 
+    device = pick_device(device)
+    dtype = check_dtype(dtype, device)
     if model_type is None and checkpoint is not None:
-        device = pick_device(device)
-        check_dtype(dtype, device)
         if os.path.isdir(checkpoint):
             from text2sam.sam.hf import HFPredictor
 
@@ -104,14 +109,10 @@ def build_predictor(
         state_dict = load_state_dict(checkpoint)
         if sam2_config(state_dict) is not None:
             return build_sam2_predictor(state_dict, os.fspath(checkpoint), device)
-        sam = _ready(_sam_from(state_dict, None, os.fspath(checkpoint)), device, check_dtype(dtype, device))
+        sam = _sam_from(state_dict, None, os.fspath(checkpoint))
     else:
-        sam = build_sam(model_type, checkpoint, device=device, dtype=dtype)
-    from text2sam.sam.mobile import MobileImageEncoder, hasten
-
-    if isinstance(sam.image_encoder, MobileImageEncoder) and sam.device.type == "cpu":
-        hasten(sam.image_encoder)
-    return SamPredictor(sam)
+        sam = _sam_of(model_type, checkpoint)
+    return SamPredictor(_ready(sam, device, dtype, faster=True))
 
 
 def guess_model_type(state_dict: Mapping[str, Tensor]) -> str | None:

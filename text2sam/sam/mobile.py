@@ -76,11 +76,15 @@ class MobileImageEncoder(nn.Module):
         return features.contiguous()
 
 
-def hasten(encoder: MobileImageEncoder) -> MobileImageEncoder:
+def hasten(encoder: MobileImageEncoder, dtype: torch.dtype = torch.float32) -> MobileImageEncoder:
     """The encoder itself, faster on CPUs and changed as :func:`~text2sam.folding.fold_batch_norms` says.
 
     Beside the batch norms, layers take over the GELU after them. The attention's table of position biases gets a batch axis,
-    without which PyTorch has no fast kernel for it, until the encoder is moved or cast.
+    without which PyTorch has no fast kernel for it, until the encoder is moved or cast again.
+
+    Args:
+        encoder: in evaluation mode, on the CPU in float32.
+        dtype: what it shall compute in.
     """
     from timm.models import tiny_vit
 
@@ -96,6 +100,8 @@ def hasten(encoder: MobileImageEncoder) -> MobileImageEncoder:
     for module in encoder.modules():
         for layer, after in steps.get(type(module), ()):
             fuse(module, getattr(getattr(module, layer), "conv", getattr(module, layer)), after)
+    encoder.to(dtype)
+    for module in encoder.modules():
         if type(module) is tiny_vit.Attention:
             attention: Any = module
             biases = attention.attention_biases[:, attention.attention_bias_idxs][None]  # (1, heads, N, N)
