@@ -68,6 +68,7 @@ def _fused_layers_work(dtype: torch.dtype = torch.float32) -> bool:
     with torch.random.fork_rng(devices=[]):
         x, conv, linear = torch.ones(1, 2, 4, 4, dtype=dtype), nn.Conv2d(2, 3, 3, dtype=dtype), nn.Linear(4, 2, dtype=dtype)
     try:
+        layer: Any
         for layer, kind in ((conv, FusedConv2d), (linear, FusedLinear)):
             with torch.no_grad():
                 layer.weight.copy_(torch.linspace(-1, 1, layer.weight.numel()).view_as(layer.weight))

@@ -140,7 +140,7 @@ class TextPromptedSAM:
             preset: ``"photo"``, ``"mobile"``, ``"base"``, ``"huge"``, ``"siglip2"`` or ``"sticker"``; see
                 :data:`text2sam.zoo.presets.PRESETS`.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the first there is of cuda, mps, cpu.
-            dtype: number format of the weights: float32, bfloat16 (about twice as fast on a GPU, or a CPU with AMX), float16 (GPU).
+            dtype: number format of the weights: float32, bfloat16 (faster on GPUs and on CPUs with AMX) or float16 (GPUs).
             clip_checkpoint, sam_checkpoint: a local file, or a name from ``text2sam models list``, in place of the preset's.
             clip_model: open_clip's name of the architecture of ``clip_checkpoint``.
             templates: prompt templates in place of the papers' 85.

@@ -136,7 +136,7 @@ class ModelOptions(OptionGroup):
         ),
     ] = None
     device: Device = None
-    dtype: Annotated[str | None, option("--dtype", "NAME", "float32; bfloat16, also for CPUs with AMX; float16 on a GPU.")] = None
+    dtype: Annotated[str | None, option("--dtype", "NAME", "float32, bfloat16 (GPUs, CPUs with AMX) or float16 (GPUs).")] = None
     templates: Annotated[
         str,
         option(

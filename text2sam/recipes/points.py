@@ -110,13 +110,18 @@ def patch_shares(masks: NDArray[np.bool_], grid: Sequence[int]) -> NDArray[np.fl
     Returns:
         (M, gh, gw) float32 in [0, 1]. Patches that do not fall on whole pixels take in every pixel they touch.
     """
-    import torch
-
     gh, gw = check_shape(grid)
+    h, w = masks.shape[1:]
+    (top, bottom), (left, right) = (
+        (np.arange(n) * length // n, -(-(np.arange(n) + 1) * length // n)) for n, length in ((gh, h), (gw, w))
+    )
+    areas = (bottom - top)[:, None] * (right - left)
     shares = np.zeros((len(masks), gh, gw), np.float32)
-    for share, mask in zip(shares, masks, strict=True):  # one at a time: a large picture's masks are large as floats
-        pixels = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None]
-        share[:] = torch.nn.functional.adaptive_avg_pool2d(pixels, (gh, gw))[0, 0].numpy()
+    for share, mask in zip(shares, masks, strict=True):
+        pixels = mask.view(np.uint8)
+        rows = [pixels[a:b].sum(0, dtype=np.int64) for a, b in zip(top, bottom, strict=True)]
+        before = np.pad(np.cumsum(rows, axis=1), ((0, 0), (1, 0)))  # (gh, w + 1), pixels to the left
+        share[:] = (before[:, right] - before[:, left]) / areas
     return shares
 
 

@@ -33,8 +33,9 @@ def build_sam(
 ) -> Any:
     """A ``segment_anything.modeling.Sam``, ready for inference.
 
-    In half precision the image encoder alone is converted, which holds nearly all weights and work, and returns float32; the
-    prompt encoder and the mask decoder stay float32, so the model works with ``SamPredictor`` unchanged. The encoder's keys in the state dict then begin with ``image_encoder.encoder.``.
+    In half precision the image encoder alone is converted, which holds nearly all weights and work, and returns float32. The
+    prompt encoder and the mask decoder stay float32, so the model works with ``SamPredictor`` unchanged. The encoder's keys in
+    the state dict then begin with ``image_encoder.encoder.``.
 
     Args:
         model_type: one of :data:`MODEL_TYPES`; None reads it off the checkpoint.
@@ -67,8 +68,10 @@ def _ready(sam: Any, device: torch.device, dtype: torch.dtype, *, faster: bool =
 
     sam = sam.float().eval().requires_grad_(False)
     if faster and device.type == "cpu":
+        from text2sam.sam.cpu import hasten_decoder
         from text2sam.sam.mobile import MobileImageEncoder, hasten
 
+        hasten_decoder(sam)
         if isinstance(sam.image_encoder, MobileImageEncoder):
             hasten(sam.image_encoder, dtype)
     if dtype != torch.float32:
@@ -89,14 +92,12 @@ def build_predictor(
 
     Arguments and errors are those of :func:`build_sam`. Without a model type the checkpoint may also be one of SAM 2 or SAM
     2.1, which gives the package ``sam2``'s ``SAM2ImagePredictor``, or a folder of a SAM of transformers, which gives a
-    :class:`~text2sam.sam.hf.HFPredictor`; both compute in float32, whatever ``dtype`` says. On the CPU MobileSAM's encoder is
-    made faster (:func:`text2sam.sam.mobile.hasten`).
+    :class:`~text2sam.sam.hf.HFPredictor`; both compute in float32, whatever ``dtype`` says. On the CPU MobileSAM's encoder
+    and the decoder of all SAMs are made faster (:func:`text2sam.sam.mobile.hasten`, :mod:`text2sam.sam.cpu`).
 
     Raises:
         MissingDependencyError: the package of such a model is not installed.
     """
-    from segment_anything import SamPredictor
-
     device = pick_device(device)
     dtype = check_dtype(dtype, device)
     if model_type is None and checkpoint is not None:
@@ -112,7 +113,14 @@ def build_predictor(
         sam = _sam_from(state_dict, None, os.fspath(checkpoint))
     else:
         sam = _sam_of(model_type, checkpoint)
-    return SamPredictor(_ready(sam, device, dtype, faster=True))
+    sam = _ready(sam, device, dtype, faster=True)
+    if device.type == "cpu":
+        from text2sam.sam.cpu import CPUPredictor
+
+        return CPUPredictor(sam)
+    from segment_anything import SamPredictor
+
+    return SamPredictor(sam)
 
 
 def guess_model_type(state_dict: Mapping[str, Tensor]) -> str | None:
