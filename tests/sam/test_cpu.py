@@ -8,27 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import draw_weights, picture
+from helpers import draw_weights, picture, tiny_predictor
 from segment_anything import SamPredictor
 from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
 from text2sam.sam import build_predictor
-from text2sam.sam.build import build_sam
 from text2sam.sam.cpu import CPUPredictor, hasten_decoder, masks_of
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Any, Any]:
-    """MobileSAM with drawn weights: segment-anything's own predictor, and ours."""
-    sam = draw_weights(build_sam("vit_t", device="cpu"), 0.05)
+    """Segment-anything's own predictor with drawn weights, and ours."""
+    sam = draw_weights(tiny_predictor().model, 0.3)
     plain, ours = SamPredictor(sam), CPUPredictor(copy.deepcopy(sam))
     hasten_decoder(ours.model)
-    features = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
     for predictor in (plain, ours):
-        predictor.original_size, predictor.input_size = (30, 44), (698, 1024)
-        predictor.features, predictor.is_image_set = features, True
+        predictor.set_image(picture(4))
     return plain, ours
 
 
@@ -37,7 +34,7 @@ def pair() -> tuple[Any, Any]:
     [
         {"point_coords": np.array([[9.0, 9.0], [40.0, 20.0]]), "point_labels": np.array([1, 0])},
         {"box": np.array([3.0, 4.0, 30.0, 25.0])},
-        {"mask_input": np.linspace(-9, 9, 256 * 256, dtype=np.float32).reshape(1, 256, 256), "multimask_output": False},
+        {"mask_input": np.linspace(-9, 9, 16 * 16, dtype=np.float32).reshape(1, 16, 16), "multimask_output": False},
     ],
     ids=["points", "box", "mask"],
 )
@@ -57,16 +54,16 @@ def test_answers_are_those_of_segment_anything(pair: tuple[Any, Any], prompts: d
 
 
 def test_several_prompts_at_once(pair: tuple[Any, Any]) -> None:
-    points, labels = torch.tensor([[[200.0, 300.0]], [[900.0, 100.0]], [[5.0, 5.0]]]), torch.ones(3, 1)
+    points, labels = torch.tensor([[[20.0, 30.0]], [[60.0, 10.0]], [[5.0, 5.0]]]), torch.ones(3, 1)
     (_, scores, logits), (_, ours, own) = (predictor.predict_torch(points, labels) for predictor in pair)
-    assert own.shape == (3, 3, 256, 256)
+    assert own.shape == (3, 3, 16, 16)
     torch.testing.assert_close(own, logits, rtol=0, atol=1e-3)
     torch.testing.assert_close(ours, scores, rtol=0, atol=1e-4)
 
 
 def test_no_image() -> None:
     with pytest.raises(RuntimeError, match="set_image"):
-        CPUPredictor(build_sam("vit_t", device="cpu")).predict_torch(None, None)
+        CPUPredictor(tiny_predictor().model).predict_torch(None, None)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (31, 7), (480, 640), (1024, 1024), (1500, 2001)])
