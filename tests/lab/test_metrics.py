@@ -53,23 +53,14 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
     [
         (lambda: match_detections(np.zeros(3), 0.5), "two axes"),
         (lambda: match_detections(np.zeros((1, 1)), 0.0), "threshold"),
-        (lambda: average_precision([[True]], 1), "one axis"),
-        (lambda: average_precision([True], -1), "positives"),
         (lambda: average_precision([True], 1, [0.5]), "whole numbers"),
-        (lambda: auroc([np.nan], [1.0]), "finite"),
         (lambda: auroc([1.0], [1.0], [-1]), "weights"),
         (lambda: ranked_average_precision([1.0], [1]), "bool"),
-        (lambda: class_average_precisions(np.zeros(2), np.zeros(2, bool)), "images by classes"),
         (lambda: bootstrap_weights(0, 1), "units"),
-        (lambda: map_sample("cat", np.zeros((2, 2)), np.zeros((2, 2), bool)), "is empty"),
         (lambda: map_sample("cat", np.full((2, 2), 2.0), np.ones((2, 2), bool)), r"in \[0, 1\]"),
-        (lambda: map_sample("cat", np.zeros((2, 2)), np.ones((2, 3), bool)), "of that shape"),
         (lambda: map_sample("cat", np.zeros((2, 2)), np.ones((2, 2), bool), (0.5, 0.5)), "ascend"),
-        (lambda: explainability([]), "at least one sample"),
         (lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2))), "a bool array"),
-        (lambda: soft_mask_scores(np.full((2, 2), 2.0), np.ones((2, 2), bool)), r"in \[0, 1\]"),
         (lambda: MapSample("cat", np.array([1.5]), 0.5, 0.5), "ious"),
-        (lambda: MapSample("cat", np.array([0.5]), 1.5, 0.5), "foreground"),
     ],
 )
 def test_bad_arguments(call: Any, message: str) -> None:
