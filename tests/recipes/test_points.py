@@ -23,7 +23,7 @@ from text2sam.recipes.points import (
     pixels_under,
     points_from_similarity,
 )
-from text2sam.types import PointPrompts, SimilarityMap
+from text2sam.types import SimilarityMap
 
 fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 faster = settings(fast, max_examples=30)
@@ -41,24 +41,10 @@ def test_flat_maps_give_none(grid: tuple[int, int], value: float) -> None:
         assert points.labels.shape == (0,)
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 1), (3, 3), (2, 3)])
-def test_maps_that_shrink_to_one_cell_give_none(grid: tuple[int, int]) -> None:
-    values = np.arange(grid[0] * grid[1], dtype=np.float32).reshape(grid)
-    assert len(points_from_similarity(values, (10, 10), downsample=3)) == 0
-
-
 def test_smallest_image() -> None:
     points = points_from_similarity(np.arange(36, dtype=np.float32).reshape(6, 6), (1, 1))
     assert points.coords.tolist() == [[0, 0]] * len(points)
     assert len(points) > 0
-
-
-@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (2, 3)])
-def test_thin_images(shape: tuple[int, int]) -> None:
-    points = points_from_similarity(np.random.default_rng(0).random((8, 8), np.float32), shape, threshold=0.3)
-    assert len(points) > 0
-    assert (points.coords >= 0).all()
-    assert (points.coords < [shape[1], shape[0]]).all()
 
 
 def test_rows_and_lines_of_cells() -> None:
@@ -220,24 +206,7 @@ def test_scale_and_offset_do_not_matter(drawn: tuple[np.ndarray, int], shape: tu
     assert np.array_equal(one.coords, other.coords)
 
 
-def test_defaults_are_the_papers() -> None:
-    values = np.random.default_rng(0).random((14, 14), np.float32)
-    points, same = points_from_similarity(values, (90, 120)), points_from_similarity(values, (90, 120), 0.8, 2)
-    assert np.array_equal(points.coords, same.coords)
-    assert np.array_equal(points.coords, points_from_similarity(values.astype(np.float64), (90, 120)).coords)
-    assert np.array_equal(points.coords, points_from_similarity(values[::-1, ::-1][::-1, ::-1], (90, 120)).coords)
-
-
 # the smoothed map
-
-
-@pytest.mark.parametrize("value", [0.0, 1 / 3, -7.7, 1e30, 1e-40])
-@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (3, 4)])
-def test_heat_of_a_flat_map(grid: tuple[int, int], value: float) -> None:
-    heat = heat_of(SimilarityMap(np.full(grid, value, np.float32)))
-    assert heat.dtype == np.float32
-    assert heat.shape == grid
-    assert not heat.any()
 
 
 @pytest.mark.parametrize("grid", [(1, 2), (2, 1), (1, 9), (9, 1), (2, 2), (5, 4)])
@@ -294,12 +263,6 @@ def test_shares_of_none_nothing_and_everything(shape: tuple[int, int]) -> None:
     shares = patch_shares(np.stack([np.zeros(shape, bool), np.ones(shape, bool)]), (4, 6))
     assert (shares[0] == 0).all()
     assert (shares[1] == 1).all()
-
-
-def test_shares_of_a_mask_that_is_no_plain_array() -> None:
-    mask = np.random.default_rng(2).random((12, 8)) < 0.5
-    assert np.array_equal(patch_shares(mask.T[None], (4, 4))[0], patch_shares(mask[None], (4, 4))[0].T)
-    assert np.array_equal(patch_shares(mask[None, ::-1], (4, 4))[0], patch_shares(mask[None], (4, 4))[0, ::-1])
 
 
 # patches and hot regions
@@ -400,24 +363,6 @@ def test_peaks_in_images_smaller_than_the_grid(shape: tuple[int, int]) -> None:
     assert x in touched(15, shape[1], 20)
     assert y in touched(4, shape[0], 20)
     assert ((points.coords >= 0) & (points.coords < [shape[1], shape[0]])).all()
-
-
-def test_masks_without_pixels_take_nothing() -> None:
-    similarity = blobs((5, 6, 1), (14, 12, 0.8))
-    first = PeakRule()(similarity, (200, 200))
-    assert PeakRule()(similarity, (200, 200), [np.zeros((200, 200), bool)]).coords.tolist() == first.coords.tolist()
-    assert first.coords.tolist() == [[65, 55]]
-    assert first.labels.tolist() == [1]
-
-
-def test_a_mask_of_the_whole_picture_leaves_no_peak() -> None:
-    assert len(PeakRule()(blobs((5, 6, 1)), (200, 200), [np.ones((200, 200), bool)])) == 0
-
-
-@pytest.mark.parametrize("shape", [None, (5,), (0, 5), "ab"])
-def test_peaks_want_the_shape_of_an_image(shape: Any) -> None:
-    with pytest.raises(InputError, match="shape must be"):
-        PeakRule()(blobs((5, 6, 1)), shape)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -558,10 +503,6 @@ def test_fewer_negative_points_than_asked() -> None:
 
 
 # correction
-
-
-def prompt(*coords: tuple[float, float], labels: list[int] | None = None) -> PointPrompts:
-    return PointPrompts(np.array(coords, np.float32).reshape(-1, 2), np.array(labels or [1] * len(coords), np.uint8))
 
 
 def test_pixels_under_points_lie_in_the_image() -> None:
