@@ -42,6 +42,8 @@ def test_runs(path: Path, kernel: Any) -> None:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f\nimport os\nassert not os.listdir()"))
     notebook.cells.append(nbformat.v4.new_code_cell("import os\nassert not os.listdir()"))
-    NotebookClient(notebook, kernel, timeout=240).execute()
+    client = NotebookClient(notebook, kernel, timeout=240)
+    client.execute()
+    client.kc.stop_channels()
     data = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in each for each in data) >= 3

@@ -636,18 +636,6 @@ def test_many_texts_of_objects_cost_one_encoding() -> None:
         assert equal(result, painted()[0].segment(image, text, exclude=["green"]))
 
 
-def test_set_image_serves_all_strategies() -> None:
-    model, predictor, surgery = painted()
-    model.set_image(TWO)
-    names = list(RECIPES)
-    first = [model.segment(text="red", strategy=name) for name in names]
-    again = [model.segment(text="red", strategy=name) for name in reversed(names)][::-1]
-    assert len(predictor.images) == len(surgery.encoded) == 1
-    assert all(equal(a, b) for a, b in zip(first, again, strict=True))
-    assert [r.strategy for r in first] == names
-    assert len({r.area for r in first}) > 1
-
-
 # what is to be avoided
 
 
@@ -757,18 +745,6 @@ def test_joined_texts_are_any_of_them() -> None:
     assert (without.presence, without.present, without.box) == (0.3, False, None)
 
 
-def test_thresholds_of_their_own() -> None:
-    model, _, _ = painted()
-    model.presence_threshold = 0.85
-    limits = {"red": 0.95, "red+blue": 0.0}
-    found = model.segment_many(TWO, ["red", "blue", "red+blue", "red"], threshold=limits)
-    assert [r.threshold for r in found] == [0.95, 0.85, 0.0, 0.95]
-    assert [r.present for r in found] == [False, False, True, False]  # blue is not drawn
-    ((result,),) = model.segment_batch([TWO], ["red"], threshold={"red": 0.9})
-    assert (result.threshold, result.present) == (0.9, True)
-    assert model.segment(TWO, "red", threshold=0.91).present is False
-
-
 # a closer look
 
 
@@ -844,21 +820,6 @@ def test_calibrate_takes_the_threshold_over(tmp_path: Path) -> None:
         assert model.presence_threshold == fitted.threshold
     dear = model.calibrate([TWO, TWO], ["red", "blue"], [True, False], false_cost=9.0)
     assert 0.7 < dear.threshold <= 0.8
-
-
-def test_presence_against_a_label_set_is_calibrated() -> None:
-    c = Counted()
-    features = c.generator.encode_image(picture())
-    texts = ["cat", "dog"]
-    scores = [c.generator.presence(features, t, against=["sky", "tree"]) for t in texts]
-    low, high = sorted(scores)
-    fitted = c.model.calibrate([picture(), picture()], texts, [s == high for s in scores], against=["sky", "tree"])
-    assert low < fitted.threshold <= high
-    assert fitted.auroc == 1
-    shown = np.ascontiguousarray(picture()[..., ::-1])
-    turned = c.model.calibrate([shown, shown], texts, [s == high for s in scores], against=["sky", "tree"], channel_order="BGR")
-    assert turned == fitted
-    assert c.encodings[1] == 0
 
 
 def test_calibration_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -121,8 +121,7 @@ def test_maps(family: str, size: tuple[int, int], grid: tuple[int, int], method:
 
 
 @with_package
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize(("family", "failing"), [("vit", True), ("resnet", True), ("resnet", False)])
 def test_nothing_of_the_model_changes(family: str, failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     surgery = surgery_of(family)
     model = surgery.model.train()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -39,7 +37,7 @@ from text2sam.lab.experiments.annotation import (
 )
 from text2sam.lab.experiments.annotation import folder as trial_folder
 from text2sam.lab.experiments.annotation.folder import LABELS, Drawn, Hostile, Picture, Settings, draw_folder, draw_hostile
-from text2sam.lab.experiments.annotation.kills import Attempt, Run, kill_points
+from text2sam.lab.experiments.annotation.kills import Attempt, Run
 from text2sam.lab.experiments.annotation.readers import CocoFile, Item, check_labelme
 from text2sam.lab.experiments.hostile import ENCODINGS, HOSTILE
 from text2sam.lab.sticker.world import background
@@ -75,14 +73,6 @@ def box(*corners: int, shape: tuple[int, int] = SHAPE) -> NDArray[np.bool_]:
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Settings(**wrong)
-
-
-def test_kills_are_spread() -> None:
-    assert kill_points(0, 10) == []
-    assert kill_points(1, 10) == [5]
-    assert kill_points(2, 10) == [5, None]
-    assert kill_points(5, 10) == [2, 4, 6, 8, None]
-    assert kill_points(5, 1) == [1, 1, 1, 1, None]
 
 
 # what is drawn
@@ -240,10 +230,6 @@ def test_kills_fall_at_work_and_while_writing(job: Callable[..., tuple[Attempt, 
     assert said == b"said\n"
 
 
-def test_a_job_that_ends_before_its_kill_was_not_killed(job: Callable[..., tuple[Attempt, bytes]]) -> None:
-    assert job(50)[0].end == "finished"
-
-
 def test_a_job_that_fails_is_told(job: Callable[..., tuple[Attempt, bytes]]) -> None:
     with pytest.raises(Text2SamError, match="failed with 3: it broke"):
         job(-1, "fail")
@@ -303,19 +289,6 @@ def trial(tmp_path: Path) -> tuple[Drawn, Path, Run]:
     return drawn, out, Run(("text2sam", "annotate", "a b"), 3, attempts, said)
 
 
-def test_pycocotools_reads_back(trial: tuple[Drawn, Path, Run], capsys: pytest.CaptureFixture[str]) -> None:
-    coco = CocoFile(trial[1] / "coco" / "annotations.json")
-    assert capsys.readouterr().out == ""
-    assert coco.sizes == dict.fromkeys(KINDS, SHAPE)
-    assert coco.images == 3
-    for name, wanted in FOUND.items():
-        found = coco.objects(name)
-        assert [(item.label, item.score) for item in found] == [(item.label, item.score) for item in wanted]
-        for item, other in zip(found, wanted, strict=True):
-            np.testing.assert_array_equal(item.mask, other.mask)
-    assert coco.objects("nowhere.png") == []
-
-
 @pytest.fixture
 def labelme(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
@@ -323,17 +296,6 @@ def labelme(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@LEAVES_OPEN
-def test_labelme_reads_the_same(trial: tuple[Drawn, Path, Run], labelme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 123456)
-    drawn, out, _ = trial
-    coco = CocoFile(out / "coco" / "annotations.json")
-    checked = check_labelme(out / "labelme", drawn.root, coco)
-    assert (checked.note, checked.files, checked.shapes) == ("", 3, 4)
-    assert checked.different == checked.foreign == ()
-    assert Image.MAX_IMAGE_PIXELS == 123456
 
 
 @LEAVES_OPEN
@@ -360,48 +322,11 @@ def test_labelme_files_that_differ_are_told(trial: tuple[Drawn, Path, Run], labe
     assert sorted(check_labelme(out / "labelme", drawn.root, coco).different) == ["three.png", "two.jpg"]
 
 
-@LEAVES_OPEN
-def test_pictures_that_labelme_cannot_open(trial: tuple[Drawn, Path, Run], labelme: Any) -> None:
-    drawn, out, _ = trial
-    Image.new("CMYK", SHAPE[::-1]).save(drawn.root / "two.jpg")
-    checked = check_labelme(out / "labelme", drawn.root, CocoFile(out / "coco" / "annotations.json"))
-    assert checked.foreign == ("two.jpg",)
-    assert checked.different == ()
-
-
-def test_without_labelme_nothing_is_claimed(trial: tuple[Drawn, Path, Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "labelme", None)
-    drawn, out, killed = trial
-    checked = check_labelme(out / "labelme", drawn.root, CocoFile(out / "coco" / "annotations.json"))
-    assert "pip install labelme" in checked.note
-    result = report(SMALL, drawn, out, killed, None, out)
-    assert result["checks"]["labelme_reads_the_same"] is None
-    assert result["checks"]["identical_to_undisturbed"] is None
-    assert "pip install labelme" in table(result)
-
-
 # figures
 
 
 def judged() -> dict[str, list[Any]]:
     return {name: judge_image(TRUTH[name], FOUND[name], ("cat", "dog")) for name in TRUTH}
-
-
-def test_answers_by_hand() -> None:
-    cat, dog = judge_image(TRUTH["a/one.png"], FOUND["a/one.png"], ("cat", "dog"))
-    assert cat.iou == pytest.approx((40 + 12) / 64)
-    assert cat.objects == 2
-    assert cat.present
-    assert cat.scores.tolist() == [0.9, 0.8]
-    np.testing.assert_allclose(cat.instance_ious, [[1, 0], [0, 0.5]])
-    assert cat.size == pytest.approx(40 / 240)
-    assert math.isnan(dog.iou)
-    assert (dog.objects, dog.present, dog.instance_ious.shape) == (0, True, (1, 0))
-    missed = judge_image(TRUTH["two.jpg"], FOUND["two.jpg"], ("dog",))[0]
-    assert (missed.iou, missed.present, missed.instance_ious.shape) == (0.0, False, (0, 1))
-    assert judge_image([], [], ("dog",))[0].present is False
-    ranked = judge_image([], [Item("dog", box(0, 0, 2, 2), 0.1), Item("dog", box(0, 0, 3, 3), 0.6)], ("dog",))[0]
-    assert ranked.scores.tolist() == [0.6, 0.1]
 
 
 def test_figures_by_hand() -> None:

