@@ -233,6 +233,12 @@ def test_images_are_encoded_as_one_batch() -> None:
         torch.testing.assert_close(features.raw, alone.raw, rtol=0, atol=1e-5)
 
 
+def test_half_precision_models_become_float32_on_the_cpu() -> None:
+    surgery = tiny_surgery(tiny_clip().half())
+    assert {p.dtype for p in surgery.model.parameters()} == {torch.float32}
+    assert np.isfinite(values(surgery.similarity(picture(), ["cat"]))).all()
+
+
 # the maps
 
 

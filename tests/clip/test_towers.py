@@ -272,6 +272,13 @@ def test_batch_is_its_images(family: str) -> None:
         torch.testing.assert_close(together.raw[i], alone.raw[0], rtol=0, atol=1e-5)
 
 
+def test_remainder_of_a_patch_is_not_seen() -> None:
+    visual, pixels = tiny_clip().visual, noise(1, 3, 18, 23)
+    whole, cut = surgery_tokens(visual, pixels, depth=2), surgery_tokens(visual, pixels[..., :16, :20], depth=2)
+    assert whole.grid == cut.grid == (4, 5)
+    torch.testing.assert_close(whole.surgery, cut.surgery, rtol=0, atol=1e-6)
+
+
 # other ways of pooling
 
 

@@ -208,6 +208,15 @@ def test_confusion_matrix_by_hand_and_by_plain_loops() -> None:
     assert matrix.pixel_accuracy() == pytest.approx(np.trace(expected) / expected.sum())
 
 
+def test_a_class_in_neither_truth_nor_prediction_is_left_out() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.add(np.array([[0, 2]]), np.array([[0, 0]]))
+    assert matrix.iou()[[0, 2]].tolist() == [0.5, 0.0]
+    assert np.isnan(matrix.iou()[1])
+    assert matrix.miou() == 0.25
+    matrix.add(np.full((2, 2), 255), np.full((2, 2), 255))  # nothing counts
+
+
 @pytest.mark.parametrize(
     ("prediction", "truth", "ignore", "message"),
     [

@@ -633,6 +633,17 @@ def test_nothing_but_broken_pictures(surgery: ClipSurgery, dataset: Dataset, tmp
     assert not (tmp_path / "r.json").exists()
 
 
+def test_errors_of_the_measuring_itself_are_not_swallowed(
+    surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*_: Any) -> Any:
+        raise InputError("a bug, not a picture")
+
+    monkeypatch.setattr(Recognition, "measure", raising)
+    with pytest.raises(InputError, match="a bug"):
+        measure(surgery, dataset, settings_of("recognition"))
+
+
 # published figures
 
 
@@ -719,6 +730,13 @@ def test_report(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
     assert "resamples of the images" in text
     assert text.endswith("\n")
     assert table(result).splitlines()[0].split() == ["method", "mIoU", "published", "threshold", "mSC", "published", "s/image"]
+
+
+def test_titles_cannot_break_the_table(surgery: ClipSurgery) -> None:
+    data = dataclasses.replace(one_picture(np.ones((4, 4))), title="a|b\n<script>")
+    lines = markdown(measure(surgery, data, settings_of("semantic", "itsm"))).splitlines()
+    assert lines[0] == "## semantic, a\\|b &lt;script>"
+    assert not any("<script>" in line for line in lines)
 
 
 # models

@@ -75,6 +75,12 @@ def test_what_else_is_refused() -> None:
         recognize_many(surgery, [picture(), "no such file.png"], LABELS)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 2)])
+def test_tiny_images(shape: tuple[int, int]) -> None:
+    found = recognize(tiny_surgery(), np.zeros((*shape, 3), np.uint8), LABELS)
+    assert all(np.isfinite(values).all() for values in found.scores.values())
+
+
 # numbers
 
 

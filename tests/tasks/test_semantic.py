@@ -93,6 +93,13 @@ def test_features_lack_what_windows_need() -> None:
     np.testing.assert_array_equal(found.classes, segment_semantic(surgery, picture(), LABELS).classes)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (37, 1)])
+def test_tiny_images(shape: tuple[int, int]) -> None:
+    for options in ({}, {"window": 8}, {"window": 8, "short_side": 12}, {"threshold": 0.3}, {"background": ["sky"]}):
+        found = segment_semantic(tiny_surgery(), np.zeros((*shape, 3), np.uint8), LABELS, **options)  # type: ignore[arg-type]
+        assert found.classes.shape == shape
+
+
 # against formulas
 
 
