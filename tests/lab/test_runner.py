@@ -46,11 +46,7 @@ from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
 from text2sam.lab.runner.report import markdown, notes, rows, table
-from text2sam.lab.runner.tasks import (
-    Semantic,
-    bootstrap_map,
-    class_words,
-)
+from text2sam.lab.runner.tasks import Recognition, Semantic, bootstrap_map, class_words
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks import recognize, regions, segment_semantic
 from text2sam.tasks.recognition import SCORES
