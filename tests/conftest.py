@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -23,10 +24,13 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+_HOMES = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test touches the user's cache or the network table's downloads."""
-    monkeypatch.setenv("TEXT2SAM_HOME", str(tmp_path_factory.mktemp("home")))
+    """No test touches the user's cache or another test's; the folder is made by whoever writes there."""
+    monkeypatch.setenv("TEXT2SAM_HOME", str(tmp_path_factory.getbasetemp() / "homes" / str(next(_HOMES))))
     monkeypatch.delenv("TEXT2SAM_OFFLINE", raising=False)
 
 

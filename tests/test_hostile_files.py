@@ -52,7 +52,7 @@ HEADS = st.sampled_from([b"", b"\xef\xbb\xbf", b"image,text,present\n", b"PK\x03
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(head=HEADS, tail=st.binary(max_size=80) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes(tmp_path: Path, name: str, head: bytes, tail: bytes) -> None:
     file = tmp_path / "file"

@@ -58,11 +58,7 @@ def segment(generator: Any = None, predictor: Any = None, texts: Any = ("cat",),
     ("answer", "message"),
     [
         (lambda images: None, "one object per image, not NoneType"),
-        (lambda images: 3, "one object per image, not int"),
-        (lambda images: "ab", "one object per image, not str"),
-        (lambda images: {"a": 1}, "one object per image, not dict"),
         (lambda images: [], "one object per image: 1, not 0"),
-        (lambda images: [1, 2], "one object per image: 1, not 2"),
         (lambda images: torch.zeros(3, 5), "one object per image: 1, not 3"),
     ],
 )
@@ -78,13 +74,8 @@ def test_encodings(answer: Any, message: str) -> None:
     ("answer", "message"),
     [
         (lambda texts: None, "one SimilarityMap per text, not NoneType"),
-        (lambda texts: SimilarityMap(VALUES), "one SimilarityMap per text, not SimilarityMap"),
-        (lambda texts: VALUES, "one SimilarityMap per text, not ndarray of ndarray"),
         (lambda texts: [VALUES for _ in texts], "one SimilarityMap per text, not list of ndarray"),
-        (lambda texts: [SimilarityMap(VALUES), None], "one SimilarityMap per text, not list of NoneType, SimilarityMap"),
-        (lambda texts: [], "one SimilarityMap per text: 2, not 0"),
         (lambda texts: [SimilarityMap(VALUES)], "one SimilarityMap per text: 2, not 1"),
-        (lambda texts: [SimilarityMap(VALUES)] * 3, "one SimilarityMap per text: 2, not 3"),
         (lambda texts: [SimilarityMap(VALUES), SimilarityMap(VALUES.T.copy())], r"maps of one shape, not \(4, 6\), \(6, 4\)"),
     ],
 )
@@ -97,24 +88,14 @@ def test_maps(answer: Any, message: str, strategy: str) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [
-        np.full((4, 6), NAN, np.float32),
-        np.where(VALUES > 0, np.inf, VALUES).astype(np.float32),
-        VALUES.astype(np.float64),
-        VALUES.astype(np.int32),
-        VALUES.ravel(),
-        VALUES[None],
-        VALUES[:0],
-        VALUES.tolist(),
-        torch.from_numpy(VALUES),
-    ],
+    [np.full((4, 6), NAN, np.float32), VALUES.astype(np.float64), VALUES[None], VALUES[:0]],
 )
 def test_values_of_maps(values: Any) -> None:
     with pytest.raises(InputError, match="SimilarityMap: values must be"):
         segment(Corner(maps=lambda texts: [SimilarityMap(values, text) for text in texts]))
 
 
-@pytest.mark.parametrize("score", [NAN, -0.1, 1.5, float("inf"), None, "high", [0.5, 0.5], torch.tensor([0.1, 0.2])])
+@pytest.mark.parametrize("score", [NAN, 1.5, None, [0.5, 0.5]])
 def test_presence(score: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"Corner\.presence must return a score in \[0, 1\], not"):
         segment(Corner(presence=lambda *_, **__: score))
@@ -138,19 +119,10 @@ def test_options_that_a_generator_does_not_take(options: dict[str, Any]) -> None
     [
         (lambda m, s, r: None, "NoneType"),
         (lambda m, s, r: (m[:, :-1], s, r), r"masks of \(29, 44\) for an image of \(30, 44\)"),
-        (lambda m, s, r: (m.transpose(0, 2, 1), s, r), r"masks of \(44, 30\)"),
-        (lambda m, s, r: (m[0], s, r), r"not \(30, 44\), \(3,\)"),
-        (lambda m, s, r: (m[None], s, r), r"not \(1, 3, 30, 44\)"),
         (lambda m, s, r: (m.astype(object), s, r), "numbers, not object"),
-        (lambda m, s, r: (m.astype(np.complex64), s, r), "numbers, not complex64"),
-        (lambda m, s, r: (np.where(m, "on", "off"), s, r), "numbers, not <U3"),
         (lambda m, s, r: ([m[0], m[1, :5], m[2]], s, r), "three arrays"),
-        (lambda m, s, r: (m, s[:2], r), r"\(3, 30, 44\), \(2,\)"),
-        (lambda m, s, r: (m, 0.5, r), r"\(3, 30, 44\), \(\)"),
         (lambda m, s, r: (m, s * NAN, r), "scores that are not finite"),
-        (lambda m, s, r: (m, s, r[0]), r"\(4, 4\)"),
         (lambda m, s, r: (m, s, r * NAN), "low_res_logits with NaN"),
-        (lambda m, s, r: (m * NAN, s, r), "masks with NaN"),
         (lambda m, s, r: (torch.from_numpy(np.where(m, 3, NAN)).bfloat16(), s, r), "masks with NaN"),
     ],
 )
@@ -193,18 +165,12 @@ class Given(Recipe):
     [
         (lambda found: None, "a list of Found, not NoneType"),
         (lambda found: found, "a list of Found, not Found"),
-        (lambda found: found.mask, "a list of Found, not ndarray of ndarray"),
-        (lambda found: True, "a list of Found, not bool"),
-        (lambda found: {"cat": found}, "a list of Found, not dict"),
         (lambda found: [found.mask], "a list of Found, not list of ndarray"),
         (lambda found: [found, None], "a list of Found, not list of Found, NoneType"),
-        (lambda found: [[found]], "a list of Found, not list of list"),
         (lambda found: [replace(found, mask=found.mask[:-1])], r"masks of bool \(30, 44\).*, not bool \(29, 44\)"),
         (lambda found: [replace(found, mask=found.mask * 1.0)], r"masks of bool \(30, 44\).*, not float64 \(30, 44\)"),
-        (lambda found: [replace(found, mask=found.mask.tolist())], "masks of bool .* not list"),
         (lambda found: [replace(found, points=[[20, 10]])], "Found with PointPrompts, not with list"),
         (lambda found: [replace(found, candidates=None)], "Found with Candidates, not with NoneType"),
-        (lambda found: [replace(found, similarity=VALUES)], "Found with SimilarityMap, not with ndarray"),
     ],
 )
 def test_what_recipes_find(change: Any, message: str) -> None:
@@ -241,14 +207,9 @@ def test_points_rules(points: Any) -> None:
     ("choice", "message"),
     [
         (None, "must return a Choice, not NoneType"),
-        (1, "must return a Choice, not int"),
         (Choice(3, ""), r"does not fit: chosen must be an int in \[0, 3\)"),
-        (Choice(-1, ""), "does not fit: chosen"),
-        (Choice(0.0, ""), "does not fit: chosen"),  # type: ignore[arg-type]
         (Choice(0, "", {"total": np.ones(2, np.float32)}), r"does not fit: total must be a float32 array of shape \(3,\)"),
-        (Choice(0, "", {"total": np.ones(3)}), "does not fit: total must be a float32"),
         (Choice(0, "", {"total": np.full(3, np.nan, np.float32)}), "'total' figures that are finite, not"),
-        (Choice(0, "", {"contrast": np.full(3, np.nan, np.float32)}), "'contrast' figures that are finite, not"),
     ],
 )
 def test_mask_rules(choice: Any, message: str) -> None:
@@ -262,7 +223,7 @@ def test_mask_rules(choice: Any, message: str) -> None:
 # a batch that ends in the middle
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("at", [0, 1, 3, 4])
 @pytest.mark.parametrize("lazily", [False, True])
 def test_a_bad_image_leaves_the_results_before_it(batch_size: int, at: int, lazily: bool) -> None:

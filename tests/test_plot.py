@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
-import subprocess
-import sys
 from typing import Any
 
 import matplotlib
@@ -17,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam import plot
-from text2sam.errors import ImageError, InputError
+from text2sam.errors import InputError
 from text2sam.paint import OBJECT_COLOURS
 from text2sam.tasks.explanation import Place, TextExplanation, Word
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
@@ -159,18 +156,6 @@ def test_heat_is_the_map_over_grey() -> None:
     assert (np.diff(luma) > 0).all()
 
 
-def test_notebooks_show_figures_without_pyplot() -> None:
-    figure = plot.compare(IMAGE, [MAP])
-    shown: Any = figure
-    assert Image.open(io.BytesIO(shown._repr_png_())).width == 1200
-
-
-def test_maps_with_limits_share_a_scale() -> None:
-    drawn = plot.heat(IMAGE, MAP, limits=(-1.0, 3.0)).images[1]
-    assert drawn.get_clim() == (-1, 3)
-    np.testing.assert_allclose(np.asarray(drawn.get_array()).max(), 1.1, atol=1e-6)
-
-
 def test_a_flat_map_has_the_lowest_colour() -> None:
     ax = plot.heat(IMAGE, SimilarityMap(np.full((3, 4), 0.25, np.float32)), alpha=1.0)
     lowest = np.array(matplotlib.colormaps[plot.HEAT](0.0)[:3]) * 255
@@ -228,17 +213,6 @@ def test_labels_can_be_read_on_every_colour() -> None:
         luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
         contrast = (luminance + 0.05) / 0.05 if text.get_color() == "black" else 1.05 / (luminance + 0.05)
         assert contrast >= 4.5  # WCAG, level AA
-
-
-def test_labels_follow_their_objects() -> None:
-    mask = np.zeros((120, 160), bool)
-    mask[60:80, 90:130] = True
-    ax = plot.objects(np.zeros((120, 160, 3), np.uint8), answer(mask), Figure(figsize=(4, 3)).subplots())
-    plot.to_png(ax.figure)
-    (x0, y0), (x1, y1) = ax.transData.inverted().transform(ax.texts[0].get_bbox_patch().get_window_extent().get_points())
-    assert (x0, y0) == pytest.approx((89.5, 59.5), abs=1)  # on the upper edge of the box, at its left
-    assert x1 > x0
-    assert y1 < y0
 
 
 @pytest.mark.parametrize("columns", [7, 4])
@@ -347,12 +321,6 @@ def test_words_are_bars_and_maps_on_one_scale() -> None:
     assert plot.to_png(figure, 640).shape[1] == 640
 
 
-def test_one_word_that_carries_nothing() -> None:
-    figure = plot.words(IMAGE, explanation(0.0))
-    assert len(figure.axes) == 3
-    assert plot.to_png(figure).shape[1] == 1200
-
-
 # errors
 
 
@@ -362,35 +330,11 @@ def test_one_word_that_carries_nothing() -> None:
         (lambda: plot.points(None, POINTS), "give an image, or axes"),
         (lambda: plot.points(IMAGE, POINTS, object()), "ax must be matplotlib axes, not object"),  # type: ignore[arg-type]
         (lambda: plot.overlay(IMAGE[:5], answer(rectangle())), r"of an image \(24, 36\), this one is \(5, 36\)"),
-        (lambda: plot.objects(IMAGE[:5], union()), r"\(5, 36\)"),
-        (lambda: plot.explain(IMAGE[:5], answer(rectangle(), candidates=candidates(1, 0))), r"\(5, 36\)"),
-        (lambda: plot.words(IMAGE[:5], explanation(0.1)), r"\(5, 36\)"),
         (lambda: plot.compare(IMAGE, [MAP], ["a", "b"]), "one for each of 1 results, not 2"),
         (lambda: plot.compare(IMAGE, ["cat"], ["a"]), "not str"),  # type: ignore[list-item]
-        (lambda: plot.compare(IMAGE, [MAP], columns=0), "columns must be a whole number"),
         (lambda: plot.to_png(Figure(), 0), "width must be a whole number"),
     ],
 )
 def test_refused(call: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         call()
-
-
-def test_an_image_that_cannot_be_read() -> None:
-    with pytest.raises(ImageError):
-        plot.heat("no such file.png", MAP)
-
-
-def test_without_matplotlib_the_pip_line_is_told() -> None:
-    code = """
-import sys; sys.modules["matplotlib"] = None
-import numpy as np
-from text2sam import SimilarityMap, plot
-from text2sam.errors import MissingDependencyError
-try:
-    plot.heat(np.zeros((4, 4, 3), np.uint8), SimilarityMap(np.eye(2, dtype=np.float32)))
-except MissingDependencyError as error:
-    print(error)
-"""
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 'pip install "text2sam[plot]"' in told

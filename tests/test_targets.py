@@ -38,14 +38,9 @@ def test_literal_plus_is_told() -> None:
         ({}, "one name, not 0"),
         ({"car": ["car"], "cat": ["cat"]}, "one name, not 2.*segment_many"),
         ({"": ["car"]}, "name of synonyms"),
-        ({" ": ["car"]}, "name of synonyms"),
-        ({3: ["car"]}, "name of synonyms must be a text, not 3"),
         ({"car": "automobile"}, "non-empty sequence of texts, not 'automobile'"),
         ({"car": []}, "non-empty sequence"),
-        ({"car": None}, "non-empty sequence"),
-        ({"car": {"car", "auto"}}, "non-empty sequence"),
         ({"car": ["car", ""]}, "names something"),
-        ({"car": ["car", 3]}, "not int"),
         ({"car": ["auto", " auto"]}, "synonym of 'car' is given twice"),
     ],
 )
@@ -68,12 +63,6 @@ def test_exclusions_that_are_no_sequence(exclude: Any) -> None:
         assert check_exclude(exclude, []) == ()
         return
     with pytest.raises(InputError, match="exclude must be a sequence of strings"):
-        check_exclude(exclude, [])
-
-
-@pytest.mark.parametrize("exclude", [[""], ["dog", " "], [None], [3]])
-def test_exclusions_that_are_no_text(exclude: Any) -> None:
-    with pytest.raises(PromptError):
         check_exclude(exclude, [])
 
 

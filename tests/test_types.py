@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import pickle
@@ -57,12 +56,6 @@ def segmentation(**changed: Any) -> Segmentation:
 # degenerate
 
 
-def test_no_points() -> None:
-    empty = PointPrompts.empty()
-    assert len(empty) == len(empty.positive) == len(empty.negative) == 0
-    assert empty.positive.shape == empty.negative.shape == (0, 2)
-
-
 @pytest.mark.parametrize("value", [0.0, 0.1, -5.0, 1e30])
 def test_flat_map(value: float) -> None:
     flat = SimilarityMap(np.full((3, 5), value, np.float32))
@@ -72,34 +65,18 @@ def test_flat_map(value: float) -> None:
     assert flat.peak((30, 50)) == (5, 5)
 
 
-def test_one_patch() -> None:
-    similarity = SimilarityMap(np.ones((1, 1), np.float32))
-    assert similarity.flat
-    assert similarity.to_image((2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert similarity.peak((2, 3)) == (1.5, 1)
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (1, 1), (0, 0), (0, 5)])
-def test_box_of_nothing(shape: tuple[int, int]) -> None:
-    assert box_of(np.zeros(shape, np.bool_)) is None
-
-
 # every field
 
 
 @pytest.mark.parametrize(
     ("coords", "labels", "told"),
     [
-        ([["a", "b"]], [1], "arrays of numbers"),
         ([[1, 2], [3]], [1, 0], "arrays of numbers"),
         (None, None, "arrays of numbers"),
         (COORDS.astype(np.float64) * 1e300, LABELS, "finite"),
-        (COORDS.T.copy(), LABELS, r"\(N, 2\)"),
         (COORDS[0], LABELS, r"\(N, 2\)"),
         (COORDS * np.float32("nan"), LABELS, "finite"),
-        (COORDS * np.float32("inf"), LABELS, "finite"),
         (COORDS, LABELS + 0.5, r"\[0.5, 1.5\]"),
-        (COORDS, LABELS[:2], r"shape \(3,\)"),
         (COORDS, LABELS[:, None], r"shape \(3,\)"),
         (COORDS, LABELS + np.uint8(1), r"not \[2\]"),
     ],
@@ -118,30 +95,16 @@ def test_maps_that_are_none(values: Any) -> None:
         SimilarityMap(values)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_maps_that_are_not_finite(value: float) -> None:
-    with pytest.raises(InputError, match="finite"):
-        SimilarityMap(np.array([[0, value]], np.float32))
-
-
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"masks": np.zeros((2, 4, 6), np.uint8)}, "masks must be a bool array"),
-        ({"masks": MASK}, "masks must be a bool array"),
         ({"masks": np.zeros((0, 4, 6), np.bool_)}, "masks must be a bool array"),
-        ({"masks": [MASK, MASK]}, "masks must be a bool array"),
         ({"scores": np.zeros(3, np.float32)}, r"scores must be a float32 array of shape \(2,\)"),
-        ({"scores": np.zeros(2)}, "scores must be a float32 array"),
         ({"scores": [0.5, 0.4]}, "scores must be a float32 array"),
-        ({"figures": {"heat": np.zeros(1, np.float32)}}, "heat must be a float32 array"),
         ({"figures": {"heat": np.zeros(2)}}, "heat must be a float32 array"),
-        ({"low_res_logits": np.zeros((1, 3, 3), np.float32)}, "low_res_logits must be a float32 array"),
         ({"low_res_logits": np.zeros((2, 9), np.float32)}, "low_res_logits must be a float32 array"),
-        ({"low_res_logits": np.zeros((2, 3, 3))}, "low_res_logits must be a float32 array"),
         ({"chosen": 2}, r"in \[0, 2\)"),
-        ({"chosen": -1}, r"in \[0, 2\)"),
-        ({"chosen": 0.0}, "chosen must be an int"),
         ({"chosen": None}, "chosen must be an int"),
     ],
 )
@@ -158,26 +121,18 @@ NOTHING = {"mask": np.zeros((4, 6), np.bool_), "candidates": None}
     [
         ({"mask": MASK.astype(np.uint8)}, "mask must be a bool array"),
         ({"mask": MASK[None]}, "mask must be a bool array"),
-        ({"mask": MASK.tolist()}, "mask must be a bool array"),
         ({"score": 1.5}, "score must be a number in"),
-        ({"score": -0.1}, "score must be a number in"),
         ({"score": math.nan}, "score must be a number in"),
-        ({"score": None}, "score must be a number in"),
-        ({"presence": 1.01}, "presence must be a number in"),
-        ({"presence": math.nan}, "presence must be a number in"),
         ({"presence": "high"}, "presence must be a number in"),
         ({"box": None}, "box is None although"),
         ({**NOTHING}, "box is given although"),
-        ({"box": BOX.tolist()}, "box must be a float32 array"),
         ({"box": BOX.astype(np.int64)}, "box must be a float32 array"),
-        ({"box": BOX[:3]}, "box must be a float32 array"),
         ({"box": BOX + 1}, "is not the mask's"),
         ({"points": COORDS}, "points must be PointPrompts"),
         ({"similarity": np.zeros((2, 2), np.float32)}, "similarity must be a SimilarityMap"),
         ({"candidates": MASK}, "candidates must be Candidates"),
         ({"mask": MASK[:, :5]}, r"masks of shape \(4, 5\)"),
         ({"text": None}, "must be strings"),
-        ({"strategy": None}, "must be strings"),
     ],
 )
 def test_segmentations_that_are_none(changed: dict[str, Any], told: str) -> None:
@@ -205,20 +160,6 @@ def test_shapes(shape: Any) -> None:
 
 
 # behaviour
-
-
-@pytest.mark.parametrize(
-    ("value", "field"),
-    [
-        (PointPrompts(COORDS, LABELS), "coords"),
-        (SimilarityMap(np.eye(2, dtype=np.float32)), "values"),
-        (candidates(), "chosen"),
-        (segmentation(), "mask"),
-    ],
-)
-def test_values_are_frozen(value: Any, field: str) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(value, field, None)
 
 
 @pytest.mark.parametrize("kind", [list, np.float64, np.int64])
@@ -280,12 +221,6 @@ def test_box_against_loops(mask: np.ndarray) -> None:
     assert box.tolist() == [min(x), min(y), max(x) + 1, max(y) + 1]
 
 
-def test_box_of_one_pixel() -> None:
-    mask = np.zeros((5, 9), np.bool_)
-    mask[2, 3] = True
-    assert box_of(mask).tolist() == [3, 2, 4, 3]  # type: ignore[union-attr]
-
-
 @fast
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1, 1, width=32)),
@@ -340,17 +275,6 @@ def test_json_of_nothing() -> None:
     assert told["box"] is told["reason"] is None
     assert told["present"] is False
     assert told["area"] == 0
-
-
-def test_json_refuses_a_mask_without_pixels() -> None:
-    with pytest.raises(InputError, match="shape"):
-        segmentation(mask=np.zeros((0, 5), np.bool_), candidates=None, box=None, present=False).to_json()
-
-
-def test_json_of_a_flat_map_is_cold_everywhere() -> None:
-    told = segmentation(similarity=SimilarityMap(np.full((2, 3), 0.25, np.float32))).to_json()
-    assert told["points"]["heat"] == [0, 0, 0]
-    assert told["map"]["lowest"] == told["map"]["highest"] == told["map"]["mean"] == 0.25
 
 
 def test_json_tells_everything() -> None:

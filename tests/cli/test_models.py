@@ -150,11 +150,6 @@ def test_words() -> None:
     assert json.loads(run("models", "words", "qqq", "--json").stdout)["words"] == []
 
 
-@pytest.mark.parametrize(("preset", "message"), [("mobile", "takes any text"), ("nonsense", "must be one of")])
-def test_words_of_other_presets(preset: str, message: str) -> None:
-    assert message in failed(run("models", "words", "--preset", preset), 2)
-
-
 def test_towers() -> None:
     names = ("RN50", "convnext_tiny", "vit_relpos_medium_patch16_cls_224")
     done = run("models", "towers", *names)

@@ -15,12 +15,9 @@ from standins import Model, failed, pixels_of, run
 
 from text2sam import plot
 from text2sam.cli import common
-from text2sam.cli.explain import describe
-from text2sam.clip.attention import METHODS
 from text2sam.paint import overlay
 from text2sam.presence import Calibration
 from text2sam.tasks import explain_text
-from text2sam.types import PointPrompts, Segmentation, SimilarityMap
 from text2sam.zoo import presets
 
 FORMATS = "mask,overlay,cutout,map,npz,explain,instances"
@@ -227,27 +224,18 @@ def test_reading_of_images(photo: Path, model: Model, tmp_path: Path) -> None:
     [
         (["cat", "--preset", "nonsense"], "photo, mobile"),
         (["cat", "--format", "mask,gif"], "'gif'"),
-        (["cat", "--format", ","], "cutout"),
         (["cat", "--strategy", "magic"], "paper"),
-        (["cat", "..."], "text prompt"),
         (["cat", "a++b"], "joins an empty text"),
         (["cat", "--exclude", "dog,CAT"], "both looked for and excluded"),
         (["cat", "--threshold", "high"], "TEXT=NUMBER, not 'high'"),
-        (["cat", "--threshold", "nan"], "TEXT=NUMBER, not 'nan'"),
-        (["cat", "--threshold", "cat=2"], "[0, 1]"),
         (["cat", "--threshold", "dog=0.5"], "'dog', which is not looked for"),
-        (["cat", "--threshold", "0.5", "--threshold", "0.6"], "twice for all texts"),
         (["cat", "--threshold", "cat=0.5,cat=0.6"], "twice for 'cat'"),
         (["cat", "--synonym", "automobile"], "TEXT=WORD"),
-        (["cat", "--synonym", "cat= ,"], "TEXT=WORD"),
         (["cat", "--synonym", "car=automobile"], "'car', which is not looked for"),
         (["cat+dog", "--synonym", "cat+dog=pets"], "joins several"),
         (["cat", "--tiles", "big"], "auto"),
-        (["cat", "--tiles", "0"], "at least 1"),
         (["cat", "--scales", "1,big"], "comma list of numbers"),
-        (["cat", "--scales", "0"], "numbers above 0"),
         (["cat", "--range", "0"], "two numbers"),
-        (["cat", "--range", "3,3"], "two different"),
         (["cat", "--calibration", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -308,20 +296,6 @@ def test_explain(photo: Path, model: Model, tmp_path: Path) -> None:
     assert sum("yes" in line.split() for line in masks.splitlines()) == 1
 
 
-def test_description_of_an_absent_text() -> None:
-    similarity = SimilarityMap(np.zeros((2, 2), np.float32), "x")
-    nothing = np.zeros((8, 10), bool)
-    result = Segmentation(
-        nothing, 0.0, None, PointPrompts.empty(), similarity, None, "x", False, 0.25, "objects", 0.5, excluded=("dog", "bird")
-    )
-    told = dict(line.split(maxsplit=1) for line in describe(result.to_json()).splitlines())
-    assert told["present"] == "no"
-    assert told["why"] == "SAM was not asked"
-    assert told["points"] == "0 on it, 0 off it"
-    assert told["box"] == "-"
-    assert told["excluded"] == "dog, bird"
-
-
 @pytest.fixture
 def surgery(monkeypatch: pytest.MonkeyPatch) -> Any:
     surgery = tiny_surgery()
@@ -330,7 +304,7 @@ def surgery(monkeypatch: pytest.MonkeyPatch) -> Any:
     return surgery
 
 
-@pytest.mark.parametrize("text", ["a photo of a cat", "cat, dog", "1+1=2", "c++ ++"])
+@pytest.mark.parametrize("text", ["a photo of a cat", "c++ ++"])
 def test_words(photo: Path, surgery: Any, tmp_path: Path, text: str) -> None:
     arguments = ["explain", photo, text, "--words", "--method", "itsm", "--out", tmp_path / "out", "--width", 640]
     result = run(*arguments)
@@ -344,18 +318,12 @@ def test_words(photo: Path, surgery: Any, tmp_path: Path, text: str) -> None:
     assert document == {**expected.to_json(), "image": str(photo), "picture": str(drawn), "warnings": []}
 
 
-@pytest.mark.parametrize("option", ["--against", "--exclude", "--synonym", "--threshold", "--tiles", "--sam-checkpoint"])
+@pytest.mark.parametrize("option", ["--against", "--threshold", "--sam-checkpoint"])
 def test_words_take_no_options_of_masks(photo: Path, surgery: Any, option: str) -> None:
     assert option in failed(run("explain", photo, "cat", "--words", option, "0.5"), 2)
 
 
 # the real thing
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "surgery"])
-def test_every_method_is_accepted(photo: Path, model: Model, tmp_path: Path, method: str) -> None:
-    assert run("segment", photo, "cat", "--method", method, "--out", tmp_path / "o").exit_code == 0
-    assert model.calls[0]["method"] == method
 
 
 def test_segment_with_the_shipped_pair(tmp_path: Path) -> None:

@@ -60,35 +60,22 @@ def test_towers_that_cannot_be_operated_on() -> None:
     [
         {"device": "abacus"},
         {"dtype": torch.float16},
-        {"dtype": torch.int8},
         {"dtype": "complex"},
         {"image_size": 0},
-        {"image_size": -8},
-        {"image_size": (16, 0)},
         {"image_size": (16,)},
         {"image_size": (16, 16, 16)},
-        {"image_size": 16.0},
         {"image_size": (15.5, 16)},
-        {"image_size": "16"},
         {"image_size": None},
         {"weighting": "both"},
         {"vocabulary": "cat"},
-        {"vocabulary": (t for t in ["cat"])},
-        {"vocabulary": 3},
         {"mean": (0.5, 0.5)},
-        {"std": 0.5},
+        {"presence_rivals": 1.1},
         {"std": ("a", "b", "c")},
     ],
 )
 def test_arguments_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         tiny_surgery(**options)
-
-
-@pytest.mark.parametrize("pixels", [np.zeros((1, 3, 16, 16), np.float32), None, "cat.png"])
-def test_pixels_are_a_tensor(surgery: ClipSurgery, pixels: Any) -> None:
-    with pytest.raises(InputError, match="pixels must be a tensor"):
-        surgery.encode_pixels(pixels)
 
 
 def test_images_that_cannot_be_read(surgery: ClipSurgery) -> None:
@@ -128,7 +115,7 @@ def test_methods_that_are_no_sequence(surgery: ClipSurgery, methods: Any) -> Non
             call()
 
 
-@pytest.mark.parametrize("method", FURTHER)
+@pytest.mark.parametrize("method", ["gem"])
 def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: ImageFeatures, method: Any) -> None:
     with pytest.raises(InputError, match=rf"method='{method}'; encode it with encode\(\[image\], methods=\['{method}'\]\)"):
         surgery.maps(features, ["cat"], method=method)
@@ -150,17 +137,12 @@ def test_methods_of_a_resnet() -> None:
     [
         ("cat", None, InputError, "for one text pass"),
         ([""], None, PromptError, "names something"),
-        ([None], None, PromptError, "not NoneType"),
         (["cat " * 100], None, PromptError, "can hold"),
         (["cat"], "dog", InputError, "against must be a sequence"),
-        (["cat"], (t for t in ["dog"]), InputError, "against must be a sequence"),
         (["cat"], [""], PromptError, "names something"),
         (["cat"], [], InputError, "'cat' alone"),
-        (["cat"], ["cat"], InputError, "'cat' alone"),
-        (["cat"], [" cat", "cat "], InputError, "'cat' alone"),
         (["cat"], ["Cat", "CAT"], InputError, "'cat' alone"),
         (["dog", "cat"], ["cat"], InputError, "'cat' alone"),
-        (["cat"], ["dog " * 100], PromptError, "can hold"),
     ],
 )
 def test_texts_that_cannot_be_used(
@@ -170,12 +152,6 @@ def test_texts_that_cannot_be_used(
         for call in (surgery.prepare, functools.partial(surgery.maps, features)):
             with pytest.raises(error, match=told):
                 call(texts, against=against, method=method)
-
-
-@pytest.mark.parametrize("vocabulary", [[""], ["cat", "..."], [None], [3]])
-def test_vocabulary_is_of_texts(vocabulary: Any) -> None:
-    with pytest.raises(PromptError):
-        tiny_surgery(vocabulary=vocabulary)
 
 
 def test_no_texts(surgery: ClipSurgery, features: ImageFeatures) -> None:
@@ -209,11 +185,6 @@ def test_image_size_is_whole_patches(asked: Any, given: tuple[int, int]) -> None
     assert surgery.image_size == given
     assert surgery.preprocess(picture()).shape == (1, 3, *given)
     assert surgery.encode_image(picture()).grid == (given[0] // 4, given[1] // 4)
-
-
-def test_image_size_of_a_resnet() -> None:
-    assert tiny_surgery(tiny_clip("resnet"), image_size=(70, 120)).image_size == (64, 128)
-    assert ClipSurgery(tiny_clip(), tokenizer(), depth=1, device="cpu").image_size == (512, 512)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 12), (60, 88)])
@@ -367,16 +338,6 @@ def test_tiles_of_further_kinds() -> None:
         assert np.array_equal(found.values, expected.values)
 
 
-def test_what_a_map_says_of_itself(surgery: ClipSurgery) -> None:
-    features = surgery.encode_image(picture(), methods=tuple(METHODS))
-    for method in tuple(METHODS):
-        one, other = surgery.maps(features, [" cat ", "dog"], method=method)
-        assert (one.text, one.method, other.text) == ("cat", method, "dog")
-        assert one.values.dtype == np.float32
-        assert one.values.shape == (3, 5)
-        assert one.values.flags.c_contiguous
-
-
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 3), (1, 0), (1, 2)])
 def test_rows_and_columns(surgery: ClipSurgery, row: int, column: int) -> None:
     tokens = torch.zeros(1 + 2 * 4, 16)
@@ -476,12 +437,6 @@ def test_presence_is_a_probability(surgery: ClipSurgery, features: ImageFeatures
         assert surgery.presence(features, " cat", against=[*(against or []), "cat ", *(against or [])]) == pytest.approx(found)
 
 
-def test_presence_offset_moves_the_texts_logit(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    plain = surgery.presence(features, "cat")
-    moved = tiny_surgery(surgery.model, presence_offset=1.5).presence(features, "cat")
-    assert np.log(moved / (1 - moved)) == pytest.approx(np.log(plain / (1 - plain)) + 1.5, abs=1e-4)
-
-
 @pytest.mark.parametrize("words", [None, ["dog", "tree", "pig"]])
 def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None) -> None:
     features = tiny_surgery(image_size=(12, 20)).encode_image(picture())
@@ -501,19 +456,6 @@ def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None
     assert presence(0.2, against=["sky"]) < presence(0.2)
 
 
-@pytest.mark.parametrize("rivals", [-0.1, 1.1, float("nan")])
-def test_rivals_out_of_range(rivals: float) -> None:
-    with pytest.raises(InputError, match="presence_rivals must be a number in"):
-        tiny_surgery(presence_rivals=rivals)
-
-
-def test_presence_of_the_only_thing() -> None:
-    surgery = tiny_surgery()
-    tokens = surgery.encode_texts(["cat"]).repeat(17, 1)
-    features = ImageFeatures(tokens, tokens, (4, 4), (16, 16))
-    assert surgery.presence(features, "cat") > 0.5 > surgery.presence(features, "dog", against=["cat"])
-
-
 # the vocabulary
 
 
@@ -527,15 +469,6 @@ def presence_among(surgery: ClipSurgery, features: ImageFeatures, texts: list[st
     logits = surgery.model.logit_scale.exp().item() * cosines
     logits[0] += offset
     return float(np.exp(logits[0]) / np.exp(logits).sum())
-
-
-def test_no_vocabulary() -> None:
-    for none in (None, [], ()):
-        surgery = tiny_surgery(vocabulary=none)
-        assert surgery.vocabulary == ()
-        features = surgery.encode_image(picture())
-        assert surgery.presence(features, "cat") == tiny_surgery().presence(features, "cat")
-        assert np.array_equal(values(surgery.maps(features, ["cat"], vocabulary=True)), values(surgery.maps(features, ["cat"])))
 
 
 @pytest.mark.parametrize("offset", [0.0, 2.0])
@@ -585,13 +518,6 @@ def test_the_hottest_place_needs_other_names(options: dict[str, Any], features: 
     assert tiny_surgery(image_size=(12, 20), presence_peak=9.0, **options).presence(features, "Cat") == expected
 
 
-def test_presence_of_the_vocabularys_only_name(features: ImageFeatures) -> None:
-    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["cat"])
-    expected = presence_among(surgery, features, ["Cat", ""])  # it stands against the empty text
-    assert surgery.presence(features, "Cat") == pytest.approx(expected, abs=1e-5)
-    assert 0 < expected < 1
-
-
 def test_maps_against_a_vocabulary(features: ImageFeatures) -> None:
     surgery = tiny_surgery(image_size=(12, 20), vocabulary=["dog", "tree", "cat"], tau=3.0, weighting="paper")
     tokens = features.surgery[None]
@@ -606,11 +532,6 @@ def test_maps_against_a_vocabulary(features: ImageFeatures) -> None:
     for options in ({"against": ["sky"]}, {"method": "itsm"}, {"method": "architecture"}):
         with_it, without = (values(surgery.maps(features, ["bird"], vocabulary=v, **options)) for v in (True, False))
         assert np.array_equal(with_it, without)
-
-
-def test_vocabulary_of_nothing_but_the_text(features: ImageFeatures) -> None:
-    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["cat"])
-    assert np.array_equal(values(surgery.maps(features, ["Cat"], vocabulary=True)), values(surgery.maps(features, ["Cat"])))
 
 
 def test_preparing_texts_embeds_the_vocabulary_once(features: ImageFeatures) -> None:

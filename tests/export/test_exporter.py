@@ -18,7 +18,7 @@ from text2sam import Text2SamError
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export import exporter as module
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.exporter import check_labels, stem_of
+from text2sam.export.exporter import check_labels
 from text2sam.export.formats import FORMATS, export, folders, make_exporter
 from text2sam.export.losses import Losses, LossWarning
 
@@ -195,13 +195,6 @@ def test_files_that_are_links_out_of_the_folder(name: str, tmp_path: Path) -> No
 
 
 @EVERY
-def test_a_folder_that_is_a_file(name: str, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    with pytest.raises(OutputError, match="out"):
-        make_exporter(tmp_path / "out", format=name, labels=["cat"])
-
-
-@EVERY
 def test_a_full_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -232,10 +225,8 @@ def test_unknown_formats_and_options(tmp_path: Path) -> None:
         ("coco", {"segmentation": "boxes"}),
         ("yolo", {"pictures": "move"}),
         ("yolo", {"pictures": "copy"}),
-        ("labelme", {"shapes": "box"}),
         ("labelme", {"embed": True}),
         ("png", {"kinds": ()}),
-        ("png", {"kinds": "masks"}),
         ("png", {"kinds": ("masks", "boxes")}),
     ],
 )
@@ -259,22 +250,6 @@ def test_any_labels(labels: Any) -> None:
         return
     assert list(checked) == labels
     assert "".join(checked).encode("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("path", "stem"),
-    [
-        ("a.jpg", "a"),
-        ("a.b.jpg", "a.b"),
-        ("x.y/a", "x.y/a"),
-        (".jpg", ".jpg"),
-        ("x/.jpg", "x/.jpg"),
-        ("..jpg", "."),
-        ("a.", "a"),
-    ],
-)
-def test_stems(path: str, stem: str) -> None:
-    assert stem_of(path) == stem
 
 
 # losses

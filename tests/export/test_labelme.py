@@ -111,14 +111,6 @@ def test_fields(images: list[AnnotatedImage], labels: list[str], tmp_path: Path)
     assert json.loads((tmp_path / "sub" / "empty.json").read_text())["shapes"] == []
 
 
-def test_parts_share_a_group(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
-    written(images, tmp_path, labels, shapes="polygon")
-    shapes = json.loads((tmp_path / "a.json").read_text())["shapes"]
-    assert [shape["group_id"] for shape in shapes] == [1, 1, 2, 2, 3, 3]
-    (single,) = json.loads((tmp_path / "one.json").read_text())["shapes"]
-    assert single["group_id"] is None
-
-
 def test_the_way_to_the_picture(tmp_path: Path) -> None:
     (tmp_path / "real" / "photos").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")

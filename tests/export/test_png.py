@@ -17,7 +17,7 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
-from text2sam.export.png import PngExporter, safe
+from text2sam.export.png import PngExporter
 
 Content = Callable[[Path], dict[str, bytes]]
 
@@ -92,14 +92,6 @@ def test_more_than_a_byte_of_objects(tmp_path: Path) -> None:
     assert not (tmp_path / "labels").exists()
 
 
-def test_an_empty_image_is_black(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
-    written(images, tmp_path, labels)
-    for kind in ("labels", "instances"):
-        picture = np.array(Image.open(tmp_path / kind / "sub" / "empty.png"))
-        assert picture.shape == (5, 7)
-        assert not picture.any()
-
-
 def test_odd_labels_are_safe_names(images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content) -> None:
     written(images, tmp_path / "out", labels, kinds=("masks",))
     names = {name for name in content(tmp_path / "out") if name.startswith("masks/")}
@@ -111,13 +103,6 @@ def test_odd_labels_are_safe_names(images: list[AnnotatedImage], labels: list[st
         "masks/sub/ü b.png/003-a_x_y.png",
     }
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-
-
-@pytest.mark.parametrize(
-    ("label", "name"), [("cat", "cat"), ("..", "label"), ("猫", "label"), ("/a\n\0b", "a_b"), ("x" * 99, "x" * 40)]
-)
-def test_safe(label: str, name: str) -> None:
-    assert safe(label) == name
 
 
 def test_too_many_labels(tmp_path: Path) -> None:

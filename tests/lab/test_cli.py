@@ -42,12 +42,8 @@ def run(line: str) -> Any:
         ("evaluate semantic voc --method itsm --compare gem", "give one of the two"),
         ("evaluate semantic voc --option x", "KEY=VALUE"),
         ("evaluate semantic voc --option a=1 --option a=2", "given twice"),
-        ("evaluate semantic voc --no-background --option background=true", "given twice"),
-        ("evaluate semantic voc --method magic", "method must be one of"),
         ("evaluate recognition voc --preset none", "none"),
         ("evaluate recognition voc --sam-checkpoint x.pt", "CLIP alone"),
-        ("evaluate recognition voc --scales a", "--scales"),
-        ("evaluate semantic voc --tiles a", "--tiles"),
         ("evaluate semantic voc --tiles auto --window 9", "one of the two"),
     ],
 )

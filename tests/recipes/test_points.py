@@ -20,10 +20,9 @@ from text2sam.recipes.points import (
     hot_component,
     patch_of,
     patch_shares,
-    pixels_under,
     points_from_similarity,
 )
-from text2sam.types import PointPrompts, SimilarityMap
+from text2sam.types import SimilarityMap
 
 fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 faster = settings(fast, max_examples=30)
@@ -32,7 +31,7 @@ faster = settings(fast, max_examples=30)
 # degenerate
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.7, 123.456, 1e30, 1e-40])
+@pytest.mark.parametrize("value", [0.0, 1 / 3, 1e30, 1e-40])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (5, 7), (7, 7), (14, 15), (32, 32), (37, 37)])
 def test_flat_maps_give_none(grid: tuple[int, int], value: float) -> None:
     for downsample in (1, 2, 3, 5):
@@ -41,24 +40,10 @@ def test_flat_maps_give_none(grid: tuple[int, int], value: float) -> None:
         assert points.labels.shape == (0,)
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 1), (3, 3), (2, 3)])
-def test_maps_that_shrink_to_one_cell_give_none(grid: tuple[int, int]) -> None:
-    values = np.arange(grid[0] * grid[1], dtype=np.float32).reshape(grid)
-    assert len(points_from_similarity(values, (10, 10), downsample=3)) == 0
-
-
 def test_smallest_image() -> None:
     points = points_from_similarity(np.arange(36, dtype=np.float32).reshape(6, 6), (1, 1))
     assert points.coords.tolist() == [[0, 0]] * len(points)
     assert len(points) > 0
-
-
-@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (2, 3)])
-def test_thin_images(shape: tuple[int, int]) -> None:
-    points = points_from_similarity(np.random.default_rng(0).random((8, 8), np.float32), shape, threshold=0.3)
-    assert len(points) > 0
-    assert (points.coords >= 0).all()
-    assert (points.coords < [shape[1], shape[0]]).all()
 
 
 def test_rows_and_lines_of_cells() -> None:
@@ -220,24 +205,7 @@ def test_scale_and_offset_do_not_matter(drawn: tuple[np.ndarray, int], shape: tu
     assert np.array_equal(one.coords, other.coords)
 
 
-def test_defaults_are_the_papers() -> None:
-    values = np.random.default_rng(0).random((14, 14), np.float32)
-    points, same = points_from_similarity(values, (90, 120)), points_from_similarity(values, (90, 120), 0.8, 2)
-    assert np.array_equal(points.coords, same.coords)
-    assert np.array_equal(points.coords, points_from_similarity(values.astype(np.float64), (90, 120)).coords)
-    assert np.array_equal(points.coords, points_from_similarity(values[::-1, ::-1][::-1, ::-1], (90, 120)).coords)
-
-
 # the smoothed map
-
-
-@pytest.mark.parametrize("value", [0.0, 1 / 3, -7.7, 1e30, 1e-40])
-@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (3, 4)])
-def test_heat_of_a_flat_map(grid: tuple[int, int], value: float) -> None:
-    heat = heat_of(SimilarityMap(np.full(grid, value, np.float32)))
-    assert heat.dtype == np.float32
-    assert heat.shape == grid
-    assert not heat.any()
 
 
 @pytest.mark.parametrize("grid", [(1, 2), (2, 1), (1, 9), (9, 1), (2, 2), (5, 4)])
@@ -296,12 +264,6 @@ def test_shares_of_none_nothing_and_everything(shape: tuple[int, int]) -> None:
     assert (shares[1] == 1).all()
 
 
-def test_shares_of_a_mask_that_is_no_plain_array() -> None:
-    mask = np.random.default_rng(2).random((12, 8)) < 0.5
-    assert np.array_equal(patch_shares(mask.T[None], (4, 4))[0], patch_shares(mask[None], (4, 4))[0].T)
-    assert np.array_equal(patch_shares(mask[None, ::-1], (4, 4))[0], patch_shares(mask[None], (4, 4))[0, ::-1])
-
-
 # patches and hot regions
 
 
@@ -341,11 +303,6 @@ def test_hot_component_against_skimage(heat: np.ndarray, threshold: float, data:
         assert np.argwhere(found).tolist() == [list(at)]
 
 
-def test_hot_regions_hang_together_at_corners() -> None:
-    heat = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]], np.float32)
-    assert np.argwhere(hot_component(heat, (0, 0), 0.5)).tolist() == [[0, 0], [1, 1]]
-
-
 # one point per peak
 
 
@@ -383,15 +340,6 @@ def test_a_flat_map_has_no_peak(grid: tuple[int, int], negatives: int) -> None:
         assert points.labels.shape == (0,)
 
 
-def test_peaks_of_single_rows_and_columns() -> None:
-    values = np.zeros((1, 9), np.float32)
-    values[0, 6] = 1
-    across, down = PeakRule()(SimilarityMap(values), (10, 90)), PeakRule()(SimilarityMap(values.T.copy()), (90, 10))
-    assert across.coords.tolist() == [[65, 5]]
-    assert down.coords.tolist() == [[5, 65]]
-    assert len(PeakRule()(SimilarityMap(values), (10, 90), [window((0, 6), (10, 90), (1, 9))])) == 0
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (3, 5), (13, 9)])
 def test_peaks_in_images_smaller_than_the_grid(shape: tuple[int, int]) -> None:
     points = PeakRule(negatives=3)(blobs((4, 15, 1)), shape)
@@ -400,24 +348,6 @@ def test_peaks_in_images_smaller_than_the_grid(shape: tuple[int, int]) -> None:
     assert x in touched(15, shape[1], 20)
     assert y in touched(4, shape[0], 20)
     assert ((points.coords >= 0) & (points.coords < [shape[1], shape[0]])).all()
-
-
-def test_masks_without_pixels_take_nothing() -> None:
-    similarity = blobs((5, 6, 1), (14, 12, 0.8))
-    first = PeakRule()(similarity, (200, 200))
-    assert PeakRule()(similarity, (200, 200), [np.zeros((200, 200), bool)]).coords.tolist() == first.coords.tolist()
-    assert first.coords.tolist() == [[65, 55]]
-    assert first.labels.tolist() == [1]
-
-
-def test_a_mask_of_the_whole_picture_leaves_no_peak() -> None:
-    assert len(PeakRule()(blobs((5, 6, 1)), (200, 200), [np.ones((200, 200), bool)])) == 0
-
-
-@pytest.mark.parametrize("shape", [None, (5,), (0, 5), "ab"])
-def test_peaks_want_the_shape_of_an_image(shape: Any) -> None:
-    with pytest.raises(InputError, match="shape must be"):
-        PeakRule()(blobs((5, 6, 1)), shape)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -539,36 +469,6 @@ def test_negative_points_lie_in_the_valleys(reach: int) -> None:
 @pytest.mark.parametrize("rule", [PeakRule(), PeakRule(negatives=3, reach=0), PeakRule(negatives=3, reach=1)])
 def test_no_negative_points_without_room(rule: PeakRule) -> None:
     assert PeakRule()(blobs((9, 8, 1)), (200, 200)).coords.tolist() == rule(blobs((9, 8, 1)), (200, 200)).coords.tolist()
-
-
-def test_no_negative_points_where_nothing_is_cold() -> None:
-    values = np.full((8, 8), 0.9, np.float32)
-    values[4, 4], values[0, 0] = 1, 0
-    points = PeakRule(negatives=3, cold=0.1, reach=2)(SimilarityMap(values), (80, 80))
-    assert points.labels.tolist() == [1]
-
-
-def test_fewer_negative_points_than_asked() -> None:
-    values = np.zeros((1, 8), np.float32)
-    values[0, :5] = 1
-    points = PeakRule(negatives=5, reach=9)(SimilarityMap(values), (10, 80))
-    assert 1 <= len(points.negative) <= 3
-    assert (points.negative[:, 0] >= 60).all()
-    assert len({tuple(p) for p in points.coords.tolist()}) == len(points)
-
-
-# correction
-
-
-def prompt(*coords: tuple[float, float], labels: list[int] | None = None) -> PointPrompts:
-    return PointPrompts(np.array(coords, np.float32).reshape(-1, 2), np.array(labels or [1] * len(coords), np.uint8))
-
-
-def test_pixels_under_points_lie_in_the_image() -> None:
-    points = np.array([(0, 0), (3.9, 2.2), (-7, 99), (1e30, -1e30), (4, 3)], np.float32)
-    rows, columns = pixels_under(points, (3, 4))
-    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (2, 3), (2, 0), (0, 3), (2, 3)]
-    assert [len(index) for index in pixels_under(np.zeros((0, 2), np.float32), (3, 4))] == [0, 0]
 
 
 # regions

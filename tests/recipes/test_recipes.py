@@ -11,13 +11,9 @@ from helpers import FakePredictor
 from text2sam import TextPromptedSAM
 from text2sam.errors import InputError
 from text2sam.recipes import RECIPES, Objects, get_recipe
-from text2sam.recipes.choose import Choice, choose_by_score
 from text2sam.recipes.paper import paper_points
 from text2sam.recipes.points import joint_map, mean_map, points_from_similarity
-from text2sam.types import PointPrompts, SimilarityMap
-
-HEAT = SimilarityMap(np.zeros((3, 3), np.float32))
-LOGITS = np.zeros((4, 2, 2), np.float32)
+from text2sam.types import SimilarityMap
 
 
 def a_map(seed: int, text: str = "cat", scale: float = 1) -> SimilarityMap:
@@ -31,12 +27,6 @@ def a_map(seed: int, text: str = "cat", scale: float = 1) -> SimilarityMap:
 def test_unknown_strategies(strategy: Any) -> None:
     with pytest.raises(InputError, match=f"one of .*paper.*not {re.escape(repr(strategy))}"):
         get_recipe(strategy)
-
-
-@pytest.mark.parametrize(("masks", "scores"), [(0, 0), (2, 1), (1, 2), (0, 1)])
-def test_choice_among_none(masks: int, scores: int) -> None:
-    with pytest.raises(InputError, match="one score per mask"):
-        choose_by_score(np.zeros((masks, 3, 3), np.bool_), np.zeros(scores, np.float32), HEAT, PointPrompts.empty(), LOGITS)
 
 
 def test_flat_maps() -> None:
@@ -70,17 +60,6 @@ def test_names() -> None:
     assert get_recipe(own) is own
 
 
-@pytest.mark.parametrize(("scores", "index"), [([0.1, 0.9, 0.5], 1), ([0.2], 0), ([0.3, 0.7, 0.7], 1), ([0, 0, 0], 0)])
-def test_choice_by_score(scores: list[float], index: int) -> None:
-    masks = np.zeros((len(scores), 3, 3), np.bool_)
-    choice = choose_by_score(masks, np.array(scores, np.float32), HEAT, PointPrompts.empty(), LOGITS)
-    assert isinstance(choice, Choice)
-    assert choice.index == index
-    assert type(choice.index) is int
-    assert f"{scores[index]:.3f}" in choice.reason
-    assert choice.figures == {}
-
-
 def test_joint_map_is_the_mean_of_what_is_seen() -> None:
     one, other = a_map(0, "cat"), a_map(1, "dog", scale=1000)
     joint = joint_map([one, other])
@@ -88,12 +67,6 @@ def test_joint_map_is_the_mean_of_what_is_seen() -> None:
     assert (joint.text, joint.method) == ("cat+dog", "itsm")
     assert joint.values.dtype == np.float32
     assert joint_map([one]) is one
-
-
-def test_points_of_one_text_are_the_papers() -> None:
-    found, expected = paper_points([a_map(0)], (80, 120)), points_from_similarity(a_map(0), (80, 120), 0.8, 2)
-    assert found.coords.tolist() == expected.coords.tolist()
-    assert found.labels.tolist() == expected.labels.tolist()
 
 
 def test_points_of_joined_texts() -> None:
@@ -115,18 +88,6 @@ def test_synonyms_are_the_similarity_to_the_mean_embedding() -> None:
     np.testing.assert_allclose(joined.values, patches @ texts.mean(0), atol=1e-5)
     assert (joined.text, joined.method) == ("car", "itsm")
     assert joined.values.dtype == np.float32
-
-
-def test_a_single_synonym_takes_the_name() -> None:
-    one = a_map(0, "automobile")
-    assert np.array_equal(mean_map([one], "car").values, one.values)
-    assert mean_map([one], "car").text == "car"
-
-
-def test_synonyms_keep_their_scale() -> None:
-    weak, strong = a_map(0), a_map(1, scale=1000)
-    values = mean_map([weak, strong], "car").values
-    np.testing.assert_allclose(values, (weak.values + strong.values) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fine", [False, True])

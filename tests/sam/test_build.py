@@ -58,16 +58,6 @@ def test_unknown_model_types(name: Any) -> None:
         build_sam(name)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"absent\.pth"):
-        build_sam("vit_b", tmp_path / "absent.pth", device="cpu")
-
-
-def test_half_precision_is_not_for_the_cpu() -> None:
-    with pytest.raises(InputError, match="float32"):
-        build_sam("vit_b", device="cpu", dtype="float16")
-
-
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_guess_model_type(model_type: str) -> None:
     state = stub(model_type)
@@ -78,17 +68,12 @@ def test_guess_model_type(model_type: str) -> None:
     assert guess_model_type({"image_encoder.patch_embed.proj.weight": torch.zeros(3)}) is None
 
 
-@pytest.mark.parametrize(("asked", "given"), [("vit_b", "vit_h"), ("vit_h", "vit_t"), ("vit_t", "vit_b"), ("vit_l", "vit_b")])
+@pytest.mark.parametrize(("asked", "given"), [("vit_h", "vit_t"), ("vit_t", "vit_b")])
 def test_another_models_weights_are_recognised(tmp_path: Path, asked: str, given: str) -> None:
     path = save(stub(given), tmp_path)
     with pytest.raises(WeightsError, match=f"'{asked}'.*model_type='{given}'") as caught:
         build_sam(asked, path, device="cpu")
     assert str(path) in str(caught.value)
-
-
-def test_foreign_weights(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"vit_t.* missing .*1 unexpected \(visual.proj\).*none of vit_b"):
-        build_sam("vit_t", save({"visual.proj": torch.zeros(2)}, tmp_path), device="cpu")
 
 
 @pytest.mark.usefixtures("small_vit_b")
@@ -189,13 +174,6 @@ def test_half_precision_stays_in_the_encoder() -> None:
     got, expected = (predict_points(p, CLICK)[2] for p in (half, plain))
     assert got.dtype == np.float32
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max() + 0.05
-
-
-def test_half_precision_answers_in_float32_whatever_comes_last() -> None:
-    last = torch.nn.Conv2d(3, 4, 16, 16)
-    last.img_size = 64
-    with torch.no_grad():
-        assert HalfPrecisionEncoder(last, torch.bfloat16)(torch.ones(1, 3, 64, 64)).dtype == torch.float32
 
 
 def test_mobile_sam_in_bfloat16_on_the_cpu() -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from helpers import picture, tiny_predictor
 from segment_anything import SamPredictor
 
-from text2sam.errors import InputError, StateError, UnsupportedModelError
+from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.sam import MaskPredictor, check_predictor, predict_points
 from text2sam.types import PointPrompts
 
@@ -59,12 +57,6 @@ def an_answer(m: int = 3, **changed: Any) -> tuple[Any, Any, Any]:
 # the protocol
 
 
-def test_import_stays_light() -> None:
-    code = "import sys, text2sam.sam; print([m for m in ('torch', 'timm', 'segment_anything') if m in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
-
-
 def test_predictors_that_fit() -> None:
     for predictor in (tiny_predictor(), Fake()):
         assert check_predictor(predictor) is predictor
@@ -107,24 +99,16 @@ def test_nothing_to_ask_for() -> None:
         predict_points(Fake(an_answer()), PointPrompts.empty())
 
 
-def test_no_image_set() -> None:
-    with pytest.raises(StateError, match="set_image"):
-        predict_points(tiny_predictor(), click((1, 1)))
-
-
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (None, "NoneType"),
-        (np.zeros((3, H, W)), "ndarray"),
         (an_answer()[:2], "tuple of 2"),
         (an_answer(masks=np.zeros((1, 3, H, W), bool)), r"\(1, 3, 40, 56\)"),
         (an_answer(masks=np.zeros((2, H, W), bool)), r"\(2, 40, 56\), \(3,\)"),
-        (an_answer(scores=np.zeros((1, 3))), r"\(1, 3\)"),
         (an_answer(scores=np.float32(1)), r"\(\)"),
         (an_answer(logits=np.zeros((8, 8))), r"\(8, 8\)"),
         (an_answer(0), r"\(0, 40, 56\)"),
-        (an_answer(masks=np.zeros((3, 0, 0), bool)), r"\(3, 0, 0\)"),
         (an_answer(masks=np.zeros((3, W, H), bool)), r"\(56, 40\) for an image of \(40, 56\)"),
         (an_answer(scores=np.array([0.1, np.nan, 0.2])), "not finite"),
         (an_answer(scores=np.array(["a", "b", "c"])), "numbers"),

