@@ -68,6 +68,16 @@ def test_json_holds_everything(tmp_path: Path) -> None:
         full.save(tmp_path)
 
 
+def test_rejected_images_are_counted_on_their_own() -> None:
+    some = report(failed=(Failure("a.png", "no"),), rejected=("c.png", "b.png"))
+    assert some.images == 3
+    assert "rejected  2  left out by a person" in some.table().splitlines()
+    assert "rejected" not in report(done=1).table(), "who never opens the page reads nothing of it"
+    assert some.to_json()["rejected"] == ["b.png", "c.png"]
+    with pytest.raises(InputError, match="rejected"):
+        report(rejected=["b.png"])
+
+
 # failures
 
 

@@ -90,9 +90,10 @@ def test_annotate_goes_on(bench: Workbench, root: Path) -> None:
         shown = job.open(0).results[0].mask
         job.accept(0, remove(job.open(0)))
         job.reject(1)
-    report = annotate(bench.model, root, LABELS, out, batch_size=1, workers=1)
-    assert report.skipped == 1
-    assert {failure.path: failure.reason for failure in report.failed}["1.png"] == "rejected by a person"
+    report = annotate(bench.model, root, LABELS, out, batch_size=1, workers=1, retry_failed=True)
+    assert (report.images, report.done + report.empty, report.skipped) == (4, 1, 1)
+    assert report.rejected == ("1.png",)
+    assert [failure.path for failure in report.failed] == ["2.png"], "a rejected picture is a decision, no failure"
     assert set(annotations(root)) == {"0.png", "3.png"}
     with opened(bench, root) as job:  # and the page goes on after annotate
         assert [job.state(k) for k in range(4)] == ["accepted", "rejected", "failed", "accepted"]

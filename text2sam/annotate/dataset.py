@@ -47,6 +47,7 @@ class Results:
         self.labels, self.chunks, self.fresh, self.folder = labels, tuple(chunks), fresh, folder
         self.done = self.empty = self.skipped = 0
         self.failed: dict[str, str] = {}
+        self.rejected: set[str] = set()
         self._objects: Counter[str] = Counter()
 
     @property
@@ -66,8 +67,11 @@ class Results:
         with make_exporter(export.out, format=export.format, **export.options) as exporter:
             for chunk in self.chunks:
                 for record in self.folder.records(chunk):
-                    if record.image is None:
+                    if record.failed:
                         self.failed[record.path] = record.reason
+                    elif record.image is None:
+                        self.rejected.add(record.path)
+                    if record.image is None:
                         continue
                     if first:
                         self._count(chunk, record.image, 1)

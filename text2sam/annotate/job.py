@@ -153,6 +153,7 @@ def annotate(
             empty=result.empty,
             failed=tuple(Failure(*pair) for pair in {**dict(run.found.refused), **result.failed}.items()),
             skipped=result.skipped,
+            rejected=tuple(result.rejected),
             objects=result.objects,
             seconds=time.perf_counter() - started,
             images_per_second=worked / seconds if worked else 0.0,
@@ -345,7 +346,7 @@ def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[s
 
 
 def _any_failed(records: Iterable[Record]) -> bool:
-    return any(record.image is None for record in records)
+    return any(record.failed for record in records)
 
 
 def _check_root(folder: RunFolder, root: str, chunks: Iterable[Chunk]) -> None:

@@ -33,6 +33,9 @@ STATE = ".text2sam"
 JOURNAL = "journal.sqlite"
 """The journal's file in the folder :data:`STATE`."""
 
+REJECTED = "rejected by a person"
+"""The reason in the record of a picture that a person left out of the dataset."""
+
 VERSION = 2
 """Raised whenever an older journal can no longer be continued."""
 
@@ -49,9 +52,9 @@ class Record:
 
     Attributes:
         path: as :attr:`ImageItem.path`.
-        image: the objects that were found; None when the image failed.
-        presence: the presence score of each label, in [0, 1]; empty when the image failed.
-        reason: why the image failed; empty when it did not.
+        image: the objects that were found; None when the image failed or was rejected.
+        presence: the presence score of each label, in [0, 1]; empty without an image.
+        reason: why there is no image, :data:`REJECTED` where a person said so; empty with one.
 
     Raises:
         InputError: a field is of another kind, or ``image`` has another path.
@@ -74,6 +77,11 @@ class Record:
             ok = ok and isinstance(label, str) and number
         if not ok:
             raise InputError("presence must be a mapping from labels to numbers in [0, 1]")
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image could not be annotated; a rejected image is a decision."""
+        return self.image is None and self.reason != REJECTED
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_json` reads it back."""

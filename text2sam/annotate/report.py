@@ -55,7 +55,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a folder job. Each image is in exactly one of done, empty, failed and skipped.
+    """The outcome of a folder job. Each image is in exactly one of done, empty, failed, skipped and rejected.
 
     Attributes:
         done: images in which something was found.
@@ -66,6 +66,7 @@ class Report:
         seconds: the duration of this run.
         images_per_second: of this run; skipped images do not count.
         notes: further lines, such as what a format could not hold, or which files are not named like images.
+        rejected: images that a person left out of the dataset in ``text2sam app``, in the order of their paths.
 
     Raises:
         InputError: a field is of another kind, or a number is negative or not finite.
@@ -79,6 +80,7 @@ class Report:
     seconds: float
     images_per_second: float
     notes: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.objects, Mapping) or not all(isinstance(label, str) for label in self.objects):
@@ -89,16 +91,19 @@ class Report:
             check_number(name, number, 0, sys.float_info.max)
         if not isinstance(self.failed, tuple) or not all(isinstance(failure, Failure) for failure in self.failed):
             raise InputError("failed must be a tuple of Failure")
-        if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
-            raise InputError("notes must be a tuple of strings")
+        for field in ("notes", "rejected"):
+            value = getattr(self, field)
+            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+                raise InputError(f"{field} must be a tuple of strings")
         object.__setattr__(self, "failed", tuple(sorted(self.failed, key=lambda failure: (failure.path, failure.reason))))
         object.__setattr__(self, "objects", dict(self.objects))
+        object.__setattr__(self, "rejected", tuple(sorted(self.rejected)))
         object.__setattr__(self, "notes", tuple(one_line(note) for note in self.notes))
 
     @property
     def images(self) -> int:
         """The number of images of the job."""
-        return self.done + self.empty + len(self.failed) + self.skipped
+        return self.done + self.empty + len(self.failed) + self.skipped + len(self.rejected)
 
     @property
     def all_failed(self) -> bool:
@@ -124,6 +129,8 @@ class Report:
             ["failed", str(len(self.failed)), ""],
             ["skipped", str(self.skipped), "finished in an earlier run"],
         ]
+        if self.rejected:
+            counts.append(["rejected", str(len(self.rejected)), "left out by a person"])
         lines = [aligned(["images", str(self.images), ""], counts)]
         if self.objects:
             found = [[_shorten(one_line(label), _LONGEST_PATH), str(n)] for label, n in self.objects.items()]
@@ -140,6 +147,7 @@ class Report:
             "empty": self.empty,
             "failed": [{"path": failure.path, "reason": failure.reason} for failure in self.failed],
             "skipped": self.skipped,
+            "rejected": list(self.rejected),
             "objects": dict(self.objects),
             "seconds": float(self.seconds),
             "images_per_second": float(self.images_per_second),

@@ -15,16 +15,13 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from text2sam.annotate.job import Run, export_run
-from text2sam.annotate.journal import Record
+from text2sam.annotate.journal import REJECTED, Record
 from text2sam.app.workbench import Desk, Workbench
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.image import read_image
 from text2sam.refine import with_objects
 from text2sam.types import PointPrompts, Segmentation, box_of
-
-REJECTED = "rejected by a person"
-"""The reason in the record of a rejected picture, which is left out of the dataset."""
 
 BATCH_SIZE = 1
 """A job's batch size here: pictures are finished one at a time."""
@@ -129,7 +126,7 @@ class FolderJob:
         record = self._record(index)
         if record is None:
             return ""
-        return "accepted" if record.image is not None else "rejected" if record.reason == REJECTED else "failed"
+        return "accepted" if record.image is not None else "failed" if record.failed else "rejected"
 
     def _record(self, index: int) -> Record | None:
         chunk = self.run.chunks[index]
