@@ -19,6 +19,7 @@ from text2sam.lab.bench import Settings, gpu, suites
 from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes
 from text2sam.pipeline import TextPromptedSAM
+from text2sam.sam.cpu import CPUPredictor
 
 TINY = Settings(
     device="cpu",
@@ -36,7 +37,8 @@ TINY = Settings(
     folder_preset="sticker",
     folder_images=2,
     folder_rounds=1,
-    encoder_rounds=1,
+    sam_rounds=1,
+    large_shape=(60, 90),
 )
 
 
@@ -52,7 +54,7 @@ def surgery_result() -> dict[str, Any]:
 
 def test_unknown_suite() -> None:
     with pytest.raises(
-        InputError, match="suite must be one of all, text, surgery, images, recipe, encoder, annotate, peers, not 'speed'"
+        InputError, match="suite must be one of all, text, surgery, images, recipe, sam, annotate, peers, not 'speed'"
     ):
         bench.run("speed", TINY)
 
@@ -234,6 +236,16 @@ def test_annotate_figures() -> None:
     assert f"Seconds of processors per image: {times['job']['cpu_s']:.3g} in the job" in shown
 
 
+def test_sam_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("text2sam.sam.build.build_sam", lambda *_, **__: tiny_predictor().model)
+    monkeypatch.setattr("text2sam.sam.build.build_predictor", lambda *_, **__: CPUPredictor(tiny_predictor().model))
+    result = bench.run("sam", TINY)
+    details = result["benchmarks"]["sam"]
+    assert details["difference"] == details["difference_bfloat16"] == 0  # the same model three times
+    assert {"prompt_48x64", "prompt_60x90"} <= details.keys()
+    assert [row["aim"] for row in result["rows"]] == [">= 1.5", None, None, None]
+
+
 def test_peers_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(suites, "peer_pipeline", lambda *_: lambda new: asked.append(new) or torch.ones(1000))
@@ -241,11 +253,11 @@ def test_peers_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextPromptedSAM, "from_pretrained", lambda *_, **__: built)
     with suites.counted(built) as calls:
         result = bench.run("peers", TINY)
-    assert calls["sam"] == 2  # for memory, and the first mask
+    assert calls["sam"] == 3  # for memory, the first mask, and a picture of a folder
     assert calls["decoder"] >= 3
     assert asked == [True, True, False]
     assert result["benchmarks"]["peers"]["peak_tensor_bytes"]["peers"] == 4000
-    assert [row["unit"] for row in result["rows"]] == ["s", "s", "bytes"]
+    assert [row["unit"] for row in result["rows"]] == ["s", "s", "s", "bytes"]
     monkeypatch.setattr(suites, "peer_pipeline", lambda *_: None)
     assert bench.run("peers", TINY)["rows"] == []
 

@@ -57,9 +57,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(
-            metavar="SUITE", help="What to measure: all, text, surgery, images, recipe, encoder, annotate or peers."
-        ),
+        typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images, recipe, sam, annotate or peers."),
     ] = "all",
     out: Out = None,
     sam_checkpoint: Annotated[

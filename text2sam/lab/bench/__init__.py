@@ -6,7 +6,7 @@ Seven suites; the first three against :mod:`text2sam.lab.experiments.plain` or a
 - ``surgery``: feature surgery over a label set, its time and its peak memory;
 - ``images``: the second text on an image against the first, by the papers' recipe;
 - ``recipe``: the default recipe against the papers', in calls of the models and in time;
-- ``encoder``: MobileSAM's image encoder as it runs on CPUs against the same weights untouched;
+- ``sam``: MobileSAM's image encoder and prompts as they run on CPUs against the same weights untouched, and in bfloat16;
 - ``annotate``: a folder job, dataset included, against a plain loop over ``segment_many`` that keeps nothing;
 - ``peers``: the photo pair against transformers' Grounding DINO and SAM 2.1, where transformers is installed.
 
@@ -40,7 +40,7 @@ from text2sam.tables import aligned
 
 __all__ = ["SUITES", "Settings", "main_command", "run", "table"]
 
-SUITES = ("text", "surgery", "images", "recipe", "encoder", "annotate", "peers")
+SUITES = ("text", "surgery", "images", "recipe", "sam", "annotate", "peers")
 
 
 def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from text2sam.clip.prompts import PromptEnsemble, Tokenizer, ensemble_templates
 from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
 from text2sam.lab.bench.peers import peer_pipeline
+from text2sam.lab.bench.sam import measure_sam
 from text2sam.lab.bench.timing import Row, Side, alternate, peak_tensor_bytes, row, timed_row
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
@@ -51,11 +52,11 @@ class Settings:
         labels: numbers of texts for feature surgery; the first also serves for memory at two widths.
         tokens: tokens of the image, the class token included.
         channels, wide_channels: the two widths C.
-        image_shape: (H, W) of the drawn image in pixels.
+        image_shape, large_shape: (H, W) of the drawn image in pixels, and of a large photo.
         image_texts: the first and the second text.
         folder_preset: the pair of the annotate suite, "photo" or "sticker".
         folder_images: images of the annotate suite's folder.
-        folder_rounds, encoder_rounds, peer_rounds: timed rounds of the suites of these names.
+        folder_rounds, sam_rounds, peer_rounds: timed rounds of the suites of these names.
     """
 
     device: str | None = None
@@ -70,13 +71,14 @@ class Settings:
     wide_channels: int = 1024
     surgery_rounds: int = 5
     image_shape: tuple[int, int] = (480, 640)
+    large_shape: tuple[int, int] = (3000, 4000)
     image_texts: tuple[str, str] = ("cat", "ship")
     image_rounds: int = 7
     checkpoint_rounds: int = 2
     folder_preset: str = "photo"
     folder_images: int = 32
     folder_rounds: int = 2
-    encoder_rounds: int = 5
+    sam_rounds: int = 5
     peer_rounds: int = 1
 
 
@@ -366,29 +368,14 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
     return details, [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
 
 
-def measure_encoder(settings: Settings) -> Result:
-    """MobileSAM's image encoder as a predictor on the CPU has it, against the same weights untouched."""
-    from text2sam.sam.mobile import MobileImageEncoder, hasten
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plainly = MobileImageEncoder().eval().requires_grad_(False)
-        pixels = torch.randn(1, 3, plainly.img_size, plainly.img_size)
-    ours = hasten(copy.deepcopy(plainly))
-    with torch.inference_mode():
-        difference = float((ours(pixels) - plainly(pixels)).abs().max())
-        sides = {"ours": Side(lambda: ours(pixels), long=True), "plain": Side(lambda: plainly(pixels), long=True)}
-        times = alternate(sides, settings.encoder_rounds)
-    lines = [timed_row("MobileSAM's image encoder, against plain", times["ours"], times["plain"], 1.5)]
-    return {"difference": difference, "times": times}, lines
-
-
 def measure_peers(settings: Settings) -> Iterator[Result]:
     """The photo pair against what people take instead; nothing where transformers is not installed.
 
-    Both are asked for the first mask of a picture, for a second text on it, and how much memory their tensors take.
+    Both are asked for the first mask of a picture, for a second text on it, for a picture of a folder with four texts, which
+    their detector takes in one go, and how much memory their tensors take.
     """
-    image, (first, second) = draw(settings.image_shape), ("cat", "dog")
+    image, texts = draw(settings.image_shape), ("cat", "dog", "car", "person")
+    first, second = texts[:2]
     theirs = peer_pipeline(settings.image_shape, pick_device(settings.device))
     if theirs is None:
         return
@@ -404,6 +391,7 @@ def measure_peers(settings: Settings) -> Iterator[Result]:
     sides = {
         "first_text": Side(on_new_image, long=True),
         "second_text": Side(lambda: ask(second), long=True),
+        "four_texts": Side(lambda: model.segment_many(image, texts, threshold=0.0), long=True),
         "peers_first_text": Side(lambda: theirs(True), long=True),
         "peers_second_text": Side(lambda: theirs(False), long=True),
     }
@@ -415,6 +403,7 @@ def measure_peers(settings: Settings) -> Iterator[Result]:
         [
             timed_row(f"{what}: first mask of a picture", times["first_text"], times["peers_first_text"]),
             timed_row(f"{what}: second text", times["second_text"], times["peers_second_text"]),
+            timed_row(f"{what}: a picture of a folder, four texts, all found", times["four_texts"], times["peers_first_text"]),
             row(f"{what}: peak memory beside the weights", peaks["ours"], peaks["peers"], "bytes"),
         ],
     )
@@ -463,8 +452,8 @@ def measure(name: str, settings: Settings) -> Iterator[Result]:
         photo = settings.folder_preset == "photo"
         chosen = TextPromptedSAM.from_pretrained("photo", device=settings.device) if photo else build_pair(None, settings)[0]
         yield measure_annotate(chosen, settings)
-    elif name == "encoder":
-        yield measure_encoder(settings)
+    elif name == "sam":
+        yield measure_sam(settings)
     elif name == "peers":
         yield from measure_peers(settings)
     else:

@@ -1,0 +1,63 @@
+"""The suite of MobileSAM on a CPU: its image encoder and its prompts, against the same weights as segment-anything has them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from text2sam.lab.bench.timing import Row, Side, alternate, timed_row
+
+if TYPE_CHECKING:
+    from text2sam.lab.bench.suites import Settings
+
+
+def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
+    """Encoder and prompts, in turn with the untouched ones; weights are drawn."""
+    from segment_anything import SamPredictor
+
+    from text2sam.sam.build import build_predictor, build_sam
+
+    def same(dtype: str) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build_predictor("vit_t", device="cpu", dtype=dtype)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = SamPredictor(build_sam("vit_t", device="cpu"))
+    ours, half = same("float32"), same("bfloat16")
+    side = plain.model.image_encoder.img_size
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    encoders = {
+        name: predictor.model.image_encoder for name, predictor in {"plain": plain, "ours": ours, "bfloat16": half}.items()
+    }
+    with torch.inference_mode():
+        features = {name: encoder(pixels) for name, encoder in encoders.items()}
+        sides = {name: Side(partial(encoder, pixels), long=True) for name, encoder in encoders.items()}
+        times = alternate(sides, settings.sam_rounds)
+    rows = [
+        timed_row("MobileSAM's image encoder, against plain", times["ours"], times["plain"], 1.5),
+        timed_row("the same in bfloat16, against float32", times["bfloat16"], times["ours"]),
+    ]
+    details: dict[str, Any] = {
+        "difference": float((features["ours"] - features["plain"]).abs().max()),
+        "difference_bfloat16": float((features["bfloat16"] - features["plain"]).abs().max()),
+        "times": times,
+    }
+    for height, width in (settings.image_shape, settings.large_shape):
+        for predictor in (plain, ours):
+            predictor.original_size, predictor.is_image_set = (height, width), True
+            predictor.input_size = predictor.transform.get_preprocess_shape(height, width, side)
+            predictor.features = features["plain"]
+        points, labels = np.array([[0.4 * width, 0.5 * height], [0.1 * width, 0.1 * height]]), np.array([1, 0])
+        prompts = {
+            name: Side(partial(predictor.predict, points, labels), long=True)
+            for name, predictor in {"ours": ours, "plain": plain}.items()
+        }
+        asked = alternate(prompts, settings.sam_rounds)
+        details[f"prompt_{height}x{width}"] = asked
+        rows.append(timed_row(f"a prompt on {width} x {height} pixels, against SamPredictor", asked["ours"], asked["plain"]))
+    return details, rows
