@@ -31,7 +31,7 @@ class Oracle:
     def __init__(self, masks: dict[str, NDArray[np.bool_]]) -> None:
         self.masks = masks
 
-    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
+    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str], *, exclude: Sequence[str]) -> list[Segmentation]:
         nothing = np.zeros(image.shape[:2], bool)
         return [answer(t, self.masks.get(t, nothing), t in self.masks) for t in texts]
 
@@ -136,7 +136,7 @@ def test_absent_text_with_a_mask_is_drawn_with_it(tmp_path: Path) -> None:
     scene = demo.load_scenes()[0]
 
     class Proposes(Oracle):
-        def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
+        def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str], *, exclude: Sequence[str]) -> list[Segmentation]:
             return [answer(t, self.masks["cat"], present=t == "cat") for t in texts]
 
     rows, _ = demo.run_demo(tmp_path, model=Proposes(scene.masks), preset="sticker", scenes=["pets"])
@@ -167,7 +167,7 @@ def test_demo_with_the_shipped_pair_and_no_network(tmp_path: Path, monkeypatch: 
 
 def test_photos_are_there_and_only_those_presets_that_ship(tmp_path: Path) -> None:
     photos = demo.load_photos()
-    assert [photo.name for photo in photos] == ["chelsea", "coffee", "rocket"]
+    assert [photo.name for photo in photos] == ["chelsea", "astronaut", "coffee", "rocket"]
     for photo in photos:
         assert photo.image.dtype == np.uint8
         assert photo.image.ndim == 3
@@ -182,10 +182,18 @@ def test_demo_finds_things_in_photos_and_opens_no_connection(tmp_path: Path, mon
         raise AssertionError("the demo opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    rows, record = demo.run_demo(tmp_path, device="cpu", scenes=["coffee"])
+    rows, record = demo.run_demo(tmp_path, device="cpu", scenes=["coffee", "rocket"])
     assert record["preset"] == "photo"
-    assert [(row.text, row.answer, row.there) for row in rows] == [("cup", "found", True), ("bus", "not here", False)]
-    [cup, bus] = rows
+    assert [(row.text, row.answer, row.there) for row in rows] == [
+        ("cup", "found", True),
+        ("bus", "not here", False),
+        ("rocket", "found", True),
+        ("sheep", "not here", False),
+    ]
+    cup, bus, rocket, _ = rows
+    assert rocket.result.excluded == ("tower",)
+    assert not rocket.result.mask[:, :250].any(), "the towers"
+    assert rocket.result.mask[150:300, 315:330].mean() > 0.8
     assert cup.result.mask[80:180, 220:370].mean() > 0.9, "the inside of the cup"
     assert cup.result.mask[:, 500:].mean() < 0.05, "the table"
     assert not bus.result.mask.any()

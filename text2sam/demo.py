@@ -31,13 +31,18 @@ SCENES = Path(__file__).parent / "zoo" / "sticker" / "scenes"
 CREDIT = "drawn by text2sam from OpenMoji glyphs (https://openmoji.org), CC BY-SA 4.0"
 
 PHOTO_CREDIT = (
-    "photos that scikit-image ships, dedicated to the public domain (CC0): chelsea by Stefan van der Walt, coffee by Rachel "
-    "Michetti, rocket by SpaceX"
+    "photos that scikit-image ships, in the public domain: astronaut by NASA; dedicated to it (CC0): chelsea by Stefan van der "
+    "Walt, coffee by Rachel Michetti, rocket by SpaceX"
 )
 
 _CAPTION = 18  # height in pixels
 _CONTACT = 320  # width in pixels of a picture in the contact figure
-_PHOTOS = (("chelsea", ("cat",), "banana"), ("coffee", ("cup",), "bus"), ("rocket", ("rocket",), "sheep"))
+_PHOTOS = (
+    ("chelsea", ("cat",), "banana", ()),
+    ("astronaut", ("helmet", "space shuttle"), "dog", ()),
+    ("coffee", ("cup",), "bus", ()),
+    ("rocket", ("rocket",), "sheep", ("tower",)),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class DemoScene:
         masks: the visible part of each thing, by name, (H, W) bool; empty for photos, whose true masks nobody drew.
         find: names that are in it.
         absent: a name that is not.
+        exclude: names of what is to be left out.
         seed: from which it was drawn; None for photos.
     """
 
@@ -59,6 +65,7 @@ class DemoScene:
     find: tuple[str, ...]
     absent: str
     seed: int | None
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +97,7 @@ class DemoRow:
 class SegmentsMany(Protocol):
     """What the demo needs of a :class:`text2sam.TextPromptedSAM`."""
 
-    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str]) -> list[Segmentation]:
+    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str], *, exclude: Sequence[str]) -> list[Segmentation]:
         """One result per text."""
         ...
 
@@ -120,12 +127,12 @@ def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...
 
 
 def load_photos() -> tuple[DemoScene, ...]:
-    """Three photos that scikit-image ships."""
+    """Four photos that scikit-image ships."""
     import skimage.data
 
     return tuple(
-        DemoScene(name, np.ascontiguousarray(getattr(skimage.data, name)()), {}, find, absent, None)
-        for name, find, absent in _PHOTOS
+        DemoScene(name, np.ascontiguousarray(getattr(skimage.data, name)()), {}, find, absent, None, exclude)
+        for name, find, absent, exclude in _PHOTOS
     )
 
 
@@ -202,7 +209,7 @@ def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> tuple[list[Demo
     write_png(out / scene.name / "image.png", scene.image)
     texts = [*scene.find, scene.absent]
     rows, strip = [], [_captioned(scene.image, scene.name)]
-    for text, result in zip(texts, model.segment_many(scene.image, texts), strict=True):
+    for text, result in zip(texts, model.segment_many(scene.image, texts, exclude=scene.exclude), strict=True):
         stem = f"{scene.name}/{text.replace(' ', '-')}"
         files = {"mask": f"{stem}_mask.png", "overlay": f"{stem}_overlay.png", "figures": f"{stem}.json"}
         result.save(out / files["mask"])
@@ -213,7 +220,8 @@ def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> tuple[list[Demo
         truth = scene.masks.get(text)
         iou = None if truth is None else round(float(mask_iou(result.mask, truth)), 4)
         rows.append(DemoRow(scene.name, text, text in scene.find, result, iou, files))
-        strip.append(_captioned(drawn, f"{text}: {rows[-1].answer} ({result.presence:.2f})"))
+        asked = f"{text} without {', '.join(scene.exclude)}" if scene.exclude and text in scene.find else text
+        strip.append(_captioned(drawn, f"{asked}: {rows[-1].answer} ({result.presence:.2f})"))
     return rows, np.concatenate(strip, axis=1)
 
 
