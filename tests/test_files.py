@@ -95,11 +95,6 @@ def test_oserror_in_the_block_is_an_output_error(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-def test_output_error_of_an_inner_write_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="inner"), atomic_path(tmp_path / "outer"):
-        raise OutputError("cannot write inner")
-
-
 def test_folders_and_files_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
@@ -165,12 +160,6 @@ def test_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
-def test_longest_name_fits(tmp_path: Path) -> None:
-    path = tmp_path / ("n" * 250 + ".json")
-    write_bytes(path, b"1")
-    assert path.read_bytes() == b"1"
-
-
 def test_json_layout(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"z": "å", "a": [1, 2.5, None, True]})
     expected = '{\n  "z": "å",\n  "a": [\n    1,\n    2.5,\n    null,\n    true\n  ]\n}\n'
@@ -225,11 +214,8 @@ def test_png_colour_round_trip(tmp_path: Path, channels: int) -> None:
     [
         np.zeros((0, 3), np.uint8),
         np.zeros((2, 2, 2), np.uint8),
-        np.zeros((2, 2, 1), np.uint8),
-        np.zeros(4, np.uint8),
         np.zeros((2, 2, 3), np.uint16),
         np.zeros((2, 2), np.float32),
-        np.zeros((2, 2), np.int64),
         [[0, 1]],
     ],
     ids=lambda a: f"{a.dtype}{a.shape}" if isinstance(a, np.ndarray) else "list",

@@ -79,11 +79,6 @@ def test_a_figure_of_its_own_has_the_images_size() -> None:
     np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), picture, atol=1)
 
 
-def test_a_tiny_image_is_enlarged() -> None:
-    plain = plot.points(IMAGE, PointPrompts.empty())
-    np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), IMAGE.repeat(11, 0).repeat(11, 1), atol=1)
-
-
 @pytest.mark.parametrize("kind", ["path", "pil", "float", "grey"])
 def test_images_are_read_as_segment_reads_them(kind: str, tmp_path: Any) -> None:
     given: Any = {"pil": Image.fromarray(IMAGE), "float": IMAGE / 255, "grey": IMAGE[..., 0]}.get(kind, tmp_path / "a.png")
@@ -156,12 +151,6 @@ def test_heat_is_the_map_over_grey() -> None:
     assert (np.diff(luma) > 0).all()
 
 
-def test_a_flat_map_has_the_lowest_colour() -> None:
-    ax = plot.heat(IMAGE, SimilarityMap(np.full((3, 4), 0.25, np.float32)), alpha=1.0)
-    lowest = np.array(matplotlib.colormaps[plot.HEAT](0.0)[:3]) * 255
-    assert np.abs(plot.to_png(ax.figure).astype(float) - lowest).max() <= 1
-
-
 def test_objects_have_colours_numbers_and_scores() -> None:
     ax = plot.objects(IMAGE, union())
     assert [text.get_text() for text in ax.texts] == ["1: 0.75", "2: 0.50"]
@@ -223,16 +212,6 @@ def test_captions_fit_narrow_columns(columns: int) -> None:
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(spans[:columns]))
     assert all(span.y1 <= figure.bbox.y1 for span in spans)
     assert all(title.endswith("...") for title in titles(figure)[1:])
-
-
-def test_marks_shrink_on_small_axes() -> None:
-    small, large = (Figure(figsize=(inches, inches)).subplots() for inches in (1, 6))
-    for ax in (small, large):
-        plot.overlay(IMAGE, answer(rectangle()), ax)
-    (few, *_), (many, *_) = ([c.get_linewidths()[0] for c in ax.collections if hasattr(c, "levels")] for ax in (small, large))
-    assert few < many
-    sizes = [next(c.get_sizes()[0] for c in ax.collections if not hasattr(c, "levels")) for ax in (small, large)]
-    assert sizes[0] < sizes[1]
 
 
 def test_no_points_and_no_image() -> None:

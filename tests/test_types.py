@@ -192,13 +192,6 @@ def test_masks_come_back_from_run_lengths(shape: tuple[int, int]) -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(offered)).masks, masks)
 
 
-def test_positive_and_negative() -> None:
-    points = PointPrompts(COORDS, LABELS)
-    assert len(points) == 3
-    assert points.positive.tolist() == [[1, 2], [5, 6]]
-    assert points.negative.tolist() == [[3, 4]]
-
-
 def test_segmentation_of_nothing() -> None:
     nothing = segmentation(**NOTHING, box=None, present=False, score=0.0)
     assert nothing.area == 0

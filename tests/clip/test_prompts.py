@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import TEMPLATES, condition, count_calls, raising, tiny_clip, tokenizer
 from open_clip.model import CustomTextCLIP
-from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
 
 from text2sam.clip.prompts import (
     SCENE_TEMPLATES,
@@ -175,11 +174,6 @@ def test_the_85_templates() -> None:
     assert all(t.count("{}") == 1 and t.replace("{}", "").count("{") == 0 for t in templates)
     assert templates[80:] == SCENE_TEMPLATES
     assert PromptEnsemble(tiny_clip(), tokenizer()).templates == templates
-
-
-def test_short_templates_are_clips_own() -> None:
-    assert tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES) == SHORT_TEMPLATES
-    assert set(SHORT_TEMPLATES) < set(ensemble_templates())
 
 
 def test_texts_and_templates_are_taken_literally() -> None:

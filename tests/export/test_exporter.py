@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from text2sam import Text2SamError
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export import exporter as module
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
@@ -81,11 +80,6 @@ def test_no_image_takes_the_place_of_another(name: str, tmp_path: Path, paths: l
 
 def files_of(folder: str) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-@EVERY
-def test_no_images(name: str, tmp_path: Path) -> None:
-    assert export([], tmp_path / "out", format=name, labels=["cat"]) == Losses(name)
 
 
 @EVERY
@@ -240,16 +234,6 @@ def test_wrong_options(name: str, options: dict[str, Any], tmp_path: Path) -> No
 def test_wrong_labels(labels: Any) -> None:
     with pytest.raises(InputError, match="label"):
         check_labels(labels)
-
-
-@given(st.text(max_size=20) | st.lists(st.text(max_size=3) | st.integers(), max_size=4))
-def test_any_labels(labels: Any) -> None:
-    try:
-        checked = check_labels(labels)
-    except Text2SamError:
-        return
-    assert list(checked) == labels
-    assert "".join(checked).encode("utf-8")
 
 
 # losses

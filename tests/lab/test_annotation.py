@@ -19,17 +19,15 @@ from PIL import Image
 
 from text2sam.annotate.sources import find_images
 from text2sam.annotate.worker import load
-from text2sam.errors import InputError, OutputError, Text2SamError
+from text2sam.errors import InputError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import export
 from text2sam.image import read_image
-from text2sam.lab.experiments import annotation
 from text2sam.lab.experiments.annotation import (
     CHECKS,
     MEASURED,
     judge_image,
     kills,
-    main_command,
     measure,
     report,
     summarize,
@@ -429,38 +427,6 @@ def test_every_check_can_fail(
 
 
 # the command
-
-
-@LEAVES_OPEN
-def test_command_tells_before_it_fails(
-    trial: tuple[Drawn, Path, Run],
-    other: tuple[Path, Run],
-    labelme: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    drawn, out, killed = trial
-    places: list[Path] = []
-
-    def made(settings: Settings, folder: Path, *, progress: bool) -> dict[str, Any]:
-        assert not progress
-        places.append(folder)
-        return report(settings, drawn, out, killed, other[1], other[0])
-
-    monkeypatch.setattr(annotation, "measure", made)
-    main_command(SMALL, tmp_path / "r.json", True, tmp_path / "kept")
-    assert places == [tmp_path / "kept"]
-    assert json.loads(capsys.readouterr().out) == {**json.loads((tmp_path / "r.json").read_text()), "warnings": []}
-    with pytest.raises(Text2SamError, match=r"the trial failed: not killed as often as asked$"):
-        main_command(replace(SMALL, kills=3), tmp_path / "s.json")
-    assert capsys.readouterr().out.startswith("check")
-    assert (tmp_path / "s.json").exists()
-    assert not places[1].parent.exists()  # the temporary folder is gone
-    with pytest.raises(OutputError):
-        main_command(SMALL, tmp_path)
-    assert len(places) == 2
 
 
 @drawing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,13 +129,6 @@ def test_a_dataset_is_a_sequence_that_reads_nothing() -> None:
 def test_a_dataset_that_cannot_be(change: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         dataclasses.replace(small(), **change)
-
-
-def test_description_is_json_and_knows_the_order() -> None:
-    one, other = small(3).describe(), dataclasses.replace(small(3), ids=("s0", "s2", "s1")).describe()
-    assert json.loads(json.dumps(one)) == one
-    assert one["samples"] == 3
-    assert one["ids_sha256"] != other["ids_sha256"]
 
 
 def test_subset() -> None:

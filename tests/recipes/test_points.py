@@ -40,12 +40,6 @@ def test_flat_maps_give_none(grid: tuple[int, int], value: float) -> None:
         assert points.labels.shape == (0,)
 
 
-def test_smallest_image() -> None:
-    points = points_from_similarity(np.arange(36, dtype=np.float32).reshape(6, 6), (1, 1))
-    assert points.coords.tolist() == [[0, 0]] * len(points)
-    assert len(points) > 0
-
-
 def test_rows_and_lines_of_cells() -> None:
     ramp = np.arange(8, dtype=np.float32)
     across = points_from_similarity(ramp[None], (10, 80), downsample=1)
@@ -75,12 +69,6 @@ def test_values_that_are_no_map(values: Any) -> None:
 
 
 RAMP = np.arange(16, dtype=np.float32).reshape(4, 4)
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (5, -1), (5,), (5, 5, 3), 5, None, "55", (5.5, 5), (math.inf, 5)])
-def test_shapes_that_are_none(shape: Any) -> None:
-    with pytest.raises(InputError, match="shape must be"):
-        points_from_similarity(RAMP, shape)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, math.inf])
@@ -464,11 +452,6 @@ def test_negative_points_lie_in_the_valleys(reach: int) -> None:
     for k in range(1, 4):  # each as far from those before as can be
         apart = {p: min(math.dist(p, q) for q in chosen[:k]) for p in valley}
         assert apart[chosen[k]] == pytest.approx(max(apart.values()))
-
-
-@pytest.mark.parametrize("rule", [PeakRule(), PeakRule(negatives=3, reach=0), PeakRule(negatives=3, reach=1)])
-def test_no_negative_points_without_room(rule: PeakRule) -> None:
-    assert PeakRule()(blobs((9, 8, 1)), (200, 200)).coords.tolist() == rule(blobs((9, 8, 1)), (200, 200)).coords.tolist()
 
 
 # regions

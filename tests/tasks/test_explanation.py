@@ -78,12 +78,6 @@ def test_tokenizers_that_do_not_tell() -> None:
     assert not calls
 
 
-@pytest.mark.parametrize("text", [{"pool_type": "last"}, {"pool_type": "first"}])
-def test_towers_pooled_elsewhere(text: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match=text["pool_type"]):
-        explain_text(tiny_surgery(tiny_clip(text=text)), picture(), TEXT)
-
-
 def test_a_tower_that_is_not_causal() -> None:
     surgery = tiny_surgery(tiny_clip(text={"no_causal_mask": True}))
     found = explain_text(surgery, picture(), TEXT)
@@ -280,15 +274,3 @@ def test_words_point_at_their_things() -> None:
     assert np.mean(contrast) > 0.15
     assert np.mean(hotter) > 0.7
     assert np.mean(carried) > 0.7
-
-
-# the package
-
-
-def test_public_names() -> None:
-    import text2sam.tasks as tasks
-
-    assert sorted(tasks.__all__) == sorted(tasks._HOMES)
-    assert all(getattr(tasks, name).__module__ == home for name, home in tasks._HOMES.items())
-    with pytest.raises(AttributeError, match="no attribute 'segment'"):
-        tasks.segment  # noqa: B018

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from text2sam.errors import ChecksumError, DownloadError, InputError, OfflineError, OutputError, WeightsError
+from text2sam.errors import ChecksumError, DownloadError, OfflineError, OutputError, WeightsError
 from text2sam.zoo import download
 from text2sam.zoo.download import VerifyResult, cache_path, local_path, resolve, verify
 from text2sam.zoo.table import CHECKPOINTS, Checkpoint, checkpoint
@@ -552,10 +552,4 @@ def test_resolve_names_and_files(server: Server, register: Register, tmp_path: P
 )
 def test_resolve_refuses_with_advice(spec: Any, kind: Any, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
-        resolve(spec, kind)
-
-
-@pytest.mark.parametrize(("spec", "kind"), [("mobile-sam", "sm"), (None, "sam"), (3, "clip")])
-def test_resolve_refuses_other_types(spec: Any, kind: Any) -> None:
-    with pytest.raises(InputError):
         resolve(spec, kind)
