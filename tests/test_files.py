@@ -95,6 +95,11 @@ def test_oserror_in_the_block_is_an_output_error(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
+def test_output_error_of_an_inner_write_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="inner"), atomic_path(tmp_path / "outer"):
+        raise OutputError("cannot write inner")
+
+
 def test_folders_and_files_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
@@ -158,6 +163,12 @@ def test_link_is_followed(tmp_path: Path) -> None:
     write_bytes(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_longest_name_fits(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250 + ".json")
+    write_bytes(path, b"1")
+    assert path.read_bytes() == b"1"
 
 
 def test_json_layout(tmp_path: Path) -> None:

@@ -151,6 +151,12 @@ def test_heat_is_the_map_over_grey() -> None:
     assert (np.diff(luma) > 0).all()
 
 
+def test_a_flat_map_has_the_lowest_colour() -> None:
+    ax = plot.heat(IMAGE, SimilarityMap(np.full((3, 4), 0.25, np.float32)), alpha=1.0)
+    lowest = np.array(matplotlib.colormaps[plot.HEAT](0.0)[:3]) * 255
+    assert np.abs(plot.to_png(ax.figure).astype(float) - lowest).max() <= 1
+
+
 def test_objects_have_colours_numbers_and_scores() -> None:
     ax = plot.objects(IMAGE, union())
     assert [text.get_text() for text in ax.texts] == ["1: 0.75", "2: 0.50"]
@@ -298,6 +304,12 @@ def test_words_are_bars_and_maps_on_one_scale() -> None:
     assert [ax.images[-1].get_clim() for ax in maps] == [pytest.approx((-0.55, 0.55), abs=1e-4)] * 8
     np.testing.assert_allclose(pixels(maps[0], 1), pixels(maps[7], 1), atol=1e-4)  # less their medians they are equal
     assert plot.to_png(figure, 640).shape[1] == 640
+
+
+def test_one_word_that_carries_nothing() -> None:
+    figure = plot.words(IMAGE, explanation(0.0))
+    assert len(figure.axes) == 3
+    assert plot.to_png(figure).shape[1] == 1200
 
 
 # errors

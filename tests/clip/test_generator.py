@@ -541,6 +541,8 @@ def test_fingerprint_stands_for_what_presence_depends_on() -> None:
         "templates": {"templates": ["a {}."]},
         "offset": {"presence_offset": 0.5},
         "rivals": {"presence_rivals": 0.5},
+        "scales": {"scales": (1.0, 0.5)},
+        "scales in another order": {"scales": (0.5, 1.0)},
         "mean": {"mean": (0.5, 0.5, 0.5)},
         "std": {"std": (0.5, 0.5, 0.5)},
         "vocabulary": {"vocabulary": ["dog"]},

@@ -231,6 +231,12 @@ def test_trimmed_is_untrimmed(text: dict[str, Any], trimmed: bool) -> None:
     assert [shape[1] for shape in calls] == [11 if trimmed else 77, 77, 77]
 
 
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_batches(batch: int) -> None:
+    texts = ["cat", "a black dog", "x y z"]
+    torch.testing.assert_close(ensemble(batch=batch)(texts), ensemble()(texts), rtol=0, atol=1e-6)
+
+
 # behaviour
 
 
@@ -360,6 +366,15 @@ def test_other_templates_never_meet_the_entry(tmp_path: Path) -> None:
     ensemble(cache=tmp_path)(["cat"])
     found = ensemble(cache=tmp_path, templates=TEMPLATES[:1])(["cat"])
     assert torch.equal(found, ensemble(templates=TEMPLATES[:1])(["cat"]))
+
+
+def test_weights_changed_in_place_never_meet_the_entry(tmp_path: Path) -> None:
+    e = ensemble(cache=tmp_path)
+    old = e(["cat"])
+    with torch.no_grad():
+        e._model.text_projection.mul_(torch.linspace(0.5, 2, 16))
+    e.forget()
+    assert (e(["cat"]) - old).abs().max() > 1e-3
 
 
 def test_fingerprint_is_the_text_towers_alone() -> None:

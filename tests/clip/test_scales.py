@@ -76,6 +76,15 @@ def test_maps_at_several_scales_are_means_of_maps(tower: str, size: Any) -> None
     torch.testing.assert_close(both.surgery[1:], normalize(one.surgery[1:] + fine, dim=-1))
 
 
+def test_another_scale_alone_keeps_the_grid_of_the_image_size() -> None:
+    surgery = tiny_surgery(scales=(2.0,))
+    features = surgery.encode_image(picture())
+    plain = tiny_surgery().encode_image(picture())
+    assert features.grid == plain.grid
+    assert features.surgery.shape == plain.surgery.shape
+    assert not torch.allclose(features.surgery, plain.surgery, atol=1e-3)
+
+
 def test_a_scale_of_less_than_a_patch_is_one_patch() -> None:
     features = tiny_surgery(scales=(1e-6, 1.0)).encode_image(np.zeros((1, 1, 3), np.uint8))
     assert torch.isfinite(features.surgery).all()

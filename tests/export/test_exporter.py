@@ -83,6 +83,11 @@ def files_of(folder: str) -> dict[Path, bytes]:
 
 
 @EVERY
+def test_no_images(name: str, tmp_path: Path) -> None:
+    assert export([], tmp_path / "out", format=name, labels=["cat"]) == Losses(name)
+
+
+@EVERY
 @pytest.mark.parametrize("options", [{}, POLYGONS])
 def test_the_same_bytes_again(
     name: str, options: dict[str, Any], images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content
@@ -186,6 +191,13 @@ def test_files_that_are_links_out_of_the_folder(name: str, tmp_path: Path) -> No
     with pytest.raises(OutputError, match="not in the folder"):
         export([plain("a.jpg")], tmp_path / "out", format=home, labels=["cat"])
     assert (tmp_path / "victim").read_text() == "mine"
+
+
+@EVERY
+def test_a_folder_that_is_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="out"):
+        make_exporter(tmp_path / "out", format=name, labels=["cat"])
 
 
 @EVERY

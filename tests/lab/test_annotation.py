@@ -35,7 +35,7 @@ from text2sam.lab.experiments.annotation import (
 )
 from text2sam.lab.experiments.annotation import folder as trial_folder
 from text2sam.lab.experiments.annotation.folder import LABELS, Drawn, Hostile, Picture, Settings, draw_folder, draw_hostile
-from text2sam.lab.experiments.annotation.kills import Attempt, Run
+from text2sam.lab.experiments.annotation.kills import Attempt, Run, kill_points
 from text2sam.lab.experiments.annotation.readers import CocoFile, Item, check_labelme
 from text2sam.lab.experiments.hostile import ENCODINGS, HOSTILE
 from text2sam.lab.sticker.world import background
@@ -71,6 +71,14 @@ def box(*corners: int, shape: tuple[int, int] = SHAPE) -> NDArray[np.bool_]:
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Settings(**wrong)
+
+
+def test_kills_are_spread() -> None:
+    assert kill_points(0, 10) == []
+    assert kill_points(1, 10) == [5]
+    assert kill_points(2, 10) == [5, None]
+    assert kill_points(5, 10) == [2, 4, 6, 8, None]
+    assert kill_points(5, 1) == [1, 1, 1, 1, None]
 
 
 # what is drawn
@@ -228,6 +236,10 @@ def test_kills_fall_at_work_and_while_writing(job: Callable[..., tuple[Attempt, 
     assert said == b"said\n"
 
 
+def test_a_job_that_ends_before_its_kill_was_not_killed(job: Callable[..., tuple[Attempt, bytes]]) -> None:
+    assert job(50)[0].end == "finished"
+
+
 def test_a_job_that_fails_is_told(job: Callable[..., tuple[Attempt, bytes]]) -> None:
     with pytest.raises(Text2SamError, match="failed with 3: it broke"):
         job(-1, "fail")
@@ -285,6 +297,13 @@ def trial(tmp_path: Path) -> tuple[Drawn, Path, Run]:
         "failed": [{"path": "x.png", "reason": "no image"}, {"path": "y\n.png", "reason": "no image"}],
     }  # fmt: skip
     return drawn, out, Run(("text2sam", "annotate", "a b"), 3, attempts, said)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [{}], "annotations": []}'])
+def test_a_broken_coco_file_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(Text2SamError, match="pycocotools"):
+        CocoFile(tmp_path / "a.json")
 
 
 @pytest.fixture

@@ -52,6 +52,13 @@ def test_a_class_map_gives_labels_masks_and_what_is_ignored() -> None:
     assert mapped([[0, 2, 255]], background=False).labels == ("background", "dog")  # a class like any other
 
 
+def test_a_picture_of_one_pixel_and_one_of_nothing() -> None:
+    assert mapped([[1]]).labels == ("cat",)
+    nothing = mapped([[255, 255]])
+    assert (nothing.labels, nothing.masks) == ((), {})
+    assert nothing.ignored.all()
+
+
 def test_everything_is_read_once_and_late() -> None:
     calls: list[str] = []
 
@@ -89,6 +96,14 @@ def test_objects_give_a_class_map_with_the_smallest_on_top() -> None:
     assert sample.instances[0].box.tolist() == [0, 0, 1, 1]
     bare = Sample("one", ("cat", "dog"), False, picture(), read_instances=lambda _: objects[:1])
     assert bare.semantic.tolist() == [[1, 255, 255], [255] * 3]
+
+
+def test_only_a_crowd_is_a_label_without_a_mask() -> None:
+    objects = [Instance("cat", np.ones((2, 3), bool), crowd=True)]
+    sample = Sample("one", CLASSES, True, picture(), read_instances=lambda _: objects)
+    assert sample.labels == ("cat",)
+    assert sample.masks == {}
+    assert sample.ignored.all()
 
 
 def test_labels_alone() -> None:

@@ -612,6 +612,15 @@ def test_a_broken_picture_costs_a_line(surgery: ClipSurgery, dataset: Dataset, t
     assert told(mended) == told(fresh)
 
 
+def test_nothing_but_broken_pictures(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path) -> None:
+    assert dataset.root is not None
+    for file in (dataset.root / "images").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"no picture of folder could be read; the first one: .*p0"):
+        measure(surgery, dataset, settings_of("semantic"), out=tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
 def test_errors_of_the_measuring_itself_are_not_swallowed(
     surgery: ClipSurgery, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,12 @@ def test_bad_settings(options: dict[str, Any], says: str) -> None:
         Settings(**options)
 
 
+def test_nothing_measured() -> None:
+    with pytest.raises(InputError, match="at least one"):
+        summarize([])
+    assert pick_cases([]) == []
+
+
 def test_an_empty_scene_asks_for_what_is_absent() -> None:
     pair, _ = world()
     empty = Scene(np.zeros((*SHAPE, 3), np.uint8), (), 3)
@@ -173,6 +179,13 @@ def test_an_empty_scene_asks_for_what_is_absent() -> None:
     assert result["counts"]["cases"] == 0
     json.dumps(result, allow_nan=False)
     assert " - " not in sticker.table(report(records, replace(SETTINGS, resamples=5))).replace("-  ", "")
+
+
+def test_a_scene_without_any_query() -> None:
+    pair, _ = world()
+    records = measure(pair, replace(SETTINGS, absent=0), scenes=[Scene(np.zeros((*SHAPE, 3), np.uint8), (), 3)])
+    assert records[0].answers == {"paper": [], "objects": []}
+    assert all(figure["value"] is None for figure in summarize(records, resamples=2)["figures"]["objects"].values())
 
 
 # by hand

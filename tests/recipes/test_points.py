@@ -338,6 +338,18 @@ def test_peaks_in_images_smaller_than_the_grid(shape: tuple[int, int]) -> None:
     assert ((points.coords >= 0) & (points.coords < [shape[1], shape[0]])).all()
 
 
+def test_masks_without_pixels_take_nothing() -> None:
+    similarity = blobs((5, 6, 1), (14, 12, 0.8))
+    first = PeakRule()(similarity, (200, 200))
+    assert PeakRule()(similarity, (200, 200), [np.zeros((200, 200), bool)]).coords.tolist() == first.coords.tolist()
+    assert first.coords.tolist() == [[65, 55]]
+    assert first.labels.tolist() == [1]
+
+
+def test_a_mask_of_the_whole_picture_leaves_no_peak() -> None:
+    assert len(PeakRule()(blobs((5, 6, 1)), (200, 200), [np.ones((200, 200), bool)])) == 0
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_two_blobs_one_after_the_other(stacked: bool) -> None:
     similarity, rule = blobs((5, 6, 0.8), (14, 12, 1)), PeakRule(hot=0.5)

@@ -19,7 +19,7 @@ from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.lab.sticker.world import World
 from text2sam.tasks import explain_text
-from text2sam.tasks.explanation import tokenize_words
+from text2sam.tasks.explanation import _strongest, tokenize_words
 from text2sam.types import SimilarityMap
 
 TEXT = "a photo of a peacock"
@@ -116,6 +116,10 @@ def test_a_text_tower_of_its_own(causal: bool) -> None:
         np.testing.assert_allclose(mine.similarity.values, theirs.similarity.values, atol=1e-6)
 
 
+def test_as_many_words_as_fit() -> None:
+    assert len(explain_text(tiny_surgery(), picture(), "cat " * 74).words) == 74
+
+
 # numbers
 
 
@@ -178,6 +182,13 @@ def test_places_and_their_words() -> None:
         assert [value for _, value in place.words] == [maps[i, row, column] for i, _ in place.words]
     assert explain_text(surgery, picture(), TEXT, places=0).places == ()
     assert 2 <= len(explain_text(surgery, picture(), TEXT, places=99).places) <= 8
+
+
+def test_places_are_apart() -> None:
+    values = np.arange(25, dtype=np.float32).reshape(5, 5)
+    assert _strongest(values, 4) == [(4, 4), (4, 2), (4, 0), (2, 4)]
+    assert len(_strongest(values, 99)) == 9
+    assert _strongest(np.zeros((1, 1), np.float32), 5) == [(0, 0)]
 
 
 def test_features_in_place_of_the_image() -> None:

@@ -364,6 +364,14 @@ def test_the_pair_keeps_its_own_image() -> None:
     np.testing.assert_array_equal(predictor.images[-1], mine)
 
 
+def test_nothing_to_ask_sam_for() -> None:
+    predictor = FakePredictor()
+    model = TextPromptedSAM(predictor, tiny_surgery())
+    found = segment_semantic(model, picture(), LABELS, threshold=1.0, refine="sam")
+    assert found.present == ("background",)
+    assert not predictor.images
+
+
 # the result
 
 
