@@ -32,7 +32,7 @@ faster = settings(fast, max_examples=30)
 
 
 @pytest.mark.parametrize("value", [0.0, 1 / 3, 1e30, 1e-40])
-@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (5, 7), (7, 7), (14, 15), (32, 32), (37, 37)])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (3, 3), (5, 7), (32, 32), (37, 37)])
 def test_flat_maps_give_none(grid: tuple[int, int], value: float) -> None:
     for downsample in (1, 2, 3, 5):
         points = points_from_similarity(np.full(grid, value, np.float32), (100, 130), downsample=downsample)
