@@ -53,13 +53,6 @@ def test_shipped_scenes_hold_what_they_say() -> None:
         assert scene.seed < 1_000_000_000, "training draws from there upwards"
 
 
-def test_shipped_scenes_are_small() -> None:
-    files = [p for p in demo.SCENES.iterdir() if p.suffix in (".png", ".json")]
-    assert sum(p.stat().st_size for p in files) < 600_000
-    with Image.open(demo.SCENES / "pets.cat.png") as picture:
-        assert picture.mode == "1"
-
-
 def test_broken_scenes_are_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         demo.load_scenes(tmp_path)

@@ -225,11 +225,8 @@ def test_png_colour_round_trip(tmp_path: Path, channels: int) -> None:
     [
         np.zeros((0, 3), np.uint8),
         np.zeros((2, 2, 2), np.uint8),
-        np.zeros((2, 2, 1), np.uint8),
-        np.zeros(4, np.uint8),
         np.zeros((2, 2, 3), np.uint16),
         np.zeros((2, 2), np.float32),
-        np.zeros((2, 2), np.int64),
         [[0, 1]],
     ],
     ids=lambda a: f"{a.dtype}{a.shape}" if isinstance(a, np.ndarray) else "list",

@@ -455,6 +455,12 @@ def test_ranges_that_are_refused(value_range: Any) -> None:
         read_image(noise8(2, 2), value_range=value_range)
 
 
+@pytest.mark.parametrize("max_pixels", [0, -1, 2.5, "9", True])
+def test_limits_that_are_refused(max_pixels: Any) -> None:
+    with pytest.raises(InputError, match="max_pixels"):
+        read_image("a.png", max_pixels=max_pixels)
+
+
 # suffixes and HEIC
 
 FTYP = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"

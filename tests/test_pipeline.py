@@ -338,6 +338,17 @@ def test_failing_predictor_leaves_a_consistent_state(where: str) -> None:
     assert holds(c.segment(picture(1), "cat")) == pytest.approx(picture(1).mean(), abs=1e-3)
 
 
+def test_predictor_that_fails_the_first_time() -> None:
+    c = Counted()
+    c.predictor.fail = "set_image"
+    with pytest.raises(ZeroDivisionError):
+        c.model.set_image(picture())
+    assert not c.model.is_image_set
+    c.predictor.fail = ""
+    c.model.set_image(picture())
+    assert holds(c.segment(text="cat")) == pytest.approx(picture().mean(), abs=1e-3)
+
+
 # batches
 
 
@@ -418,6 +429,13 @@ def test_own_rules_are_used() -> None:
     assert np.array_equal(result.mask, seen["masks"][2])
     assert result.score == pytest.approx(0.5 * result.presence)
     assert result.strategy == "own"
+
+
+def test_rules_that_ask_for_nothing() -> None:
+    c = Counted()
+    c.model.presence_threshold = 0.0
+    cold = Objects(points=lambda *_: PointPrompts([[0, 0]], [0]))
+    assert c.segment(picture(), "cat", strategy=cold).candidates is None
 
 
 def test_rules_may_raise() -> None:
@@ -619,6 +637,8 @@ def test_flat_map_finds_nothing() -> None:
     for text in ("green", "green+yellow", {"leaf": ["green", "yellow"]}):
         result = model.segment(TWO, text)
         assert (result.present, result.presence, result.box, result.candidates) == (False, 0.9, None, None)
+    result = model.segment(TWO, "green", strategy="paper", threshold=0.0)
+    assert (result.present, result.box, result.score, len(result.points)) == (False, None, 0.0, 0)
     assert predictor.images == []
     half = model.segment(TWO, "red+green")
     assert len(half.objects) == 2
@@ -820,6 +840,21 @@ def test_calibrate_takes_the_threshold_over(tmp_path: Path) -> None:
         assert model.presence_threshold == fitted.threshold
     dear = model.calibrate([TWO, TWO], ["red", "blue"], [True, False], false_cost=9.0)
     assert 0.7 < dear.threshold <= 0.8
+
+
+def test_presence_against_a_label_set_is_calibrated() -> None:
+    c = Counted()
+    features = c.generator.encode_image(picture())
+    texts = ["cat", "dog"]
+    scores = [c.generator.presence(features, t, against=["sky", "tree"]) for t in texts]
+    low, high = sorted(scores)
+    fitted = c.model.calibrate([picture(), picture()], texts, [s == high for s in scores], against=["sky", "tree"])
+    assert low < fitted.threshold <= high
+    assert fitted.auroc == 1
+    shown = np.ascontiguousarray(picture()[..., ::-1])
+    turned = c.model.calibrate([shown, shown], texts, [s == high for s in scores], against=["sky", "tree"], channel_order="BGR")
+    assert turned == fitted
+    assert c.encodings[1] == 0
 
 
 def test_calibration_of_another_model_is_refused(tmp_path: Path) -> None:

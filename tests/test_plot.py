@@ -79,11 +79,6 @@ def test_a_figure_of_its_own_has_the_images_size() -> None:
     np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), picture, atol=1)
 
 
-def test_a_tiny_image_is_enlarged() -> None:
-    plain = plot.points(IMAGE, PointPrompts.empty())
-    np.testing.assert_allclose(plot.to_png(plain.figure).astype(int), IMAGE.repeat(11, 0).repeat(11, 1), atol=1)
-
-
 @pytest.mark.parametrize("kind", ["path", "pil", "float", "grey"])
 def test_images_are_read_as_segment_reads_them(kind: str, tmp_path: Any) -> None:
     given: Any = {"pil": Image.fromarray(IMAGE), "float": IMAGE / 255, "grey": IMAGE[..., 0]}.get(kind, tmp_path / "a.png")
@@ -225,16 +220,6 @@ def test_captions_fit_narrow_columns(columns: int) -> None:
     assert all(title.endswith("...") for title in titles(figure)[1:])
 
 
-def test_marks_shrink_on_small_axes() -> None:
-    small, large = (Figure(figsize=(inches, inches)).subplots() for inches in (1, 6))
-    for ax in (small, large):
-        plot.overlay(IMAGE, answer(rectangle()), ax)
-    (few, *_), (many, *_) = ([c.get_linewidths()[0] for c in ax.collections if hasattr(c, "levels")] for ax in (small, large))
-    assert few < many
-    sizes = [next(c.get_sizes()[0] for c in ax.collections if not hasattr(c, "levels")) for ax in (small, large)]
-    assert sizes[0] < sizes[1]
-
-
 def test_no_points_and_no_image() -> None:
     assert not plot.points(IMAGE, PointPrompts.empty()).collections
     ax = Figure().subplots()
@@ -319,6 +304,12 @@ def test_words_are_bars_and_maps_on_one_scale() -> None:
     assert [ax.images[-1].get_clim() for ax in maps] == [pytest.approx((-0.55, 0.55), abs=1e-4)] * 8
     np.testing.assert_allclose(pixels(maps[0], 1), pixels(maps[7], 1), atol=1e-4)  # less their medians they are equal
     assert plot.to_png(figure, 640).shape[1] == 640
+
+
+def test_one_word_that_carries_nothing() -> None:
+    figure = plot.words(IMAGE, explanation(0.0))
+    assert len(figure.axes) == 3
+    assert plot.to_png(figure).shape[1] == 1200
 
 
 # errors

@@ -112,12 +112,12 @@ def test_the_widest_of_equal_gaps() -> None:
     assert fit_threshold([sigmoid(v) for v in logits], there).threshold == pytest.approx(sigmoid(-1.5))
     logits = [9.0, 2.0, 1.0, -4.0]
     assert fit_threshold([sigmoid(v) for v in logits], there).threshold == pytest.approx(sigmoid(5.5))
-    # as probabilities the other gap is the wider: 0.02 to 0.73 against 0.88 to 0.9999
 
 
 def test_the_lower_of_gaps_as_wide() -> None:
     scores = [1.0, 1 - 2.0**-12, 2.0**-12, 0.0]  # the same distance at both ends
     assert fit_threshold(scores, [True, False, True, False]).threshold < 0.5
+    # as probabilities the other gap is the wider: 0.02 to 0.73 against 0.88 to 0.9999
 
 
 def test_a_gap_between_scores_goes_before_the_ends() -> None:

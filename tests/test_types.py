@@ -95,6 +95,12 @@ def test_maps_that_are_none(values: Any) -> None:
         SimilarityMap(values)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_maps_that_are_not_finite(value: float) -> None:
+    with pytest.raises(InputError, match="finite"):
+        SimilarityMap(np.array([[0, value]], np.float32))
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -192,13 +198,6 @@ def test_masks_come_back_from_run_lengths(shape: tuple[int, int]) -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(offered)).masks, masks)
 
 
-def test_positive_and_negative() -> None:
-    points = PointPrompts(COORDS, LABELS)
-    assert len(points) == 3
-    assert points.positive.tolist() == [[1, 2], [5, 6]]
-    assert points.negative.tolist() == [[3, 4]]
-
-
 def test_segmentation_of_nothing() -> None:
     nothing = segmentation(**NOTHING, box=None, present=False, score=0.0)
     assert nothing.area == 0
@@ -275,6 +274,17 @@ def test_json_of_nothing() -> None:
     assert told["box"] is told["reason"] is None
     assert told["present"] is False
     assert told["area"] == 0
+
+
+def test_json_refuses_a_mask_without_pixels() -> None:
+    with pytest.raises(InputError, match="shape"):
+        segmentation(mask=np.zeros((0, 5), np.bool_), candidates=None, box=None, present=False).to_json()
+
+
+def test_json_of_a_flat_map_is_cold_everywhere() -> None:
+    told = segmentation(similarity=SimilarityMap(np.full((2, 3), 0.25, np.float32))).to_json()
+    assert told["points"]["heat"] == [0, 0, 0]
+    assert told["map"]["lowest"] == told["map"]["highest"] == told["map"]["mean"] == 0.25
 
 
 def test_json_tells_everything() -> None:

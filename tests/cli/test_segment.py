@@ -15,9 +15,11 @@ from standins import Model, failed, pixels_of, run
 
 from text2sam import plot
 from text2sam.cli import common
+from text2sam.cli.explain import describe
 from text2sam.paint import overlay
 from text2sam.presence import Calibration
 from text2sam.tasks import explain_text
+from text2sam.types import PointPrompts, Segmentation, SimilarityMap
 from text2sam.zoo import presets
 
 FORMATS = "mask,overlay,cutout,map,npz,explain,instances"
@@ -294,6 +296,20 @@ def test_explain(photo: Path, model: Model, tmp_path: Path) -> None:
     assert told["why"] == expected.candidates.reason  # type: ignore[union-attr]
     assert [line.split()[0] for line in objects.splitlines()] == ["object", "1"]
     assert sum("yes" in line.split() for line in masks.splitlines()) == 1
+
+
+def test_description_of_an_absent_text() -> None:
+    similarity = SimilarityMap(np.zeros((2, 2), np.float32), "x")
+    nothing = np.zeros((8, 10), bool)
+    result = Segmentation(
+        nothing, 0.0, None, PointPrompts.empty(), similarity, None, "x", False, 0.25, "objects", 0.5, excluded=("dog", "bird")
+    )
+    told = dict(line.split(maxsplit=1) for line in describe(result.to_json()).splitlines())
+    assert told["present"] == "no"
+    assert told["why"] == "SAM was not asked"
+    assert told["points"] == "0 on it, 0 off it"
+    assert told["box"] == "-"
+    assert told["excluded"] == "dog, bird"
 
 
 @pytest.fixture

@@ -93,15 +93,6 @@ def test_tables_in_pipes_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tables.aligned(None, [["a", "b"]]) == "a  b"
 
 
-def test_tables_on_terminals_are_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    lines = tables.aligned(["text"], [["word " * 30]]).splitlines()
-    assert len(lines) > 4
-    assert "\x1b[" in lines[0]
-
-
 # errors
 
 

@@ -41,16 +41,6 @@ def test_kinds_a_resnet_cannot_have(kind: str) -> None:
         surgery_tokens(tiny_clip("resnet").visual, noise(1, 3, 64, 64), kinds=["maskclip", kind])
 
 
-def test_iterated_attention_needs_the_tokens_length() -> None:
-    with pytest.raises(InputError, match=r"'gem' needs the mean length"):
-        attend(KINDS["gem"], *(noise(1, 1, 2, 4) for _ in range(3)))
-
-
-def test_residual_attention_needs_the_middle_blocks() -> None:
-    with pytest.raises(InputError, match=r"'resclip' needs that of the middle blocks"):
-        attend(KINDS["resclip"], *(noise(1, 1, 2, 4) for _ in range(3)))
-
-
 @pytest.mark.parametrize(("blocks", "expected"), [(1, [0]), (2, [0]), (3, [1]), (12, [5, 6, 7, 8]), (24, list(range(10, 18)))])
 def test_middle_blocks(blocks: int, expected: list[int]) -> None:
     assert list(middle_blocks(blocks)) == expected

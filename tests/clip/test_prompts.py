@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import TEMPLATES, condition, count_calls, raising, tiny_clip, tokenizer
 from open_clip.model import CustomTextCLIP
-from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
 
 from text2sam.clip.prompts import (
     SCENE_TEMPLATES,
@@ -177,11 +176,6 @@ def test_the_85_templates() -> None:
     assert PromptEnsemble(tiny_clip(), tokenizer()).templates == templates
 
 
-def test_short_templates_are_clips_own() -> None:
-    assert tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES) == SHORT_TEMPLATES
-    assert set(SHORT_TEMPLATES) < set(ensemble_templates())
-
-
 def test_texts_and_templates_are_taken_literally() -> None:
     seen: list[str] = []
 
@@ -235,6 +229,12 @@ def test_trimmed_is_untrimmed(text: dict[str, Any], trimmed: bool) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert torch.equal(whole, expected)
     assert [shape[1] for shape in calls] == [11 if trimmed else 77, 77, 77]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_batches(batch: int) -> None:
+    texts = ["cat", "a black dog", "x y z"]
+    torch.testing.assert_close(ensemble(batch=batch)(texts), ensemble()(texts), rtol=0, atol=1e-6)
 
 
 # behaviour
@@ -366,6 +366,15 @@ def test_other_templates_never_meet_the_entry(tmp_path: Path) -> None:
     ensemble(cache=tmp_path)(["cat"])
     found = ensemble(cache=tmp_path, templates=TEMPLATES[:1])(["cat"])
     assert torch.equal(found, ensemble(templates=TEMPLATES[:1])(["cat"]))
+
+
+def test_weights_changed_in_place_never_meet_the_entry(tmp_path: Path) -> None:
+    e = ensemble(cache=tmp_path)
+    old = e(["cat"])
+    with torch.no_grad():
+        e._model.text_projection.mul_(torch.linspace(0.5, 2, 16))
+    e.forget()
+    assert (e(["cat"]) - old).abs().max() > 1e-3
 
 
 def test_fingerprint_is_the_text_towers_alone() -> None:

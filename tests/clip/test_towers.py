@@ -262,16 +262,6 @@ def test_condition_sees_what_it_should() -> None:
         before = condition(model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_batch_is_its_images(family: str) -> None:
-    visual, pixels = tiny_clip(family).visual, noise(3, 3, 64, 32)
-    together = surgery_tokens(visual, pixels, depth=2)
-    for i in range(3):
-        alone = surgery_tokens(visual, pixels[i : i + 1], depth=2)
-        torch.testing.assert_close(together.surgery[i], alone.surgery[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(together.raw[i], alone.raw[0], rtol=0, atol=1e-5)
-
-
 def test_remainder_of_a_patch_is_not_seen() -> None:
     visual, pixels = tiny_clip().visual, noise(1, 3, 18, 23)
     whole, cut = surgery_tokens(visual, pixels, depth=2), surgery_tokens(visual, pixels[..., :16, :20], depth=2)

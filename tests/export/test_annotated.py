@@ -162,3 +162,8 @@ def test_any_json(value: Any) -> None:
         return
     assert AnnotatedImage.from_json(image.to_json()) == image
     assert all(thing.mask.shape == (image.height, image.width) for thing in image.objects)
+
+
+def test_mixed_keys_are_refused() -> None:
+    with pytest.raises(InputError, match="fields"):
+        AnnotatedImage.from_json({1: 2, "path": 3})

@@ -94,6 +94,16 @@ def test_painted_outlines_of_inset_lines_give_the_same_mask() -> None:
             assert (filled([one_polygon(lines)], mask.shape) == mask).all()
 
 
+def test_scikit_image_alone_is_not_exact() -> None:
+    # its contours cut the corners of pixels, which is why the lines here run along the pixels' edges
+    from skimage.measure import find_contours
+
+    mask = np.zeros((6, 6), np.bool_)
+    mask[2:4, 2:4] = True
+    (contour,) = find_contours(mask, 0.5)
+    assert shoelace(contour[:-1, ::-1]) != mask.sum() == shoelace(polygons(mask)[0])
+
+
 def test_parts_holes_and_areas() -> None:
     for mask in random_masks(150, seed=2):
         parts = outlines(mask)

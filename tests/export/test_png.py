@@ -92,6 +92,14 @@ def test_more_than_a_byte_of_objects(tmp_path: Path) -> None:
     assert not (tmp_path / "labels").exists()
 
 
+def test_an_empty_image_is_black(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
+    written(images, tmp_path, labels)
+    for kind in ("labels", "instances"):
+        picture = np.array(Image.open(tmp_path / kind / "sub" / "empty.png"))
+        assert picture.shape == (5, 7)
+        assert not picture.any()
+
+
 def test_odd_labels_are_safe_names(images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content) -> None:
     written(images, tmp_path / "out", labels, kinds=("masks",))
     names = {name for name in content(tmp_path / "out") if name.startswith("masks/")}

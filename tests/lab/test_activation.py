@@ -117,6 +117,14 @@ def test_maps(family: str, size: tuple[int, int], grid: tuple[int, int], method:
     assert not all(found.flat for found in maps)
 
 
+@with_package
+@pytest.mark.parametrize(("family", "size"), [("vit", 4), ("resnet", 32)])
+def test_one_patch(family: str, size: int) -> None:
+    (found,) = class_activation(surgery_of(family, image_size=size), picture(), ["cat"])
+    assert found.values.shape == (1, 1)
+    assert found.flat
+
+
 # what is known
 
 

@@ -19,17 +19,15 @@ from PIL import Image
 
 from text2sam.annotate.sources import find_images
 from text2sam.annotate.worker import load
-from text2sam.errors import InputError, OutputError, Text2SamError
+from text2sam.errors import InputError, Text2SamError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import export
 from text2sam.image import read_image
-from text2sam.lab.experiments import annotation
 from text2sam.lab.experiments.annotation import (
     CHECKS,
     MEASURED,
     judge_image,
     kills,
-    main_command,
     measure,
     report,
     summarize,
@@ -37,7 +35,7 @@ from text2sam.lab.experiments.annotation import (
 )
 from text2sam.lab.experiments.annotation import folder as trial_folder
 from text2sam.lab.experiments.annotation.folder import LABELS, Drawn, Hostile, Picture, Settings, draw_folder, draw_hostile
-from text2sam.lab.experiments.annotation.kills import Attempt, Run
+from text2sam.lab.experiments.annotation.kills import Attempt, Run, kill_points
 from text2sam.lab.experiments.annotation.readers import CocoFile, Item, check_labelme
 from text2sam.lab.experiments.hostile import ENCODINGS, HOSTILE
 from text2sam.lab.sticker.world import background
@@ -73,6 +71,14 @@ def box(*corners: int, shape: tuple[int, int] = SHAPE) -> NDArray[np.bool_]:
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Settings(**wrong)
+
+
+def test_kills_are_spread() -> None:
+    assert kill_points(0, 10) == []
+    assert kill_points(1, 10) == [5]
+    assert kill_points(2, 10) == [5, None]
+    assert kill_points(5, 10) == [2, 4, 6, 8, None]
+    assert kill_points(5, 1) == [1, 1, 1, 1, None]
 
 
 # what is drawn
@@ -230,6 +236,10 @@ def test_kills_fall_at_work_and_while_writing(job: Callable[..., tuple[Attempt, 
     assert said == b"said\n"
 
 
+def test_a_job_that_ends_before_its_kill_was_not_killed(job: Callable[..., tuple[Attempt, bytes]]) -> None:
+    assert job(50)[0].end == "finished"
+
+
 def test_a_job_that_fails_is_told(job: Callable[..., tuple[Attempt, bytes]]) -> None:
     with pytest.raises(Text2SamError, match="failed with 3: it broke"):
         job(-1, "fail")
@@ -287,6 +297,13 @@ def trial(tmp_path: Path) -> tuple[Drawn, Path, Run]:
         "failed": [{"path": "x.png", "reason": "no image"}, {"path": "y\n.png", "reason": "no image"}],
     }  # fmt: skip
     return drawn, out, Run(("text2sam", "annotate", "a b"), 3, attempts, said)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [{}], "annotations": []}'])
+def test_a_broken_coco_file_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(Text2SamError, match="pycocotools"):
+        CocoFile(tmp_path / "a.json")
 
 
 @pytest.fixture
@@ -429,38 +446,6 @@ def test_every_check_can_fail(
 
 
 # the command
-
-
-@LEAVES_OPEN
-def test_command_tells_before_it_fails(
-    trial: tuple[Drawn, Path, Run],
-    other: tuple[Path, Run],
-    labelme: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    drawn, out, killed = trial
-    places: list[Path] = []
-
-    def made(settings: Settings, folder: Path, *, progress: bool) -> dict[str, Any]:
-        assert not progress
-        places.append(folder)
-        return report(settings, drawn, out, killed, other[1], other[0])
-
-    monkeypatch.setattr(annotation, "measure", made)
-    main_command(SMALL, tmp_path / "r.json", True, tmp_path / "kept")
-    assert places == [tmp_path / "kept"]
-    assert json.loads(capsys.readouterr().out) == {**json.loads((tmp_path / "r.json").read_text()), "warnings": []}
-    with pytest.raises(Text2SamError, match=r"the trial failed: not killed as often as asked$"):
-        main_command(replace(SMALL, kills=3), tmp_path / "s.json")
-    assert capsys.readouterr().out.startswith("check")
-    assert (tmp_path / "s.json").exists()
-    assert not places[1].parent.exists()  # the temporary folder is gone
-    with pytest.raises(OutputError):
-        main_command(SMALL, tmp_path)
-    assert len(places) == 2
 
 
 @drawing

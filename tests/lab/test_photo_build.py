@@ -56,6 +56,12 @@ def test_vectors_point_where_the_names_are() -> None:
     assert scores[:, 1].max() > 0 > scores[:, 0].max()
 
 
+def test_a_name_that_no_photo_shows_breaks_nothing() -> None:
+    vectors, offsets = learn([drawn(k, "cat") if k % 2 else drawn(k) for k in range(6)])
+    assert vectors.isfinite().all()
+    assert offsets.isfinite().all()
+
+
 def test_the_classifier_that_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"synsets": SYNSETS, "words": WORDS}
     classifier, entries = classifier_with(word_network(), table, PHOTOS, learn(PHOTOS))

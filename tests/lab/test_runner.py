@@ -45,7 +45,7 @@ from text2sam.lab.runner.journal import Journal, journal_path, key_of, pack, unp
 from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
-from text2sam.lab.runner.report import markdown, notes, rows, table
+from text2sam.lab.runner.report import markdown, rows, table
 from text2sam.lab.runner.tasks import Recognition, Semantic, bootstrap_map, class_words
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks import recognize, regions, segment_semantic
@@ -397,14 +397,6 @@ def test_bootstraps_under_unit_weights_are_the_figures() -> None:
             assert drawn["msc"][k] == pytest.approx(expected.msc, nan_ok=True)
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    scores, truth, weights = rng.random((6, 2)), rng.random((6, 2)) < 0.5, bootstrap_weights(6, 7)
-    whole = bootstrap_map(scores, truth, weights)
-    monkeypatch.setattr("text2sam.lab.runner.tasks._CHUNK", 13)
-    assert bootstrap_map(scores, truth, weights).tolist() == whole.tolist()
-
-
 # one pass
 
 
@@ -686,18 +678,6 @@ def test_published_figures_stand_only_in_their_setting(figure: Any) -> None:
         others.append((dataclasses.replace(data, options=changed[figure.dataset]), settings, model, surgery))
     found = [by_name for other in others for by_name in published_for(*other).values()]
     assert figure not in [each for by_name in found for each in by_name.values()]
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_published_figures_in_the_table(known: bool) -> None:
-    data, _, model, surgery = same_setting(next(p for p in PUBLISHED if p.dataset == "context" and p.value == 29.3))
-    surgery.prompts._memory.update(dict.fromkeys([*CLASSES, ""], torch.ones(16) / 4))  # 85 templates cost too much here
-    result = measure(surgery, data, settings_of("semantic", "architecture", "itsm"), model=model if known else None)
-    head, *lines = rows(result)
-    column = head.index("published")
-    assert [line[column] for line in lines] == (["29.3", ""] if known else ["", ""])
-    assert any("arXiv 2304.05653" in note for note in notes(result)) == known
-    assert result["published"].get("architecture", {}).get("miou", {}).get("value") == (29.3 if known else None)
 
 
 # the report

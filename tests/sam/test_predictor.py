@@ -9,7 +9,7 @@ import torch
 from helpers import picture, tiny_predictor
 from segment_anything import SamPredictor
 
-from text2sam.errors import InputError, UnsupportedModelError
+from text2sam.errors import InputError, StateError, UnsupportedModelError
 from text2sam.sam import MaskPredictor, check_predictor, predict_points
 from text2sam.types import PointPrompts
 
@@ -97,6 +97,11 @@ def test_predictors_that_do_not_fit() -> None:
 def test_nothing_to_ask_for() -> None:
     with pytest.raises(InputError, match="at least one point"):
         predict_points(Fake(an_answer()), PointPrompts.empty())
+
+
+def test_no_image_set() -> None:
+    with pytest.raises(StateError, match="set_image"):
+        predict_points(tiny_predictor(), click((1, 1)))
 
 
 @pytest.mark.parametrize(

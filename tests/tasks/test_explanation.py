@@ -19,7 +19,7 @@ from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.lab.sticker.world import World
 from text2sam.tasks import explain_text
-from text2sam.tasks.explanation import tokenize_words
+from text2sam.tasks.explanation import _strongest, tokenize_words
 from text2sam.types import SimilarityMap
 
 TEXT = "a photo of a peacock"
@@ -78,12 +78,6 @@ def test_tokenizers_that_do_not_tell() -> None:
     assert not calls
 
 
-@pytest.mark.parametrize("text", [{"pool_type": "last"}, {"pool_type": "first"}])
-def test_towers_pooled_elsewhere(text: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match=text["pool_type"]):
-        explain_text(tiny_surgery(tiny_clip(text=text)), picture(), TEXT)
-
-
 def test_a_tower_that_is_not_causal() -> None:
     surgery = tiny_surgery(tiny_clip(text={"no_causal_mask": True}))
     found = explain_text(surgery, picture(), TEXT)
@@ -120,6 +114,10 @@ def test_a_text_tower_of_its_own(causal: bool) -> None:
     for mine, theirs in zip(one.words, other.words, strict=True):
         assert mine.carries == pytest.approx(theirs.carries, abs=1e-6)
         np.testing.assert_allclose(mine.similarity.values, theirs.similarity.values, atol=1e-6)
+
+
+def test_as_many_words_as_fit() -> None:
+    assert len(explain_text(tiny_surgery(), picture(), "cat " * 74).words) == 74
 
 
 # numbers
@@ -184,6 +182,13 @@ def test_places_and_their_words() -> None:
         assert [value for _, value in place.words] == [maps[i, row, column] for i, _ in place.words]
     assert explain_text(surgery, picture(), TEXT, places=0).places == ()
     assert 2 <= len(explain_text(surgery, picture(), TEXT, places=99).places) <= 8
+
+
+def test_places_are_apart() -> None:
+    values = np.arange(25, dtype=np.float32).reshape(5, 5)
+    assert _strongest(values, 4) == [(4, 4), (4, 2), (4, 0), (2, 4)]
+    assert len(_strongest(values, 99)) == 9
+    assert _strongest(np.zeros((1, 1), np.float32), 5) == [(0, 0)]
 
 
 def test_features_in_place_of_the_image() -> None:
@@ -280,15 +285,3 @@ def test_words_point_at_their_things() -> None:
     assert np.mean(contrast) > 0.15
     assert np.mean(hotter) > 0.7
     assert np.mean(carried) > 0.7
-
-
-# the package
-
-
-def test_public_names() -> None:
-    import text2sam.tasks as tasks
-
-    assert sorted(tasks.__all__) == sorted(tasks._HOMES)
-    assert all(getattr(tasks, name).__module__ == home for name, home in tasks._HOMES.items())
-    with pytest.raises(AttributeError, match="no attribute 'segment'"):
-        tasks.segment  # noqa: B018

@@ -75,6 +75,10 @@ def test_what_else_is_refused() -> None:
         recognize_many(surgery, [picture(), "no such file.png"], LABELS)
 
 
+def test_no_images() -> None:
+    assert recognize_many(tiny_surgery(), [], LABELS) == []
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 2)])
 def test_tiny_images(shape: tuple[int, int]) -> None:
     found = recognize(tiny_surgery(), np.zeros((*shape, 3), np.uint8), LABELS)

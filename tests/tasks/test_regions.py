@@ -140,6 +140,13 @@ def test_attention_against_loops(names: int) -> None:
         assert (found[np.ix_(regions == 1, regions == 1)] > 0).all()
 
 
+def test_patches_that_all_look_the_same() -> None:
+    for regions in (np.zeros(5, int), np.ones(5, int)):
+        found = region_attention(regions, torch.ones(5, 3))
+        assert torch.isfinite(found).all()
+        torch.testing.assert_close(found.sum(1), torch.ones(5))
+
+
 def test_regions_under_patches() -> None:
     regions = np.arange(24).reshape(4, 6)
     assert patch_regions(regions, (2, 3)).tolist() == [7, 9, 11, 19, 21, 23]

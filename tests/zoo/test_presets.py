@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -136,6 +137,15 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, **ARCHITECTURES[name]).train())
     real = tokenizer()
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: real)
+
+
+def test_random_weights_that_are_replaced_are_not_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with presets._without_random_warning():
+        logging.warning("No pretrained weights loaded for model 'x'. Model initialized randomly.")
+    assert logging.getLogger().handlers == []
+    assert logging.getLogger().filters == []
+    assert capsys.readouterr() == ("", "")
 
 
 def nested(state: dict[str, torch.Tensor]) -> nn.Module:
@@ -291,6 +301,12 @@ def test_foreign_layouts_say_whose_they_are(tmp_path: Path) -> None:
         load_predictor(get_preset("base"), ModelOptions(device="cpu", sam_checkpoint=path))
 
 
+def test_missing_files() -> None:
+    for option in ("clip_checkpoint", "sam_checkpoint"):
+        with pytest.raises((WeightsError, InputError), match=r"not/there\.pt"):
+            build("sticker", **{option: "not/there.pt"}, device="cpu")  # type: ignore[arg-type]
+
+
 @pytest.mark.usefixtures("tiny_architectures")
 def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("pt", tiny_clip(seed=1), tmp_path)
@@ -334,6 +350,13 @@ def test_sam_type_is_read_off_the_file(width: int, blocks: int, kind: str, tmp_p
     torch.save(state | {"image_encoder.patch_embed.proj.weight": torch.zeros(width, 3, 1, 1)}, path)
     with pytest.raises(WeightsError, match=rf"weights\.pt does not fit model_type '{kind}'.*of another shape"):
         load_predictor(get_preset("base"), ModelOptions(device="cpu", sam_checkpoint=path))
+
+
+def test_files_that_hold_no_sam(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"weights\.pt holds no SAM.*vit_b, vit_l, vit_h"):
+        load_predictor(get_preset("sticker"), ModelOptions(device="cpu", sam_checkpoint=path))
 
 
 # the pair that ships

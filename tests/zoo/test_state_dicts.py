@@ -61,6 +61,17 @@ def test_a_prefix_that_not_all_keys_share_stays(tmp_path: Path) -> None:
     check(tmp_path / "x.pt", state)
 
 
+def test_wrappers_without_end(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    state["model"] = state
+    (tmp_path / "x.pt").write_bytes(pickle.dumps(state))
+    with pytest.raises(WeightsError, match=r"x\.pt"):
+        load_state_dict(tmp_path / "x.pt")
+    torch.save(state, tmp_path / "y.pt")
+    with pytest.raises(WeightsError, match=r"y\.pt"):
+        load_state_dict(tmp_path / "y.pt")
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -124,6 +135,17 @@ def test_torchscript_archives(archive: Path, tmp_path: Path) -> None:
     shutil.copy(archive, tmp_path / "ViT.bin")
     check(tmp_path / "ViT.bin", expected)
     assert load_checkpoint(archive).openai
+
+
+def test_only_the_one_warning_is_silenced(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        warnings.warn("something else is deprecated", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(torch.jit, "load", load)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FutureWarning, match="something else"):
+            load_state_dict(archive)
 
 
 class Malicious:

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from text2sam.clip.towers import surgery_tokens
+from text2sam.errors import InputError
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.sticker import train as train_module
 from text2sam.lab.sticker import train_clip as train_clip_module
 from text2sam.lab.sticker import train_sam as train_sam_module
 from text2sam.lab.sticker import training as training_module
-from text2sam.lab.sticker.train_clip import NAMES, Captions, ClipStage, _forward_clip, _seen, train_clip
+from text2sam.lab.sticker.train_clip import NAMES, Captions, ClipStage, _altered, _forward_clip, _seen, train_clip
 from text2sam.lab.sticker.train_sam import (
     CELL,
     PRACTICE_SEEDS,
@@ -116,6 +117,11 @@ def test_the_inner_point_is_that_of_the_whole_picture(seed: int) -> None:
     assert inner_point(mask) == (column, row)
 
 
+def test_an_empty_mask_has_no_middle() -> None:
+    with pytest.raises(InputError, match="lies nowhere"):
+        inner_point(np.zeros((4, 6), bool))
+
+
 def _numbered(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Two samples a time, 0 and 1, 2 and 3 ...; the second part is the number again, as two pixels."""
     for first in range(0, 2 * count, 2):
@@ -135,6 +141,28 @@ def test_a_pool_gives_batches_of_what_was_drawn_last() -> None:
         assert numbers.min() >= 2 * drawn - 6  # of six, the oldest two gave way
     uses = torch.bincount(torch.cat([numbers for numbers, _ in found])[8:], minlength=80)[8:70]
     assert uses.float().mean() == pytest.approx(2, abs=0.3)  # four are given out for two that come in
+
+
+def test_a_pool_of_nothing_ends() -> None:
+    assert list(pooled([], 4, 6, ("cpu", "cpu"))) == []
+    assert list(pooled(_numbered(1), 4, 6, ("cpu", "cpu"))) == []
+
+
+def test_scenes_lose_their_colour_when_asked() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    grey = _altered(images, 1.0)
+    assert grey.shape == images.shape
+    assert (grey[:, 0] == grey[:, 1]).all()
+    assert (grey[:, 0] == grey[:, 2]).all()
+    coloured = _altered(images, 0.0)
+    assert not (coloured[:, 0] == coloured[:, 1]).flatten(1).all(1).any()
+    some = _altered(images, 0.5)
+    assert (some[:, 0] == some[:, 1]).flatten(1).all(1).float().mean() == pytest.approx(0.5, abs=0.2)
+    for pixels in (grey, coloured, some):
+        assert pixels.dtype == torch.float32
+        assert pixels.min() >= 0
+        assert pixels.max() <= 255
 
 
 def test_clip_sees_scenes_at_other_sizes_and_aspects() -> None:
@@ -194,6 +222,18 @@ def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
             assert targets[p, int(y), int(x)] > 0  # the click lies on its target
             clicks += 1
     assert clicks > 0
+
+
+@drawing
+def test_pairs_are_a_point_on_the_object_and_one_by_it() -> None:
+    stage = SamStage(steps=1, side=128, pairs=1.0)
+    samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False) if not sample[4]]
+    assert len(samples) >= 8
+    for _, points, labels, _, _, targets, _ in samples:
+        assert (labels == [1, 0, *[-1] * 6]).all()
+        for target, (on, off) in zip(targets, (points[:, :2] / CELL).astype(int), strict=True):
+            assert target[on[1], on[0]] > 0
+            assert target[off[1], off[0]] < 1
 
 
 @pytest.fixture
@@ -455,6 +495,14 @@ def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatc
         assert found > torch.stack(losses).mean() + 0.1
     else:
         torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-5, atol=0)
+
+
+@drawing
+def test_training_can_begin_with_given_weights(tmp_path: Path) -> None:
+    start = {k: torch.full_like(v, 0.01) if v.is_floating_point() else v for k, v in build_sam().state_dict().items()}
+    stage = SamStage(steps=1, side=64, batch=1, prompts=1, points=2)
+    trained = torch.load(train_sam(tmp_path, stages=(stage,), workers=0, start=start), weights_only=True)["model"]
+    assert (trained["image_encoder.pos_embed"] - 0.01).abs().max() < 0.001  # one small step away
 
 
 @pytest.mark.parametrize("side", [48, 128])

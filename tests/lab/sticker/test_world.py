@@ -20,6 +20,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def test_an_empty_scene_has_a_background_and_no_objects() -> None:
+    scene = World(size=(40, 60), objects=(0, 0)).scene(3)
+    assert scene.image.shape == (40, 60, 3)
+    assert scene.objects == ()
+    assert not scene.mask("cat").any()
+
+
 @pytest.mark.parametrize("size", [(16, 16), (97, 131)])
 def test_any_size_gives_masks_of_that_size(size: tuple[int, int]) -> None:
     scene = World(size=size, objects=(3, 3)).scene(1)
