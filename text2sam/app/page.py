@@ -129,7 +129,7 @@ class _Editor:
     def below(self) -> None:
         """The figure that explains an answer."""
         self.figure = gr.Image(
-            interactive=False, label="Why this answer?", buttons=["fullscreen"], format="png", visible=False, elem_id="figure"
+            interactive=False, show_label=False, buttons=["fullscreen"], format="png", visible=False, elem_id="figure"
         )
 
     @property
