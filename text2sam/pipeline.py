@@ -299,6 +299,12 @@ class TextPromptedSAM:
                 [encoded] = self._encode([pixels], [wanted.options.method], wanted.options.tiles)
             return self._segment_all(encoded, wanted)
 
+    def check_texts(self, texts: Texts, **options: Unpack[SegmentOptions]) -> None:
+        """Warns of texts, and raises for them, as :meth:`segment_many` does; takes its arguments but the image."""
+        wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
+        with self._lock:
+            self._prepare(wanted)
+
     def segment_batch(
         self, images: Iterable[ImageLike], texts: Texts, *, batch_size: int = 8, **options: Unpack[SegmentOptions]
     ) -> list[list[Segmentation]]:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
 
@@ -84,10 +83,10 @@ def end(process: subprocess.Popen[Any], by: int = signal.SIGKILL) -> int:
     return process.wait(30)
 
 
-@pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """A page of a browser that remembers nothing."""
-    context = browser.new_context(accept_downloads=True)
+@contextlib.contextmanager
+def person(browser: Any) -> Iterator[Any]:
+    """A tab of a browser that remembers nothing."""
+    context = browser.new_context(accept_downloads=True, reduced_motion="reduce", viewport={"width": 1280, "height": 1000})
     context.set_default_timeout(90_000)
     yield context.new_page()
     context.close()

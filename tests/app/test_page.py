@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Serve, end
+from conftest import Serve, end, person
 
+from text2sam import TextPromptedSAM
+from text2sam.annotate.job import open_run
+from text2sam.app.folder import FolderJob
+from text2sam.app.workbench import Workbench
 from text2sam.demo import SCENES
 
 PETS = SCENES / "pets.png"
 
 
 @pytest.fixture(scope="module")
-def site(serve: Serve) -> str:
-    return serve()[0]
+def site(serve: Serve) -> Iterator[str]:
+    """The address of a server that Ctrl-C ends at once, though a browser waits for its answers."""
+    address, process = serve()
+    yield address
+    assert end(process, 2) == 130
 
 
-def load(page: Any, site: str, picture: Path = PETS) -> None:
-    page.goto(site)
+@pytest.fixture(scope="module")
+def tab(browser: Any, site: str) -> Iterator[Any]:
+    with person(browser) as page:
+        page.goto(site)
+        yield page
+
+
+@pytest.fixture
+def page(tab: Any) -> Any:
+    """The tab of all tests, with no picture."""
+    tab.set_viewport_size({"width": 1280, "height": 1000})  # the picture fills its place
+    if tab.locator("#again").is_visible():
+        tab.click("#again")
+    tab.wait_for_selector("#upload input[type=file]", state="attached")
+    return tab
+
+
+def load(page: Any, picture: Path = PETS) -> None:
     page.set_input_files("#upload input[type=file]", picture)
     page.wait_for_selector("#texts textarea, #texts input")
 
@@ -56,8 +81,27 @@ def click(page: Any, x: float, y: float) -> None:
     changed(page, before)
 
 
-def test_from_a_picture_to_a_download(page: Any, site: str, tmp_path: Path) -> None:
-    load(page, site)
+TRANSFER = """async ([kind, data]) => {
+  const blob = await (await fetch("data:image/png;base64," + data)).blob();
+  const files = new DataTransfer();
+  files.items.add(new File([blob], "my cat.png", {type: "image/png"}));
+  if (kind === "paste") return document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: files}));
+  const place = document.querySelector("#upload button");
+  for (const name of ["dragenter", "dragover", "drop"]) {
+    place.dispatchEvent(new DragEvent(name, {dataTransfer: files, bubbles: true, cancelable: true}));
+  }
+}"""
+
+
+def hand_over(page: Any, kind: str) -> None:
+    """Pastes or drops a picture."""
+    page.evaluate(TRANSFER, [kind, base64.b64encode(PETS.read_bytes()).decode()])
+    page.wait_for_selector("#texts textarea, #texts input")
+
+
+def test_from_a_dropped_picture_to_a_download(page: Any, tmp_path: Path) -> None:
+    hand_over(page, "drop")
+    page.wait_for_selector("#texts :is(textarea, input):focus")
     found = find(page, "cat, umbrella, sheep")
     assert [line.split(" · ")[0] for line in found] == ["cat", "umbrella", "sheep"]
     assert ["not here" in line for line in found] == [False, False, True]
@@ -72,53 +116,24 @@ def test_from_a_picture_to_a_download(page: Any, site: str, tmp_path: Path) -> N
     page.wait_for_function("() => document.querySelectorAll('#objects label')[2].innerText.includes('not here')")
     with page.expect_download() as download:
         page.click("#coco")
-    assert download.value.suggested_filename == "pets-coco.zip"
-    download.value.save_as(tmp_path / "pets.zip")
-    with zipfile.ZipFile(tmp_path / "pets.zip") as archive:
+    assert download.value.suggested_filename == "my-cat-coco.zip"
+    download.value.save_as(tmp_path / "cat.zip")
+    with zipfile.ZipFile(tmp_path / "cat.zip") as archive:
         document = json.loads(archive.read("annotations.json"))
     names = {each["id"]: each["name"] for each in document["categories"]}
     assert [names[each["category_id"]] for each in document["annotations"]] == ["cat", "umbrella"]
 
 
-PASTE = """async (data) => {
-  const blob = await (await fetch("data:image/png;base64," + data)).blob();
-  const clipboardData = new DataTransfer();
-  clipboardData.items.add(new File([blob], "pasted.png", {type: "image/png"}));
-  document.dispatchEvent(new ClipboardEvent("paste", {clipboardData}));
-}"""
-
-
-def test_a_pasted_picture_and_a_new_object(page: Any, site: str) -> None:
-    page.goto(site)
-    page.wait_for_selector("#upload input[type=file]", state="attached")
-    page.evaluate(PASTE, base64.b64encode(PETS.read_bytes()).decode())
-    page.wait_for_selector("#texts textarea, #texts input")
-    assert [line.split(" · ")[0] for line in find(page, "cat")] == ["cat"]
-    page.get_by_label("new object").check()
-    click(page, 0.35, 0.45)
-    assert [line.split(" · ")[0] for line in objects(page)] == ["cat 1", "cat 2"]
-    assert page.get_by_label("adds").is_checked(), "the next click belongs to the same object"
-
-
-def test_a_click_lands_where_the_person_clicks(page: Any, site: str) -> None:
-    page.set_viewport_size({"width": 1280, "height": 1000})  # the picture fills its place
-    load(page, site)
-    find(page, "cat")
-    places: list[Any] = []
-    page.on("request", lambda request: "event_data" in (request.post_data or "") and places.append(request.post_data_json))
-    click(page, 0.15, 0.2)
-    size = page.evaluate("() => {const i = document.querySelector('#picture img'); return [i.naturalWidth, i.naturalHeight]}")
-    shares = [value / side for value, side in zip(places[0]["event_data"]["index"], size, strict=True)]
-    assert shares == pytest.approx([0.15, 0.2], abs=0.01)
-
-
-def test_layers_and_reasons(page: Any, site: str) -> None:
+def test_a_pasted_picture_layers_and_reasons(page: Any) -> None:
     streams: list[Any] = []
     page.on("request", lambda request: "/queue/data" in request.url and streams.append(request))
-    load(page, site)
-    find(page, "cat")
+    hand_over(page, "paste")
+    assert [line.split(" · ")[0] for line in find(page, "cat")] == ["cat"]
     before = page.locator("#picture img").get_attribute("src")
     page.get_by_label("Similarity map").check()
+    changed(page, before)
+    before = page.locator("#picture img").get_attribute("src")
+    page.get_by_label("Similarity map").uncheck()
     changed(page, before)
     page.click("#why")
     page.wait_for_selector("#figure img")
@@ -127,17 +142,47 @@ def test_layers_and_reasons(page: Any, site: str) -> None:
     mask.click()
     changed(page, before)
     assert page.locator("#figure img").count() == 0, "the reasons were those of the mask before"
-    assert len(streams) == 1, "a stream that closes between two actions can lose the second one's answer"
+    page.get_by_label("new object").check()
+    click(page, 0.35, 0.45)
+    assert [line.split(" · ")[0] for line in objects(page)] == ["cat 1", "cat 2"]
+    assert page.get_by_label("adds").is_checked(), "the next click belongs to the same object"
+    assert len(streams) <= 1, "a stream that closes between two actions can lose the second one's answer"
 
 
-def test_what_goes_wrong_is_said_in_the_page(page: Any, site: str, tmp_path: Path) -> None:
+FRAME = """() => {
+  const image = document.querySelector("#picture img"), size = [image.naturalWidth, image.naturalHeight];
+  const box = image.getBoundingClientRect(), most = getComputedStyle(image).objectFit === "scale-down" ? 1 : Infinity;
+  const scale = Math.min(box.width / size[0], box.height / size[1], most);
+  const corner = [box.x + (box.width - scale * size[0]) / 2, box.y + (box.height - scale * size[1]) / 2];
+  return {size, corner, scale};
+}"""
+
+
+def test_a_click_lands_where_the_person_clicks(page: Any) -> None:
+    load(page)
+    find(page, "cat")
+    places: list[Any] = []
+    page.on("request", lambda request: "event_data" in (request.post_data or "") and places.append(request.post_data_json))
+    for fullscreen in (False, True):
+        if fullscreen:
+            page.set_viewport_size({"width": 3840, "height": 2160})
+            page.locator("#picture button[aria-label*=ullscreen]").click()
+            page.wait_for_selector("#picture.fullscreen")
+        frame, share = page.evaluate(FRAME), (0.15, 0.2)
+        before = page.locator("#picture img").get_attribute("src")
+        page.mouse.click(*(c + s * frame["scale"] * n for c, s, n in zip(frame["corner"], share, frame["size"], strict=True)))
+        changed(page, before)
+        got = [value / side for value, side in zip(places[-1]["event_data"]["index"], frame["size"], strict=True)]
+        assert got == pytest.approx(share, abs=0.01)
+    page.locator("#picture button[aria-label*=ullscreen]").click()
+
+
+def test_what_goes_wrong_is_said_in_the_page(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "holiday.png"
     broken.write_bytes(b"no picture")
-    page.goto(site)
     page.set_input_files("#upload input[type=file]", broken)
     page.wait_for_selector("#message >> text=holiday.png")
-    page.set_input_files("#upload input[type=file]", PETS)
-    page.wait_for_selector("#texts")
+    load(page)
     assert page.locator("#message").count() == 0
     page.click("#find")
     page.wait_for_selector("#message >> text=type what to find")
@@ -145,10 +190,13 @@ def test_what_goes_wrong_is_said_in_the_page(page: Any, site: str, tmp_path: Pat
     page.wait_for_selector("#message >> text=before you click")
     find(page, "cat")
     assert page.locator("#message").count() == 0
+    page.locator("#exclude textarea, #exclude input").first.fill("sheep")
+    page.click("#find")
+    page.wait_for_selector("#message >> text='sheep' is not in this picture")
 
 
-def test_a_new_picture_leaves_nothing_of_the_old(page: Any, site: str) -> None:
-    load(page, site)
+def test_a_new_picture_leaves_nothing_of_the_old(page: Any) -> None:
+    load(page)
     find(page, "cat")
     page.click("#again")
     page.wait_for_selector("#upload input[type=file]", state="attached")
@@ -161,32 +209,28 @@ def test_a_new_picture_leaves_nothing_of_the_old(page: Any, site: str) -> None:
     assert len(objects(page)) == 3
 
 
-def test_two_people_do_not_see_each_other(page: Any, site: str, browser: Any) -> None:
-    context = browser.new_context()
-    other = context.new_page()
-    load(page, site)
-    load(other, site, SCENES / "seaside.png")
-    find(page, "cat, house")
-    find(other, "cat, house")
-    assert ["not here" in line for line in objects(page)] == [False, True]
-    assert ["not here" in line for line in objects(other)] == [True, False]
-    before = objects(page)
-    other.click("#remove")
-    other.wait_for_function("() => ![...document.querySelectorAll('#objects label')].some((l) => l.innerText.includes('area'))")
-    assert objects(page) == before
-    context.close()
-
-
-@pytest.mark.parametrize("width", [400, 1280])
-def test_the_page_fits(page: Any, site: str, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 800})
-    load(page, site)
-    find(page, "cat, umbrella")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for name in ("#find", "#picture img", "#undo", "#objects", "#coco"):
-        box = page.locator(name).bounding_box()
-        assert box["x"] >= 0, name
-        assert box["x"] + box["width"] <= width, name
+def test_two_people_do_not_see_each_other_and_the_page_fits(page: Any, site: str, browser: Any) -> None:
+    with person(browser) as other:
+        other.goto(site)
+        load(page)
+        load(other, SCENES / "seaside.png")
+        find(page, "cat, house")
+        find(other, "cat, house")
+        assert ["not here" in line for line in objects(page)] == [False, True]
+        assert ["not here" in line for line in objects(other)] == [True, False]
+        before = objects(page)
+        other.click("#remove")
+        other.wait_for_function(
+            "() => ![...document.querySelectorAll('#objects label')].some((l) => l.innerText.includes('area'))"
+        )
+        assert objects(page) == before
+    for width in (400, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_function("(most) => document.documentElement.scrollWidth <= most", arg=width)
+        for name in ("#find", "#picture img", "#undo", "#objects", "#coco"):
+            box = page.locator(name).bounding_box()
+            assert box["x"] >= 0, name
+            assert box["x"] + box["width"] <= width, name
 
 
 # a folder
@@ -198,39 +242,47 @@ def shown(page: Any, name: str) -> None:
     page.wait_for_timeout(200)
 
 
-def test_a_folder_through_a_reload_and_a_kill(page: Any, serve: Serve, tmp_path: Path) -> None:
+def test_a_folder_through_a_kill_and_a_reload(browser: Any, serve: Serve, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     for name in ("desert", "pets", "seaside"):
         shutil.copy(SCENES / f"{name}.png", photos)
-    arguments = (photos, "--labels", "cat,house", "--out", out)
-    address, process = serve(*arguments)
-    page.goto(address)
-    shown(page, "desert.png")
-    page.click("#accept")
-    shown(page, "pets.png")
-    page.reload()
-    shown(page, "pets.png")
-    assert "1 accepted" in page.inner_text("#progress")
-    page.click("#objects label >> nth=1")
-    page.get_by_label("adds").check()
-    click(page, 0.35, 0.45)  # a house, a person might say
-    page.keyboard.press("a")
-    shown(page, "seaside.png")
-    end(process)
-    address, process = serve(*arguments)
-    page.goto(address)
-    shown(page, "seaside.png")
-    assert "2 accepted" in page.inner_text("#progress")
-    page.click("#back")
-    shown(page, "pets.png")
-    page.wait_for_function("() => [...document.querySelectorAll('#objects label')].every((l) => l.innerText.includes('area'))")
-    assert len(objects(page)) == 2
-    page.click("#next")
-    shown(page, "seaside.png")
-    page.click("#reject")
-    page.wait_for_selector("#progress >> text=1 rejected")
-    assert end(process, 2) == 130
+    address, process = serve(photos, "--labels", "cat,house", "--out", out)
+    with contextlib.ExitStack() as stack:
+        page = stack.enter_context(person(browser))
+        page.goto(address)
+        shown(page, "desert.png")
+        page.click("#accept")
+        shown(page, "pets.png")
+        page.click("#objects label >> nth=1")
+        page.get_by_label("adds").check()
+        click(page, 0.35, 0.45)  # a house, a person might say
+        page.keyboard.press("a")
+        shown(page, "seaside.png")
+        end(process)
+        from text2sam.app.page import close, folder_page
+        from text2sam.app.page import serve as serve_page
+
+        run = stack.enter_context(open_run(TextPromptedSAM.from_pretrained("sticker"), photos, "cat,house", out, batch_size=1))
+        job = stack.enter_context(contextlib.closing(FolderJob(run, Workbench(run.model))))
+        blocks = folder_page(job)
+        stack.callback(close, blocks)
+        host, port = address.strip("/").split("//")[1].split(":")
+        again = serve_page(blocks, host=host, port=int(port))
+        assert again == address
+        page.reload()
+        shown(page, "seaside.png")
+        assert "2 accepted" in page.inner_text("#progress")
+        page.click("#back")
+        shown(page, "pets.png")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('#objects label')].every((l) => l.innerText.includes('area'))"
+        )
+        assert len(objects(page)) == 2
+        page.click("#next")
+        shown(page, "seaside.png")
+        page.click("#reject")
+        page.wait_for_selector("#progress >> text=1 rejected")
     document = json.loads((out / "annotations.json").read_text())
     names = {each["id"]: each["file_name"] for each in document["images"]}
     assert sorted(names.values()) == ["desert.png", "pets.png"]

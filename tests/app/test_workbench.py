@@ -105,6 +105,31 @@ def test_what_is_left_out_is_looked_for_once(tmp_path: Path) -> None:
     assert len(predictor.prompts) == 2 * questions
 
 
+def test_only_what_is_new_is_looked_for(tmp_path: Path) -> None:
+    predictor = FakePredictor()
+    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    desk = found(bench, tmp_path, "cat, dog+bird")
+    asked = len(predictor.prompts)
+    more = bench.ask(desk, "dog+bird, cat", threshold=0.0)
+    assert len(predictor.prompts) == asked
+    assert [result.text for result in more.results] == ["dog+bird", "cat"]
+    presence = desk.results[0].presence
+    stricter = bench.ask(desk, "cat", threshold=presence / 2)
+    assert len(predictor.prompts) == asked
+    assert {part.threshold for part in (stricter.results[0], *stricter.results[0].instances)} == {presence / 2}
+    assert not bench.ask(stricter, "cat", threshold=(1 + presence) / 2).results[0].present
+    alone = bench.model.segment(desk.encoded, "cat", exclude=["dog"])
+    assert np.array_equal(bench.ask(desk, "cat", exclude="dog").results[0].mask, alone.mask), "other answers where less is left"
+    assert len(predictor.prompts) > asked
+
+
+def test_what_is_left_out_but_not_there_is_said(bench: Workbench, tmp_path: Path) -> None:
+    desk = bench.open(draw(tmp_path))
+    assert bench.ask(desk, "cat", exclude="dog").notes == ()
+    bench.model.presence_threshold = 1.0
+    assert ["'dog' is not in this picture" in note for note in bench.ask(desk, "cat", exclude="dog").notes] == [True]
+
+
 def test_an_answer_is_what_the_model_gives(bench: Workbench, tmp_path: Path) -> None:
     desk = found(bench, tmp_path)
     alone = bench.model.segment_many(draw(tmp_path), ["cat", "dog"])

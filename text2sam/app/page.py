@@ -48,12 +48,14 @@ _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
 .gradio-container main {max-width: 1240px; margin: 0 auto;}
+#title .html-container {padding: 0;}
 #title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
 #message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
 #message > div {padding: .5rem .9rem;}
 #ask {align-items: flex-end;} #ask button {height: 42px;}
 #picture :is(.image-container, .image-frame, button) {width: 100%;}
-#picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: contain;}
+#picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: scale-down;}
+#picture.fullscreen img {max-height: 100vh;}
 #tools {align-items: center;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;}
 #tools button {flex: 0 1 auto;}
 #objects .wrap {flex-direction: column; gap: 4px;}
@@ -73,6 +75,8 @@ footer {display: none !important;}
 )
 
 _DOWNLOAD = "(f) => {if (f) {const a = document.createElement('a'); a.href = f.url; a.download = f.orig_name; a.click();}}"
+
+_FOCUS = "() => {if (matchMedia('(pointer: fine)').matches) document.querySelector('#texts :is(textarea, input)')?.focus()}"
 
 _SCRIPT = """() => {
   document.addEventListener("keydown", (e) => {
@@ -129,7 +133,7 @@ class _Editor:
     def below(self) -> None:
         """The figure that explains an answer."""
         self.figure = gr.Image(
-            interactive=False, label="Why this answer?", buttons=["fullscreen"], format="png", visible=False, elem_id="figure"
+            interactive=False, show_label=False, buttons=["fullscreen"], format="png", visible=False, elem_id="figure"
         )
 
     @property
@@ -302,7 +306,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                         part.unlink(missing_ok=True)
             return {file: str(desk.save(tempfile.mkdtemp(dir=downloads.name), format))}
 
-        upload.input(load, [upload, *editor.view], everything, **_ONE)
+        upload.input(load, [upload, *editor.view], everything, **_ONE).then(None, None, None, js=_FOCUS)
         upload.clear(reset, None, everything, **_ONE)
         gallery.select(example, [*editor.view, threshold], everything, **_ONE)
         again.click(reset, None, everything, **_ONE)
@@ -401,6 +405,7 @@ def serve(
             share=False,
             quiet=True,
             prevent_thread_lock=True,
+            _frontend=False,  # or a page that does not answer within 3 s, on a busy machine, counts as unreachable
             max_file_size=max_bytes,
             state_session_capacity=MOST_SESSIONS,
             enable_monitoring=False,
@@ -457,7 +462,8 @@ def _layers(names: Sequence[str], alpha: float) -> Layers:
 
 
 def _times(desk: Desk) -> int:
-    """How many times a small picture is enlarged. Gradio misplaces clicks on a picture that the browser enlarges."""
+    """How many times a small picture is enlarged here: Gradio misplaces clicks on a picture that the browser enlarges, which is
+    why the style sheet only scales down."""
     return -(-VIEW // max(desk.small.shape))
 
 

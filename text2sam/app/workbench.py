@@ -30,6 +30,7 @@ from text2sam.files import write_png
 from text2sam.image import read_image
 from text2sam.paint import OBJECT_COLOURS, overlay
 from text2sam.pipeline import EncodedImage, TextPromptedSAM
+from text2sam.presence import presence_scores
 from text2sam.refine import with_candidate, without_object
 from text2sam.types import PointPrompts, Segmentation, box_of
 
@@ -81,6 +82,8 @@ class Desk:
         name: of the picture, without an ending.
         encoded: the picture, encoded once.
         results: one per text.
+        texts: the texts, as they were typed.
+        exclude: what the results leave out.
         edited: the texts whose results were corrected by hand; they stay when the person asks again.
         chosen: (index of the text, index of the object) that clicks go to.
         notes: what the models had to say about the last action.
@@ -90,6 +93,8 @@ class Desk:
     name: str
     encoded: EncodedImage
     results: tuple[Segmentation, ...] = ()
+    texts: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     edited: frozenset[str] = frozenset()
     chosen: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
@@ -127,6 +132,18 @@ class Desk:
     def object(self) -> Segmentation | None:
         """The chosen object."""
         return None if self.result is None or not self.result.instances else self.result.instances[self.chosen[1]]
+
+    def still(self, texts: Sequence[str], exclude: Sequence[str], threshold: float) -> dict[str, Segmentation]:
+        """The answers to texts that need not be looked for again."""
+        kept: dict[str, Segmentation] = {}
+        for text, result in zip(self.texts, self.results, strict=False):  # a folder's pictures have results only
+            sides = [result.presence >= limit for limit in (result.threshold, threshold)]
+            if result.text in self.edited:
+                kept[text] = result
+            elif self.exclude == tuple(exclude) and sides[0] == sides[1] and not len(result.looked_for) > 1:
+                parts = tuple(replace(part, threshold=threshold) for part in result.objects)
+                kept[text] = replace(result, threshold=threshold, objects=parts)
+        return {text: kept[text] for text in texts if text in kept}
 
     def choose(self, place: Sequence[int]) -> Desk:
         """The desk with another chosen object; with the nearest that there is."""
@@ -288,7 +305,9 @@ class Workbench:
         return Desk(re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "picture", encoded)
 
     def ask(self, desk: Desk, texts: str, exclude: str = "", threshold: float | None = None) -> Desk:
-        """Looks for texts; what was corrected by hand stays. A text that the model does not know becomes a note.
+        """Looks for texts. What was corrected by hand stays, and so do answers that would be the same.
+
+        A text that the model does not know becomes a note, and so does a text of ``exclude`` that is not in the picture.
 
         Args:
             desk: with a picture.
@@ -299,32 +318,46 @@ class Workbench:
         Raises:
             PromptError, InputError: none of the texts, or a text of ``exclude`` or the threshold, is usable.
         """
-        wanted = split(texts)
+        wanted, avoided = split(texts), split(exclude)
         if not wanted:
             raise InputError("type what to find, such as: cat, dog")
-
-        def look(texts: list[str]) -> list[Segmentation]:
-            return self.model.segment_many(desk.encoded, texts, exclude=split(exclude) or None, threshold=threshold)
-
-        fresh: list[Segmentation] = []
+        limit = self.model.presence_threshold if threshold is None else threshold
+        known: list[str] = []
         refused: list[PromptError] = []
         with self.talking() as notes:
-            try:
-                fresh = look(wanted)  # what is excluded is looked for once
-            except PromptError:
-                for text in wanted:
-                    try:
-                        fresh += look([text])
-                    except PromptError as error:
-                        refused.append(error)
-        if not fresh:
-            raise refused[0]
+            for text in wanted:
+                try:
+                    self.model.check_texts([text], exclude=avoided or None, threshold=limit)
+                    known.append(text)
+                except PromptError as error:
+                    refused.append(error)
+            if not known:
+                raise refused[0]
+            self.model.check_texts(known)  # which of them are one thing
+            answers = desk.still(known, avoided, limit)
+            fresh = [text for text in known if text not in answers]
+            found = self.model.segment_many(desk.encoded, fresh, exclude=avoided or None, threshold=limit) if fresh else []
+            answers.update(zip(fresh, found, strict=True))
+            scores = presence_scores(self.model.generator, desk.encoded.features, avoided, None)
         notes += map(str, refused)
-        kept = {result.text: result for result in desk.results if result.text in desk.edited}
-        results = tuple(kept.get(result.text, result) for result in fresh)
+        notes += [
+            f"{text!r} is not in this picture (presence {score:.2f}), so nothing is left out for it"
+            for text, score in zip(avoided, scores, strict=True)
+            if score < self.model.presence_threshold
+        ]
+        results = tuple(answers[text] for text in known)
         edited = desk.edited & {result.text for result in results}
         first = next((k for k, result in enumerate(results) if result.instances), 0)
-        return replace(desk, results=results, edited=edited, chosen=(first, 0), notes=tuple(notes), before=None)
+        return replace(
+            desk,
+            results=results,
+            texts=tuple(known),
+            exclude=tuple(avoided),
+            edited=edited,
+            chosen=(first, 0),
+            notes=tuple(notes),
+            before=None,
+        )
 
     def click(self, desk: Desk, point: Sequence[float], *, positive: bool = True, new: bool = False) -> Desk:
         """Adds a point to the chosen object, or begins another object of its text.
