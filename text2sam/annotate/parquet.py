@@ -85,13 +85,12 @@ def annotate_table(
         before = row["model"]
     job = Job(model, wanted, how_to, model=before, root=root, finished=frozenset(finished), settings=settings)
     free = {"num_cpus": 0}  # the workers may have taken all cores
-    with hands(job, workers, num_gpus) as (ray, how):
+    with hands(job, workers, num_gpus) as (ray, work):
         if origin is not None:
             kinds = [suffix[1:] for suffix in suffixes()]
             reading: dict[str, Any] = {"include_paths": True, "file_extensions": kinds, "ray_remote_args": free}
             source = ray.data.read_binary_files(root, filesystem=origin, **reading)
-        done = source.map_batches(_TableHand, batch_size=batch_size, **how)
-        done.write_parquet(place, filesystem=store, ray_remote_args=free)
+        work(source, _TableHand, batch_size).write_parquet(place, filesystem=store, ray_remote_args=free)
     status: dict[str, str] = {}
     for row in _rows(store, place, ("path", "status")):
         if status.get(row["path"], "failed") == "failed":

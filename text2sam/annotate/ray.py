@@ -75,9 +75,8 @@ def ray_engine(*, workers: int | None = None, num_gpus: float | None = None) -> 
         rows = [{"number": number, "task": task} for number, task in enumerate(tasks)]
         count = plan.workers if workers is None else workers
         held: list[Done] = []
-        with hands(job, count, float(device == "cuda") if num_gpus is None else num_gpus, len(rows)) as (ray, how):
-            data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_ROWS))
-            found = data.map_batches(Hand, batch_size=1, **how)
+        with hands(job, count, float(device == "cuda") if num_gpus is None else num_gpus, len(rows)) as (ray, work):
+            found = work(ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_ROWS)), Hand, 1)
             # without prefetching: a result would wait for the next one
             for batch in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in batch.to_pylist():
@@ -217,11 +216,7 @@ def _tally(ray: Any) -> Any:
 
 
 def need_ray() -> Any:
-    """The package ``ray``.
-
-    Raises:
-        MissingDependencyError: it, or a part that folder jobs need, is not installed.
-    """
+    """The package ``ray``, where it and what it needs for folder jobs are installed."""
     try:
         import pyarrow  # noqa: F401
         import ray
@@ -247,10 +242,8 @@ def _workers(ray: Any, workers: int | None, gpus: float | None) -> tuple[int, fl
 
 
 @contextlib.contextmanager
-def hands(
-    job: Job, workers: int | None, num_gpus: float | None, most: int = _MOST_ROWS
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Ray, and the arguments of ``map_batches`` for at most ``most`` workers; errors in it come out as Text2SamError.
+def hands(job: Job, workers: int | None, num_gpus: float | None, most: int = _MOST_ROWS) -> Iterator[tuple[Any, Any]]:
+    """Ray, and what puts batches of a data set through at most ``most`` workers; errors come out as Text2SamError.
 
     Raises:
         InputError: ``workers`` or ``num_gpus`` is out of range, there is no cluster or no GPU, or the model cannot be pickled.
@@ -274,23 +267,22 @@ def hands(
                 ray.init(log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # ConnectionError, ValueError, RuntimeError, TimeoutError, ...
                 raise InputError(f"no Ray can be reached (see RAY_ADDRESS) or started: {first_line(error)}") from error
-        logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+        logger = logging.getLogger("ray.data")
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)  # Ray Data reports its progress at length; errors still come through
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.raise_original_map_exception = True
-        workers, gpus = _workers(ray, workers, num_gpus)
-        workers, tally = min(workers, most), _tally(ray)
-        how = {
-            "fn_constructor_args": (packed, tally, MOST_STARTS + 5 * workers),
+        count, gpus = _workers(ray, workers, num_gpus)
+        count, tally = min(count, most), _tally(ray)
+
+        def work(data: Any, hand: type[Hand], batch_size: int) -> Any:
+            data.context.enable_progress_bars = data.context.print_on_execution_start = False
+            data.context.raise_original_map_exception = True
             # another task is sent ahead. Ray Data itself makes actors and their tasks start again without limit
-            "compute": ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            "batch_format": "pyarrow",
-            "num_cpus": 1,
-            "num_gpus": gpus or None,
-        }
+            actors = ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2)
+            how = {"batch_size": batch_size, "batch_format": "pyarrow", "num_cpus": 1, "num_gpus": gpus or None}
+            return data.map_batches(hand, fn_constructor_args=(packed, tally, MOST_STARTS + 5 * count), compute=actors, **how)
+
         try:
-            yield ray, how
+            yield ray, work
         except ray.exceptions.RayTaskError as error:
             reason = error.cause if isinstance(error.cause, Text2SamError) else first_line(error.cause)
             raise Text2SamError(f"a worker cannot go on: {reason}") from error
