@@ -91,11 +91,9 @@ def annotate_table(
             reading: dict[str, Any] = {"include_paths": True, "file_extensions": kinds, "ray_remote_args": free}
             source = ray.data.read_binary_files(root, filesystem=origin, **reading)
         work(source, _TableHand, batch_size).write_parquet(place, filesystem=store, ray_remote_args=free)
-    status: dict[str, str] = {}
-    for row in _rows(store, place, ("path", "status")):
-        if status.get(row["path"], "failed") == "failed":
-            status[row["path"]] = row["status"]
-    return dict(Counter(status.values()))
+    # of several rows of an image one that did not fail counts
+    rows = sorted(_rows(store, place, ("path", "status")), key=lambda row: row["status"] != "failed")
+    return dict(Counter({row["path"]: row["status"] for row in rows}.values()))
 
 
 def read_table(table: str | os.PathLike[str]) -> Iterator[AnnotatedImage]:
