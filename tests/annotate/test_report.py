@@ -153,13 +153,3 @@ def test_any_words_can_be_told(
     assert all(line.encode() for line in lines if line)
     path = full.save(tmp_path_factory.getbasetemp() / "report.json")
     assert json.loads(path.read_text(encoding="utf-8")) == full.to_json()
-
-
-def test_whether_everything_failed() -> None:
-    broken = (Failure("a.png", "no"),)
-    assert report(failed=broken).all_failed
-    for fields in ({"done": 1}, {"empty": 1}, {"skipped": 1}):
-        assert not report(failed=broken, **fields).all_failed
-    assert not report().all_failed
-    with pytest.raises(InputError, match="done must be"):
-        report(done=-1)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from text2sam.annotate.journal import STATE, Chunk, RunFolder
+from text2sam.annotate.journal import STATE, Chunk, Record, RunFolder
 from text2sam.annotate.labels import LabelSet
-from text2sam.annotate.review import ReviewItem
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, check_relative
 from text2sam.export.formats import make_exporter
@@ -97,12 +96,10 @@ class Results:
         else:
             self.empty += by
 
-    def review(self, thresholds: Mapping[str, float]) -> Iterator[ReviewItem]:
-        """What a contact sheet shows of each image that did not fail."""
+    def records(self) -> Iterator[Record]:
+        """What the journal holds of each image that did not fail."""
         for chunk in self.chunks:
-            for record in self.folder.records(chunk):
-                if record.image is not None:
-                    yield ReviewItem(record.image, record.presence, thresholds)
+            yield from (record for record in self.folder.records(chunk) if record.image is not None)
 
 
 def _files(out: Path) -> Iterator[os.DirEntry[str]]:

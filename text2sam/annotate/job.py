@@ -146,7 +146,7 @@ def annotate(
             number = sum(run.found.others.values())
             lines.append(f"{number} files are not named like images and were left out: {count_endings(run.found.others)}")
         if review is not None:
-            summary = write_review(lambda: result.review(run.thresholds), root, review)
+            summary = write_review(result.records, run.thresholds, root, review)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
         report = Report(
             done=result.done,
@@ -265,11 +265,6 @@ class WarmReport:
     made: int
     found: int
     failed: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def all_failed(self) -> bool:
-        """Whether there were images and every one of them failed."""
-        return bool(self.failed) and not self.made + self.found
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

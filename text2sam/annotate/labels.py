@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from text2sam.checks import check_number
+from text2sam.decode import short
 from text2sam.errors import InputError, PromptError
 
 if TYPE_CHECKING:
@@ -406,5 +407,4 @@ def _key(text: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
-    return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"
+    return short(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from text2sam.checks import check_number
 from text2sam.errors import InputError, one_line
 from text2sam.files import write_json
 from text2sam.tables import aligned
@@ -31,17 +29,12 @@ class Failure:
     Attributes:
         path: its name, as it is.
         reason: why, on one line, what a terminal would act on as escapes; what is longer than :data:`LONGEST_REASON` is cut.
-
-    Raises:
-        InputError: a field is no string.
     """
 
     path: str
     reason: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not isinstance(self.reason, str):
-            raise InputError(f"path and reason must be strings, not {self.path!r} and {self.reason!r}")
         reason = one_line(self.reason) or "no reason was given"  # some exceptions say nothing
         object.__setattr__(self, "reason", _shorten(reason, LONGEST_REASON))
 
@@ -67,9 +60,6 @@ class Report:
         images_per_second: of this run; skipped images do not count.
         notes: further lines, such as what a format could not hold, or which files are not named like images.
         rejected: images that a person left out of the dataset in ``text2sam app``, in the order of their paths.
-
-    Raises:
-        InputError: a field is of another kind, or a number is negative or not finite.
     """
 
     done: int
@@ -83,18 +73,6 @@ class Report:
     rejected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objects, Mapping) or not all(isinstance(label, str) for label in self.objects):
-            raise InputError("objects must be a mapping from labels to how many there are")
-        for name, value in (("done", self.done), ("empty", self.empty), ("skipped", self.skipped), *self.objects.items()):
-            check_number(name, value, 0, whole=True)
-        for name, number in (("seconds", self.seconds), ("images_per_second", self.images_per_second)):
-            check_number(name, number, 0, sys.float_info.max)
-        if not isinstance(self.failed, tuple) or not all(isinstance(failure, Failure) for failure in self.failed):
-            raise InputError("failed must be a tuple of Failure")
-        for field in ("notes", "rejected"):
-            value = getattr(self, field)
-            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
-                raise InputError(f"{field} must be a tuple of strings")
         object.__setattr__(self, "failed", tuple(sorted(self.failed, key=lambda failure: (failure.path, failure.reason))))
         object.__setattr__(self, "objects", dict(self.objects))
         object.__setattr__(self, "rejected", tuple(sorted(self.rejected)))
@@ -104,11 +82,6 @@ class Report:
     def images(self) -> int:
         """The number of images of the job."""
         return self.done + self.empty + len(self.failed) + self.skipped + len(self.rejected)
-
-    @property
-    def all_failed(self) -> bool:
-        """Whether there were images and every one of them failed."""
-        return bool(self.failed) and len(self.failed) == self.images
 
     def table(self, most: int = 20) -> str:
         """The report for people: plain text, no line break at the end.

@@ -7,56 +7,23 @@ import hashlib
 import heapq
 import html
 import io
-import itertools
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from text2sam.errors import ImageError, InputError
-from text2sam.export.annotated import AnnotatedImage
-from text2sam.files import atomic_path
+from text2sam.annotate.journal import Record
+from text2sam.checks import check_number
+from text2sam.errors import ImageError
+from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
+from text2sam.files import write_bytes
 from text2sam.image import read_image
 from text2sam.paint import OBJECT_COLOURS
-
-
-@dataclass(frozen=True)
-class ReviewItem:
-    """An annotated image and what the run thought of each label in it.
-
-    Attributes:
-        image: the image and its objects.
-        presence: of each label that was looked for, in [0, 1].
-        thresholds: of each of these labels, in [0, 1]: from which presence on it counted as there.
-
-    Raises:
-        InputError: a field is not of the kind above.
-    """
-
-    image: AnnotatedImage
-    presence: Mapping[str, float]
-    thresholds: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.image, AnnotatedImage):
-            raise InputError(f"image must be an AnnotatedImage, not {type(self.image).__name__}")
-        for name, values in (("presence", self.presence), ("thresholds", self.thresholds)):
-            if not isinstance(values, Mapping):
-                raise InputError(f"{name} must be a mapping from labels to numbers in [0, 1], not {type(values).__name__}")
-            for label, value in values.items():
-                number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
-                if not isinstance(label, str) or not number:
-                    raise InputError(f"{name} must map labels to numbers in [0, 1]; for {label!r} it holds {value!r}")
-        without = [label for label in self.presence if label not in self.thresholds]
-        if without:
-            raise InputError(f"thresholds must name every label of presence; {without[0]!r} is missing")
 
 
 @dataclass(frozen=True)
@@ -75,9 +42,6 @@ class ReviewSummary:
     shown: int
     missing: int
 
-
-ReviewItems: TypeAlias = "Sequence[ReviewItem] | Callable[[], Iterable[ReviewItem]]"
-"""Gone through twice: a sequence, or a function that begins anew each time, such as one that reads a journal."""
 
 _PALETTE = (
     *OBJECT_COLOURS,
@@ -124,7 +88,64 @@ _SCRIPT = """
 """
 
 
-def confidence(item: ReviewItem) -> float:
+def write_review(
+    records: Callable[[], Iterable[Record]],
+    thresholds: Mapping[str, float],
+    images_root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    limit: int = 500,
+    thumbnail: int = 256,
+    title: str = "text2sam review",
+) -> ReviewSummary:
+    """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
+
+    The page needs no other file and no network, and reads without scripts; with them it filters by label. Its own
+    security policy lets nothing else in. The same records and pictures give the same bytes. One picture and one record are in
+    memory at a time, besides what the page shows: the records are gone through twice, first for their confidence, then to draw.
+
+    Args:
+        records: gives the records of the images that did not fail, the same each time.
+        thresholds: of each label, in [0, 1]: from which presence on it counted as there.
+        images_root: folder that the records' paths are relative to.
+        out: the HTML file, written whole or not at all.
+        limit: at most so many images are shown.
+        thumbnail: longer side of a picture on the page, in pixels; smaller pictures stay as they are.
+        title: heading of the page.
+
+    Raises:
+        InputError: ``limit`` or ``thumbnail`` is too small.
+        OutputError: the page cannot be written.
+    """
+    check_number("limit", limit, 1, whole=True)
+    check_number("thumbnail", thumbnail, 16, whole=True)
+    total = 0
+    labels: Counter[str] = Counter()
+
+    def judged() -> Iterator[tuple[float, str]]:
+        nonlocal total
+        for record in records():
+            total += 1
+            labels.update(dict.fromkeys(record.presence, 0))
+            labels.update(thing.label for thing in _objects(record))
+            yield confidence(record, thresholds)[0], record.path
+
+    chosen = [path for _, path in heapq.nsmallest(limit, judged())]
+    numbers = {label: number for number, label in enumerate(sorted(labels))}
+    wanted, cards = set(chosen), dict[str, tuple[bytes, bool]]()
+    for record in records():
+        if record.path in wanted:
+            cards[record.path] = _card(record, thresholds, Path(images_root), numbers, thumbnail)
+    page = [_head(title, total, len(chosen), labels, numbers, thumbnail), *(cards[path][0] for path in chosen), _tail()]
+    write_bytes(out, b"".join(page))
+    return ReviewSummary(Path(out), total, len(chosen), sum(missing for _, missing in cards.values()))
+
+
+def _objects(record: Record) -> Sequence[AnnotatedObject]:
+    return () if record.image is None else record.image.objects
+
+
+def confidence(record: Record, thresholds: Mapping[str, float]) -> tuple[float, str]:
     """How far the run was from changing its mind about an image.
 
     The smallest of, each in [0, 1]:
@@ -135,111 +156,29 @@ def confidence(item: ReviewItem) -> float:
     - 0 where a label reached its threshold and has no object.
 
     Returns:
-        In [0, 1]; 1 where there was nothing to decide.
+        The smallest, 1 where there was nothing to decide, and in words what makes it so low.
     """
-    return _doubt(item)[0]
-
-
-def write_review(
-    items: ReviewItems,
-    images_root: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    limit: int | None = 500,
-    thumbnail: int = 256,
-    title: str = "text2sam review",
-) -> ReviewSummary:
-    """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
-
-    The page needs no other file and no network, and reads without scripts; with them it filters by label. Its own
-    security policy lets nothing else in. The same items and pictures give the same bytes. Whatever the number of images,
-    one picture and one item are in memory at a time, and a few numbers for each one shown: the items are gone through
-    twice, first for their confidence, then to draw.
-
-    Args:
-        items: see :data:`ReviewItems`.
-        images_root: folder that the items' paths are relative to.
-        out: the HTML file, written whole or not at all.
-        limit: at most so many images are shown; None shows all.
-        thumbnail: longer side of a picture on the page, in pixels; smaller pictures stay as they are.
-        title: heading of the page.
-
-    Raises:
-        InputError: an argument is not of the kind above, ``items`` can be gone through only once, or they changed
-            between the two times.
-        OutputError: the page cannot be written.
-    """
-    for name, value, least in (("limit", 1 if limit is None else limit, 1), ("thumbnail", thumbnail, 16)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} must be an int of at least {least}, not {value!r}")
-    if not callable(items) and not isinstance(items, Sequence):
-        raise InputError(f"items must be a sequence, or a function that gives them anew each time, not {type(items).__name__}")
-    if not isinstance(title, str):
-        raise InputError(f"title must be a string, not {type(title).__name__}")
-    total = 0
-    labels: Counter[str] = Counter()
-
-    def judged() -> Iterator[tuple[float, str, int]]:
-        nonlocal total
-        for place, item in enumerate(_once(items)):
-            total += 1
-            labels.update(dict.fromkeys(item.presence, 0))
-            labels.update(thing.label for thing in item.image.objects)
-            yield _doubt(item)[0], item.image.path, place
-
-    chosen = sorted(judged()) if limit is None else heapq.nsmallest(limit, judged())
-    numbers = {label: number for number, label in enumerate(sorted(labels))}
-    rank = {place: (order, path) for order, (_, path, place) in enumerate(chosen)}
-    root, missing = Path(images_root), 0
-    with atomic_path(out) as temporary, tempfile.TemporaryFile(dir=temporary.parent) as spool:
-        # cards are drawn in the items' order and put into the page's from here
-        spans = [(0, 0)] * len(chosen)
-        drawn = 0
-        for place, item in enumerate(itertools.islice(_once(items), max(rank, default=-1) + 1)):
-            if place not in rank:
-                continue
-            order, path = rank[place]
-            if item.image.path != path:
-                break
-            card, gone = _card(item, root, numbers, thumbnail)
-            missing += gone
-            drawn += 1
-            spans[order] = (spool.tell(), spool.write(card))
-        if drawn < len(chosen):
-            raise InputError("items must be the same each time they are gone through; they changed in between")
-        with open(temporary, "wb") as page:
-            page.write(_head(title, total, len(chosen), labels, numbers, thumbnail))
-            for start, length in spans:
-                spool.seek(start)
-                _copy(spool, page, length)
-            page.write(_tail())
-    return ReviewSummary(Path(out), total, len(chosen), missing)
-
-
-def _once(items: ReviewItems) -> Iterable[ReviewItem]:
-    return items() if callable(items) else items
-
-
-def _doubt(item: ReviewItem) -> tuple[float, str]:
-    """The confidence, and in words what makes it so low."""
     doubts = [(1.0, "nothing to decide")]
-    found = {thing.label for thing in item.image.objects}
-    for label, p in item.presence.items():
-        t = item.thresholds[label]
+    found = {thing.label for thing in _objects(record)}
+    for label, p in record.presence.items():
+        t = thresholds[label]
         if p >= t and label not in found:
             doubts.append((0.0, f"{_shown(label)}: presence {p:.3f} reaches {t:.3f}, but there is no object"))
             continue
         room = 1 - t if p >= t else t
         share = abs(p - t) / room if room > 0 else 0.0
         doubts.append((share, f"{_shown(label)}: presence {p:.3f}, threshold {t:.3f}"))
-    doubts += [(float(o.score), f"{_shown(o.label)}: an object scores {o.score:.3f}") for o in item.image.objects]
+    doubts += [(float(o.score), f"{_shown(o.label)}: an object scores {o.score:.3f}") for o in _objects(record)]
     # the label settles ties, so that the order of a mapping does not show
     return min(doubts)
 
 
-def _card(item: ReviewItem, root: Path, numbers: Mapping[str, int], side: int) -> tuple[bytes, bool]:
+def _card(
+    record: Record, thresholds: Mapping[str, float], root: Path, numbers: Mapping[str, int], side: int
+) -> tuple[bytes, bool]:
     """One image's part of the page, and whether it has a placeholder."""
-    image = item.image
+    image, presence = record.image, record.presence
+    assert image is not None
     name = _escaped(image.path)
     reason = ""
     try:
@@ -258,18 +197,18 @@ def _card(item: ReviewItem, root: Path, numbers: Mapping[str, int], side: int) -
         height, width = small.shape[:2]
         picture = f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{name}" decoding="async">'
 
-    sure, why = _doubt(item)
+    sure, why = confidence(record, thresholds)
     scores: dict[str, list[float]] = {}
     for thing in image.objects:
         scores.setdefault(thing.label, []).append(float(thing.score))
     lines = []
     for label, values in sorted(scores.items()):
-        there = f" <span class=quiet>(presence {item.presence[label]:.3f})</span>" if label in item.presence else ""
+        there = f" <span class=quiet>(presence {presence[label]:.3f})</span>" if label in presence else ""
         listed = ", ".join(f"{v:.3f}" for v in sorted(values, reverse=True)[:8]) + (", ..." if len(values) > 8 else "")
         lines.append(f"<li>{_dot(numbers[label])}{_escaped(label)}: {listed}{there}</li>")
-    absent = sorted((abs(p - item.thresholds[label]), label) for label, p in item.presence.items() if label not in scores)
+    absent = sorted((abs(p - thresholds[label]), label) for label, p in presence.items() if label not in scores)
     for _, label in absent[:_CLOSEST]:
-        p, t = item.presence[label], item.thresholds[label]
+        p, t = presence[label], thresholds[label]
         lines.append(f"<li class=quiet>{_dot(numbers[label])}{_escaped(label)}: no object (presence {p:.3f} of {t:.3f})</li>")
     marks = " ".join(str(number) for number in sorted(numbers[label] for label in scores))
     text = (
@@ -376,12 +315,3 @@ def _escaped(text: str) -> str:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
-
-
-def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
-    while length > 0:
-        part = source.read(min(length, 1 << 20))
-        if not part:
-            raise OSError("the cards drawn so far are gone")
-        target.write(part)
-        length -= len(part)

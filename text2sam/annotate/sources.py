@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from text2sam.decode import readable_suffixes
+from text2sam.decode import readable_suffixes, short
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 
@@ -115,7 +115,7 @@ def find_images(
         InputError: ``root`` or the list cannot be read, the pattern is unusable, or nothing was found, not even a file to
             refuse.
     """
-    name = _short(os.fsdecode(root))
+    name = short(os.fsdecode(root))
     try:
         top = os.path.abspath(root)
         folder = stat.S_ISDIR(os.stat(top).st_mode)
@@ -129,7 +129,7 @@ def find_images(
         found = _listed(top, list_file, matches)
         if not found.items and not found.refused:
             what = "paths" if glob is None else f"paths that match {glob!r}"
-            raise InputError(f"the list {_short(os.fsdecode(list_file))} holds no {what}")
+            raise InputError(f"the list {short(os.fsdecode(list_file))} holds no {what}")
         return found
     deep = recursive or (glob is not None and "/" in glob)
     found, folders = _walked(top, deep, matches, passed)
@@ -150,7 +150,7 @@ def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | No
     def unlistable(error: OSError) -> None:
         path = os.path.relpath(error.filename, top)
         if path == ".":
-            raise InputError(f"the folder {_short(top)} cannot be listed: {_why(error)}") from error
+            raise InputError(f"the folder {short(top)} cannot be listed: {_why(error)}") from error
         refused.append((path, f"the folder cannot be listed: {_why(error)}"))
 
     real = os.path.realpath(top)
@@ -222,7 +222,7 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
         place = os.path.join(real_folder(folder), name)
         path = _below(file, top) or _below(place, real)
         if path is None:
-            refused.append((file, f"it lies outside of the folder {_short(top)}; annotate a folder that holds it"))
+            refused.append((file, f"it lies outside of the folder {short(top)}; annotate a folder that holds it"))
         elif path == ".":
             refused.append((path, "it is a folder, not an image"))
         elif matches(path):
@@ -236,7 +236,7 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
 
 def _lines(list_file: str | os.PathLike[str]) -> Iterator[str]:
     """The lines of a list that are not blank; bytes that are not UTF-8 become surrogates."""
-    name = f"the list {_short(os.fsdecode(list_file))}"
+    name = f"the list {short(os.fsdecode(list_file))}"
     try:
         with open(list_file, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
@@ -291,11 +291,6 @@ def _matcher(glob: str) -> Callable[[str], bool]:
 
 def _why(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def _short(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 200 else f"{shown[:120]}...{shown[-40:]}"
 
 
 def count_endings(others: Mapping[str, int], most: int = 5) -> str:
