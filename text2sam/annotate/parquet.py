@@ -84,13 +84,13 @@ def annotate_table(
         finished.update([row["path"]] if row["status"] != "failed" else [])
         before = row["model"]
     job = Job(model, wanted, how_to, model=before, root=root, finished=frozenset(finished), settings=settings)
-    free = {"num_cpus": 0}  # the workers may have taken all cores
     with hands(job, workers, num_gpus) as (ray, work):
         if origin is not None:
             kinds = [suffix[1:] for suffix in suffixes()]
-            reading: dict[str, Any] = {"include_paths": True, "file_extensions": kinds, "ray_remote_args": free}
+            # no core is asked for, as the workers may have taken all of them
+            reading: dict[str, Any] = {"include_paths": True, "file_extensions": kinds, "num_cpus": 0}
             source = ray.data.read_binary_files(root, filesystem=origin, **reading)
-        work(source, _TableHand, batch_size).write_parquet(place, filesystem=store, ray_remote_args=free)
+        work(source, _TableHand, batch_size).write_parquet(place, filesystem=store, ray_remote_args={"num_cpus": 0})
     # of several rows of an image one that did not fail counts
     rows = sorted(_rows(store, place, ("path", "status")), key=lambda row: row["status"] != "failed")
     return dict(Counter({row["path"]: row["status"] for row in rows}.values()))
