@@ -645,6 +645,13 @@ def test_flat_map_finds_nothing() -> None:
     assert half.present
 
 
+def test_a_flat_map_is_not_smoothed_for_which_sam_would_encode() -> None:
+    predictor = tiny_predictor()
+    encodings = count_calls(predictor.model.image_encoder)
+    assert not TextPromptedSAM(predictor, Colours()).segment(TWO, "green").present
+    assert not encodings
+
+
 def test_many_texts_of_objects_cost_one_encoding() -> None:
     image = drawn(("red", 40, 60, BIG), ("blue", 120, 50, BIG), ("red", 130, 95, BIG))
     model, predictor, surgery = painted()
