@@ -190,7 +190,7 @@ def _rows(store: Any, place: str, columns: Sequence[str] | None = None) -> Itera
 
     try:
         tables = dataset.dataset(place, _schema(), "parquet", filesystem=store, exclude_invalid_files=True)
-        for batch in tables.to_batches(columns=columns, batch_size=1024):
+        for batch in tables.to_batches(columns=columns and [*columns], batch_size=1024):
             batch.validate(full=True)  # offsets from outside, which compiled code would trust
             yield from batch.to_pylist()
     except FileNotFoundError:
