@@ -48,7 +48,7 @@ _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
 .gradio-container main {max-width: 1240px; margin: 0 auto;}
-#title .html-container {padding: 0;}
+:is(#title, #progress) .html-container {padding: 0;}
 #title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
 #message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
 #message > div {padding: .5rem .9rem;}

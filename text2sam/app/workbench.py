@@ -137,10 +137,12 @@ class Desk:
         """The answers to texts that need not be looked for again."""
         kept: dict[str, Segmentation] = {}
         for text, result in zip(self.texts, self.results, strict=False):  # a folder's pictures have results only
-            sides = [result.presence >= limit for limit in (result.threshold, threshold)]
+            before, now = (result.presence >= limit for limit in (result.threshold, threshold))
+            # joined texts have a presence each
+            same = threshold == result.threshold or (before == now and len(result.looked_for) < 2)
             if result.text in self.edited:
                 kept[text] = result
-            elif self.exclude == tuple(exclude) and sides[0] == sides[1] and not len(result.looked_for) > 1:
+            elif same and self.exclude == tuple(exclude):
                 parts = tuple(replace(part, threshold=threshold) for part in result.objects)
                 kept[text] = replace(result, threshold=threshold, objects=parts)
         return {text: kept[text] for text in texts if text in kept}
