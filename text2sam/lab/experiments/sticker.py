@@ -49,7 +49,7 @@ SPLITS = {"report": 2_000_000, "tune": 3_000_000}
 """First seed of each split. Training uses seeds from 1,000,000,000 upwards."""
 OBJECTS = (1, 6)
 REPEAT = 0.35
-"""Probability that an object repeats a name of the scene; then 57 % of 300 scenes have a name twice or more, 19 % three times."""
+"""Probability that an object repeats a name of the scene; then 57 % of scenes have a name twice, 19 % three times."""
 SIZE_BOUNDS = (0.033, 0.057)
 """Shares of the image that separate small, medium and large, by the largest object of a name: terciles of the first 300
 scenes of the tuning split."""
