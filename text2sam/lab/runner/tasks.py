@@ -132,20 +132,17 @@ class Recognition:
         self._truth: list[NDArray[np.bool_]] = []
 
     def read(self, sample: Sample) -> None:
-        """As :meth:`Task.read`."""
         _ = sample.image, sample.labels
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
-        with clock.part("methods"):  # all of them come together
-            found = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
+        with clock.part("methods"):  # one call computes the scores of all methods
+            recognition = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
         return {
             "labels": [self._names.index(name) for name in sample.labels],
-            "scores": {method: pack(found.scores[method]) for method in self._settings.methods},
+            "scores": {method: pack(recognition.scores[method]) for method in self._settings.methods},
         }
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         for method, rows in self._scores.items():
             rows.append(unpack(kept["scores"][method], np.float32, len(self._names))[0])
         self._truth.append(np.isin(np.arange(len(self._names)), kept["labels"]))
@@ -215,15 +212,13 @@ class Semantic:
         }
         _encode_texts(self.surgery, self._words, settings.background_words)
         self._totals = {method: ConfusionMatrix(len(self._names)) for method in settings.methods}
-        # of each image: true positives, true and predicted pixels of each class, (3, K)
+        # per image (3, K): true positives, true pixels and predicted pixels of each class
         self._parts: dict[str, list[NDArray[np.int64]]] = {method: [] for method in settings.methods}
 
     def read(self, sample: Sample) -> None:
-        """As :meth:`Task.read`."""
         _ = sample.image, sample.semantic
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
         tiles, refine = self._settings.tiles, self._settings.refine
         regions: NDArray[np.uint16] | None = None
         if self._pair is not None and (refine == "regions" or CORRCLIP in self._settings.methods):
@@ -309,35 +304,31 @@ class Explainability:
         if iclip is not None:
             self._maps["iclip"] = _iclip(iclip, surgery, self.surgery, self._prompts)
         self._samples: dict[str, list[MapSample]] = {method: [] for method in settings.methods}
-        self._images: list[int] = []  # of each sample
+        self._images: list[int] = []  # the image of each sample
         self._added = 0
 
     def read(self, sample: Sample) -> None:
-        """As :meth:`Task.read`."""
         _ = sample.image, sample.masks, sample.semantic
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
         counted = ~sample.ignored
         masks = {name: mask[counted] for name, mask in sample.masks.items()}
-        there = [i for i, name in enumerate(self._names) if name in masks and masks[name].any()]
+        shown = [i for i, name in enumerate(self._names) if name in masks and masks[name].any()]
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                samples = [
-                    # pixels that do not count are left out; their order does not matter
+                samples = [  # the order of the pixels does not matter
                     map_sample(self._names[i], map_.to_image(sample.shape)[counted][None], masks[self._names[i]][None])
-                    for i, map_ in zip(there, self._maps[method](sample, there) if there else [], strict=True)
+                    for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
                 ]
             kept[method] = {
-                "ious": pack(np.array([each.ious for each in samples], np.float64)),
-                "foreground": [each.foreground for each in samples],
-                "background": [None if math.isnan(each.background) else each.background for each in samples],
+                "ious": pack(np.array([s.ious for s in samples], np.float64)),
+                "foreground": [s.foreground for s in samples],
+                "background": [finite(s.background) for s in samples],
             }
-        return {"classes": there, "maps": kept}
+        return {"classes": shown, "maps": kept}
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         names = [self._names[i] for i in kept["classes"]]
         for method, samples in self._samples.items():
             maps = kept["maps"][method]
@@ -400,21 +391,18 @@ class Camouflage(Explainability):
         self._scores: dict[str, list[list[float | None]]] = {method: [] for method in settings.methods}
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
-        there = [i for i, name in enumerate(self._names) if name in sample.masks]
+        shown = [i for i, name in enumerate(self._names) if name in sample.masks]
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                maps = self._maps[method](sample, there) if there else []
-                found = [
+                scores = [
                     soft_mask_scores(map_.to_image(sample.shape), sample.masks[self._names[i]])
-                    for i, map_ in zip(there, maps, strict=True)
+                    for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
                 ]
-            kept[method] = [[finite(score) for score in scores] for scores in found]
-        return {"classes": there, "scores": kept}
+            kept[method] = [list(map(finite, row)) for row in scores]
+        return {"classes": shown, "scores": kept}
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         for method, scores in self._scores.items():
             scores += kept["scores"][method]
         self._images += [self._added] * len(kept["classes"])
