@@ -1,7 +1,7 @@
 """Trains the sticker pair: ``python -m text2sam.lab.sticker.train clip|sam --out FOLDER``.
 
-A run that was stopped resumes from the checkpoint in the folder. Several processes can train the SAM together, each on a core or
-a GPU: ``torchrun --nproc-per-node 2 -m text2sam.lab.sticker.train sam --out FOLDER``.
+A run that was stopped resumes from the checkpoint in the folder. Several processes can train the SAM together, each on a core
+or a GPU: ``torchrun --nproc-per-node 2 -m text2sam.lab.sticker.train sam --out FOLDER``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="number of processes that draw scenes")
     parser.add_argument("--ship", action="store_true", help="write the trained weights and their record into the package")
     parser.add_argument("--from-shipped", action="store_true", help="start from the weights in the package")
-    parser.add_argument("--share", type=float, default=1.0, help="share of every stage's steps to run, such as 0.25 with --from-shipped")
+    parser.add_argument("--share", type=float, default=1.0, help="share of every stage's steps to run")
     arguments = parser.parse_args()
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, not {arguments.share}")

@@ -95,8 +95,8 @@ SAM_STAGES: tuple[SamStage, ...] = (
         fresh=0.65,
     ),
 )
-"""The shipped weights' training, without its restarts, for one process. Its last stage ran on a GPU, with an eighth of the steps
-on eight times the scenes; the record in the package lists the stages as they ran."""
+"""The shipped weights' training, without its restarts, for one process. Its last stage ran on a GPU, with an eighth of the
+steps on eight times the scenes; the record in the package lists the stages as they ran."""
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
