@@ -151,13 +151,13 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
     assert result["unknown"] == ["unicorn"]
     rows = {(row["figure"], row["recipe"]): row["sizes"] for row in result["rows"]}
     big, middle, small, above = SIZES
-    counts = {size: figure["count"] for size, figure in rows["told present", ""].items()}
+    counts = {size: figure["count"] for size, figure in rows["predicted present", ""].items()}
     assert counts == {big: 3, middle: 3, small: 2, above: 6}
     seen = {size: figure["value"] for size, figure in rows["IoU, taken as present", "click"].items()}
     # half of 20 rows, three of seven, one of three
     assert seen == pytest.approx({big: 0.5, middle: 3 / 7, small: 1 / 3, above: (0.5 + 3 / 7) / 2}, abs=1e-4)
     answered = {size: figure["value"] for size, figure in rows["IoU, absent = 0", "click"].items()}
-    assert answered == pytest.approx({big: 0.5, middle: 0, small: 0, above: 0.25})  # the cup is told absent
+    assert answered == pytest.approx({big: 0.5, middle: 0, small: 0, above: 0.25})  # the cup is predicted absent
     papers = [rows[figure, "paper"] for figure in ("IoU, absent = 0", "IoU, taken as present")]
     assert papers[0] == papers[1]  # it answers all the same
     for size in SIZES:
@@ -166,7 +166,7 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
         assert difference[size]["low"] <= difference[size]["value"] <= difference[size]["high"]
     assert rows["calls of SAM", "click"][above]["value"] == 1
     assert rows["hottest place on the target", ""][above]["value"] == 1
-    assert rows["told present", ""][above]["value"] == 0.5
+    assert rows["predicted present", ""][above]["value"] == 0.5
     assert result["auroc"] == {big: 1.0, middle: 1.0, small: 1.0, above: 1.0, "all": 1.0}
     assert (result["absent"], result["false"]) == (5 * 3 - 8, 0)
     assert result["thresholds"][0] == {"threshold": 0.5, "found": 0.5, "false": 0}

@@ -1,9 +1,8 @@
-"""Figures of merit and their bootstrap: pure functions of arrays.
+"""Evaluation metrics and their bootstrap: pure functions of arrays.
 
-A bootstrap that draws whole scenes or images needs every figure under whole-number weights: a scene drawn twice counts
-twice. So the functions here take weights instead of copies. AUROC, average precision and confusion matrices are
-scikit-learn's; the average precision of COCO, which interpolates, is not part of scikit-learn. S-, E- and weighted F-measure
-are pysodmetrics'.
+A bootstrap over scenes or images counts a unit as often as it is drawn, so the functions take integer weights instead of
+copies. scikit-learn computes AUROC, average precision and confusion matrices (but not COCO's interpolated average precision),
+and pysodmetrics the S-, E- and weighted F-measure.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from text2sam.errors import InputError, MissingDependencyError
 Average = Literal["samples", "classes"]
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
-"""0.50, 0.55, ..., 0.95: AP is the mean over these."""
+"""0.50, 0.55, ..., 0.95, over which AP is averaged."""
 
 MAP_THRESHOLDS = tuple(k / 100 for k in range(101))
-"""0, 0.01, ..., 1: among these the threshold of a similarity map is searched."""
+"""0, 0.01, ..., 1: candidate thresholds of a similarity map."""
 
 SOFT_SCORES = ("s_measure", "e_measure", "weighted_f", "mae")
-"""What :func:`soft_mask_scores` gives, in order."""
+"""Names of the values of :func:`soft_mask_scores`, in order."""
 
 NAN = float("nan")
 
@@ -60,20 +59,20 @@ def sod_metrics() -> Any:
 
 
 def match_detections(ious: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:
-    """Which detections of one query are right, matched one to one as in COCO's evaluation.
+    """Matches the detections of one query one to one with objects, as in COCO's evaluation.
 
-    From the first row on, each detection takes the object with the highest IoU among those not yet taken, the first
-    of equals. It is right when that IoU reaches the threshold.
+    In order, each detection takes the unmatched object with the highest IoU (the first of equals), if that reaches the
+    threshold.
 
     Args:
-        ious: (D, G) in [0, 1], detections by objects, detections of the highest score first.
-        threshold: IoU from which a match counts, in (0, 1].
+        ious: (D, G) in [0, 1], detections in descending order of score, by objects.
+        threshold: smallest IoU of a match, in (0, 1].
 
     Returns:
-        (D,) bool.
+        (D,) bool, whether each detection has a match.
 
     Raises:
-        InputError: ``ious`` has not two axes, or the threshold is not in (0, 1].
+        InputError: an argument has another shape or range.
     """
     if ious.ndim != 2:
         raise InputError(f"ious must have two axes, detections and objects, not shape {ious.shape}")
@@ -90,22 +89,20 @@ def match_detections(ious: NDArray[np.floating[Any]], threshold: float) -> NDArr
 
 
 def average_precision(hits: ArrayLike, positives: float, weights: ArrayLike | None = None) -> float:
-    """Average precision by COCO's interpolation at 101 recalls.
+    """Average precision interpolated at COCO's 101 recalls 0, 0.01, ..., 1.
 
-    At each recall 0, 0.01, ..., 1 the precision is the best at that recall or a higher one, 0 where the recall is never
-    reached; the result is the mean of the 101. Recalls are compared in whole numbers, so that 3 of 10 objects reach a recall
-    of 0.3.
+    The precision at a recall is the highest precision at this or any higher recall, and 0 if the recall is not reached.
 
     Args:
-        hits: (D,) bool, whether each detection is right, the highest score first.
-        positives: number of objects, counted with their weights.
-        weights: (D,) whole numbers of at least 0, how often each detection counts; None is once each.
+        hits: (D,) bool, whether each detection is correct, in descending order of score.
+        positives: weighted number of objects.
+        weights: (D,) non-negative integers; None counts every detection once.
 
     Returns:
-        In [0, 1]; NaN where there are no objects.
+        A value in [0, 1]; NaN without objects.
 
     Raises:
-        InputError: an argument is not of the kind above.
+        InputError: an argument has another shape, type or range.
     """
     right = np.asarray(hits, bool)
     if right.ndim != 1 or positives < 0:
@@ -116,7 +113,7 @@ def average_precision(hits: ArrayLike, positives: float, weights: ArrayLike | No
     true, seen = np.cumsum(counts * right), np.cumsum(counts)
     precision = np.divide(true, seen, out=np.zeros(len(seen)), where=seen > 0)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    first = np.searchsorted(100 * true, positives * np.arange(101))
+    first = np.searchsorted(100 * true, positives * np.arange(101))  # in integers, so that 3 of 10 is a recall of 0.3
     return float(best_from_here[first[first < len(true)]].sum() / 101)
 
 
@@ -126,17 +123,17 @@ def auroc(
     positive_weights: ArrayLike | None = None,
     negative_weights: ArrayLike | None = None,
 ) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+    """Area under the ROC curve: the probability that a positive scores above a negative, with ties counted as one half.
 
     Args:
-        positive, negative: (P,) and (N,) scores.
-        positive_weights, negative_weights: (P,) and (N,), how often each counts; None is once each.
+        positive, negative: (P,) and (N,) finite scores.
+        positive_weights, negative_weights: (P,) and (N,) non-negative integers; None counts every score once.
 
     Returns:
-        In [0, 1]; NaN where either side is empty or weighs nothing.
+        A value in [0, 1]; NaN if either side has no weight.
 
     Raises:
-        InputError: scores are not finite along one axis, or weights do not belong to them.
+        InputError: an argument has another shape, type or range.
         MissingDependencyError: scikit-learn is not installed.
     """
     p, n = (_scores(scores) for scores in (positive, negative))
@@ -148,18 +145,18 @@ def auroc(
 
 
 def ranked_average_precision(scores: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Average precision without interpolation, the measure of multi-label recognition. Equal scores are one step.
+    """Average precision without interpolation, for multi-label recognition. Equal scores form one step.
 
     Args:
         scores: (N,) finite.
-        truth: (N,) bool, whether the class is there.
-        weights: (N,) whole numbers of at least 0, how often each counts; None is once each.
+        truth: (N,) bool, whether the image shows the class.
+        weights: (N,) non-negative integers; None counts every image once.
 
     Returns:
-        In [0, 1]; NaN where nothing is true.
+        A value in [0, 1]; NaN without a positive.
 
     Raises:
-        InputError: an argument is not of the kind above.
+        InputError: an argument has another shape, type or range.
         MissingDependencyError: scikit-learn is not installed.
     """
     s, t = _scores(scores), np.asarray(truth)
@@ -175,15 +172,14 @@ def class_average_precisions(scores: ArrayLike, truth: ArrayLike, weights: Array
     """:func:`ranked_average_precision` of every class.
 
     Args:
-        scores: (N, T) finite, images by classes.
-        truth: (N, T) bool.
-        weights: (N,) how often each image counts; None is once each.
+        scores, truth: (N, T), images by classes.
+        weights: (N,), see there.
 
     Returns:
         (T,) float64 in [0, 1]; NaN for a class that no image shows.
 
     Raises:
-        InputError: an argument is not of the kind above.
+        InputError: an argument has another shape, type or range.
     """
     s, t = np.asarray(scores, np.float64), np.asarray(truth)
     if s.ndim != 2 or t.shape != s.shape:
@@ -192,15 +188,15 @@ def class_average_precisions(scores: ArrayLike, truth: ArrayLike, weights: Array
 
 
 def mean_average_precision(scores: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Mean of :func:`class_average_precisions`, with its arguments, over the classes that any image shows; else NaN."""
+    """Mean of :func:`class_average_precisions` over the classes that any image shows; NaN without any."""
     return float(row_means(class_average_precisions(scores, truth, weights)[None])[0])
 
 
 def bootstrap_weights(units: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
-    """How often each unit is drawn in each resample of a bootstrap: ``units`` draws with replacement.
+    """Number of times that each resample of a bootstrap draws each unit.
 
     Returns:
-        (resamples, units) int64, every row adds up to ``units``.
+        (resamples, units) int64; every row sums to ``units``.
 
     Raises:
         InputError: a number is below 1.
@@ -213,37 +209,25 @@ def bootstrap_weights(units: int, resamples: int, seed: int = 0) -> NDArray[np.i
 
 
 def weighted_ratio(sums: ArrayLike, counts: ArrayLike, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A mean over cases from each unit's sum and number of cases, under many weightings of the units at once.
-
-    Args:
-        sums: (U,) sum of the figure over the cases of each unit.
-        counts: (U,) number of cases of each unit.
-        weights: (R, U).
-
-    Returns:
-        (R,) means; NaN where no case is left.
-    """
+    """(R,) means over cases for R weightings (R, U) of the units, from each unit's sum and count (U,); NaN without a case."""
     return ratio(weights @ np.asarray(sums, np.float64), weights @ np.asarray(counts, np.float64))
 
 
 def ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
-    """``part / whole``, elementwise; NaN, and no warning, where there is no whole."""
+    """``part / whole``, elementwise; NaN, without a warning, where ``whole`` is not positive."""
     a, b = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     shares: NDArray[np.float64] = np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
     return shares
 
 
 def row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, K) -> (R,) means without NaN; NaN where nothing is left."""
-    there = np.isfinite(values)
-    return ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1))
+    """(R, K) -> (R,) means of the finite values; NaN without any."""
+    known = np.isfinite(values)
+    return ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1))
 
 
 def interval(samples: NDArray[np.float64]) -> tuple[float, float]:
-    """Lower and upper end of the 95 % percentile interval of a bootstrap's samples (R,).
-
-    NaN samples, which had no case, are left out; both ends are NaN where none is left.
-    """
+    """Lower and upper end of the 95 % percentile interval of bootstrap samples (R,), without NaN; NaN if all are."""
     kept = samples[np.isfinite(samples)]
     if not len(kept):
         return NAN, NAN
@@ -252,25 +236,25 @@ def interval(samples: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON has it: None where it is NaN or infinite."""
+    """The number, or None if it is NaN or infinite, which JSON does not have."""
     return float(value) if math.isfinite(value) else None
 
 
 def estimate(value: float, samples: NDArray[np.float64]) -> dict[str, float | None]:
-    """A figure and its :func:`interval`, JSON-ready and to 4 digits: ``value``, ``low``, ``high``; None without a case."""
+    """A figure and its :func:`interval` to 4 decimals, JSON-ready: ``value``, ``low``, ``high``; None without a case."""
     numbers = zip(("value", "low", "high"), (float(value), *interval(samples)), strict=True)
     return {key: finite(round(number, 4)) for key, number in numbers}
 
 
 class ConfusionMatrix:
-    """Pixels by true and by predicted class: all figures of semantic segmentation come from these counts.
+    """Pixel counts by true and predicted class, from which the figures of semantic segmentation are computed.
 
     Args:
-        classes: K, at least 1.
+        classes: K, the number of classes.
 
     Attributes:
-        counts: (K, K + 1) int64, ``counts[t, p]`` pixels of class t predicted as p. The last column is what a prediction
-            left undecided: missed for t, wrong for no class.
+        counts: (K, K + 1) int64; ``counts[t, p]`` is the number of pixels of class t predicted as p. The last column counts
+            undecided pixels, which are false negatives of t and false positives of no class.
     """
 
     def __init__(self, classes: int) -> None:
@@ -280,15 +264,15 @@ class ConfusionMatrix:
         return len(self.counts)
 
     def add(self, prediction: NDArray[Any], truth: NDArray[Any], ignore: int = 255) -> None:
-        """Counts the pixels of one image.
+        """Adds the pixels of one image.
 
         Args:
-            prediction: (H, W) integers in [0, K), or ``ignore`` where it is undecided.
-            truth: (H, W) integers in [0, K), or ``ignore`` for pixels that do not count.
+            prediction: (H, W) integers in [0, K), or ``ignore`` for undecided pixels.
+            truth: (H, W) integers in [0, K), or ``ignore`` for ignored pixels.
             ignore: a label outside [0, K).
 
         Raises:
-            InputError: shapes differ, or a value that counts is no class.
+            InputError: shapes differ, or a value is not a class.
             MissingDependencyError: scikit-learn is not installed.
         """
         k = len(self)
@@ -307,31 +291,24 @@ class ConfusionMatrix:
             self.counts += matrix[:k]
 
     def iou(self) -> NDArray[np.float64]:
-        """(K,) float64 in [0, 1], true positives over the union of true and predicted pixels; NaN where both are none.
-
-        A class that is predicted and never true has 0, and counts in :meth:`miou`.
-        """
+        """(K,) float64 in [0, 1], IoU of each class; NaN for a class in neither truth nor prediction."""
         hits = np.diag(self.counts)
         return ratio(hits, self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0) - hits)
 
     def miou(self, background: int | None = None) -> float:
-        """Mean of :meth:`iou` over the classes in truth or prediction.
+        """Mean of :meth:`iou` over the classes in truth or prediction, in [0, 1]; NaN without any.
 
         Args:
-            background: a class to leave out of the mean. Its pixels still count: predicting another class there is an error
-                of that class.
-
-        Returns:
-            In [0, 1]; NaN where no class is left.
+            background: a class to leave out of the mean; its pixels still count as errors of the classes predicted there.
         """
         return float(row_means(np.delete(self.iou(), [] if background is None else background)[None])[0])
 
     def mean_accuracy(self) -> float:
-        """Mean, over the classes that are true anywhere, of the share of their pixels that are predicted as the class."""
+        """Mean recall over the classes in the truth."""
         return float(row_means(ratio(np.diag(self.counts), self.counts.sum(axis=1))[None])[0])
 
     def pixel_accuracy(self) -> float:
-        """Share of the counted pixels that are predicted right, in [0, 1]; NaN where none is counted."""
+        """Share of correct pixels, in [0, 1]; NaN without pixels."""
         return float(ratio(np.diag(self.counts).sum(), self.counts.sum()))
 
 
@@ -341,12 +318,11 @@ class MapSample:
 
     Attributes:
         name: the class.
-        ious: (K,) float64 in [0, 1], IoU of ``map >= threshold`` with the mask, by threshold.
-        foreground, background: mean of the map on the mask and off it, in [0, 1]; NaN for the background of a mask that
-            covers everything.
+        ious: (K,) float64 in [0, 1], IoU of ``map >= threshold`` with the mask for K thresholds.
+        foreground, background: mean of the map on and off the mask, in [0, 1]; the background of a full mask is NaN.
 
     Raises:
-        InputError: a value is of another kind.
+        InputError: a value has another shape or range.
     """
 
     name: str
@@ -363,7 +339,7 @@ class MapSample:
 
     @property
     def contrast(self) -> float:
-        """Mean foreground minus mean background, in [-1, 1]; NaN where there is no background."""
+        """Mean foreground minus mean background, in [-1, 1]; NaN without background."""
         return self.foreground - self.background
 
 
@@ -375,11 +351,11 @@ def map_sample(
     Args:
         name: the class.
         values: (H, W) in [0, 1], the min-max map over the image.
-        mask: (H, W) bool, at least one pixel True: only classes that are there are explained.
-        thresholds: K in ascending order within [0, 1].
+        mask: (H, W) bool, not empty.
+        thresholds: K thresholds in [0, 1], ascending.
 
     Raises:
-        InputError: an argument is not of the kind above.
+        InputError: an argument has another shape, type or range.
     """
     v, m = np.asarray(values, np.float64), np.asarray(mask)
     if v.ndim != 2 or m.shape != v.shape or m.dtype != np.bool_:
@@ -389,7 +365,7 @@ def map_sample(
     if not (v.min() >= 0 and v.max() <= 1):
         raise InputError("values must be in [0, 1]; take the min-max of the map first (SimilarityMap.to_image)")
     grid = _check_thresholds(thresholds)
-    reached = np.searchsorted(grid, v, "right")  # how many thresholds each pixel reaches
+    reached = np.searchsorted(grid, v, "right")  # number of thresholds that each pixel reaches
     on, off = (np.bincount(reached[part], minlength=len(grid) + 1) for part in (m, ~m))
     hits, wrong = (np.cumsum(n[::-1])[::-1][1:] for n in (on, off))  # (K,) pixels at or above each threshold
     background = float(v[~m].mean()) if not m.all() else NAN
@@ -397,21 +373,21 @@ def map_sample(
 
 
 def soft_mask_scores(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Compares a map with a mask as the benchmarks of camouflaged and salient objects do, by the package pysodmetrics.
+    """Compares a map with a mask by the metrics of salient and camouflaged object detection.
 
-    S-measure (Fan et al., ICCV 2017), mean E-measure over 256 thresholds (Fan et al., IJCAI 2018), weighted F-measure (Margolin
-    et al., CVPR 2014), mean absolute error.
+    They are the S-measure (Fan et al., ICCV 2017), the mean E-measure over 256 thresholds (Fan et al., IJCAI 2018), the
+    weighted F-measure (Margolin et al., CVPR 2014) and the mean absolute error.
 
     Args:
         values: (H, W) in [0, 1].
         mask: (H, W) bool.
 
     Returns:
-        (4,) float64 in [0, 1], in the order of :data:`SOFT_SCORES`; the S-measure is NaN where the mask's centroid lies in the
-        last row or column, which leaves it an empty quarter.
+        (4,) float64 in [0, 1], in the order of :data:`SOFT_SCORES`; the S-measure is NaN if the centroid of the mask is in the
+        last row or column.
 
     Raises:
-        InputError: an argument is not of the kind above.
+        InputError: an argument has another shape, type or range.
         MissingDependencyError: pysodmetrics is not installed.
     """
     v, m = np.asarray(values, np.float64), np.asarray(mask)
@@ -422,23 +398,23 @@ def soft_mask_scores(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_])
     kinds = sod_metrics()
     measures = (kinds.Smeasure(), kinds.Emeasure(), kinds.WeightedFmeasure(), kinds.MAE())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # means of empty quarters
+        warnings.simplefilter("ignore", RuntimeWarning)  # the S-measure takes means of empty quadrants
         for measure in measures:
             measure.step(v, m, normalize=False)
     s, e, f, error = (measure.get_results() for measure in measures)
-    # the E-measure divides by one pixel less than there are
+    # the E-measure divides by H * W - 1 and can exceed 1
     return np.array([s["sm"], np.minimum(e["em"]["curve"], 1).mean(), f["wfm"], error["mae"]], np.float64)
 
 
 @dataclass(frozen=True)
 class Explainability:
-    """Figures of similarity maps, see :func:`explainability`; all but thresholds are in percent.
+    """Figures of similarity maps, in percent except for thresholds; see :func:`explainability`.
 
     Attributes:
         samples, classes: number of maps and of classes.
-        miou, threshold: mean IoU at the best threshold for the whole data set, the rule that is reported.
-        miou_per_class, class_thresholds: mean IoU with the best threshold of each class.
-        miou_per_image: mean IoU with the best threshold of every single map.
+        miou, threshold: mean IoU at the best threshold for the data set; this is the reported figure.
+        miou_per_class, class_thresholds: mean IoU at the best threshold of each class.
+        miou_per_image: mean IoU at the best threshold of each map.
         msc: mean of foreground minus background.
     """
 
@@ -455,22 +431,16 @@ class Explainability:
 def explainability(
     samples: Sequence[MapSample], average: Average = "samples", thresholds: Sequence[float] = MAP_THRESHOLDS
 ) -> Explainability:
-    """Explainability of similarity maps: mIoU with a searched threshold, and mSC.
+    """mIoU at a searched threshold, and mSC (CLIP Surgery, arXiv 2304.05653, section 4.1).
 
-    CLIP Surgery (arXiv 2304.05653), section 4.1; what the paper leaves open is decided here. A *sample* is one map of one
-    image for one class that is in it. With ``average="samples"`` every sample counts once; with ``"classes"`` first the
-    samples of a class are averaged, then the classes.
-
-    - One threshold per data set: that of the grid with the highest average of IoUs, the lowest of equals.
-    - Per class: each class's own best threshold for the mean over its samples.
-    - Per image: every sample's own best threshold.
-    - mSC: average of (mean of the min-max map on the mask - mean off it), in percent; samples whose mask covers everything
-      have no background and are left out of it.
+    A *sample* is the map of one image for one class that it shows. The best threshold is the lowest of those with the highest
+    mean IoU: over the data set, over the samples of a class, or for a single sample. mSC is the mean of the map on the mask
+    minus its mean off the mask; samples whose mask covers the whole image are left out.
 
     Args:
         samples: at least one.
-        average: ``"samples"`` or ``"classes"``.
-        thresholds: those of the samples.
+        average: ``"samples"`` averages over samples, ``"classes"`` over the samples of each class and then over classes.
+        thresholds: the thresholds of the samples.
 
     Raises:
         InputError: there is no sample, the samples have other thresholds, or ``average`` is unknown.
@@ -497,15 +467,15 @@ def explainability(
 def explainability_samples(
     samples: Sequence[MapSample], weights: NDArray[np.int64], average: Average = "samples"
 ) -> dict[str, NDArray[np.float64]]:
-    """The figures of :func:`explainability` under many weightings of the samples at once.
+    """The figures of :func:`explainability` for R weightings of the samples.
 
     Args:
-        samples: S maps, at least one.
-        weights: (R, S) whole numbers of at least 0, how often each sample counts.
-        average: ``"samples"`` or ``"classes"``.
+        samples: S samples, at least one.
+        weights: (R, S) non-negative integers.
+        average: see there.
 
     Returns:
-        ``miou_dataset``, ``miou_class``, ``miou_image`` and ``msc``, (R,) each, in percent; NaN where no sample is left.
+        ``miou_dataset``, ``miou_class``, ``miou_image`` and ``msc``, (R,) each, in percent; NaN without a sample.
 
     Raises:
         InputError: ``average`` is unknown.
@@ -525,7 +495,7 @@ def explainability_samples(
         share, msc_share = counts.sum(axis=1), off.sum(axis=1)
         curve, best, msc = counts @ ious[own], counts @ ious[own].max(axis=1), off @ np.nan_to_num(contrast[own])
         if average == "classes":
-            present, with_background = np.maximum(share, 1), np.maximum(msc_share, 1)  # sums over no sample are 0 already
+            present, with_background = np.maximum(share, 1), np.maximum(msc_share, 1)  # sums without a sample are 0
             curve, best, msc = curve / present[:, None], best / present, msc / with_background
             share, msc_share = share > 0, msc_share > 0
         curves += curve
@@ -540,7 +510,7 @@ def explainability_samples(
 
 
 def _lowest_best(curve: NDArray[np.float64]) -> int:
-    """Index of the first of the highest values; those that differ by rounding are equal."""
+    """Index of the first maximum, up to rounding."""
     return int((curve >= curve.max() - 1e-12).argmax())
 
 

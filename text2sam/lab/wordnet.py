@@ -11,13 +11,13 @@ from text2sam.lab.datasets.layout import MissingDataError
 
 
 def read_nouns(folder: Path) -> tuple[dict[str, tuple[list[str], list[str]]], dict[str, list[str]]]:
-    """Synsets and senses; the files' format is that of WordNet's manual page wndb(5).
+    """Synsets and senses; the manual page wndb(5) describes the format.
 
     Returns:
-        id (``"n02084071"``) -> its words and the ids of the kinds of it; and word in lower case -> ids, most frequent first.
+        id (``"n02084071"``) -> its words and the ids of its hyponyms; and word in lower case -> ids, most frequent first.
 
     Raises:
-        MissingDataError: a file is not there.
+        MissingDataError: a file is missing.
     """
     synsets = {}
     for line in _lines(folder / "data.noun"):
@@ -35,36 +35,36 @@ def read_nouns(folder: Path) -> tuple[dict[str, tuple[list[str], list[str]]], di
 
 
 def narrower_words(table: Mapping[str, Any], folder: Path, kinds: Collection[str] = ()) -> dict[str, list[str]]:
-    """Words for things that a classifier does not tell from their kind, for each kind: the next class or learned name above.
+    """Hyponyms that the table lacks, for the nearest class or learned name above them: "tennis racket" for "racket".
 
-    A "tennis racket" is a racket, an "armchair" a chair. Of a word's senses the most frequent must be of the kind; a word that
-    the table understands already, also as a plural, is left out.
+    The most frequent sense of a hyponym must be below that class. Words that the table understands, also as a plural, are left
+    out.
 
     Args:
         table: ``classes`` (ids), ``synsets`` and ``words`` of ImageNet.
-        folder: of WordNet's files.
-        kinds: further synsets that words may be looked for as, such as those of learned names.
+        folder: the folder of WordNet's files.
+        kinds: further synsets with hyponyms, such as those of learned names.
 
     Returns:
-        A word of the table -> words.
+        Word of the table -> hyponyms.
 
     Raises:
-        MissingDataError: a file is not there.
+        MissingDataError: a file is missing.
     """
     nouns, senses = read_nouns(folder)
     words = WordTable(table["synsets"], table["words"])
-    found: dict[str, list[str]] = {}
+    narrower: dict[str, list[str]] = {}
     taken = set[str]()
     classes = {name: table["synsets"][name]["classes"] for name in (*table["classes"], *kinds)}
-    for name in sorted(classes, key=lambda name: len(classes[name])):  # what is next above comes first
+    for name in sorted(classes, key=lambda name: len(classes[name])):  # the nearest above comes first
         meanings = (words.find(word) for word in table["synsets"][name]["words"])
         wider = next((meaning.name for meaning in meanings if meaning and meaning.classes == tuple(classes[name])), None)
         below = {kind for kind in _below(nouns, name) if kind not in table["synsets"]} - taken
         taken |= below
         new = [word for kind in below for word in nouns[kind][0] if senses.get(word.casefold(), [""])[0] == kind]
-        if wider is not None:  # else all its words stand for another thing first
-            found[wider] = [*found.get(wider, ()), *(word for word in new if words.find(word) is None)]
-    return {wider: sorted(set(new)) for wider, new in found.items() if new}
+        if wider is not None:  # otherwise all its words have another sense in the table
+            narrower[wider] = [*narrower.get(wider, ()), *(word for word in new if words.find(word) is None)]
+    return {wider: sorted(set(new)) for wider, new in narrower.items() if new}
 
 
 def _below(nouns: Mapping[str, tuple[Sequence[str], Sequence[str]]], name: str) -> Iterator[str]:
@@ -75,6 +75,6 @@ def _below(nouns: Mapping[str, tuple[Sequence[str], Sequence[str]]], name: str) 
 
 def _lines(path: Path) -> Iterator[str]:
     if not path.is_file():
-        raise MissingDataError(f"{path} is not there: give the folder of WordNet 3.0's files, such as /usr/share/wordnet")
+        raise MissingDataError(f"{path} does not exist: give the folder of WordNet 3.0's files, such as /usr/share/wordnet")
     with path.open(encoding="utf-8") as file:
         yield from (line for line in file if not line.startswith("  "))

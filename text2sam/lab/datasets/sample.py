@@ -1,10 +1,11 @@
-"""What every data set gives: samples that decode nothing before they are asked, and the set around them."""
+"""Data sets and their samples, whose files are read on first access."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +19,11 @@ from text2sam.errors import InputError
 from text2sam.types import box_of
 
 IGNORE = 255
-"""Value in a class map of pixels that count for nothing; classes have the indexes 0 to 254."""
+"""Value of ignored pixels in a class map; classes have the indices 0 to 254."""
 
 Task = Literal["recognition", "semantic", "explainability", "instances"]
 TASKS: tuple[Task, ...] = get_args(Task)
-"""What a data set can be used for: which classes are in the picture; the class of each pixel; a mask for each class that
-is in the picture; a mask for each object."""
+"""Kinds of ground truth: the classes in an image; the class of each pixel; a mask per class in the image; a mask per object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Instance:
     Attributes:
         label: its class.
         mask: (H, W) bool.
-        crowd: whether it is many objects under one mask (COCO's ``iscrowd``), which counts neither for nor against.
+        crowd: whether the mask covers many objects (COCO's ``iscrowd``); it is then ignored.
     """
 
     label: str
@@ -42,36 +42,36 @@ class Instance:
 
     @property
     def box(self) -> NDArray[np.float32] | None:
-        """(4,) float32 xyxy in pixels, right and lower edge exclusive; None where the mask is empty."""
+        """(4,) float32 xyxy in pixels, right and lower edge exclusive; None for an empty mask."""
         return box_of(self.mask)
 
 
 def unions(instances: Iterable[Instance]) -> dict[str, NDArray[np.bool_]]:
-    """Label -> (H, W) bool, the objects of that name together, crowds included."""
-    found: dict[str, NDArray[np.bool_]] = {}
-    for each in instances:
-        found[each.label] = found[each.label] | each.mask if each.label in found else each.mask
-    return found
+    """Label -> (H, W) bool, the union of its objects, crowds included."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for instance in instances:
+        masks[instance.label] = masks.get(instance.label, np.False_) | instance.mask
+    return masks
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture and what is known of it.
+    """An image and its ground truth.
 
-    Nothing is read before an attribute is asked for; then it is kept as long as the sample. So keep no list of samples.
-    Whatever an attribute reads, a file that is missing, broken or contradicts the picture raises an error that names it.
+    Each property is read on first access and then kept, so do not keep lists of samples. A file that is missing, broken or does
+    not fit the image raises an error that names it.
 
     Attributes:
         id: unique in its data set, the same on every machine.
-        classes: names, in the order of the indexes in :attr:`semantic`.
-        background: whether the first of the classes is "none of the others".
-        path: the picture's file; None where it is drawn.
-        label_path: the file with its labels, for messages.
-        read_image: gives (H, W, 3) uint8 RGB.
-        read_shape: gives (H, W) without decoding; None where only the picture itself can tell.
-        read_semantic: gives (H, W) integers, indexes of classes or :data:`IGNORE`; None where there is no class map.
-        read_instances: the same for objects, from (H, W).
-        read_labels: the same for names of classes, in any order; None where they follow from the others.
+        classes: class names, in the order of the indices in :attr:`semantic`.
+        background: whether the first class is the background.
+        path: the image file; None for a drawn image.
+        label_path: the label file, for messages.
+        read_image: returns (H, W, 3) uint8 RGB.
+        read_shape: returns (H, W) without decoding the image, if possible.
+        read_semantic: returns (H, W) integers, class indices or :data:`IGNORE`; None without class maps.
+        read_instances: (H, W) -> the objects; None without objects.
+        read_labels: returns names of classes in any order; None derives them from the objects or the class map.
     """
 
     id: str
@@ -96,7 +96,7 @@ class Sample:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of the picture in pixels; mostly from the file's head alone.
+        """(H, W) of the image in pixels, usually read from the file header.
 
         Raises:
             ImageError: as :attr:`image`.
@@ -110,16 +110,13 @@ class Sample:
     def semantic(self) -> NDArray[np.int32]:
         """(H, W) int32, the index in :attr:`classes` of each pixel, or :data:`IGNORE`.
 
-        Of objects that overlap the smallest is what one sees, and where there is only a crowd the pixel is ignored.
+        Where objects overlap, the smallest is on top; pixels of crowds only are ignored.
 
         Raises:
-            InputError: the data set has no masks; the map has another size than the picture, or other values.
+            InputError: the data set has no masks, or the map has another size than the image or an unknown value.
             ImageError: a file cannot be read.
         """
-        if self.read_semantic is None:
-            values: NDArray[Any] = self._painted()
-        else:
-            values = self.read_semantic()
+        values: NDArray[Any] = self._painted() if self.read_semantic is None else self.read_semantic()
         if values.ndim != 2 or values.dtype.kind not in "iu":
             raise InputError(f"the class map of {self._name} must be (H, W) integers, not {values.dtype} {values.shape}")
         self._check_size(values.shape, "the class map")
@@ -137,28 +134,26 @@ class Sample:
         """The objects, in the order of the data set.
 
         Raises:
-            InputError: the data set knows no objects; a mask has another size than the picture, or an unknown class.
+            InputError: the data set has no objects, or a mask has another size than the image or an unknown class.
             ImageError: a file cannot be read.
         """
         if self.read_instances is None:
-            raise InputError(f"sample {self.id!r} has no objects; its data set does not tell one object from the other")
-        found = tuple(self.read_instances(self.shape))
-        for instance in found:
+            raise InputError(f"sample {self.id!r} has no objects; its data set has no instance masks")
+        instances = tuple(self.read_instances(self.shape))
+        for instance in instances:
             if instance.label not in self.classes:
                 raise InputError(
                     f"{self._name} has an object of the class {instance.label!r}, which the data set does not have"
                 )
             self._check_size(instance.mask.shape, f"the mask of a {instance.label!r}")
-        return found
+        return instances
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes that are in the picture, background apart, in the order of :attr:`classes`.
-
-        A crowd is there, too; it has a label here, and no mask in :attr:`masks`.
+        """The classes that the image shows, without the background, in the order of :attr:`classes`; crowds included.
 
         Raises:
-            InputError, ImageError: as :attr:`semantic`, :attr:`instances`; or a name is none of the classes.
+            InputError, ImageError: as :attr:`semantic` and :attr:`instances`, or a name is not a class.
         """
         if self.read_labels is not None:
             names = set(self.read_labels())
@@ -168,21 +163,19 @@ class Sample:
             names = {self.classes[i] for i in np.unique(self.semantic).tolist() if i != IGNORE}
         unknown = sorted(names - set(self.classes))
         if unknown:
-            raise InputError(f"{self._name} has the label {unknown[0]!r}, which is none of the data set's classes")
+            raise InputError(f"{self._name} has the label {unknown[0]!r}, which is not a class of the data set")
         return tuple(name for name in self.classes[self.background :] if name in names)
 
     @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
-        """Name -> (H, W) bool, every pixel of that class, background apart; only classes that have a pixel.
-
-        Where objects are known, these are unions of theirs, crowds apart, and can overlap.
+        """Class -> (H, W) bool, not empty, without the background; unions of objects, without crowds, may overlap.
 
         Raises:
-            InputError, ImageError: as :attr:`semantic`, :attr:`instances`.
+            InputError, ImageError: as :attr:`semantic` and :attr:`instances`.
         """
         if self.read_instances is not None:
-            found = unions(i for i in self.instances if not i.crowd and i.mask.any())
-            return {name: found[name] for name in self.classes[self.background :] if name in found}
+            masks = unions(i for i in self.instances if not i.crowd and i.mask.any())
+            return {name: masks[name] for name in self.classes[self.background :] if name in masks}
         values = self.semantic
         present = set(np.unique(values).tolist()) - {IGNORE}
         first = int(self.background)
@@ -190,7 +183,7 @@ class Sample:
 
     @property
     def ignored(self) -> NDArray[np.bool_]:
-        """(H, W) bool, pixels that count for nothing.
+        """(H, W) bool, the ignored pixels.
 
         Raises:
             InputError, ImageError: as :attr:`semantic`.
@@ -205,7 +198,7 @@ class Sample:
     def _check_size(self, shape: Sequence[int], what: str) -> None:
         if tuple(shape) != self.shape:
             h, w = self.shape
-            turned = "; the picture may carry an EXIF rotation its labels do not know of: try frame='stored'"
+            turned = "; if the image has an EXIF rotation that the labels ignore, use frame='stored'"
             raise InputError(
                 f"{what} of {self._name} is {shape[0]} x {shape[1]} pixels (height x width), its picture {h} x {w}"
                 + (turned if self.path and tuple(shape) == (w, h) else "")
@@ -213,7 +206,7 @@ class Sample:
 
     def _painted(self) -> NDArray[np.int32]:
         if self.read_instances is None:
-            raise InputError(f"sample {self.id!r} has no class map; its data set knows only which labels are in a picture")
+            raise InputError(f"sample {self.id!r} has no class map; its data set has only labels of images")
         canvas = np.full(self.shape, 0 if self.background else IGNORE, np.int32)
         for instance in sorted(self.instances, key=lambda i: (not i.crowd, -int(i.mask.sum()))):  # stable
             canvas[instance.mask] = IGNORE if instance.crowd else self.classes.index(instance.label)
@@ -222,25 +215,25 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set: a fixed order of samples, and what its figures depend on.
+    """A data set with a fixed order of samples.
 
     Attributes:
-        name: as :func:`text2sam.lab.datasets.open_dataset` takes it.
-        title: as people write it.
-        classes: names as the benchmarks have them; their order is that of the class maps.
-        background: whether the first class is "none of the others".
-        tasks: what it can be used for, of :data:`TASKS`.
-        ids: of the samples, in order.
-        make: position -> sample; reads nothing.
-        split: which part of it; empty where there are none.
-        root: where it lies; None where it is drawn.
-        homepage: where it can be had.
-        options: everything else the reader was told, JSON-ready.
-        wording: class -> the words to ask for it with, where its name reads badly.
+        name: the name that :func:`text2sam.lab.datasets.open_dataset` takes.
+        title: the name in tables.
+        classes: names as in the benchmark, in the order of the class maps.
+        background: whether the first class is the background.
+        tasks: the kinds of ground truth, of :data:`TASKS`.
+        ids: the ids of the samples, in order.
+        make: index -> sample, without reading a file.
+        split: name of the split; empty without splits.
+        root: the folder; None for drawn images.
+        homepage: where to get the data set.
+        options: the other options of the reader, JSON-ready.
+        wording: class -> text to query instead of its name.
         synonyms: class -> other words for it.
 
     Raises:
-        InputError: there are no samples, too many classes, or names are given twice.
+        InputError: there is no sample, there are too many classes, or a name occurs twice.
     """
 
     name: str
@@ -259,17 +252,13 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise InputError(f"{self.title} has no pictures in {self.root}" + (f" for split {self.split!r}" * bool(self.split)))
+            raise InputError(f"{self.title} has no images in {self.root}" + (f" for split {self.split!r}" * bool(self.split)))
         if not 1 <= len(self.classes) <= IGNORE:
-            raise InputError(
-                f"{self.title} has {len(self.classes)} classes; 1 to {IGNORE} are possible, as {IGNORE} in a class map is "
-                "for ignored pixels"
-            )
-        for what, names in (("classes", self.classes), ("samples", self.ids)):
+            raise InputError(f"{self.title} has {len(self.classes)} classes; 1 to {IGNORE} are possible")
+        for kind, names in (("classes", self.classes), ("samples", self.ids)):
             if len(set(names)) != len(names):
-                seen: set[str] = set()
-                twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-                raise InputError(f"the {what} of {self.title} must have different names; {twice!r} is there twice")
+                [(twice, _)] = Counter(names).most_common(1)
+                raise InputError(f"the {kind} of {self.title} must have different names; {twice!r} occurs twice")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -277,7 +266,7 @@ class Dataset:
     def __getitem__(self, position: SupportsIndex) -> Sample:
         place = operator.index(position)
         if not -len(self) <= place < len(self):
-            raise IndexError(f"{self.title} has {len(self)} samples; there is no number {place}")
+            raise IndexError(f"{self.title} has {len(self)} samples and no index {place}")
         return self.make(place % len(self))
 
     def __iter__(self) -> Iterator[Sample]:
@@ -290,26 +279,20 @@ class Dataset:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The words to ask for each class with, in the order of :attr:`classes`: its name, or :attr:`wording`'s."""
+        """The text to query for each class, in the order of :attr:`classes`."""
         return tuple(self.wording.get(name, name) for name in self.classes)
 
     def require(self, task: Task) -> None:
-        """Passes where the data set can be used for a task.
+        """Checks that the data set has the ground truth of a task.
 
         Raises:
-            InputError: it cannot; the message says what it is good for.
+            InputError: it does not.
         """
         if task not in self.tasks:
-            raise InputError(f"{self.title} cannot be used for {task!r}; it is good for {', '.join(self.tasks)}")
+            raise InputError(f"{self.title} cannot be used for {task!r}; it can be used for {', '.join(self.tasks)}")
 
     def describe(self) -> dict[str, Any]:
-        """What its figures depend on, JSON-ready.
-
-        Returns:
-            ``name``, ``title``, ``split``, ``root``, ``homepage``, ``samples`` (their number), ``ids_sha256`` (of the ids,
-            one a line: two runs with the same one saw the same samples in the same order), ``classes``, ``background``,
-            ``tasks`` and ``options``.
-        """
+        """The attributes, JSON-ready, with ``samples``, their number, and ``ids_sha256``, a hash of the ids in order."""
         return {
             "name": self.name,
             "title": self.title,
@@ -326,18 +309,18 @@ class Dataset:
 
 
 def subset(dataset: Dataset, limit: int | None = None, seed: int | None = None) -> Dataset:
-    """A part of a data set, in its order.
+    """A subset of a data set, in its order.
 
-    A seed ranks samples by a hash of seed and id, so that the choice is the same on every machine and version, a larger
-    limit takes all a smaller one does, and it does not depend on what else is in the set.
+    A seed ranks samples by a hash of seed and id. So the choice is the same everywhere, does not depend on the other samples,
+    and grows with the limit.
 
     Args:
-        dataset: the whole.
-        limit: at most so many; None takes all.
-        seed: chooses which; None takes the first ones.
+        dataset: the data set.
+        limit: largest number of samples; None takes all.
+        seed: seed of the choice; None takes the first samples.
 
     Raises:
-        InputError: ``limit`` is not a whole number of at least 1, or ``seed`` none of at least 0.
+        InputError: ``limit`` is not an integer >= 1, or ``seed`` not an integer >= 0.
     """
     for name, value, least in (("limit", limit, 1), ("seed", seed, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least):

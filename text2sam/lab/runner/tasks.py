@@ -1,7 +1,7 @@
-"""The four tasks: what is kept of a picture, and the figures made of it.
+"""The four tasks of ``text2sam evaluate``: measurements of an image, and the figures of a data set.
 
-Scores, counts of pixels and curves are kept, never a map, in JSON's types and exact, so that they can go through a journal.
-Figures are made from the pictures in the order of the data set, whatever order they were measured in.
+The measurements are scores, pixel counts and curves, JSON-ready and exact, so that a journal can store them. Figures are
+computed over the images in the order of the data set, in whatever order they were measured.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ _CHUNK = 4_000_000
 
 
 class Task(Protocol):
-    """One task on one data set.
+    """A task on a data set.
 
-    A run calls ``read`` and ``measure`` for each picture, and ``add`` for what was kept of each, in order; then ``figures``.
+    A run calls ``read`` and ``measure`` for each image, ``add`` for the measurements of each image in order, then ``figures``.
     """
 
     surgery: OnePass
 
     def read(self, sample: Sample) -> None:
-        """Reads what ``measure`` needs of a picture's files.
+        """Reads the files that ``measure`` needs.
 
         Raises:
             ImageError, InputError: a file is missing, broken, or contradicts another.
         """
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """The numbers of a picture, JSON-ready."""
+        """The measurements of an image, JSON-ready."""
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """Takes in what ``measure`` gave."""
+        """Adds the measurements of an image."""
 
     def figures(self, method: str) -> dict[str, Any]:
-        """Figures of all pictures added, JSON-ready; None where there is no case. ``intervals`` has (low, high)."""
+        """Figures over all added images, JSON-ready; None without a case. ``intervals`` holds (low, high)."""
 
 
 def build_task(
@@ -83,21 +83,21 @@ def build_task(
 
     Args:
         surgery: the CLIP.
-        dataset: must hold the task's truth.
+        dataset: a data set with the task's ground truth.
         settings: see :class:`~text2sam.lab.runner.settings.Settings`.
-        iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method of that name.
-        predictor: the SAM, where the settings need one.
+        iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method ``"iclip"``.
+        predictor: the SAM, if the settings need it.
 
     Raises:
-        InputError: the data set lacks the task's truth, settings do not fit it, or the SAM is missing.
-        PromptError: the name of a class is no usable text.
-        UnsupportedModelError: a method is not for this image tower.
+        InputError: the data set lacks the ground truth, the settings do not fit it, or the SAM is missing.
+        PromptError: the name of a class cannot be used as a text.
+        UnsupportedModelError: the image tower does not support a method.
         MissingDependencyError: ``grad-cam`` or ``pysodmetrics`` is needed and not installed.
         WeightsError: the ICLIP file does not fit.
     """
     dataset.require(settings.truth)
     if ("iclip" in settings.methods) != (iclip is not None):
-        raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is not given")
+        raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is missing")
     if settings.task == "recognition":
         return Recognition(surgery, dataset, settings)
     if settings.task == "semantic":
@@ -108,10 +108,7 @@ def build_task(
 
 
 def class_words(dataset: Dataset, names: Sequence[str], synonyms: bool = False) -> dict[str, tuple[str, ...]]:
-    """Class -> the words to ask for it with: its name or the data set's wording, and other words if wanted.
-
-    A word that would stand for two classes is left out.
-    """
+    """Class -> texts to query: its name or the data set's wording, and its synonyms unless another class has them."""
     words = {name: [dataset.wording.get(name, name)] for name in names}
     taken = {group[0].casefold() for group in words.values()}
     for name in names if synonyms else ():
@@ -123,7 +120,7 @@ def class_words(dataset: Dataset, names: Sequence[str], synonyms: bool = False) 
 
 
 class Recognition:
-    """Multi-label recognition: scores of every class for every image."""
+    """Multi-label recognition: scores of every class in every image."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
         self.surgery = OnePass(surgery, ())
@@ -135,38 +132,34 @@ class Recognition:
         self._truth: list[NDArray[np.bool_]] = []
 
     def read(self, sample: Sample) -> None:
-        """As :meth:`Task.read`."""
         _ = sample.image, sample.labels
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
-        with clock.part("methods"):  # all of them come together
-            found = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
+        with clock.part("methods"):  # one call computes the scores of all methods
+            recognition = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
         return {
             "labels": [self._names.index(name) for name in sample.labels],
-            "scores": {method: pack(found.scores[method]) for method in self._settings.methods},
+            "scores": {method: pack(recognition.scores[method]) for method in self._settings.methods},
         }
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         for method, rows in self._scores.items():
             rows.append(unpack(kept["scores"][method], np.float32, len(self._names))[0])
         self._truth.append(np.isin(np.arange(len(self._names)), kept["labels"]))
 
     def figures(self, method: str) -> dict[str, Any]:
-        """``map`` in percent, ``classes`` (how many any image shows), ``ap`` by class, ``intervals``."""
+        """``map`` in percent, ``classes`` (number of classes that any image shows), ``ap`` by class, ``intervals``."""
         scores, truth = np.stack(self._scores[method]), np.stack(self._truth)
-        each = class_average_precisions(scores, truth)
-        there = np.isfinite(each)
-        resamples = self._settings.resamples
-        cheap = resamples * truth.shape[0] * int(there.sum()) <= _MOST_RANKED
+        precisions = class_average_precisions(scores, truth)
+        shown = np.isfinite(precisions)
+        cheap = self._settings.resamples * truth.shape[0] * int(shown.sum()) <= _MOST_RANKED
         weights = _weights(len(truth), self._settings) if cheap else None
-        drawn = {} if weights is None else {"map": 100 * bootstrap_map(scores[:, there], truth[:, there], weights)}
-        figures = {"map": _percent(each[there].mean() if there.any() else math.nan)}
+        drawn = {} if weights is None else {"map": 100 * bootstrap_map(scores[:, shown], truth[:, shown], weights)}
+        figures = {"map": _percent(precisions[shown].mean() if shown.any() else math.nan)}
         return {
             **figures,
-            "classes": int(there.sum()),
-            "ap": {name: _percent(value) for name, value in zip(self._names, each, strict=True)},
+            "classes": int(shown.sum()),
+            "ap": {name: _percent(value) for name, value in zip(self._names, precisions, strict=True)},
             "intervals": _intervals(drawn, figures),
         }
 
@@ -174,15 +167,7 @@ class Recognition:
 def bootstrap_map(
     scores: NDArray[np.floating[Any]], truth: NDArray[np.bool_], weights: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Mean average precision under many weightings of the images at once.
-
-    Args:
-        scores, truth: (N, T), see :func:`text2sam.lab.metrics.mean_average_precision`.
-        weights: (R, N).
-
-    Returns:
-        (R,) in [0, 1]; NaN where no class is left.
-    """
+    """:func:`~text2sam.lab.metrics.mean_average_precision` for R weightings (R, N) of the images: (R,); NaN without a class."""
     total, classes = np.zeros(len(weights)), np.zeros(len(weights))
     for column, right in zip(scores.T, truth.T, strict=True):
         order = np.argsort(-column, kind="stable")
@@ -206,18 +191,18 @@ class Semantic:
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, predictor: Any = None) -> None:
         self.surgery = OnePass(surgery, [method for method in settings.methods if method in ENCODED])
         if settings.needs_sam and predictor is None:
-            raise InputError(f"{CORRCLIP} and refine need a SAM beside the CLIP; give a predictor")
+            raise InputError(f"{CORRCLIP} and refine need a SAM; give a predictor")
         self._pair = TextPromptedSAM(predictor, self.surgery) if settings.needs_sam else None
         self._settings = settings
         self._names = dataset.classes
         self._background = dataset.background
         if (settings.background_words or settings.background_threshold is not None) and not dataset.background:
             raise InputError(
-                f"{dataset.title} has no class 'background' that words or a threshold could stand for; open it with "
-                "background=True (--background) where it can have one"
+                f"{dataset.title} has no class 'background', which background words and threshold need; open it with "
+                "background=True (--background) if its reader has that option"
             )
-        apart = bool(settings.background_words)
-        self._words = class_words(dataset, self._names[apart:], settings.synonyms)
+        first = 1 if settings.background_words else 0
+        self._words = class_words(dataset, self._names[first:], settings.synonyms)
         self._options: dict[str, Any] = {
             "background": settings.background_words or None,
             "threshold": settings.background_threshold,
@@ -227,15 +212,13 @@ class Semantic:
         }
         _encode_texts(self.surgery, self._words, settings.background_words)
         self._totals = {method: ConfusionMatrix(len(self._names)) for method in settings.methods}
-        # of each image: true positives, true and predicted pixels of each class, (3, K)
+        # per image (3, K): true positives, true pixels and predicted pixels of each class
         self._parts: dict[str, list[NDArray[np.int64]]] = {method: [] for method in settings.methods}
 
     def read(self, sample: Sample) -> None:
-        """As :meth:`Task.read`."""
         _ = sample.image, sample.semantic
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
         tiles, refine = self._settings.tiles, self._settings.refine
         regions: NDArray[np.uint16] | None = None
         if self._pair is not None and (refine == "regions" or CORRCLIP in self._settings.methods):
@@ -249,30 +232,27 @@ class Semantic:
             if method != CORRCLIP:
                 options["refine"] = refine
             with clock.part(method):
-                seen = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
-                found = segment_semantic(self._pair or self.surgery, seen, self._words, method=method, **options)
+                image = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
+                segmentation = segment_semantic(self._pair or self.surgery, image, self._words, method=method, **options)
                 matrix = ConfusionMatrix(len(self._names))
-                matrix.add(found.classes.astype(np.int64), sample.semantic, IGNORE)
+                matrix.add(segmentation.classes.astype(np.int64), sample.semantic, IGNORE)
             flat = matrix.counts.ravel()
-            places = np.flatnonzero(flat)
-            counts[method] = [places.tolist(), flat[places].tolist()]
+            indices = np.flatnonzero(flat)
+            counts[method] = [indices.tolist(), flat[indices].tolist()]
         return {"pixels": counts}
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         k = len(self._names)
         for method, total in self._totals.items():
-            places, numbers = kept["pixels"][method]
-            counts = np.zeros(k * (k + 1), np.int64)
-            counts[places] = numbers
-            square = counts.reshape(k, k + 1)
+            indices, numbers = kept["pixels"][method]
+            square = np.zeros((k, k + 1), np.int64)
+            square.flat[indices] = numbers
             total.counts += square
             self._parts[method].append(np.stack([np.diag(square), square.sum(axis=1), square[:, :-1].sum(axis=0)]))
 
     def figures(self, method: str) -> dict[str, Any]:
-        """In percent: ``miou``, ``miou_without_background`` (None where there is none), ``mean_accuracy``,
-        ``pixel_accuracy``, ``iou`` by class; and ``pixels``, how many were counted, ``confusion``, (K, K + 1) counts, and
-        ``intervals``."""
+        """In percent ``miou``, ``miou_without_background`` (None without a background), ``mean_accuracy``, ``pixel_accuracy``
+        and ``iou`` by class; ``pixels`` (their number), ``confusion`` (K, K + 1) and ``intervals``."""
         total = self._totals[method]
         parts = np.stack(self._parts[method])  # (N, 3, K)
         weights = _weights(len(parts), self._settings)
@@ -304,7 +284,7 @@ Maps = Callable[[Sample, list[int]], list[SimilarityMap]]
 
 
 class Explainability:
-    """Explainability: one map for each class that is in a picture."""
+    """Explainability: one map for each class that an image shows."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> None:
         encoded = [method for method in settings.methods if method in ENCODED]
@@ -324,35 +304,31 @@ class Explainability:
         if iclip is not None:
             self._maps["iclip"] = _iclip(iclip, surgery, self.surgery, self._prompts)
         self._samples: dict[str, list[MapSample]] = {method: [] for method in settings.methods}
-        self._images: list[int] = []  # of each sample
+        self._images: list[int] = []  # the image of each sample
         self._added = 0
 
     def read(self, sample: Sample) -> None:
-        """As :meth:`Task.read`."""
         _ = sample.image, sample.masks, sample.semantic
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
         counted = ~sample.ignored
         masks = {name: mask[counted] for name, mask in sample.masks.items()}
-        there = [i for i, name in enumerate(self._names) if name in masks and masks[name].any()]
+        shown = [i for i, name in enumerate(self._names) if name in masks and masks[name].any()]
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                samples = [
-                    # pixels that do not count are left out; their order does not matter
+                samples = [  # the order of the pixels does not matter
                     map_sample(self._names[i], map_.to_image(sample.shape)[counted][None], masks[self._names[i]][None])
-                    for i, map_ in zip(there, self._maps[method](sample, there) if there else [], strict=True)
+                    for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
                 ]
             kept[method] = {
-                "ious": pack(np.array([each.ious for each in samples], np.float64)),
-                "foreground": [each.foreground for each in samples],
-                "background": [None if math.isnan(each.background) else each.background for each in samples],
+                "ious": pack(np.array([s.ious for s in samples], np.float64)),
+                "foreground": [s.foreground for s in samples],
+                "background": [finite(s.background) for s in samples],
             }
-        return {"classes": there, "maps": kept}
+        return {"classes": shown, "maps": kept}
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         names = [self._names[i] for i in kept["classes"]]
         for method, samples in self._samples.items():
             maps = kept["maps"][method]
@@ -363,13 +339,13 @@ class Explainability:
         self._added += 1
 
     def figures(self, method: str) -> dict[str, Any]:
-        """In percent: ``miou`` (by the threshold rule of the settings), ``miou_dataset``, ``miou_class``, ``miou_image``, and
-        ``msc``; ``threshold``, the data set's; ``thresholds`` by class; ``samples``, ``classes``, ``intervals``."""
+        """In percent ``miou`` (by the threshold rule of the settings), ``miou_dataset``, ``miou_class``, ``miou_image`` and
+        ``msc``; the data set's ``threshold``, ``thresholds`` by class, ``samples``, ``classes``, ``intervals``."""
         samples, settings = self._samples[method], self._settings
         if not samples:
             names = ("miou", "miou_dataset", "miou_class", "miou_image", "msc", "threshold")
             return dict.fromkeys(names) | {"thresholds": {}, "samples": 0, "classes": 0, "intervals": {}}
-        found = explainability(samples, settings.average)
+        result = explainability(samples, settings.average)
         weights = _weights(self._added, settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
@@ -377,66 +353,63 @@ class Explainability:
             parts = [explainability_samples(samples, weights[a:b, images], settings.average) for a, b in _chunks(weights)]
             drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
-        ours = {
-            "miou_dataset": finite(found.miou),
-            "miou_class": finite(found.miou_per_class),
-            "miou_image": finite(found.miou_per_image),
-            "msc": finite(found.msc),
+        figures = {
+            "miou_dataset": finite(result.miou),
+            "miou_class": finite(result.miou_per_class),
+            "miou_image": finite(result.miou_per_image),
+            "msc": finite(result.msc),
         }
-        ours = {"miou": ours[f"miou_{settings.threshold_rule}"], **ours}
+        figures = {"miou": figures[f"miou_{settings.threshold_rule}"], **figures}
         return {
-            **ours,
-            "threshold": found.threshold,
-            "thresholds": found.class_thresholds,
-            "samples": found.samples,
-            "classes": found.classes,
-            "intervals": _intervals(drawn, ours),
+            **figures,
+            "threshold": result.threshold,
+            "thresholds": result.class_thresholds,
+            "samples": result.samples,
+            "classes": result.classes,
+            "intervals": _intervals(drawn, figures),
         }
 
     def _encoded(self, method: Method) -> Maps:
-        def maps(sample: Sample, there: list[int]) -> list[SimilarityMap]:
+        def maps(sample: Sample, shown: list[int]) -> list[SimilarityMap]:
             features = self.surgery.encode_image(sample.image)
             with torch.inference_mode():
-                found = self.surgery.similarities(features, self._texts, method, self._redundant)[1:, there]
-                grids = found.T.unflatten(1, features.grid).float().cpu().numpy()
+                similarity = self.surgery.similarities(features, self._texts, method, self._redundant)[1:, shown]
+                grids = similarity.T.unflatten(1, features.grid).float().cpu().numpy()
             return [
-                SimilarityMap(np.ascontiguousarray(grid), self._names[i], method) for i, grid in zip(there, grids, strict=True)
+                SimilarityMap(np.ascontiguousarray(grid), self._names[i], method) for i, grid in zip(shown, grids, strict=True)
             ]
 
         return maps
 
 
 class Camouflage(Explainability):
-    """Camouflaged objects: the map of each class that is in a picture, as a soft mask."""
+    """Camouflaged objects: the map of each class that an image shows, as a soft mask."""
 
     def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
-        sod_metrics()  # that it is missing is told before the first picture
+        sod_metrics()  # fail before the first image if it is missing
         super().__init__(surgery, dataset, settings)
         self._scores: dict[str, list[list[float | None]]] = {method: [] for method in settings.methods}
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        """As :meth:`Task.measure`."""
-        there = [i for i, name in enumerate(self._names) if name in sample.masks]
+        shown = [i for i, name in enumerate(self._names) if name in sample.masks]
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
             with clock.part(method):
-                maps = self._maps[method](sample, there) if there else []
-                found = [
+                scores = [
                     soft_mask_scores(map_.to_image(sample.shape), sample.masks[self._names[i]])
-                    for i, map_ in zip(there, maps, strict=True)
+                    for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
                 ]
-            kept[method] = [[finite(score) for score in scores] for scores in found]
-        return {"classes": there, "scores": kept}
+            kept[method] = [list(map(finite, row)) for row in scores]
+        return {"classes": shown, "scores": kept}
 
     def add(self, kept: Mapping[str, Any]) -> None:
-        """As :meth:`Task.add`."""
         for method, scores in self._scores.items():
             scores += kept["scores"][method]
         self._images += [self._added] * len(kept["classes"])
         self._added += 1
 
     def figures(self, method: str) -> dict[str, Any]:
-        """Each of :data:`text2sam.lab.metrics.SOFT_SCORES` in [0, 1], ``samples``, ``intervals``."""
+        """The :data:`~text2sam.lab.metrics.SOFT_SCORES` in [0, 1], ``samples``, ``intervals``."""
         scores = np.array(self._scores[method], np.float64).reshape(-1, len(SOFT_SCORES))  # None becomes NaN
         figures = dict(zip(SOFT_SCORES, map(finite, row_means(scores.T)), strict=True))
         weights = _weights(self._added, self._settings)
@@ -455,47 +428,47 @@ def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
         raise MissingDependencyError("grad-cam", "the method 'gradcam'", "cam")
     from text2sam.lab.activation import class_activation
 
-    return lambda sample, there: class_activation(surgery, sample.image, [prompts[i] for i in there])
+    return lambda sample, shown: class_activation(surgery, sample.image, [prompts[i] for i in shown])
 
 
 def _iclip(file: Path, surgery: ClipSurgery, encoder: OnePass, prompts: Sequence[str]) -> Maps:
     from text2sam.tasks.iclip import ICLIP
 
     head = ICLIP.load(file, surgery)
-    return lambda sample, there: head.maps(encoder.encode_image(sample.image), [prompts[i] for i in there])
+    return lambda sample, shown: head.maps(encoder.encode_image(sample.image), [prompts[i] for i in shown])
 
 
 def _encode_texts(surgery: ClipSurgery, words: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> None:
-    """All texts at once and ahead: a bad one costs no picture, and their features do not depend on where a run goes on."""
+    """Encodes all texts before the first image, so that errors come early and a resumed run has the same features."""
     parse_labels(words)
     surgery.encode_texts([*(word for group in words.values() for word in group), *more, ""])
 
 
 def _weights(images: int, settings: Settings) -> NDArray[np.int64] | None:
-    """Of the bootstrap over images; None where there is none, or it is not cheap."""
+    """Weights of the bootstrap over images; None without a bootstrap, or if it would take too long."""
     if not settings.resamples or images < 2 or settings.resamples * images > _MOST_DRAWS:
         return None
     return bootstrap_weights(images, settings.resamples, settings.bootstrap_seed)
 
 
 def _chunks(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Ranges of resamples small enough to be worked on at once."""
+    """Ranges of resamples that fit in memory together."""
     step = max(1, _CHUNK // weights.shape[1])
     return [(start, min(start + step, len(weights))) for start in range(0, len(weights), step)]
 
 
 def _intervals(drawn: Mapping[str, NDArray[np.float64]], figures: Mapping[str, float | None]) -> dict[str, list[float]]:
-    """Figure -> (low, high): percentiles of the bootstrap, moved to have its mean at the figure; none without a sample.
+    """Figure -> (low, high), percentiles of the bootstrap after its mean is moved to the figure.
 
-    Where classes have few images, resampling is off to one side: an image drawn twice is two hits at one rank, which lifts
-    average precision, and a class that was not drawn but is predicted has an IoU of 0.
+    The bootstrap is biased if classes have few images: an image drawn twice gives two hits at one rank, which increases
+    average precision, and a class that is predicted but not drawn has an IoU of 0.
     """
-    found: dict[str, list[float]] = {}
+    intervals: dict[str, list[float]] = {}
     for name, samples in drawn.items():
-        value, kept = figures[name], samples[np.isfinite(samples)]
-        if value is not None and len(kept):
-            found[name] = list(interval(kept - kept.mean() + value))
-    return found
+        value, known = figures[name], samples[np.isfinite(samples)]
+        if value is not None and len(known):
+            intervals[name] = list(interval(known - known.mean() + value))
+    return intervals
 
 
 def _percent(share: float) -> float | None:

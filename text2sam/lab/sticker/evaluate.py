@@ -1,8 +1,7 @@
-"""Measures the sticker pair on scenes never drawn in training: ``python -m text2sam.lab.sticker.evaluate``.
+"""Measures maps, clicks and the papers' recipe with the sticker pair: ``python -m text2sam.lab.sticker.evaluate``.
 
-Maps, clicks and the papers' recipe, on the scenes of the seeds 0 to 299 (training draws from 1,000,000,000 upwards): 1 to 4
-things of different names, four sizes of at least 224 pixels. Every name in a scene is one case. Recipes are compared by
-:mod:`text2sam.lab.experiments.sticker`, whose way of judging an answer is used here too.
+The scenes of the seeds 0 to 299, which training does not use, have 1 to 4 things with different names, in four sizes of at
+least 224 pixels. Every name in a scene is a case. :mod:`text2sam.lab.experiments.sticker` compares recipes.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ VARIANTS: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "surgery": ("surgery", None),
     "surgery_labels": ("surgery", tuple(THINGS)),
 }
-"""What is compared: raw similarity, architecture surgery, and both surgeries against the empty text (a single
-text) and against the label set of all names (the papers' explainability protocol)."""
+"""Name -> method and label set: raw similarity, architecture surgery, and both surgeries with a single text and with all
+names as label set (the papers' explainability protocol)."""
 THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).tolist())
 
 
 def evaluation_scenes(seeds: Iterable[int]) -> Iterable[Scene]:
-    """The scenes of the evaluation, one at a time; scenes in which no thing found a place are left out."""
+    """The evaluation scenes, without empty scenes."""
     for seed in seeds:
         scene = World(size=SIZES[seed % len(SIZES)], objects=(1, 4)).scene(seed)
         if scene.objects:
@@ -48,21 +47,13 @@ def evaluation_scenes(seeds: Iterable[int]) -> Iterable[Scene]:
 
 
 def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequence[str] = tuple(VARIANTS)) -> dict[str, Any]:
-    """Explainability figures of similarity maps.
-
-    Args:
-        surgery: makes the maps.
-        scenes: where to look for every name that is in them.
-        variants: keys of :data:`VARIANTS`.
+    """Explainability figures of the maps of :data:`VARIANTS`, and figures of presence.
 
     Returns:
-        variant -> ``hottest_on_object``, the share of cases whose hottest patch has its centre on the object;
-        ``hottest_touches``, whose hottest patch covers some of the object; ``miou``, mean IoU in percent of the min-max map
-        with the mask at the one threshold that is best for all cases, and that ``threshold``; ``msc``, mean of the
-        map on the object minus mean off it, in percent. And ``presence``: how well the score separates the names in a scene
-        from five that are not, as area under the ROC curve, error rates at a threshold of one half, and medians.
+        variant -> figures of :class:`MapTally`; and ``presence``: AUROC of the scores of names in a scene against five absent
+        names, error rates at a threshold of 0.5, and medians.
     """
-    found = {v: MapTally() for v in variants}
+    tallies = {v: MapTally() for v in variants}
     present: list[float] = []
     absent: list[float] = []
     rng = np.random.default_rng(0)
@@ -74,14 +65,14 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequen
         for variant in variants:
             method, against = VARIANTS[variant]
             for m in surgery.maps(features, scene.names, method=method, against=against):
-                found[variant].add(m, scene.mask(m.text))
-    result: dict[str, Any] = {variant: tally.figures() for variant, tally in found.items()}
+                tallies[variant].add(m, scene.mask(m.text))
+    result: dict[str, Any] = {variant: tally.figures() for variant, tally in tallies.items()}
     result["presence"] = _presence_figures(np.array(present), np.array(absent))
     return result
 
 
 class MapTally:
-    """Figures of one way of making maps, case by case; see :func:`measure_maps` for what they are."""
+    """Collects the figures of one kind of map."""
 
     def __init__(self) -> None:
         self.samples: list[MapSample] = []
@@ -89,7 +80,7 @@ class MapTally:
         self.touches: list[bool] = []
 
     def add(self, m: SimilarityMap, mask: NDArray[np.bool_]) -> None:
-        """Holds a map against the mask (H, W) bool of what its text names; not empty."""
+        """Compares a map with the mask (H, W) bool, not empty, of its text."""
         h, w = mask.shape
         x, y = (int(v) for v in m.peak((h, w)))
         rows, columns = (int(np.ceil(n / g / 2)) for n, g in zip((h, w), m.values.shape, strict=True))
@@ -99,15 +90,16 @@ class MapTally:
         self.touches.append(bool(patch.any()))
 
     def figures(self) -> dict[str, Any]:
-        """JSON-ready."""
-        found = explainability(self.samples, thresholds=THRESHOLDS)
+        """``cases``; ``hottest_on_object`` and ``hottest_touches``, the shares of cases whose hottest patch has its centre on the
+        object, or overlaps it; ``miou`` and ``threshold``, ``msc``, see :class:`~text2sam.lab.metrics.Explainability`."""
+        result = explainability(self.samples, thresholds=THRESHOLDS)
         return {
-            "cases": found.samples,
+            "cases": result.samples,
             "hottest_on_object": round(float(np.mean(self.on)), 4),
             "hottest_touches": round(float(np.mean(self.touches)), 4),
-            "miou": round(found.miou, 2),
-            "threshold": round(found.threshold, 2),
-            "msc": round(found.msc, 2),
+            "miou": round(result.miou, 2),
+            "threshold": round(result.threshold, 2),
+            "msc": round(result.msc, 2),
         }
 
 
@@ -122,7 +114,7 @@ def _presence_figures(present: NDArray[np.float64], absent: NDArray[np.float64])
 
 
 def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
-    """IoU of SAM clicked once in the middle of each object: the mask it scores highest, and the best of three."""
+    """IoU of SAM's mask with the highest score, and of the best of three, for a click in the middle of each object."""
     by_score, best, error = [], [], []
     for scene in scenes:
         predictor.set_image(scene.image)
@@ -141,7 +133,7 @@ def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:
 
 
 def large_picture(scene: Scene, shape: tuple[int, int] = (1200, 1600)) -> Scene:
-    """A scene somewhere in a picture of (H, W) pixels that is otherwise background; the same for the same scene."""
+    """A scene at a random position in an image of (H, W) pixels, with background around it."""
     rng = np.random.default_rng(scene.seed)
     image = background(rng, shape).copy()
     h, w = scene.image.shape[:2]
@@ -151,26 +143,20 @@ def large_picture(scene: Scene, shape: tuple[int, int] = (1200, 1600)) -> Scene:
     return Scene(image, tuple(replace(o, mask=np.pad(o.mask, around)) for o in scene.objects), scene.seed)
 
 
-_WAYS: dict[str, Tiles] = {"whole": False, "tiles": "auto"}
-
-
 def measure_tiles(surgery: ClipSurgery, scenes: Iterable[Scene]) -> dict[str, Any]:
-    """How often the hottest place of the map lies on the object in pictures far larger than CLIP's input.
-
-    Returns:
-        ``cases``, and the share of them without tiles (``whole``) and with ``tiles="auto"`` (``tiles``).
-    """
-    on: dict[str, list[bool]] = {way: [] for way in _WAYS}
+    """Share of cases whose map peaks on the object, without tiles (``whole``) and with ``tiles="auto"`` (``tiles``)."""
+    settings: dict[str, Tiles] = {"whole": False, "tiles": "auto"}
+    on: dict[str, list[bool]] = {name: [] for name in settings}
     for scene in scenes:
-        for way, tiles in _WAYS.items():
+        for name, tiles in settings.items():
             for m in surgery.similarity(scene.image, scene.names, tiles=tiles):
                 x, y = (int(v) for v in m.peak(scene.image.shape[:2]))
-                on[way].append(bool(scene.mask(m.text)[y, x]))
-    return {"cases": len(on["whole"])} | {way: round(float(np.mean(found)), 4) for way, found in on.items()}
+                on[name].append(bool(scene.mask(m.text)[y, x]))
+    return {"cases": len(on["whole"])} | {name: round(float(np.mean(values)), 4) for name, values in on.items()}
 
 
 def measure_segment(model: TextPromptedSAM, scenes: Iterable[Scene], against: Sequence[str] | None = None) -> dict[str, Any]:
-    """IoU of the papers' recipe over all names of all scenes, and the share of positive points on the object."""
+    """IoU of the papers' recipe over all names of all scenes, and the share of its positive points on the object."""
     answers: list[Answer] = []
     for scene in scenes:
         results = model.segment_many(scene.image, scene.names, strategy="paper", against=against)
@@ -184,7 +170,7 @@ def measure_segment(model: TextPromptedSAM, scenes: Iterable[Scene], against: Se
 
 
 def measure(model: TextPromptedSAM, at_scales: ClipSurgery, count: int = 300) -> dict[str, Any]:
-    """All figures of a pair on the evaluation scenes, and those of the maps of its CLIP at several scales."""
+    """All figures of a pair, and those of maps at several scales by ``at_scales``."""
     scenes = list(evaluation_scenes(range(count)))
     started = time.time()
     return {
@@ -204,10 +190,10 @@ def measure(model: TextPromptedSAM, at_scales: ClipSurgery, count: int = 300) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--sam-checkpoint", default=None, help="another SAM, such as mobile_sam.pt")
+    parser.add_argument("--sam-checkpoint", default=None, help="SAM weights other than the shipped, such as mobile_sam.pt")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--tiles", action="store_true", help="instead: the same scenes in pictures of 1600 x 1200 pixels")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
+    parser.add_argument("--tiles", action="store_true", help="measure only tiles, with the scenes in images of 1600 x 1200 pixels")
+    parser.add_argument("--out", type=Path, default=None, help="also write the figures to this JSON file")
     arguments = parser.parse_args()
     model = TextPromptedSAM.from_pretrained(
         "sticker", sam_checkpoint=arguments.sam_checkpoint, device=arguments.device, scales=(1.0,)

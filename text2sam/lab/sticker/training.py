@@ -1,4 +1,4 @@
-"""What both trainings of the sticker pair share."""
+"""The training loop of the sticker CLIP and the sticker SAM."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 TRAIN_SEEDS = 1_000_000_000
-"""Training draws seeds from here upwards; everything below is never seen in training."""
+"""Smallest seed of a training scene."""
 
 
 Figures: TypeAlias = defaultdict[str, list[torch.Tensor]]
-"""What a training's log tells, as means over the steps since the last line."""
+"""Logged figures: name -> values of the steps since the last log line, which contains their mean."""
 
 
 def train(
@@ -37,20 +37,20 @@ def train(
     weight_decay: float,
     warm_up: int,
 ) -> Path:
-    """Trains a model with AdamW through its stages, from the newest checkpoint in a folder on.
+    """Trains a model with AdamW through its stages, starting from the checkpoint in ``out`` if there is one.
 
     Args:
-        name: of the checkpoint, the log and the record of the stages in ``out``.
+        name: prefix of the checkpoint, log and stages files in ``out``.
         out: the folder.
         model: on its device, in training mode.
-        stages: have ``steps`` and ``learning_rate``, and what ``draw`` and ``loss_of`` need.
-        draw: (stage, its place, step) -> endless batches. It is called for each stage and each resumption, and must draw others
-            each time.
-        loss_of: (batch, stage, rng, figures) -> a scalar; adds to the figures.
-        device: where the model is.
-        start: state dict to begin with where there is no checkpoint; None leaves the model as it is.
+        stages: objects with ``steps``, ``learning_rate`` and the attributes that ``draw`` and ``loss_of`` use.
+        draw: (stage, its index, step) -> endless batches. It is called for each stage and each resumption, and must give
+            different batches each time.
+        loss_of: (batch, stage, rng, figures) -> a scalar; it may add to the figures.
+        device: device of the model.
+        start: initial state dict without a checkpoint; None leaves the model as it is.
         weight_decay: see :func:`parameter_groups`.
-        warm_up: steps, see :func:`decay`.
+        warm_up: see :func:`decay`.
 
     Returns:
         The path of the last checkpoint.
@@ -96,21 +96,21 @@ def train(
 
 
 def save_checkpoint(path: Path, state: Any) -> None:
-    """Writes a training checkpoint atomically."""
+    """Writes a checkpoint atomically."""
     temporary = path.with_suffix(".part")
     torch.save(state, temporary)
     temporary.replace(path)
 
 
 def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weights with decay; biases, norms and embeddings without."""
+    """Weights with decay; biases, norms and embeddings without decay."""
     flat = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
     return [{"params": rest, "weight_decay": decay}, {"params": flat, "weight_decay": 0.0}]
 
 
 def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> int:
-    """Takes up a checkpoint of :func:`save_checkpoint`, where there is one; returns the step it was written at, else 0."""
+    """Loads a checkpoint of :func:`save_checkpoint` and returns its step; 0 if there is none."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
@@ -121,59 +121,50 @@ def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def batches(
-    data: IterableDataset[Any],
-    batch: int,
-    *,
-    fresh: float,
-    pool: int,
-    large: Sequence[bool],
-    device: str,
-    workers: int,
+    data: IterableDataset[Any], stage: Any, large: Sequence[bool], device: str, workers: int
 ) -> Iterator[Sequence[torch.Tensor]]:
-    """Endless batches of samples that worker processes draw.
+    """Endless batches of samples.
 
     Args:
-        data: draws samples without end.
-        batch: samples per batch.
-        fresh: share of a batch that is newly drawn, in (0, 1]; below 1 the batch comes out of a pool (:func:`pooled`).
-        pool: samples in it, or ``batch`` if that is more.
-        large: for each part of a sample, whether the pool keeps it on ``device`` and not on the CPU.
-        device: where to train.
-        workers: processes that draw; 0 draws in this one.
+        data: endless samples.
+        stage: has ``batch``, the samples per batch; ``fresh``, the share of a batch that is newly drawn, in (0, 1]; and
+            ``pool``, the smallest size of the pool that a batch comes from where ``fresh`` is below 1 (:func:`pooled`).
+        large: for each part of a sample, whether the pool keeps it on ``device`` instead of the CPU.
+        device: device of the model.
+        workers: number of processes that draw samples; 0 draws in this process.
     """
-    few = max(1, round(fresh * batch))
+    few = max(1, round(stage.fresh * stage.batch))
     loader = DataLoader(
         data, batch_size=few, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device == "cuda"
     )
-    if few == batch:
+    if few == stage.batch:
         return iter(loader)
-    return pooled(loader, batch, max(pool, batch), [device if part else "cpu" for part in large])
+    return pooled(loader, stage.batch, max(stage.pool, stage.batch), [device if part else "cpu" for part in large])
 
 
 def pooled(
     drawn: Iterable[Sequence[torch.Tensor]], batch: int, size: int, devices: Sequence[str | torch.device]
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Endless batches out of a pool of samples, in which older ones give way to those newly drawn.
+    """Endless batches from a pool of samples, in which new samples replace the oldest.
 
-    Drawing is slow and a GPU is not: with ``n`` samples newly drawn for each batch, a sample is used ``batch / n`` times on
-    average, and in between lies in the memory of the device that will use it.
+    Drawing samples is slower than training on a GPU. With ``n`` new samples per batch, a sample is used ``batch / n`` times on
+    average.
 
     Args:
-        drawn: batches of newly drawn samples, a tensor (n, ...) for each part of a sample; one of them is taken per batch
-            given out, more of them before the first.
-        batch: samples per batch given out.
-        size: of the pool, at least ``batch``; it is used as it fills up.
-        devices: for each part of a sample, where it is kept and given out.
+        drawn: batches of new samples, a tensor (n, ...) for each part of a sample; each yielded batch consumes one, the first
+            may consume several.
+        batch: samples per yielded batch.
+        size: capacity of the pool, at least ``batch``; it need not be full to be used.
+        devices: device of each part of a sample.
 
     Yields:
-        A tensor (batch, ...) for each part; samples are drawn evenly from the pool, with replacement.
+        A tensor (batch, ...) for each part, sampled uniformly from the pool with replacement.
     """
     kept: list[torch.Tensor] = []
     filled = taken = 0
     for new in drawn:
         if not kept:
             kept = [torch.empty(size, *x.shape[1:], dtype=x.dtype, device=d) for x, d in zip(new, devices, strict=True)]
-        # the oldest give way
         places = torch.arange(taken, taken + len(new[0])) % size
         for pool, x in zip(kept, new, strict=True):
             pool[places.to(pool.device)] = x.to(pool.device, non_blocking=True)
@@ -185,7 +176,7 @@ def pooled(
 
 
 def process() -> tuple[int, int]:
-    """This process's number and how many train together; (0, 1) unless ``torchrun`` started several."""
+    """Rank of this process and number of processes; (0, 1) without ``torchrun``."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
@@ -193,11 +184,7 @@ def process() -> tuple[int, int]:
 
 
 def average_gradients(model: torch.nn.Module) -> None:
-    """Gives every process the mean of all processes' gradients; a parameter without one counts as zero.
-
-    The processes begin with the same weights and draw other scenes, so that several small batches are one larger
-    one. Does nothing in a process that trains alone.
-    """
+    """Averages the gradients over all processes; a missing gradient counts as zero."""
     _, count = process()
     if count == 1:
         return
@@ -209,12 +196,12 @@ def average_gradients(model: torch.nn.Module) -> None:
 
 
 def decay(step: int, total: int, warm_up: int) -> float:
-    """Factor of the learning rate in (0, 1]: linear warm-up, then half a cosine from 1 to 0.02 over all steps."""
+    """Factor of the learning rate in (0, 1]: linear warm-up times half a cosine from 1 to 0.02 over all steps."""
     return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
 def log_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one line of figures to a training's log, and prints it."""
+    """Appends a line of figures to the log and prints it."""
     with path.open("a") as log:
         log.write(json.dumps(line) + "\n")
     print(line, flush=True)

