@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -317,7 +318,7 @@ def _encodings(model: TextPromptedSAM, scene: DemoScene) -> dict[str, Any]:
     return {"scene": scene.name, "texts": list(texts), "set_once": once, "given_anew": anew}
 
 
-def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
+def measure_annotate(model: TextPromptedSAM, settings: Settings, half: TextPromptedSAM | None = None) -> Result:
     """A folder job against a plain loop over ``segment_many``, in seconds per image.
 
     The job decodes, segments, keeps its journal and writes a COCO dataset; the loop decodes and segments. Both are given the
@@ -327,6 +328,7 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         model: the pair.
         settings: ``folder_images`` pictures are written: photos of scikit-image, or the scenes that ship with text2sam, as the
             pair knows them, mirrored and lit differently.
+        half: the pair in bfloat16, whose job is measured too, where it is given.
     """
     from text2sam.annotate.engine import default_workers
     from text2sam.annotate.job import annotate
@@ -348,10 +350,13 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         def loop() -> None:
             objects["loop"] = sum(len(r.instances) for file in files for r in model.segment_many(file, labels) if r.present)
 
-        def job() -> None:
-            objects["job"] = sum(annotate(model, folder, labels, out, overwrite=True).objects.values())
+        def job(name: str, chosen: TextPromptedSAM) -> None:
+            objects[name] = sum(annotate(chosen, folder, labels, out, overwrite=True).objects.values())
 
-        times = alternate({"job": Side(job, long=True), "loop": Side(loop, long=True)}, settings.folder_rounds)
+        sides = {"job": Side(partial(job, "job", model), long=True), "loop": Side(loop, long=True)}
+        if half is not None:
+            sides["job_bfloat16"] = Side(partial(job, "job_bfloat16", half), long=True)
+        times = alternate(sides, settings.folder_rounds)
         shares = _shares(model, loop)
     per_image = {
         name: {key: (np.array(value) / len(files)).tolist() for key, value in side.items()} for name, side in times.items()
@@ -365,7 +370,12 @@ def measure_annotate(model: TextPromptedSAM, settings: Settings) -> Result:
         "shares": shares,
     }
     what = f"annotate: seconds per image, {len(labels)} texts, against a loop"
-    return details, [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
+    lines = [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
+    if half is not None:
+        lines.append(
+            timed_row("the same in bfloat16, against the loop in float32", per_image["job_bfloat16"], per_image["loop"])
+        )
+    return details, lines
 
 
 def measure_peers(settings: Settings) -> Iterator[Result]:
@@ -449,9 +459,11 @@ def measure(name: str, settings: Settings) -> Iterator[Result]:
     if name in ("text", "surgery"):
         yield (measure_text if name == "text" else measure_surgery)(settings)
     elif name == "annotate":
-        photo = settings.folder_preset == "photo"
-        chosen = TextPromptedSAM.from_pretrained("photo", device=settings.device) if photo else build_pair(None, settings)[0]
-        yield measure_annotate(chosen, settings)
+        if settings.folder_preset == "photo":
+            build = partial(TextPromptedSAM.from_pretrained, "photo", device=settings.device)
+            yield measure_annotate(build(), settings, build(dtype="bfloat16"))
+        else:
+            yield measure_annotate(build_pair(None, settings)[0], settings)
     elif name == "sam":
         yield measure_sam(settings)
     elif name == "peers":

@@ -90,8 +90,8 @@ class MapTally:
         self.touches.append(bool(patch.any()))
 
     def figures(self) -> dict[str, Any]:
-        """``cases``; ``hottest_on_object`` and ``hottest_touches``, the shares of cases whose hottest patch has its centre on the
-        object, or overlaps it; ``miou`` and ``threshold``, ``msc``, see :class:`~text2sam.lab.metrics.Explainability`."""
+        """``cases``; ``hottest_on_object`` and ``hottest_touches``, the shares of cases whose hottest patch has its centre on
+        the object, or overlaps it; ``miou`` and ``threshold``, ``msc``, see :class:`~text2sam.lab.metrics.Explainability`."""
         result = explainability(self.samples, thresholds=THRESHOLDS)
         return {
             "cases": result.samples,
@@ -192,7 +192,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--sam-checkpoint", default=None, help="SAM weights other than the shipped, such as mobile_sam.pt")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--tiles", action="store_true", help="measure only tiles, with the scenes in images of 1600 x 1200 pixels")
+    parser.add_argument(
+        "--tiles", action="store_true", help="measure only tiles, with the scenes in images of 1600 x 1200 pixels"
+    )
     parser.add_argument("--out", type=Path, default=None, help="also write the figures to this JSON file")
     arguments = parser.parse_args()
     model = TextPromptedSAM.from_pretrained(
