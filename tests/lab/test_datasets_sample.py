@@ -136,9 +136,9 @@ def test_a_dataset_is_a_sequence_that_reads_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"ids": ()}, "no pictures"),
+        ({"ids": ()}, "no images"),
         ({"classes": tuple(f"c{i}" for i in range(256))}, "has 256 classes"),
-        ({"classes": ("cat", "dog", "cat")}, "'cat' is there twice"),
+        ({"classes": ("cat", "dog", "cat")}, "'cat' occurs twice"),
     ],
 )
 def test_a_dataset_that_cannot_be(change: dict[str, Any], told: str) -> None:
