@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 evaluate = new_app(help="Measure the quality of text2sam.", no_args_is_help=True)
 
 
-def choice(name: str, values: str, text: str) -> Any:
+def choice_of(name: str, values: str, text: str) -> Any:
     """An option that takes one of ``values``, which ``|`` separates."""
     return option(name, values, text, callback=one_of(name, tuple(values.split("|"))))
 
@@ -73,7 +73,7 @@ def bench(
 def evaluate_sticker(
     scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 300,
     split: Annotated[
-        str, choice("--split", "report|tune", "The scenes for reporting, or those for choosing thresholds.")
+        str, choice_of("--split", "report|tune", "The scenes for reporting, or those for choosing thresholds.")
     ] = "report",
     strategies: Strategies = None,
     sam_checkpoint: SamCheckpoint = None,
@@ -102,7 +102,7 @@ def evaluate_photos(
     ],
     models: ModelOptions,
     half: Annotated[
-        str, choice("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all.")
+        str, choice_of("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all.")
     ] = "reporting",
     strategies: Strategies = None,
     smallest: Annotated[
@@ -368,13 +368,13 @@ def evaluate_explainability(
     background: Background = None,
     iclip: Annotated[Path | None, option("--iclip", "FILE", "Trained projections for the method iclip.")] = None,
     threshold_rule: Annotated[
-        str, choice("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image.")
+        str, choice_of("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image.")
     ] = "dataset",
     average: Annotated[
-        str, choice("--average", "samples|classes", "Average over samples, or first over the samples of each class.")
+        str, choice_of("--average", "samples|classes", "Average over samples, or first over the samples of each class.")
     ] = "samples",
     label_set: Annotated[
-        bool, typer.Option("--label-set/--empty-text", help="Feature surgery subtracts the mean of the classes, or the empty text.")
+        bool, typer.Option("--label-set/--empty-text", help="Feature surgery over the classes, or with the empty text.")
     ] = True,
     as_json: Json = False,
 ) -> None:
