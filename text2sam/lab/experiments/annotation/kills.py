@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -134,7 +135,8 @@ class _Watch:
         """Number of batches in the journal; the last known number while the journal is locked or missing."""
         if self._journal.exists():
             address = f"{self._journal.absolute().as_uri()}?mode=ro"
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(address, uri=True, timeout=1)) as database:
+            connect = functools.partial(sqlite3.connect, address, uri=True, timeout=1)
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(connect()) as database:
                 self._commits = int(database.execute("SELECT count(*) FROM results").fetchone()[0])
         return self._commits
 
