@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from text2sam.clip.attention import METHODS
 from text2sam.clip.generator import ClipSurgery
+from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import InputError, MissingDependencyError, OutputError, PromptError, UnsupportedModelError, WeightsError
 from text2sam.lab import cli as lab_cli
 from text2sam.lab import runner
@@ -735,11 +736,11 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny_architectures")
 def test_untrained(dataset: Dataset, tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    surgery, info = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", short_templates=True))
+    surgery, info = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", templates=SHORT_TEMPLATES))
     assert torch.equal(torch.get_rng_state(), state)
     assert info == ModelInfo("ViT-B-16", None, None, True, 0)
     assert surgery.image_size == (16, 16)
-    twin, _ = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", short_templates=True))
+    twin, _ = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", templates=SHORT_TEMPLATES))
     assert twin.fingerprint() == surgery.fingerprint()
     other = untrained_clip("ViT-B-16", 1)
     assert not torch.equal(other.visual.proj, surgery.model.visual.proj)
@@ -796,10 +797,10 @@ def test_which_model_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from text2sam.zoo import presets
     from text2sam.zoo import table as weights
 
-    surgery, info = build_surgery(ModelChoice("sticker", device="cpu"))
+    surgery, info = build_surgery(ModelChoice(preset="sticker", device="cpu"))
     assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (192, 192), 7)
     monkeypatch.setattr(presets, "load_clip", lambda *_, **__: (tiny_clip(), tokenizer()))
-    _, info = build_surgery(ModelChoice("mobile", depth=2, device="cpu"))
+    _, info = build_surgery(ModelChoice(preset="mobile", depth=2, device="cpu"))
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "openai")
     assert info.sha256 == weights.CHECKPOINTS["clip-vit-b-16-openai"].sha256
     _, info = build_surgery(ModelChoice(clip_checkpoint="clip-rn50-openai", depth=2, device="cpu"))
@@ -812,7 +813,7 @@ def test_which_model_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "mine.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"weights")
-    _, folder = build_surgery(ModelChoice("siglip2", clip_checkpoint=str(tmp_path / "folder"), depth=2, device="cpu"))
+    _, folder = build_surgery(ModelChoice(preset="siglip2", clip_checkpoint=str(tmp_path / "folder"), depth=2, device="cpu"))
     assert (folder.name, folder.pretrained, folder.sha256) == ("", "folder", info.sha256)
     known = dataclasses.replace(weights.CHECKPOINTS["clip-rn50-openai"], sha256=info.sha256 or "")
     monkeypatch.setitem(weights.CHECKPOINTS, "clip-rn50-openai", known)

@@ -179,19 +179,7 @@ class ClipOptions(ModelOptions):
         from text2sam.lab.runner import ModelChoice
 
         self.check()
-        return ModelChoice(
-            preset=self.preset,
-            clip_checkpoint=self.clip_checkpoint,
-            clip_model=self.clip_model,
-            sam_checkpoint=self.sam_checkpoint,
-            untrained=untrained,
-            image_size=self.image_size,
-            depth=self.depth,
-            device=self.device,
-            dtype=self.dtype,
-            short_templates=self.templates == "short",
-            scales=self._scales() or (1.0,),
-        )
+        return ModelChoice(preset=self.preset, untrained=untrained, sam_checkpoint=self.sam_checkpoint, **self._clip())
 
 
 @dataclass(frozen=True)
@@ -274,12 +262,20 @@ class DataOptions(OptionGroup):
         choice, options = clip.choice(self.untrained), self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
-        how: dict[str, Any] = {"progress": sys.stderr.isatty()}
-        surgery, model = runner.build_surgery(choice, **how)
-        how["predictor"] = runner.build_sam(choice, **how) if chosen.needs_sam else None
-        how |= {"model": model, "iclip": iclip, "out": self.out, "overwrite": self.overwrite}
+        surgery, model = runner.build_surgery(choice)
+        predictor = runner.build_sam(choice) if chosen.needs_sam else None
         with reporting(table, None, as_json) as report:
-            result = runner.measure(surgery, data, chosen, **how)
+            result = runner.measure(
+                surgery,
+                data,
+                chosen,
+                model=model,
+                iclip=iclip,
+                predictor=predictor,
+                out=self.out,
+                overwrite=self.overwrite,
+                progress=sys.stderr.isatty(),
+            )
             if self.markdown is not None:
                 write_text(self.markdown, markdown(result))
             report(result)

@@ -1,7 +1,7 @@
 """Cityscapes and CamVid.
 
 - Cordts et al., The Cityscapes Dataset (CVPR 2016): 19 classes in the order of their trainIds.
-- Brostow et al., Semantic Object Classes in Video (PRL 2009): the 12 classes of SegNet's tutorial, of which the last is ignored.
+- Brostow et al., Semantic Object Classes in Video (PRL 2009): the 12 classes of SegNet's tutorial, the last ignored.
 """
 
 from __future__ import annotations
