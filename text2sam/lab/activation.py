@@ -5,8 +5,8 @@ The score is CLIP's logit of a text: the scaled cosine of the text and the class
 input of the last step: the output of the first norm in the last block of a transformer, as grad-cam recommends for ViTs, or the
 input of a ResNet's attention pool.
 
-The layers before it run once for all texts. grad-cam hooks an identity module that the layer passes through, so the tower has no
-hooks and its parameters get no gradients.
+The layers before it run once for all texts. grad-cam hooks an identity module that the layer passes through, so the tower has
+no hooks and its parameters get no gradients.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         if result["settings"]["task"] == "explainability":
             rule = f" Threshold rule: {result['settings']['threshold_rule']}."
         sentences.append(
-            f"95 % intervals: {result['settings']['resamples']} resamples of the images, with their mean moved to the figure.{rule}"
+            f"95 % intervals: {result['settings']['resamples']} resamples of the images, their mean moved to the figure.{rule}"
         )
     memory = result["memory"]
     peak = ", ".join(
