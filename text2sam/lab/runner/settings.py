@@ -63,20 +63,20 @@ RULES: Mapping[RunTask, str] = {
     ),
     "semantic": (
         "mIoU in percent, from one confusion matrix of the data set: true positives over the union of true and predicted "
-        "pixels of a class, averaged over classes in truth or prediction, without ignored pixels (255). Each pixel has the class of "
-        "the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the class "
+        "pixels of a class, averaged over classes in truth or prediction, without ignored pixels (255). Each pixel has the class "
+        "of the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the class "
         "background out of the mean, while its pixels still count as errors of other classes"
     ),
     "explainability": (
         "A sample is the min-max map of an image for a class that it shows. mIoU in percent: IoU of map >= threshold with the "
         f"pixels of the class, with the best of {len(MAP_THRESHOLDS)} thresholds in [0, 1] for the data set, for each class, "
-        "or for each sample. mSC in percent: mean of the map on the class minus its mean off the class. Ignored pixels (255) are "
-        "left out"
+        "or for each sample. mSC in percent: mean of the map on the class minus its mean off the class. Ignored pixels (255) "
+        "are left out"
     ),
     "camouflage": (
         "A sample is the min-max map of an image for a class that it shows, compared as a soft mask with the pixels of the "
-        "class by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean absolute "
-        "error (MAE, lower is better), all in [0, 1], averaged over samples. Ignored pixels (255) are off the class"
+        "class by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean "
+        "absolute error (MAE, lower is better), all in [0, 1], averaged over samples. Ignored pixels (255) are off the class"
     ),
 }
 """Task -> definition of its figures."""
