@@ -63,8 +63,8 @@ RULES: Mapping[RunTask, str] = {
     ),
     "semantic": (
         "mIoU in percent, from one confusion matrix of the data set: true positives over the union of true and predicted "
-        "pixels of a class, averaged over classes in truth or prediction, without ignored pixels (255). Each pixel has the class "
-        "of the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the class "
+        "pixels of a class, averaged over classes in truth or prediction, without ignored pixels (255). Each pixel has the "
+        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the class "
         "background out of the mean, while its pixels still count as errors of other classes"
     ),
     "explainability": (
