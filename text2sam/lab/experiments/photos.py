@@ -247,7 +247,7 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
             add(figure, f"{recipe} - {first}", of(recipe, key, first))
     for recipe in settings.recipes:
         add("calls of SAM", recipe, of(recipe, "calls"))
-    add("hottest place on the target", "", lambda target: target["peak"])
+    add("peak on the target", "", lambda target: target["peak"])
     add("predicted present", "", lambda target: target["told"])
     absent = np.array([score for photo in photos for score in photo["absent"].values()], np.float64)
     shown = np.array([(t["size"], t["presence"]) for photo in photos for t in photo["targets"]], np.float64).reshape(-1, 2)

@@ -64,8 +64,8 @@ RULES: Mapping[RunTask, str] = {
     "semantic": (
         "mIoU in percent, from one confusion matrix of the data set: true positives over the union of true and predicted "
         "pixels of a class, averaged over classes in truth or prediction, without ignored pixels (255). Each pixel has the "
-        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the class "
-        "background out of the mean, while its pixels still count as errors of other classes"
+        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the "
+        "class background out of the mean, while its pixels still count as errors of other classes"
     ),
     "explainability": (
         "A sample is the min-max map of an image for a class that it shows. mIoU in percent: IoU of map >= threshold with the "
