@@ -318,8 +318,7 @@ def evaluate_semantic(
     clip: ClipOptions,
     background: Background = None,
     background_words: Annotated[
-        list[str] | None,
-        option("--background-word", "TEXT", "A text for the background; repeat it or give a comma list."),
+        list[str] | None, option("--background-word", "TEXT", "A text for the background; repeat it or give a comma list.")
     ] = None,
     background_threshold: Annotated[
         float | None,

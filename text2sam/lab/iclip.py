@@ -237,14 +237,7 @@ def train(
         names.append(scene.names)
     tokens = Tokens(torch.cat([part.tokens for part in parts]).half(), torch.cat([part.mask for part in parts]))
     losses = fit(
-        iclip,
-        tokens,
-        names,
-        steps=chosen.steps,
-        batch=chosen.batch,
-        lr=chosen.lr,
-        seed=chosen.seed,
-        negatives=tuple(THINGS),
+        iclip, tokens, names, steps=chosen.steps, batch=chosen.batch, lr=chosen.lr, seed=chosen.seed, negatives=tuple(THINGS)
     )
     return iclip, losses
 

@@ -202,7 +202,7 @@ HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] =
     "PNG with a damaged signature": ("magic.png", _file(lambda rng: b"\x88" + _png(_sample(rng))[1:])),
     "JPEG cut near its end": ("late.jpeg", _file(_cut(_jpeg, 0.9))),
     "GIF without a frame": ("none.gif", _bytes(b"GIF89a\x40\0\x40\0\0\0\0;")),
-    "TIFF whose offsets lead away": ("offsets.tif", _file(_tiff)),
+    "TIFF with offsets beyond its end": ("offsets.tif", _file(_tiff)),
     "SVG": ("drawing.png", _bytes(_SVG)),
     "XML bomb": ("laughs.png", _bytes(_XML_BOMB)),
     "name with a line break": ("line\nbreak.png", _bytes(b"x")),

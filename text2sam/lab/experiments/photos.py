@@ -132,11 +132,7 @@ def encode_photo(model: TextPromptedSAM, image: NDArray[np.uint8], store: Embedd
 
 
 def measure_photo(
-    model: TextPromptedSAM,
-    sample: Sample,
-    names: Sequence[str],
-    settings: Settings,
-    store: EmbeddingStore | None = None,
+    model: TextPromptedSAM, sample: Sample, names: Sequence[str], settings: Settings, store: EmbeddingStore | None = None
 ) -> dict[str, Any]:
     """Measures all recipes on one photo, which is encoded once.
 

@@ -32,6 +32,7 @@ from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.settings import RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import Task, build_task
+from text2sam.zoo.download import file_sha256
 
 __all__ = ["ModelChoice", "ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
 
@@ -84,7 +85,7 @@ def measure(
         "measuring": settings.measuring(),
         "dataset": {k: v for k, v in dataset.describe().items() if k not in ("title", "root", "homepage", "tasks")},
         "model": described,
-        "iclip": None if iclip is None else _sha256(iclip),
+        "iclip": None if iclip is None else file_sha256(iclip),
         "sam": sam,
         "versions": {"text2sam": __version__, "torch": _versions()["torch"]},
     }
@@ -221,13 +222,3 @@ def _memory(surgery: ClipSurgery) -> dict[str, int | None]:
         process = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
     cuda = surgery.device.type == "cuda"
     return {"process": process, "cuda": int(torch.cuda.max_memory_allocated(surgery.device)) if cuda else None}
-
-
-def _sha256(path: Path) -> str:
-    from text2sam.errors import WeightsError
-    from text2sam.zoo.download import file_sha256
-
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise WeightsError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error

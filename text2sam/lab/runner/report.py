@@ -17,12 +17,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """Task -> figure -> its column header."""
 
-_COMPARED = {
-    "recognition": ("map",),
-    "semantic": ("miou",),
-    "explainability": ("miou", "msc"),
-    "camouflage": ("s_measure",),
-}
+_COMPARED = {"recognition": ("map",), "semantic": ("miou",), "explainability": ("miou", "msc"), "camouflage": ("s_measure",)}
 _MOST_FAILED = 5
 
 
@@ -72,8 +67,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     memory = result["memory"]
     peak = ", ".join(
-        f"{memory[key] / 2**30:.2f} GiB {what}"
-        for key, what in (("process", "of the process"), ("cuda", "on the GPU"))
+        f"{memory[key] / 2**30:.2f} GiB {place}"
+        for key, place in (("process", "of the process"), ("cuda", "on the GPU"))
         if memory[key]
     )
     sentences.append(
