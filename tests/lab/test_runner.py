@@ -257,7 +257,7 @@ def test_sams_masks_are_of_the_picture_and_the_pair(
     monkeypatch.setattr(tasks, "find_regions", few)
     predictor = tiny_predictor()
     settings = settings_of("semantic", "corrclip", "itsm", refine=refine)
-    with pytest.raises(InputError, match="need a SAM beside the CLIP"):
+    with pytest.raises(InputError, match="need a SAM"):
         measure(surgery, dataset, settings)
     result = measure(surgery, dataset, settings, predictor=predictor)
     pair = TextPromptedSAM(predictor, surgery)
@@ -617,7 +617,7 @@ def test_nothing_but_broken_pictures(surgery: ClipSurgery, dataset: Dataset, tmp
     assert dataset.root is not None
     for file in (dataset.root / "images").iterdir():
         file.write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no picture of folder could be read; the first one: .*p0"):
+    with pytest.raises(InputError, match=r"no image of folder can be read; the first error: .*p0"):
         measure(surgery, dataset, settings_of("semantic"), out=tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
 
