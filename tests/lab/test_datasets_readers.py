@@ -579,7 +579,7 @@ def test_stuff_in_the_authors_numbers(tmp_path: Path) -> None:
     want = ("person", "fire hydrant", "stop sign", "toothbrush", "banner", "wood")
     assert data[0].labels == want
     assert data.options["encoding"] == "categories"
-    assert data.prompts[data.classes.index("wall-brick")] == "brick wall"
+    assert data.wording["wall-brick"] == "brick wall"
     stuff(tmp_path, (255, 11, 25, 90, 182, 0))
     with pytest.raises(InputError, match="the numbers 11, 25, 90, 182"):  # 255 is ignored
         open_dataset("coco-stuff", tmp_path)[0].semantic  # noqa: B018
@@ -748,7 +748,7 @@ def test_cod10k_leaves_out_pictures_in_which_nothing_hides(tmp_path: Path, place
 def test_potsdam_colours(tmp_path: Path, labels: str) -> None:
     first = potsdam(tmp_path, labels=labels)
     data = open_dataset("potsdam", tmp_path)
-    assert (len(data), data.options["labels"], data.prompts[0]) == (14, labels, "road")
+    assert (len(data), data.options["labels"], data.wording[data.classes[0]]) == (14, labels, "road")
     assert row(data) == [0, 1, 2, 3, 4, 5]
     assert row(open_dataset("potsdam", tmp_path, clutter=False)) == [0, 1, 2, 3, 4, IGNORE]
     values = np.broadcast_to(np.array([(0, 0, 0), (252, 255, 3), *COLOURS[2:]], np.uint8), (*SHAPE, 3)).copy()

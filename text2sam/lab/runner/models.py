@@ -22,14 +22,12 @@ class ModelChoice(ModelOptions):
     Attributes:
         preset: name of a preset.
         untrained: random weights for ``clip_model`` (default ViT-B-16).
-        weights_seed: seed of the random weights.
     """
 
     scales: Sequence[float] | None = (1.0,)
     progress: bool = False
     preset: str = "mobile"
     untrained: bool = False
-    weights_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.untrained and self.clip_checkpoint is not None:
@@ -66,7 +64,7 @@ def build_surgery(choice: ModelChoice) -> tuple[ClipSurgery, ModelInfo]:
     preset, device = get_preset(choice.preset), pick_device(choice.device)
     name = choice.clip_model or _UNTRAINED
     surgery = ClipSurgery(
-        untrained_clip(name, choice.weights_seed),
+        untrained_clip(name),
         open_clip.get_tokenizer(name),
         image_size=preset.image_size if choice.image_size is None else choice.image_size,
         depth=preset.depth if choice.depth is None else choice.depth,
@@ -76,7 +74,7 @@ def build_surgery(choice: ModelChoice) -> tuple[ClipSurgery, ModelInfo]:
         templates=choice.templates,
         text_cache=None,
     )
-    return surgery, ModelInfo(name, untrained=True, weights_seed=choice.weights_seed)
+    return surgery, ModelInfo(name, untrained=True, weights_seed=0)
 
 
 def build_sam(choice: ModelChoice) -> Any:

@@ -29,7 +29,6 @@ class OnePass(ClipSurgery):
 
     Attributes:
         seconds: duration of encoding.
-        pictures: number of encoded images and windows.
 
     Raises:
         UnsupportedModelError: the image tower does not support a method.
@@ -40,7 +39,6 @@ class OnePass(ClipSurgery):
         self._methods = tuple(methods)
         self._kept: dict[bytes, ImageFeatures] = {}
         self.seconds = 0.0
-        self.pictures = 0
         self._kinds(self._methods)
 
     def encode_image(
@@ -52,7 +50,7 @@ class OnePass(ClipSurgery):
         if key not in self._kept:
             encode = super().encode_image
             options: dict[str, Any] = {"methods": self._methods, "tiles": tiles, "batch_size": batch_size}
-            self._kept[key] = self._timed(1, lambda: [encode(pixels, **options)])[0]
+            self._kept[key] = self._timed(lambda: [encode(pixels, **options)])[0]
         return self._kept[key]
 
     def encode(
@@ -64,7 +62,7 @@ class OnePass(ClipSurgery):
         pixels = [read_image(image) for image in images]
         keys = [_key(image) for image in pixels]
         if not all(key in self._kept for key in keys):
-            features = self._timed(len(keys), lambda: super(OnePass, self).encode(pixels, methods=self._methods))
+            features = self._timed(lambda: super(OnePass, self).encode(pixels, methods=self._methods))
             self._kept.update(zip(keys, features, strict=True))
         return [self._kept[key] for key in keys]
 
@@ -72,13 +70,12 @@ class OnePass(ClipSurgery):
         """Clears the cache."""
         self._kept.clear()
 
-    def _timed(self, pictures: int, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
+    def _timed(self, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
         started = time.perf_counter()
         features = encode()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - started
-        self.pictures += pictures
         return features
 
 

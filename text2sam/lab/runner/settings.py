@@ -20,7 +20,6 @@ Refinement = Literal["sam", "regions"]
 """Masks that vote in semantic segmentation, see :func:`text2sam.tasks.segment_semantic`."""
 
 ThresholdRule = Literal["dataset", "class", "image"]
-THRESHOLD_RULES: tuple[ThresholdRule, ...] = get_args(ThresholdRule)
 
 _PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
@@ -151,7 +150,7 @@ class Settings:
             raise InputError(f"method must be one of {', '.join(known)} for {self.task}, not {unknown[0]!r}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError(f"methods must be at least one name, each once, not {self.methods!r}")
-        for name, allowed in (("threshold_rule", THRESHOLD_RULES), ("average", get_args(Average))):
+        for name, allowed in (("threshold_rule", get_args(ThresholdRule)), ("average", get_args(Average))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.resamples < 0 or self.bootstrap_seed < 0:
