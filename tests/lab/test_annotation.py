@@ -406,7 +406,7 @@ def test_a_trial_that_went_well(
     text = table(result)
     assert "NO" not in text
     assert "killed at work at 2 of 3 batches; killed while writing at 3 of 3 batches" in text
-    assert "they cost 3.0 s, 2.0 s of it" in text
+    assert "The kills cost 3.0 s, of which 2.0 s" in text
     assert "0.812" in text  # IoU of the cats
 
 

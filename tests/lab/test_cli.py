@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from text2sam.clip.attention import METHODS
+from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import InputError
 from text2sam.lab import bench, runner
 from text2sam.lab.cli import DataOptions, register
@@ -43,7 +44,7 @@ def run(line: str) -> Any:
         ("evaluate semantic voc --option x", "KEY=VALUE"),
         ("evaluate semantic voc --option a=1 --option a=2", "given twice"),
         ("evaluate recognition voc --preset none", "none"),
-        ("evaluate recognition voc --sam-checkpoint x.pt", "CLIP alone"),
+        ("evaluate recognition voc --sam-checkpoint x.pt", "no SAM is measured"),
         ("evaluate semantic voc --tiles auto --window 9", "one of the two"),
     ],
 )
@@ -73,7 +74,7 @@ def test_tasks(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     line = f"evaluate explainability camvid --root {tmp_path} --compare all --average classes --image-size 96 --limit 3"
     assert run(f"{line} --templates short --out {tmp_path / 'r.json'}").exit_code == 0
     [((choice,), _), ((surgery, data, settings), options)] = calls
-    assert choice == runner.ModelChoice(image_size=96, short_templates=True)
+    assert choice == runner.ModelChoice(image_size=96, templates=SHORT_TEMPLATES)
     assert (settings.task, settings.average, set(settings.methods)) == ("explainability", "classes", set(METHODS))
     assert (surgery, data.name, data.ids) == ("surgery", "camvid", ("0001TP",))
     assert (options["model"], options["out"], options["overwrite"]) == ("model", tmp_path / "r.json", False)

@@ -225,7 +225,7 @@ def test_an_empty_folder_is_one_error_that_says_all(name: str, tmp_path: Path) -
     message = str(caught.value)
     assert message.count("\n  ") >= 2  # not only the first piece
     assert str(tmp_path) in message
-    assert "can be had from" in message
+    assert "Get it from" in message
 
 
 @pytest.mark.parametrize("name", ["voc", "camvid"])
@@ -332,7 +332,7 @@ def test_voc_lists(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=told):
             open_dataset("voc", tmp_path)
     listed.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not a text in UTF-8"):
         open_dataset("voc", tmp_path)
     listed.write_bytes(b"\xef\xbb\xbf2007_000033\r\n\r\n")  # as Windows writes it
     assert open_dataset("voc", tmp_path).ids == ("2007_000033",)
@@ -505,10 +505,10 @@ def test_coco_segmentations_that_cannot_be(tmp_path: Path, segmentation: Any) ->
     [
         ({"images": None}, "'images'"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category 1"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "'a' is there twice"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "'a' occurs twice"),
         ({"images": [{"id": 7, "file_name": "../x.jpg", "height": 4, "width": 6}]}, "file_name of image 7"),
         ({"images": [{"id": 7, "file_name": "x.jpg", "height": 0, "width": 6}]}, "image 7"),
-        ({"images": []}, "no pictures"),
+        ({"images": []}, "no images"),
         ({"annotations": [annotation(image=8)]}, "annotation 1"),
         ({"annotations": [annotation(category=2)]}, "annotation 1"),
     ],
@@ -579,7 +579,7 @@ def test_stuff_in_the_authors_numbers(tmp_path: Path) -> None:
     want = ("person", "fire hydrant", "stop sign", "toothbrush", "banner", "wood")
     assert data[0].labels == want
     assert data.options["encoding"] == "categories"
-    assert data.prompts[data.classes.index("wall-brick")] == "brick wall"
+    assert data.wording["wall-brick"] == "brick wall"
     stuff(tmp_path, (255, 11, 25, 90, 182, 0))
     with pytest.raises(InputError, match="the numbers 11, 25, 90, 182"):  # 255 is ignored
         open_dataset("coco-stuff", tmp_path)[0].semantic  # noqa: B018
@@ -748,7 +748,7 @@ def test_cod10k_leaves_out_pictures_in_which_nothing_hides(tmp_path: Path, place
 def test_potsdam_colours(tmp_path: Path, labels: str) -> None:
     first = potsdam(tmp_path, labels=labels)
     data = open_dataset("potsdam", tmp_path)
-    assert (len(data), data.options["labels"], data.prompts[0]) == (14, labels, "road")
+    assert (len(data), data.options["labels"], data.wording[data.classes[0]]) == (14, labels, "road")
     assert row(data) == [0, 1, 2, 3, 4, 5]
     assert row(open_dataset("potsdam", tmp_path, clutter=False)) == [0, 1, 2, 3, 4, IGNORE]
     values = np.broadcast_to(np.array([(0, 0, 0), (252, 255, 3), *COLOURS[2:]], np.uint8), (*SHAPE, 3)).copy()
@@ -781,7 +781,7 @@ def test_folder_with_classes(tmp_path: Path) -> None:
     text(tmp_path / "classes.txt", "cat\ndog\n")
     with pytest.raises(InputError, match="the numbers 2"):
         open_dataset("folder", tmp_path)[0].semantic  # noqa: B018
-    for content, told in (("cat\ncat\n", "'cat' is there twice"), (",\n", "on each line"), ("\n", "is empty")):
+    for content, told in (("cat\ncat\n", "'cat' occurs twice"), (",\n", "on each line"), ("\n", "is empty")):
         text(tmp_path / "classes.txt", content)
         with pytest.raises(InputError, match=told):
             open_dataset("folder", tmp_path)

@@ -124,7 +124,7 @@ def test_words_below_the_classes(tmp_path: Path) -> None:
         "synsets": {rename[name]: synset for name, synset in SYNSETS.items()},
         "words": {word: [rename[name] for name in names] for word, names in WORDS.items()},
     }
-    with pytest.raises(MissingDataError, match=r"data\.noun is not there"):
+    with pytest.raises(MissingDataError, match=r"data\.noun does not exist"):
         narrower_words(table, tmp_path)
     (tmp_path / "data.noun").write_text(NOUNS, encoding="utf-8")
     (tmp_path / "index.noun").write_text(SENSES, encoding="utf-8")

@@ -165,7 +165,7 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
         assert difference[size]["value"] == pytest.approx(answered[size] - papers[0][size]["value"])
         assert difference[size]["low"] <= difference[size]["value"] <= difference[size]["high"]
     assert rows["calls of SAM", "click"][above]["value"] == 1
-    assert rows["hottest place on the target", ""][above]["value"] == 1
+    assert rows["peak on the target", ""][above]["value"] == 1
     assert rows["predicted present", ""][above]["value"] == 0.5
     assert result["auroc"] == {big: 1.0, middle: 1.0, small: 1.0, above: 1.0, "all": 1.0}
     assert (result["absent"], result["false"]) == (5 * 3 - 8, 0)

@@ -1,12 +1,12 @@
-"""Class-activation maps by the grad-cam package, a baseline beside the similarity maps.
+"""Class activation maps by the package grad-cam, a baseline for similarity maps.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) and its kin weight the channels of a layer by the gradient of a score with
-respect to them. The score here is CLIP's logit of a text, its scale times the cosine of the class token of the original path
-and the text. The layer is what the last step mixes into the class token: the tokens after the first norm of a transformer's
-last block, as the grad-cam package advises for ViTs, or what enters a ResNet's attention pool.
+Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) and its variants weight the channels of a layer by the gradient of a score.
+The score is CLIP's logit of a text: the scaled cosine of the text and the class token of the original path. The layer is the
+input of the last step: the output of the first norm in the last block of a transformer, as grad-cam recommends for ViTs, or the
+input of a ResNet's attention pool.
 
-Everything before that layer is computed once for all texts. The package hooks an empty module of ours that the layer passes
-through, so no module of the tower is hooked, and none of its parameters sees a gradient.
+The layers before it run once for all texts. grad-cam hooks an identity module that the layer passes through, so the tower has
+no hooks and its parameters get no gradients.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ _CLASSES = {
 def class_activation(
     surgery: ClipSurgery, image: ImageLike, texts: Sequence[str], *, method: Activation = "gradcam"
 ) -> list[SimilarityMap]:
-    """Class-activation maps of one image, one per text.
+    """Class activation maps of an image, one per text.
 
-    For the length of the call the tower is in evaluation mode and its parameters require no gradient; weights, modes, flags
-    and gradients are afterwards what they were before. Not for several threads on one model at once.
+    During the call the tower is in evaluation mode and its parameters require no gradients; both are restored afterwards. Not
+    thread-safe.
 
     Args:
-        surgery: the CLIP, its preprocessing and its texts; ``depth`` is of no effect.
-        image: anything :func:`text2sam.image.read_image` accepts.
-        texts: T texts. Each is taken by itself: which others are asked for in the same call changes nothing.
-        method: which of the package's maps.
+        surgery: the CLIP; its ``depth`` has no effect.
+        image: see :func:`text2sam.image.read_image`.
+        texts: T texts, independent of each other.
+        method: kind of map.
 
     Returns:
-        T maps whose ``values`` are (gh, gw) float32 in [0, 1], as the package gives them: what is negative is 0, then min-max
-        (not quite 1 at the highest, for a term against division by 0). Where nothing speaks for the text the map is flat.
+        T maps whose ``values`` are (gh, gw) float32 in [0, 1]: negative values set to 0, then min-max (grad-cam's epsilon keeps
+        the maximum slightly below 1). The map is flat if no value is positive.
 
     Raises:
         MissingDependencyError: the package ``grad-cam`` is not installed.
@@ -79,7 +79,7 @@ def class_activation(
     visual: Any = surgery.model.visual
     pixels = pixels.to(surgery.device, next(visual.parameters()).dtype)
     with torch.inference_mode(False), evaluating(visual), _frozen(visual), torch.no_grad():
-        features = surgery.encode_texts(wanted).clone()  # not an inference tensor, whatever the ensemble's cache holds
+        features = surgery.encode_texts(wanted).clone()  # the cached tensor may be an inference tensor
         features = features * surgery.logit_scale()
         step = surgery.tower.last_step(pixels)
         last = _Last(step, features)
@@ -96,10 +96,10 @@ def class_activation(
 
 
 class _Last(nn.Module):
-    """What follows the layer, as a module of its own: (1, 1, gh, gw), of which only the size counts -> (1, T) logits.
+    """The layers after the tapped layer: (1, 1, gh, gw), of which only the size matters -> (1, T) logits.
 
-    The package takes the size of its maps from the input and the device from a parameter, and changes the mode and the
-    gradients of all submodules: so the tower is none of them.
+    grad-cam takes the size of its maps from the input and the device from a parameter, and changes mode and gradients of all
+    submodules, so the tower must not be a submodule.
     """
 
     def __init__(self, step: LastStep, features: torch.Tensor) -> None:
@@ -114,12 +114,12 @@ class _Last(nn.Module):
         return logits
 
     def _tapped(self, layer: torch.Tensor) -> torch.Tensor:
-        passed: torch.Tensor = self.tap(layer.float()).to(layer.dtype)  # NumPy, where the package goes, has no bfloat16
+        passed: torch.Tensor = self.tap(layer.float()).to(layer.dtype)  # NumPy has no bfloat16
         return passed
 
 
 class _Entry:
-    """The package's target: one entry of the logits of an image."""
+    """A target of grad-cam: one of the logits."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -130,12 +130,12 @@ class _Entry:
 
 @contextlib.contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient for the length of a ``with``; each gets its own flag back after it."""
-    asking = [p for p in module.parameters() if p.requires_grad]
-    for p in asking:
+    """No parameter requires a gradient within the ``with`` block."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in asking:
+        for p in trainable:
             p.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""``text2sam evaluate`` and ``text2sam bench``, which :func:`register` adds to the command line."""
+"""The commands ``text2sam evaluate`` and ``text2sam bench``, added to the command line by :func:`register`."""
 
 from __future__ import annotations
 
@@ -22,34 +22,31 @@ if TYPE_CHECKING:
     from text2sam.lab.runner import ModelChoice
     from text2sam.lab.runner.settings import RunTask, ThresholdRule
 
-evaluate = new_app(help="Measure how well text2sam does.", no_args_is_help=True)
+evaluate = new_app(help="Measure the quality of text2sam.", no_args_is_help=True)
+
+
+def choice_of(name: str, values: str, text: str) -> Any:
+    """An option that takes one of ``values``, which ``|`` separates."""
+    return option(name, values, text, callback=one_of(name, tuple(values.split("|"))))
+
 
 Out = Annotated[Path | None, option("--out", "FILE", "Also write the figures to this JSON file.")]
 SamCheckpoint = Annotated[str | None, option("--sam-checkpoint", "FILE|NAME", "Other SAM weights: a file, or a listed name.")]
-Split = Annotated[
-    str,
-    option(
-        "--split",
-        "report|tune",
-        "The images for reporting, or those for choosing thresholds.",
-        callback=one_of("--split", ("report", "tune")),
-    ),
-]
 Strategies = Annotated[
     list[str] | None,
     option(
         "--strategy",
         "NAME",
-        "A recipe; repeat it or give a comma list (default: paper,objects). Differences are to the first.",
+        "A recipe; repeat it or give a comma list (default: paper,objects). Differences are relative to the first.",
     ),
 ]
 Background = Annotated[
-    bool | None, typer.Option("--background/--no-background", help="Whether pixels of no class are a class, or ignored.")
+    bool | None, typer.Option("--background/--no-background", help="Treat pixels of no class as a class, or ignore them.")
 ]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the top of the command line."""
+    """Adds the commands to the command line."""
     app.command(epilog=CODES_HELP)(bench)
     app.add_typer(evaluate, name="evaluate")
 
@@ -66,7 +63,7 @@ def bench(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure text2sam against a plain implementation of the papers, and its default recipe against the papers'."""
+    """Compare the speed of text2sam with a plain implementation of the papers, and its default recipe with the papers'."""
     from text2sam.lab.bench import Settings, main_command
 
     main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))
@@ -75,17 +72,19 @@ def bench(
 @evaluate.command("sticker", epilog=CODES_HELP)
 def evaluate_sticker(
     scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 300,
-    split: Split = "report",
+    split: Annotated[
+        str, choice_of("--split", "report|tune", "The scenes for reporting, or those for choosing thresholds.")
+    ] = "report",
     strategies: Strategies = None,
     sam_checkpoint: SamCheckpoint = None,
     device: Device = None,
     out: Out = None,
     pictures: Annotated[
-        Path | None, option("--pictures", "FOLDER", "Draw the largest gains and the worst failures into this folder.")
+        Path | None, option("--pictures", "FOLDER", "Draw the largest gains and the worst failures to this folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare recipes on drawn scenes whose masks are known: 1 to 6 things, repeated names, absent names."""
+    """Compare recipes on drawn scenes with exact masks: 1 to 6 things, repeated names, absent names."""
     from text2sam.lab.experiments.sticker import Settings, main_command
 
     if pictures is not None:
@@ -99,30 +98,22 @@ def evaluate_sticker(
 @with_options
 def evaluate_photos(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="COCO's format: instances.json, and pictures.", show_default=False)
+        Path, typer.Argument(metavar="FOLDER", help="COCO's format: instances.json, and images.", show_default=False)
     ],
     models: ModelOptions,
     half: Annotated[
-        str,
-        option(
-            "--half",
-            "tuning|reporting|all",
-            "Every second photo for choosing, the others for reporting, or all.",
-            callback=one_of("--half", ("tuning", "reporting", "all")),
-        ),
+        str, choice_of("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all.")
     ] = "reporting",
     strategies: Strategies = None,
     smallest: Annotated[
-        float, option("--smallest", "SHARE", "Make no masks of targets with a smaller share of the picture.", min=0, max=1)
+        float, option("--smallest", "SHARE", "Skip the masks of targets with a smaller share of the image.", min=0, max=1)
     ] = 0.0,
-    photos: Annotated[int | None, option("--photos", "N", "Number of photos of the half at most.", min=1)] = None,
-    embeddings: Annotated[
-        Path | None, option("--embeddings", "FOLDER", "Keep encoded photos in this folder, and take them from there.")
-    ] = None,
+    photos: Annotated[int | None, option("--photos", "N", "Largest number of photos of the half.", min=1)] = None,
+    embeddings: Annotated[Path | None, option("--embeddings", "FOLDER", "Cache encoded photos in this folder.")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Compare recipes on photos whose objects are known: IoU by size of the target, presence, calls of SAM."""
+    """Compare recipes on annotated photos: IoU by size of the target, presence, calls of SAM."""
     from text2sam.lab.experiments.photos import Settings, main_command
 
     models.check()
@@ -134,13 +125,13 @@ def evaluate_photos(
 @evaluate.command("dataset", epilog=CODES_HELP)
 def evaluate_dataset(
     found: Annotated[
-        Path, typer.Argument(metavar="FOUND", help="What text2sam annotate wrote: annotations.json.", show_default=False)
+        Path, typer.Argument(metavar="FOUND", help="The annotations.json of text2sam annotate.", show_default=False)
     ],
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="The true data set in COCO's format.", show_default=False)],
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Compare an annotated data set with a true one: labels found, missed and wrong, and the IoU of their masks."""
+    """Compare an annotated data set with the truth: labels found, missed and wrong, and the IoU of their masks."""
     from text2sam.lab.experiments.dataset import main_command
 
     main_command(found, truth, out, as_json)
@@ -151,16 +142,16 @@ def evaluate_annotation(
     hostile: Annotated[int, option("--hostile", "N", "Number of hostile files among them.", min=0)] = 30,
     kills: Annotated[int, option("--kills", "N", "Number of times the run is killed.", min=0)] = 5,
     folder: Annotated[
-        Path | None, option("--folder", "FOLDER", "Keep images and datasets in this folder; it must be empty.")
+        Path | None, option("--folder", "FOLDER", "Keep images and datasets in this folder, which must be empty.")
     ] = None,
     no_undisturbed: Annotated[
-        bool, typer.Option("--no-undisturbed", help="Leave out the run without kills, and the comparison with it.")
+        bool, typer.Option("--no-undisturbed", help="Skip the run without kills, and the comparison with it.")
     ] = False,
     device: Device = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Annotate drawn scenes and hostile files with text2sam annotate, kill it on the way, then check the dataset."""
+    """Annotate drawn scenes and hostile files with text2sam annotate, kill and restart it, and check the dataset."""
     from text2sam.lab.experiments.annotation import Settings, main_command
 
     settings = Settings(scenes=scenes, hostile=hostile, kills=kills, device=device, undisturbed=not no_undisturbed)
@@ -172,43 +163,28 @@ class ClipOptions(ModelOptions):
     """The CLIP that is measured."""
 
     sam_checkpoint: Annotated[
-        str | None, option("--sam-checkpoint", "FILE", "Of semantic with corrclip or --refine alone: other SAM weights.")
+        str | None, option("--sam-checkpoint", "FILE", "Other SAM weights; only for semantic with corrclip or --refine.")
     ] = None
     scales: Annotated[
         str | None,
-        option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1; the papers' way is 1 alone."),
+        option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1; the papers use only 1."),
     ] = "1"
 
     def choice(self, untrained: bool) -> ModelChoice:
-        """The options as the runner has them.
-
-        Args:
-            untrained: random weights.
+        """The options for the runner.
 
         Raises:
-            InputError: an option is not usable.
+            InputError: an option is invalid.
         """
         from text2sam.lab.runner import ModelChoice
 
         self.check()
-        return ModelChoice(
-            preset=self.preset,
-            clip_checkpoint=self.clip_checkpoint,
-            clip_model=self.clip_model,
-            sam_checkpoint=self.sam_checkpoint,
-            untrained=untrained,
-            image_size=self.image_size,
-            depth=self.depth,
-            device=self.device,
-            dtype=self.dtype,
-            short_templates=self.templates == "short",
-            scales=self._scales() or (1.0,),
-        )
+        return ModelChoice(preset=self.preset, untrained=untrained, sam_checkpoint=self.sam_checkpoint, **self._clip())
 
 
 @dataclass(frozen=True)
 class DataOptions(OptionGroup):
-    """A data set, methods, and where the result goes: the options of ``evaluate recognition | semantic | ...``."""
+    """Data set, methods and outputs of ``evaluate recognition``, ``semantic``, ``explainability`` and ``camouflage``."""
 
     dataset: Annotated[
         str,
@@ -220,31 +196,33 @@ class DataOptions(OptionGroup):
         ),
     ]
     root: Annotated[Path | None, option("--root", "DIR", "The folder of the data set.")] = None
-    split: Annotated[str | None, option("--split", "NAME", "A part of the data set (default: the usual one).")] = None
-    method: Annotated[str | None, option("--method", "NAME", "One method (default: the papers').")] = None
+    split: Annotated[str | None, option("--split", "NAME", "A split of the data set (default: the usual split).")] = None
+    method: Annotated[str | None, option("--method", "NAME", "A method (default: the papers').")] = None
     compare: Annotated[
         list[str] | None,
-        option("--compare", "A,B,C", "Several methods over one pass of encodings, or all; the help above lists them."),
+        option("--compare", "A,B,C", "Several methods on the same encodings, or all; the help above lists them."),
     ] = None
-    limit: Annotated[int | None, option("--limit", "N", "Number of images at most.", min=1)] = None
-    seed: Annotated[int | None, option("--seed", "S", "With --limit: which images (default: the first).", min=0)] = None
+    limit: Annotated[int | None, option("--limit", "N", "Largest number of images.", min=1)] = None
+    seed: Annotated[
+        int | None, option("--seed", "S", "With --limit: seed of the choice of images (default: the first).", min=0)
+    ] = None
     reader_option: Annotated[
-        list[str] | None, option("--option", "KEY=VALUE", "A further option of the data set's reader; repeat it.")
+        list[str] | None, option("--option", "KEY=VALUE", "An option of the data set's reader; may be repeated.")
     ] = None
     synonyms: Annotated[
-        bool, typer.Option("--synonyms", help="Average a class's name with the data set's other words for it.")
+        bool, typer.Option("--synonyms", help="Average the features of a class's name and its synonyms in the data set.")
     ] = False
     out: Annotated[
         Path | None,
-        option("--out", "FILE", "Also write the result to this JSON file; a journal beside it resumes a killed run."),
+        option("--out", "FILE", "Also write the result to this JSON file; with a journal beside it, a killed run resumes."),
     ] = None
     markdown: Annotated[Path | None, option("--markdown", "FILE", "Also write the table to this file, in Markdown.")] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite/--resume", help="Throw away the measurements of an earlier run, or use them.")
+        bool, typer.Option("--overwrite/--resume", help="Delete the measurements of an earlier run, or use them.")
     ] = False
     untrained: Annotated[
         bool,
-        typer.Option("--untrained", help="Random weights for --clip-model (ViT-B-16): real sizes, figures without meaning."),
+        typer.Option("--untrained", help="Random weights for --clip-model (default ViT-B-16), to measure time and memory."),
     ] = False
 
     def run(
@@ -257,18 +235,15 @@ class DataOptions(OptionGroup):
         iclip: Path | None = None,
         **settings: Any,
     ) -> None:
-        """Measures and prints.
+        """Measures a task and prints the result.
 
         Args:
-            task: what is measured.
+            task: the task.
             clip: the CLIP.
             as_json: print JSON.
-            background: an option of the data set's reader.
-            iclip: trained projections.
-            **settings: of the task, see :class:`text2sam.lab.runner.Settings`.
-
-        Raises:
-            Text2SamError: an option is not usable, or the measuring failed.
+            background: option of the data set's reader.
+            iclip: file of trained projections.
+            **settings: further fields of :class:`text2sam.lab.runner.Settings`.
         """
         from text2sam.lab import runner
         from text2sam.lab.datasets import open_dataset, subset
@@ -280,25 +255,33 @@ class DataOptions(OptionGroup):
         names = split_list([self.method] if self.method is not None else self.compare)
         chosen = runner.Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
         if clip.sam_checkpoint is not None and not chosen.needs_sam:
-            raise InputError(f"CLIP alone is measured here; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
+            raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         for file in (self.out, self.markdown):
             if file is not None:
                 check_folder(file.parent)
         choice, options = clip.choice(self.untrained), self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
-        how: dict[str, Any] = {"progress": sys.stderr.isatty()}
-        surgery, model = runner.build_surgery(choice, **how)
-        how["predictor"] = runner.build_sam(choice, **how) if chosen.needs_sam else None
-        how |= {"model": model, "iclip": iclip, "out": self.out, "overwrite": self.overwrite}
+        surgery, model = runner.build_surgery(choice)
+        predictor = runner.build_sam(choice) if chosen.needs_sam else None
         with reporting(table, None, as_json) as report:
-            result = runner.measure(surgery, data, chosen, **how)
+            result = runner.measure(
+                surgery,
+                data,
+                chosen,
+                model=model,
+                iclip=iclip,
+                predictor=predictor,
+                out=self.out,
+                overwrite=self.overwrite,
+                progress=sys.stderr.isatty(),
+            )
             if self.markdown is not None:
                 write_text(self.markdown, markdown(result))
             report(result)
 
     def reader_options(self, background: bool | None = None) -> dict[str, Any]:
-        """The values of ``--option`` as in JSON, else as text; and that of ``--background``.
+        """The values of ``--option``, parsed as JSON if possible, and of ``--background``.
 
         Raises:
             InputError: a value is not KEY=VALUE, or a key is given twice.
@@ -324,7 +307,7 @@ if importlib.util.find_spec("text2sam.lab.experiments.annotation"):  # a wheel h
 @evaluate.command("recognition", epilog=CODES_HELP)
 @with_options
 def evaluate_recognition(data: DataOptions, clip: ClipOptions, as_json: Json = False) -> None:
-    """Measure which classes an image shows: mAP of surgery, cosine, softmax, sigmoid."""
+    """Measure multi-label recognition: mAP of surgery, cosine, softmax, sigmoid."""
     data.run("recognition", clip, as_json)
 
 
@@ -335,8 +318,7 @@ def evaluate_semantic(
     clip: ClipOptions,
     background: Background = None,
     background_words: Annotated[
-        list[str] | None,
-        option("--background-word", "TEXT", "A word for the background; repeat it or give a comma list."),
+        list[str] | None, option("--background-word", "TEXT", "A text for the background; repeat it or give a comma list.")
     ] = None,
     background_threshold: Annotated[
         float | None,
@@ -352,11 +334,11 @@ def evaluate_semantic(
     tiles: Tiles = None,
     refine: Annotated[
         str | None,
-        option("--refine", "sam|regions", "Let SAM's masks vote: those of each class's regions, or of the whole image."),
+        option("--refine", "sam|regions", "Take votes in SAM's masks: of each class's regions, or of the whole image."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the class of each pixel: mIoU of architecture, surgery, features, itsm, rclip, maskclip, sclip, clearclip,
+    """Measure semantic segmentation: mIoU of architecture, surgery, features, itsm, rclip, maskclip, sclip, clearclip,
     naclip, gem, pearl, resclip, and of corrclip, which needs the preset's SAM and is not in --compare all."""
     data.run(
         "semantic",
@@ -381,25 +363,13 @@ def evaluate_explainability(
     background: Background = None,
     iclip: Annotated[Path | None, option("--iclip", "FILE", "Trained projections for the method iclip.")] = None,
     threshold_rule: Annotated[
-        str,
-        option(
-            "--threshold-rule",
-            "dataset|class|image",
-            "The mIoU that is shown: one threshold for all, one for each class, or for each image.",
-            callback=one_of("--threshold-rule", ("dataset", "class", "image")),
-        ),
+        str, choice_of("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image.")
     ] = "dataset",
     average: Annotated[
-        str,
-        option(
-            "--average",
-            "samples|classes",
-            "Means over samples, or over the samples of each class, then over classes.",
-            callback=one_of("--average", ("samples", "classes")),
-        ),
+        str, choice_of("--average", "samples|classes", "Average over samples, or first over the samples of each class.")
     ] = "samples",
     label_set: Annotated[
-        bool, typer.Option("--label-set/--empty-text", help="What feature surgery subtracts: the classes, or the empty text.")
+        bool, typer.Option("--label-set/--empty-text", help="Feature surgery over the classes, or with the empty text.")
     ] = True,
     as_json: Json = False,
 ) -> None:

@@ -1,10 +1,10 @@
-"""ICLIP on the sticker world: ``python -m text2sam.lab.iclip`` trains it and compares its maps with those of other methods.
+"""Trains ICLIP in the sticker world and compares its maps with other methods: ``python -m text2sam.lab.iclip``.
 
-Training follows arXiv 2209.07046 as far as it is public. Patch tokens are pooled by their maximum under a mask, which comes
-from an attention map (*masked max pooling*); the two projections of :class:`text2sam.tasks.iclip.ICLIP` are trained with CLIP's
-contrastive loss each. In our reading the maximum is taken per channel after the projection, and the mask keeps the half of an
-image's patches to which the class token attends most in CLIP's last block, mean over heads (in the paper's first version the
-attention of a self-supervised encoder). Training sees names, never masks.
+Training follows arXiv 2209.07046 as far as it is described there. *Masked max pooling* takes the maximum of the patch tokens
+under a mask; each of the two projections of :class:`text2sam.tasks.iclip.ICLIP` is trained with CLIP's contrastive loss. We
+take the maximum per channel, after the projection, and the mask keeps the half of the patches with the highest attention from
+the class token in CLIP's last block, averaged over heads. (The first version of the paper uses the attention of a
+self-supervised encoder.) Training uses names but no masks.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from text2sam.targets import check_text
 from text2sam.tasks.iclip import ICLIP, TokenPath
 
 FIRST_SEED = TRAIN_SEEDS + 900_000_000
-"""Seed of the first training scene; the training of the sticker CLIP stays below it."""
+"""Seed of the first training scene, above those of the sticker CLIP's training."""
 FIRST_MEASURED = 100
-"""Seed of the first held-out scene that is measured; 0 to 19 were looked at for the defaults of :class:`Settings`."""
+"""Seed of the first held-out scene; the defaults of :class:`Settings` were chosen on the scenes 0 to 19."""
 _HIGHEST_SCALE = 100.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and measured; the defaults take about three minutes on one core.
+    """Settings of training and measuring; the defaults take about three minutes on one core.
 
     Attributes:
-        train_scenes: how many scenes are drawn for training.
-        steps, batch, lr, seed: of the training, see :func:`fit`.
+        train_scenes: number of training scenes.
+        steps, batch, lr, seed: see :func:`fit`.
         keep: share of an image's patches under the mask.
-        paths: an ICLIP is trained for each, see :class:`text2sam.tasks.iclip.ICLIP`.
-        scenes: how many held-out scenes are measured.
+        paths: token paths, see :class:`text2sam.tasks.iclip.ICLIP`; one ICLIP is trained for each.
+        scenes: number of held-out scenes.
 
     Raises:
         InputError: a value is out of range.
@@ -77,11 +77,11 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What training reads of S images.
+    """Tokens and masks of S training images.
 
     Attributes:
         tokens: (S, 1 + N, C) floats, L2-normalised, class token first.
-        mask: (S, N) bool, the patches that max pooling looks at.
+        mask: (S, N) bool, the patches for max pooling.
     """
 
     tokens: torch.Tensor
@@ -92,14 +92,14 @@ class Tokens:
 
 
 def class_attention(surgery: ClipSurgery, pixels: torch.Tensor) -> torch.Tensor:
-    """How much the class token attends to each patch in the last block of a ViT, mean over heads.
+    """Attention of the class token to each patch in the last block of a ViT, averaged over heads.
 
     Args:
-        surgery: its CLIP has an image tower of open_clip's ``VisionTransformer``.
+        surgery: a CLIP whose image tower is open_clip's ``VisionTransformer``.
         pixels: (B, 3, H, W) normalised.
 
     Returns:
-        (B, gh, gw) in [0, 1]; with the attention of the class token to itself each map adds up to 1.
+        (B, gh, gw) in [0, 1].
     """
     visual = surgery.model.visual
     with torch.inference_mode(), evaluating(visual):
@@ -114,17 +114,14 @@ def class_attention(surgery: ClipSurgery, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def most_attended(attention: torch.Tensor, keep: float) -> torch.Tensor:
-    """(B, N) bool mask of the share ``keep`` of each image's patches with the highest attention (B, N), at least one.
-
-    Of equal patches the first are taken.
-    """
+    """(B, N) bool mask of the share ``keep`` of patches, at least one, with the highest attention (B, N)."""
     count = max(1, math.ceil(keep * attention.shape[1]))
     order = attention.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(attention, dtype=torch.bool).scatter_(1, order, True)
 
 
 def masked_max_pooling(patches: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, C) maximum of each channel over the patches (B, N, C) under a mask (B, N) bool, at least one True per image."""
+    """(B, C) maximum of each channel over the patches (B, N, C) under a mask (B, N) bool that is not empty."""
     return patches.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
 
 
@@ -132,8 +129,8 @@ def extract(iclip: ICLIP, images: Iterable[ImageLike], *, keep: float = 0.5) -> 
     """Tokens and masks of images, on the CPU.
 
     Args:
-        iclip: whose CLIP and path are used.
-        images: anything :func:`text2sam.image.read_image` accepts, at least one.
+        iclip: provides the CLIP and the token path.
+        images: at least one image that :func:`text2sam.image.read_image` accepts.
         keep: share of the patches under the mask, in (0, 1].
 
     Raises:
@@ -164,19 +161,19 @@ def fit(
     seed: int = 0,
     negatives: Sequence[str] = (),
 ) -> NDArray[np.float64]:
-    """Trains both projections with AdamW, the rate falling along half a cosine; CLIP is not touched.
+    """Trains both projections with AdamW and a cosine schedule; CLIP is frozen.
 
-    Weight decay pulls a projection back to the identity. The same arguments give the same weights.
+    Weight decay pulls a projection towards the identity. The same arguments give the same weights.
 
     Args:
-        iclip: is trained on, on its CLIP's device.
-        tokens: of S images, from :func:`extract`.
-        captions: the texts that fit each image, at least one. Texts that fit other images of a batch are its negatives.
-        steps: optimizer steps, one batch each, in a new random order every time round.
-        batch: images in a batch.
-        lr: highest learning rate.
-        seed: of the order.
-        negatives: further negatives in every batch.
+        iclip: the projections to train, on the device of their CLIP.
+        tokens: tokens of S images, from :func:`extract`.
+        captions: the texts of each image, at least one; its negatives are the texts of other images in the batch.
+        steps: number of optimizer steps.
+        batch: images per step; each epoch has a new random order.
+        lr: initial learning rate.
+        seed: seed of the order.
+        negatives: texts added to every batch.
 
     Returns:
         (steps, 2) losses of recognition and interpretation.
@@ -211,9 +208,7 @@ def fit(
             parts = [contrastive_loss(scale * F.normalize(x, dim=-1) @ texts.T, fits) for x in (cls, pooled)]
             loss = parts[0] + parts[1]
             if not bool(loss.isfinite()):
-                raise StateError(
-                    f"the loss of step {len(losses) + 1} is {float(loss.detach())}; train with a lower lr than {lr}"
-                )
+                raise StateError(f"the loss of step {len(losses) + 1} is {float(loss.detach())}; use an lr below {lr}")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             optimizer.step()
@@ -224,7 +219,7 @@ def fit(
 
 
 def training_scenes(count: int, side: int) -> Iterable[Scene]:
-    """The first ``count`` training scenes, squares of ``side`` pixels with one to four things; empty ones are left out."""
+    """The first ``count`` training scenes, squares of ``side`` pixels with one to four things, without empty scenes."""
     world = World(size=(side, side), objects=(1, 4), repeat=0.15)
     return (scene for scene in world.scenes(range(FIRST_SEED, FIRST_SEED + count)) if scene.objects)
 
@@ -232,13 +227,7 @@ def training_scenes(count: int, side: int) -> Iterable[Scene]:
 def train(
     surgery: ClipSurgery, settings: Settings | None = None, *, path: TokenPath = "raw"
 ) -> tuple[ICLIP, NDArray[np.float64]]:
-    """An ICLIP trained on sticker scenes and their names, and its losses as of :func:`fit`.
-
-    Args:
-        surgery: of the sticker CLIP.
-        settings: see :class:`Settings`.
-        path: whose patch tokens it takes.
-    """
+    """An ICLIP trained on sticker scenes and their names, and the losses of :func:`fit`."""
     chosen = settings or Settings()
     iclip = ICLIP(surgery, path=path)
     parts: list[Tokens] = []
@@ -248,14 +237,7 @@ def train(
         names.append(scene.names)
     tokens = Tokens(torch.cat([part.tokens for part in parts]).half(), torch.cat([part.mask for part in parts]))
     losses = fit(
-        iclip,
-        tokens,
-        names,
-        steps=chosen.steps,
-        batch=chosen.batch,
-        lr=chosen.lr,
-        seed=chosen.seed,
-        negatives=tuple(THINGS),
+        iclip, tokens, names, steps=chosen.steps, batch=chosen.batch, lr=chosen.lr, seed=chosen.seed, negatives=tuple(THINGS)
     )
     return iclip, losses
 
@@ -264,14 +246,13 @@ def compare(surgery: ClipSurgery, trained: Mapping[str, ICLIP], scenes: Iterable
     """Figures of maps and of recognition, by method.
 
     Args:
-        surgery: of the CLIP.
-        trained: ICLIPs on the same CLIP, by name.
-        scenes: held-out scenes, each with something in it.
+        surgery: the CLIP.
+        trained: ICLIPs of the same CLIP, by name.
+        scenes: held-out scenes, none of them empty.
 
     Returns:
-        ``maps``: method -> figures as of :func:`text2sam.lab.sticker.evaluate.measure_maps`, for its variants and the trained.
-        ``recognition``: ``"clip"`` (cosine of the class token) and the trained ones -> mAP in percent over the names of the
-        world that any scene shows.
+        ``maps``: method (:data:`~text2sam.lab.sticker.evaluate.VARIANTS` and the trained) -> figures of :class:`MapTally`.
+        ``recognition``: ``"clip"`` (cosine of the class token) and the trained -> mAP in percent.
 
     Raises:
         InputError: there is no scene.
@@ -282,16 +263,16 @@ def compare(surgery: ClipSurgery, trained: Mapping[str, ICLIP], scenes: Iterable
     truth = []
     for scene in scenes:
         features = surgery.encode_image(scene.image)
-        maps = {
+        by_method = {
             variant: surgery.maps(features, scene.names, method=method, against=against)
             for variant, (method, against) in VARIANTS.items()
         }
         scores["clip"].append(surgery.scores(features, names))
         for name, iclip in trained.items():
-            maps[name] = iclip.maps(features, scene.names)
+            by_method[name] = iclip.maps(features, scene.names)
             scores[name].append(iclip.scores(features, names))
-        for name, made in maps.items():
-            for m in made:
+        for name, maps in by_method.items():
+            for m in maps:
                 tallies[name].add(m, scene.mask(m.text))
         truth.append(np.isin(names, scene.names))
     if not truth:
@@ -305,11 +286,11 @@ def compare(surgery: ClipSurgery, trained: Mapping[str, ICLIP], scenes: Iterable
 
 
 def measure(surgery: ClipSurgery, settings: Settings | None = None) -> dict[str, Any]:
-    """Trains an ICLIP for each path and compares.
+    """Trains an ICLIP for each path and compares them.
 
     Returns:
-        JSON-ready: what :func:`compare` returns, ``losses`` (by method, recognition and interpretation, mean over the first
-        and the last tenth of the steps), ``settings``, ``clip`` (its fingerprint), ``version`` and ``seconds``.
+        JSON-ready: the result of :func:`compare`, ``losses`` (by method: recognition and interpretation, each averaged over the
+        first and the last tenth of the steps), ``settings``, ``clip`` (its fingerprint), ``version`` and ``seconds``.
     """
     chosen, started = settings or Settings(), time.perf_counter()
     trained, losses = {}, {}
@@ -329,7 +310,7 @@ def measure(surgery: ClipSurgery, settings: Settings | None = None) -> dict[str,
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A result of :func:`measure` as lines of text."""
+    """The result of :func:`measure` as text."""
     lines = [("maps", "cases", "hottest on object", "mIoU", "threshold", "mSC", "mAP")]
     for name, figures in result["maps"].items():
         precision = result["recognition"].get("clip" if name == "itsm" else name)
@@ -347,13 +328,13 @@ def table(result: Mapping[str, Any]) -> str:
     chosen = result["settings"]
     note = (
         f"{chosen['scenes']} held-out scenes; trained on {chosen['train_scenes']} scenes and their names, {chosen['steps']} "
-        f"steps of {chosen['batch']}, seed {chosen['seed']}; mAP is of the class token; {result['seconds']:.0f} s."
+        f"steps of {chosen['batch']}, seed {chosen['seed']}; mAP of the class token; {result['seconds']:.0f} s."
     )
     return "\n".join([aligned(lines[0], lines[1:]), "", note])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """The command line."""
     from text2sam.pipeline import TextPromptedSAM
 
     default = Settings()
@@ -365,13 +346,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--paths", nargs="+", choices=get_args(TokenPath), default=default.paths)
     parser.add_argument("--device", default=None)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
+    parser.add_argument("--out", type=Path, default=None, help="also write the figures to this JSON file")
     given = vars(parser.parse_args(arguments))
     device, json_output, out = given.pop("device"), given.pop("json"), given.pop("out")
     chosen = Settings(**given | {"paths": tuple(given["paths"])})
-    with reporting(table, out, json_output) as tell:
+    with reporting(table, out, json_output) as write:
         surgery = TextPromptedSAM.from_pretrained("sticker", device=device, scales=(1.0,), progress=False).generator
-        tell(measure(surgery, chosen))
+        write(measure(surgery, chosen))
 
 
 if __name__ == "__main__":

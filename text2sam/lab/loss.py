@@ -1,29 +1,29 @@
-"""The contrastive loss of CLIP, for any number of texts that fit an image."""
+"""CLIP's contrastive loss with several texts per image."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-_NEVER = -1e4  # far below any logit: a cosine times at most CLIP's highest scale, 100
+_NEVER = -1e4  # far below any logit, whose absolute value is at most 100
 
 
 def contrastive_loss(logits: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss with any number of fitting texts per image.
+    """CLIP's loss with any number of positive texts per image.
 
-    Each fitting pair stands against the pairs that do not fit: ``-log(e^p / (e^p + sum e^n))``. The mean is taken over the
-    fitting pairs of an image (of a text), then over the images (texts) that have any, then over both directions.
+    The loss of a positive pair is ``-log(e^p / (e^p + sum e^n))`` over the negatives n. It is averaged over the positives of
+    an image, then over images with positives; then the same over texts, and over both directions.
 
     Args:
         logits: (B, M), cosines times the scale.
-        fits: (B, M) bool, at least one True.
+        fits: (B, M) bool, the positive pairs, at least one.
 
     Returns:
         A scalar.
     """
 
     def one_way(z: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-        # not minus infinity: where everything fits, its gradient would be NaN
+        # finite, since the gradient of minus infinity is NaN in rows without negatives
         negatives = z.masked_fill(positive, _NEVER).logsumexp(dim=1, keepdim=True)
         count = positive.sum(dim=1)
         rows = (F.softplus(negatives - z) * positive).sum(dim=1) / count.clamp(min=1)

@@ -1,4 +1,4 @@
-"""How measuring commands print their results: a table for people, JSON for programs."""
+"""Output of the measuring commands: tables, JSON and progress bars."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], title: str, show: bool) -> Iterator[T]:
-    """The items, with a bar on standard error that shows how many are done.
-
-    Args:
-        items: to go through.
-        title: beside the bar.
-        show: whether there is a bar.
-    """
+    """Iterates over ``items``, with a progress bar on standard error if ``show``."""
     if not show:
         yield from items
         return
@@ -32,7 +26,7 @@ def track(items: Sequence[T], title: str, show: bool) -> Iterator[T]:
 
 
 def cell(figure: Mapping[str, Any], *, sign: bool = False) -> str:
-    """A figure of :func:`text2sam.lab.metrics.estimate` with its interval, for a table; ``sign`` is for differences."""
+    """Table cell of a figure of :func:`text2sam.lab.metrics.estimate`; ``sign`` is for differences."""
     if figure["value"] is None:
         return "-"
     shape = "+.3f" if sign else ".3f"
@@ -44,14 +38,12 @@ def cell(figure: Mapping[str, Any], *, sign: bool = False) -> str:
 def reporting(
     table: Callable[[dict[str, Any]], str], out: Path | None, json_output: bool
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Reports a JSON-ready result that is measured within the ``with`` block: call what it yields with the result, once.
-
-    The file is complete before anything is printed.
+    """Yields a function that the ``with`` block calls once with its JSON-ready result, which is then written and printed.
 
     Args:
-        table: makes the table of a result.
-        out: JSON file for the whole result; opened before anything is measured.
-        json_output: print the JSON instead of the table.
+        table: result -> its table.
+        out: JSON file for the result; it is opened first, so that errors come before measuring.
+        json_output: print JSON instead of the table.
 
     Raises:
         OutputError: ``out`` cannot be written.

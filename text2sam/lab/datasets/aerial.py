@@ -1,7 +1,7 @@
-"""ISPRS Potsdam: orthophotos of 6000 x 6000 pixels, 5 cm each, with labels in colours.
+"""ISPRS Potsdam: orthophotos of 6000 x 6000 pixels of 5 cm.
 
-Rottensteiner et al., ISPRS 2D Semantic Labeling Contest: white impervious surfaces, blue building, cyan low vegetation, green
-tree, yellow car, red clutter; black, between objects, is ignored.
+Rottensteiner et al., ISPRS 2D Semantic Labeling Contest. Labels are colours: impervious surfaces white, building blue, low
+vegetation cyan, tree green, car yellow, clutter red; black, between objects, is ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AREAS = {
     + [f"{row}_{column}" for row in (6, 7) for column in range(7, 13)],
     "test": ["2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15", "5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13"],
 }
-_CORNERS = (7, 4, 6, 2, 3, 1)  # of each class in the order of names.POTSDAM: red 1, green 2, blue 4
+_CORNERS = (7, 4, 6, 2, 3, 1)  # number of the colour of each class of names.POTSDAM: red 1, green 2, blue 4
 
 
 def open_potsdam(
@@ -28,12 +28,12 @@ def open_potsdam(
     """ISPRS Potsdam, 6 classes.
 
     Layout: ``2_Ortho_RGB/top_potsdam_<area>_RGB.tif``, and ``5_Labels_all_noBoundary/top_potsdam_<area>_label_noBoundary.tif``
-    or ``5_Labels_all/top_potsdam_<area>_label.tif``, in the folder or its ``Potsdam/``. CLIP sees little in a picture of this
-    size as a whole: ``text2sam evaluate semantic potsdam --tiles auto``.
+    or ``5_Labels_all/top_potsdam_<area>_label.tif``, in the folder or its ``Potsdam/``. CLIP needs tiles for images of this
+    size: ``text2sam evaluate semantic potsdam --tiles auto``.
 
     Args:
         split: ``"train"`` (24 areas) or ``"test"`` (14).
-        clutter: False ignores the sixth class, which is everything else.
+        clutter: False ignores the sixth class, all other pixels.
     """
     disk.check_split(split, tuple(_AREAS))
     layout = disk.Layout(root, "ISPRS Potsdam", HOME)

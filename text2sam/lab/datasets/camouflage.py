@@ -1,4 +1,4 @@
-"""COD10K: pictures of animals that are hard to see, with a mask of what hides in each.
+"""COD10K: images of camouflaged animals, with a mask of the animals in each.
 
 Fan et al., Camouflaged Object Detection (CVPR 2020).
 """
@@ -25,19 +25,19 @@ def open_cod10k(
     background: bool = True,
     frame: disk.Frame = "seen",
 ) -> Dataset:
-    """COD10K, the pictures in which something hides.
+    """COD10K, the images with camouflaged animals.
 
     Two layouts, in the folder, its ``COD10K/`` or ``COD10K-v3/``: the authors', ``Test/Image/<id>.jpg`` and
-    ``Test/GT_Object/<id>.png``, where pictures with ``NonCAM`` in their name are left out; and that of SINet's test sets,
-    ``TestDataset/COD10K/Imgs`` and ``TestDataset/COD10K/GT``. Others of those (CAMO, NC4K) can be read as ``folder``.
+    ``Test/GT_Object/<id>.png``, without images that have ``NonCAM`` in their name; and SINet's test sets,
+    ``TestDataset/COD10K/Imgs`` and ``TestDataset/COD10K/GT``. ``folder`` reads its other test sets (CAMO, NC4K).
 
     Args:
-        split: ``"test"`` (2,026 pictures) or ``"train"``.
-        label: what to call that which hides.
+        split: ``"test"`` (2,026 images) or ``"train"``.
+        label: the text for the animals.
         background: False ignores all other pixels in class maps.
     """
     if not label.strip():
-        raise InputError("label must say what hides in the pictures, not be an empty text")
+        raise InputError("label must be a text for the animals, and not be an empty text")
     part = disk.check_split(split, ("train", "test")).capitalize()
     layout = disk.Layout(root, "COD10K", HOME)
     places = (f"{part}/Image", f"{part}Dataset/COD10K/Imgs")
@@ -46,8 +46,8 @@ def open_cod10k(
     labels = layout.folder(base, f"{part}/GT_Object", f"{part}Dataset/COD10K/GT")
     layout.check()
     photos = {s: p for s, p in disk.files_in(pictures, disk.IMAGE_SUFFIXES).items() if _NOTHING_HIDES not in s}
-    found = disk.files_in(labels, disk.LABEL_SUFFIXES)
-    layout.need(f"masks in {labels}", photos, found)
+    files = disk.files_in(labels, disk.LABEL_SUFFIXES)
+    layout.need(f"masks in {labels}", photos, files)
     layout.check()
-    masks = {label.strip(): {name: found[name] for name in photos}}
+    masks = {label.strip(): {name: files[name] for name in photos}}
     return of_masks("cod10k", layout, photos, masks, background=background, split=split, frame=frame, options={"label": label})

@@ -1,7 +1,7 @@
-"""COCO 2017: objects, and COCO-Stuff.
+"""COCO 2017 and COCO-Stuff.
 
-- Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, or run lengths where ``iscrowd`` is 1.
-- Caesar et al., COCO-Stuff (CVPR 2018): a class for each pixel, 80 things and 91 stuff.
+- Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, and run lengths where ``iscrowd`` is 1.
+- Caesar et al., COCO-Stuff (CVPR 2018): class maps of 80 things and 91 stuff classes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Picture:
     number: int
     file: str
     shape: tuple[int, int]
-    objects: tuple[tuple[str, bool, Any], ...]  # class, crowd, segmentation as it is in the file
+    objects: tuple[tuple[str, bool, Any], ...]  # class, crowd, segmentation as in the file
 
 
 def open_coco(
@@ -49,16 +49,15 @@ def open_coco(
 ) -> Dataset:
     """COCO objects, 80 classes; or any data set in that format.
 
-    Layout: ``annotations/instances_<split>.json``, and pictures in ``<split>/`` or ``images/<split>/``.
+    Layout: ``annotations/instances_<split>.json``, and images in ``<split>/`` or ``images/<split>/``.
 
-    Crowds are labels of a picture, and ignored in its masks and class map, except where one sees a single object. In a class
-    map the smallest of overlapping objects is on top.
+    Crowds are labels of an image, but not in its masks, and ignored in its class map outside of other objects. In a class map
+    the smallest of overlapping objects is on top.
 
     Args:
-        split: ``"val2017"`` (5,000 pictures) or ``"train2017"``.
-        background: False ignores pixels of no object in class maps.
-        annotations: path of the JSON file, relative to ``root``, where it is another one.
-        images: likewise of the folder of pictures.
+        split: ``"val2017"`` (5,000 images) or ``"train2017"``.
+        background: False ignores pixels without an object in class maps.
+        annotations, images: other paths of the JSON file and of the folder of images, relative to ``root``.
     """
     disk.check_split(split)
     layout = disk.Layout(root, "COCO", HOME)
@@ -75,7 +74,7 @@ def open_coco(
         where = f"the annotations of {picture.file} in {listed}"
         return {
             "read_instances": lambda shape: _instances(picture, shape, where),
-            "read_labels": lambda: (name for name, _, _ in picture.objects),  # without a mask being made
+            "read_labels": lambda: (name for name, _, _ in picture.objects),  # without decoding a mask
             "label_path": listed,
         }
 
@@ -88,10 +87,10 @@ def open_coco(
 
 
 def read_annotations(path: Path) -> tuple[tuple[str, ...], dict[str, Callable[[], list[Instance]]]]:
-    """The categories of a file in COCO's format, and for the name of each picture what makes its objects; no picture is read.
+    """The categories of a file in COCO's format, and image name -> function that decodes its objects.
 
     Raises:
-        InputError: the file is missing or not in that format.
+        InputError: the file is missing or not in COCO's format.
     """
     categories, pictures = _index(disk.read_json(path), path)
     where = f"in {path}"
@@ -99,7 +98,7 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], dict[str, Callable[[]
 
 
 def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
-    """Names of the categories by their numbers, and the pictures by theirs; checked but for the segmentations."""
+    """Names of the categories and the images, in the order of their ids; everything but segmentations is checked."""
     parts = []
     for key in ("categories", "images", "annotations"):
         entries = content.get(key) if isinstance(content, dict) else None
@@ -110,29 +109,29 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
     for entry in parts[0]:
         number, name = _whole(entry, "id", "a category", path), entry.get("name")
         if not isinstance(name, str) or not name.strip() or number in categories:
-            raise InputError(f"category {number} of {path} must have a name, and be there once, not {name!r}")
+            raise InputError(f"category {number} of {path} must have a name and occur once; its name is {name!r}")
         categories[number] = name.strip()
-    found: dict[int, tuple[str, tuple[int, int], list[tuple[str, bool, Any]]]] = {}
+    images: dict[int, tuple[str, tuple[int, int], list[tuple[str, bool, Any]]]] = {}
     for entry in parts[1]:
         number = _whole(entry, "id", "an image", path)
         h, w = (_whole(entry, side, f"image {number}", path) for side in ("height", "width"))
-        if number in found or min(h, w) < 1:
-            raise InputError(f"image {number} of {path} must be there once, of at least 1 x 1 pixels, not {h} x {w}")
+        if number in images or min(h, w) < 1:
+            raise InputError(f"image {number} of {path} must occur once and have pixels; its size is {h} x {w}")
         try:
             file = check_relative(entry.get("file_name"))
         except InputError as error:
             raise InputError(f"file_name of image {number} in {path}: {error}") from error
-        found[number] = (file, (h, w), [])
+        images[number] = (file, (h, w), [])
     for entry in parts[2]:
         image, category = (_whole(entry, key, "an annotation", path) for key in ("image_id", "category_id"))
         crowd = entry.get("iscrowd", 0)
-        if image not in found or category not in categories or crowd not in (0, 1):
+        if image not in images or category not in categories or crowd not in (0, 1):
             raise InputError(
-                f"annotation {entry.get('id')!r} of {path} must have image_id and category_id of an image and a category of "
-                f"the file, and iscrowd 0 or 1, not {image}, {category} and {crowd!r}"
+                f"annotation {entry.get('id')!r} of {path} must have the image_id and category_id of an image and a category "
+                f"in the file, and iscrowd 0 or 1, not {image}, {category} and {crowd!r}"
             )
-        found[image][2].append((categories[category], bool(crowd), entry.get("segmentation")))
-    pictures = [_Picture(number, file, shape, tuple(rest)) for number, (file, shape, rest) in sorted(found.items())]
+        images[image][2].append((categories[category], bool(crowd), entry.get("segmentation")))
+    pictures = [_Picture(number, file, shape, tuple(objects)) for number, (file, shape, objects) in sorted(images.items())]
     return tuple(categories[number] for number in sorted(categories)), pictures
 
 
@@ -153,14 +152,13 @@ def _instances(picture: _Picture, shape: tuple[int, int], where: str) -> list[In
 
 
 def _decode(segmentation: Any, shape: tuple[int, int], name: str, where: str) -> NDArray[np.bool_]:
-    """(H, W) bool from polygons, or run lengths, compressed or not."""
+    """(H, W) bool from polygons or run lengths."""
     if isinstance(segmentation, list) and segmentation:
         return _fill(segmentation, shape, name, where)
     if not isinstance(segmentation, dict) or segmentation.get("size") != list(shape):
-        size = segmentation.get("size") if isinstance(segmentation, dict) else None
+        given = f"of size {segmentation.get('size')}" if isinstance(segmentation, dict) else str(segmentation)
         raise InputError(
-            f"{where}: the segmentation of a {name!r} must be polygons, or run lengths of size {list(shape)}, not "
-            + (f"of size {str(size)[:80]}" if isinstance(segmentation, dict) else str(segmentation)[:80])
+            f"{where}: the segmentation of a {name!r} must be polygons, or run lengths of size {list(shape)}, not {given[:80]}"
         )
     counts: Any = segmentation.get("counts")
     try:
@@ -174,11 +172,11 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
     for polygon in polygons:
         ok = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
         ok = ok and all(type(v) in (int, float) for v in polygon)
-        # pycocotools walks along every edge, so one that ends far away would cost any amount of memory; nor is NaN near
+        # pycocotools traces every edge, so distant points need unlimited memory; NaN fails this too
         ok = ok and all(-w <= x <= 2 * w for x in polygon[::2]) and all(-h <= y <= 2 * h for y in polygon[1::2])
         if not ok:
             raise InputError(
-                f"{where}: a polygon of a {name!r} must be x, y, x, y, ... of at least three points near the picture of "
+                f"{where}: a polygon of a {name!r} must be x, y, x, y, ... of at least three points near the image of "
                 f"{h} x {w} pixels, not {str(polygon)[:80]}"
             )
     from pycocotools import mask as coco
@@ -190,13 +188,13 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
 def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017", *, frame: disk.Frame = "seen") -> Dataset:
     """COCO-Stuff, 171 classes.
 
-    Layout: pictures in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
-    ``stuffthingmaps_trainval2017/<split>/`` or ``annotations/<split>/``, in one of two encodings. ``<id>_labelTrainIds.png``
-    (MMSegmentation's) holds 0 to 170. ``<id>.png`` (the authors') holds 0 to 181, one less than the category's number,
-    without the 11 numbers COCO does not use. Where both are there the first is taken.
+    Layout: images in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
+    ``stuffthingmaps_trainval2017/<split>/`` or ``annotations/<split>/``. ``<id>_labelTrainIds.png`` (MMSegmentation) holds 0 to
+    170 and is preferred. ``<id>.png`` (the authors) holds 0 to 181, one less than the number of the category, without the 11
+    unused numbers.
 
     Args:
-        split: ``"val2017"`` (5,000 pictures) or ``"train2017"``.
+        split: ``"val2017"`` (5,000 images) or ``"train2017"``.
     """
     disk.check_split(split)
     layout = disk.Layout(root, "COCO-Stuff", STUFF_HOME)

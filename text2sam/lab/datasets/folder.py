@@ -1,4 +1,4 @@
-"""Any folder of pictures and masks."""
+"""Any folder of images and masks."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ def open_folder(
     background: bool = True,
     frame: disk.Frame = "seen",
 ) -> Dataset:
-    """A folder of pictures, ``images/<id>.jpg``, and masks, in one of three layouts:
+    """Images, ``images/<id>.jpg``, and masks in one of three layouts:
 
-    - ``masks/<id>.png`` and ``classes.txt``, a class a line: the first line is the class of pixels of the number 0, and so
-      on; 255 is ignored. A first line ``background`` is the background. Further words after commas are synonyms.
-    - ``masks/<class>/<id>.png``, a binary mask for each class that is in the picture. They may overlap.
-    - ``masks/<id>.png`` with ``label`` given: binary masks of one class.
+    - ``masks/<id>.png`` with class numbers, and ``classes.txt`` with a class per line, from number 0; 255 is ignored. The first
+      class may be ``background``. Words after commas are synonyms.
+    - ``masks/<class>/<id>.png``, a binary mask for each class in the image. Masks may overlap.
+    - ``masks/<id>.png`` with ``label``: binary masks of one class.
 
-    A binary mask holds 0 and 1, or 0 to 255, of which 128 and more is on; of a palette every index but 0 is on.
+    See :func:`~text2sam.lab.datasets.pixels.read_mask` for binary masks.
 
     Args:
-        split: a folder below ``root`` with all this; empty for ``root`` itself.
-        label: the class of masks of one thing.
+        split: a folder below ``root`` with one of the layouts; empty for ``root`` itself.
+        label: the class of the masks in the third layout.
         images, masks: other names of the folders.
-        background: whether what lies outside binary masks is a class; False ignores it. It does not matter for
-            ``classes.txt``, which tells it.
+        background: for binary masks: whether the other pixels are a class; False ignores them.
     """
     layout = disk.Layout(root, "folder", HOME)
     base = layout.root / split
@@ -50,7 +49,7 @@ def open_folder(
     below = disk.folders_in(labels) if label is None else []
     if label is not None or (below and not (base / "classes.txt").is_file()):
         if label is not None and not label.strip():
-            raise InputError("label must be the name of what the masks show, not an empty text")
+            raise InputError("label must be the class of the masks, not an empty text")
         files = {label.strip(): disk.files_in(labels, disk.LABEL_SUFFIXES)} if label is not None else {}
         files |= {folder.name: disk.files_in(folder, disk.LABEL_SUFFIXES) for folder in below}
         for folder in files.values():
@@ -76,7 +75,7 @@ def _classes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
         raise InputError(f"{path} must have the name of a class on each line")
     if len(lines) > IGNORE:
         raise InputError(
-            f"{path} has {len(lines)} classes; at most {IGNORE} are possible, as {IGNORE} stands for ignored pixels"
+            f"{path} has {len(lines)} classes; at most {IGNORE} are possible, since {IGNORE} stands for ignored pixels"
         )
     return tuple(line[0] for line in lines), {line[0]: tuple(line[1:]) for line in lines if len(line) > 1}
 
@@ -90,12 +89,12 @@ def of_masks(
     background: bool,
     **fields: Any,
 ) -> Dataset:
-    """A data set of binary masks, as :func:`open_folder` describes it.
+    """A data set of binary masks, see :func:`open_folder`.
 
     Args:
-        name, background: of the data set.
-        layout: has its root and title.
-        photos: id -> picture, in order.
+        name, background: see :class:`~text2sam.lab.datasets.sample.Dataset`.
+        layout: its root and title.
+        photos: id -> image file, in order.
         files: class -> id -> mask.
         **fields: see :meth:`text2sam.lab.datasets.layout.Layout.dataset`.
     """

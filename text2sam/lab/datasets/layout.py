@@ -1,4 +1,4 @@
-"""Folders and files of data sets: what is missing, lists, and the data set made of them."""
+"""Folders and files of data sets: finds them, reports what is missing, and builds the data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from text2sam.lab.datasets.pixels import Colour, picture_shape, read_picture, re
 from text2sam.lab.datasets.sample import Dataset, Sample, Task
 
 Frame = Literal["seen", "stored"]
-"""What the labels of a picture with an EXIF rotation lie over: the picture as a person sees it, or as it is stored."""
+"""Whether labels match an image with an EXIF rotation applied ("seen"), or as it is stored."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -30,38 +30,38 @@ _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class MissingDataError(InputError):
-    """A piece of a data set is not where it was looked for."""
+    """A file or folder of a data set is missing."""
 
 
 class Layout:
-    """Looks for the pieces of a data set, tells all that are missing at once, and makes the data set.
+    """Finds the files of a data set, reports all that are missing in one error, and builds the data set.
 
     Args:
-        root: folder the user named.
-        title: of the data set, for the message.
-        homepage: where it can be had.
+        root: folder of the data set.
+        title: name of the data set.
+        homepage: where to get it.
 
     Raises:
-        InputError: ``root`` is no path.
-        MissingDataError: it is no folder.
+        InputError: ``root`` is missing.
+        MissingDataError: ``root`` is not a folder.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None, title: str, homepage: str) -> None:
         self.title, self.homepage = title, homepage
         self._missing: list[str] = []
         if root is None or not os.fspath(root):
-            raise InputError(f"{title} needs the folder it lies in (--root); it can be had from {homepage}")
+            raise InputError(f"{title} needs the folder of its files (--root); get it from {homepage}")
         self.root = Path(root)
         if not self.root.is_dir():
-            raise MissingDataError(f"there is no folder {self.root} for {title}, which can be had from {homepage}")
+            raise MissingDataError(f"there is no folder {self.root} for {title}; get it from {homepage}")
 
     def base(self, candidates: Sequence[str], marks: Sequence[str]) -> Path:
-        """The first of several folders below the root that has most of what it should have."""
+        """The folder among ``candidates`` that has most of the files and folders ``marks``, the first of equals."""
         folders = [self.root / name for name in candidates]
         return max(folders, key=lambda folder: sum((folder / mark).exists() for mark in marks))
 
     def folder(self, base: Path, *names: str) -> Path:
-        """The first of several folders that is there; where none is, that is noted, and the first returned."""
+        """The first of the folders that exists; if none does, notes that and returns the first."""
         return self._first(base, names, "folder", Path.is_dir)
 
     def file(self, base: Path, *names: str) -> Path:
@@ -76,36 +76,36 @@ class Layout:
         return base / names[0]
 
     def need(self, what: str, ids: Iterable[str], there: Mapping[str, Any]) -> None:
-        """Notes which of some ids are not among what is there."""
-        lone = [name for name in ids if name not in there]
-        if lone:
-            more = f" and {len(lone) - _SHOWN} more" if len(lone) > _SHOWN else ""
-            self._missing.append(f"{what} of {', '.join(lone[:_SHOWN])}{more}")
+        """Notes the ids that are not in ``there``."""
+        missing = [name for name in ids if name not in there]
+        if missing:
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            self._missing.append(f"{what} of {', '.join(missing[:_SHOWN])}{more}")
 
     def check(self) -> None:
-        """Passes where nothing is missing.
+        """Checks that nothing is missing.
 
         Raises:
-            MissingDataError: something is.
+            MissingDataError: the noted files and folders are missing.
         """
         if self._missing:
             pieces = "\n".join(f"  {piece}" for piece in self._missing)
             raise MissingDataError(
-                f"{self.title} is not complete under {self.root}; missing:\n{pieces}\nIt can be had from {self.homepage}"
+                f"{self.title} is not complete under {self.root}; missing:\n{pieces}\nGet it from {self.homepage}"
             )
 
     def pairs(
         self, ids: Iterable[str], pictures: Path, photos: Mapping[str, Path], folder: Path, labels: Mapping[str, Path]
     ) -> dict[str, tuple[Path, Path]]:
-        """Id -> files of picture and labels.
+        """Id -> image file and label file.
 
         Args:
-            ids: in order.
-            pictures, photos: the folder of pictures, and those in it by id.
-            folder, labels: likewise of label files.
+            ids: the ids in order.
+            pictures, photos: the folder of images, and its files by id.
+            folder, labels: the same for label files.
 
         Raises:
-            MissingDataError: one of an id's two files is not there.
+            MissingDataError: a file is missing.
         """
         wanted = tuple(ids)
         self.need(f"pictures in {pictures}", wanted, photos)
@@ -124,13 +124,13 @@ class Layout:
         colour: Colour | None = None,
         **fields: Any,
     ) -> Dataset:
-        """A data set of pictures and label files, which is what most of them are.
+        """A data set with one label file per image.
 
         Args:
-            name, classes, background: as in :class:`~text2sam.lab.datasets.sample.Dataset`.
-            pairs: as :meth:`pairs` gives them.
-            table: from numbers in label files to indexes of ``classes``.
-            colour: how numbers are in colours; None where they are plain numbers.
+            name, classes, background: see :class:`~text2sam.lab.datasets.sample.Dataset`.
+            pairs: see :meth:`pairs`.
+            table: class index of each number in a label file.
+            colour: encoding of the numbers as colours; None for plain numbers.
             **fields: see :meth:`dataset`.
         """
         files = list(pairs.values())
@@ -157,18 +157,18 @@ class Layout:
         wording: Mapping[str, str] | None = None,
         synonyms: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Dataset:
-        """A data set of pictures on the disk.
+        """A data set of image files.
 
         Args:
-            name, classes, background, tasks, split, wording: as in :class:`~text2sam.lab.datasets.sample.Dataset`.
+            name, classes, background, tasks, split, wording: see :class:`~text2sam.lab.datasets.sample.Dataset`.
             pictures: ids and files, in order.
-            truth: place of a picture -> what is known of it, arguments of :class:`~text2sam.lab.datasets.sample.Sample`.
-            frame: what labels lie over where a picture has an EXIF rotation.
-            options: of the reader, besides ``background`` and ``frame``.
-            synonyms: as in ``Dataset``; None takes those of :func:`text2sam.lab.datasets.names.synonyms`.
+            truth: index of an image -> arguments of :class:`~text2sam.lab.datasets.sample.Sample` for its ground truth.
+            frame: see :data:`Frame`.
+            options: options of the reader, besides ``background`` and ``frame``.
+            synonyms: see ``Dataset``; None takes :func:`text2sam.lab.datasets.names.synonyms`.
 
         Raises:
-            InputError: ``frame`` is not one of the two, or there are no pictures.
+            InputError: ``frame`` is unknown, or there is no image.
         """
         if frame not in get_args(Frame):
             raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
@@ -203,10 +203,10 @@ class Layout:
 
 
 def check_split(split: str, known: Sequence[str] = ()) -> str:
-    """The name of a split, as it is.
+    """Returns ``split`` if it is one of ``known``; without ``known``, if it is a plain name.
 
     Raises:
-        InputError: it is none of those known; or where any name goes, no plain one.
+        InputError: it is not.
     """
     if known and split not in known:
         raise InputError(f"split must be one of {', '.join(known)}, not {split!r}")
@@ -216,20 +216,20 @@ def check_split(split: str, known: Sequence[str] = ()) -> str:
 
 
 def with_background(classes: tuple[str, ...], background: bool) -> tuple[str, ...]:
-    """The classes, after ``"background"`` where that counts as one."""
+    """The classes, preceded by ``"background"`` if it is a class."""
     return (("background",) if background else ()) + classes
 
 
 def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict[str, Path]:
-    """The files of a folder by stem, in order of their names; hidden ones apart.
+    """The files in a folder by stem, in the order of their names, without hidden files and subfolders.
 
     Args:
-        folder: not looked below.
-        suffixes: in lower case; files may have them in any.
-        ending: what the stem must end with; it is cut off.
+        folder: the folder.
+        suffixes: suffixes in lower case; the case of a file's suffix does not matter.
+        ending: required ending of the stem, which is removed.
 
     Raises:
-        InputError: two files differ in nothing but the suffix, or the folder cannot be read.
+        InputError: two files differ only in their suffix, or the folder cannot be read.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
@@ -239,19 +239,19 @@ def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict
     for name in names:
         stem, suffix = os.path.splitext(name)
         if name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
-            continue  # "._name.png" is what macOS leaves in archives
+            continue  # macOS adds "._name.png" to archives
         stem = stem[: len(stem) - len(ending)]
         if stem in found:
-            raise InputError(f"{folder} has both {found[stem].name} and {name}; one of them must go")
+            raise InputError(f"{folder} has both {found[stem].name} and {name}; remove one of them")
         found[stem] = folder / name
     return found
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder in order of their names; hidden ones apart.
+    """The subfolders of a folder in the order of their names, without hidden folders.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the folder cannot be read.
     """
     try:
         return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
@@ -263,7 +263,7 @@ def read_text(path: Path, most: int = _MOST_TEXT) -> str:
     """A text file in UTF-8.
 
     Raises:
-        InputError: it cannot be read, has more than ``most`` bytes, or is no UTF-8.
+        InputError: it cannot be read, has more than ``most`` bytes, or is not UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -271,36 +271,36 @@ def read_text(path: Path, most: int = _MOST_TEXT) -> str:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > most:
-        raise InputError(f"{path} has more than {most} bytes; it is not the file that is looked for")
+        raise InputError(f"{path} has more than {most} bytes; it is not the expected file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise InputError(f"{path} is not a text in UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, without white space around them.
+    """The non-empty lines of a text file, stripped.
 
     Raises:
-        InputError: the file cannot be read, or has no such line.
+        InputError: the file cannot be read or is empty.
     """
     lines = [line.strip() for line in read_text(path).splitlines()]
     kept = [line for line in lines if line]
     if not kept:
-        raise InputError(f"{path} is empty; a name on each line is expected")
+        raise InputError(f"{path} is empty; expected is a name on each line")
     return kept
 
 
 def read_ids(path: Path) -> list[str]:
-    """The lines of a list of samples.
+    """The ids in a list file.
 
     Raises:
-        InputError: the file cannot be read, or a line is no plain file name without its suffix, or is there twice.
+        InputError: the file cannot be read, or a line is not a file name without suffix, or occurs twice.
     """
     ids = read_lines(path)
     for number, name in enumerate(ids, 1):
         if not _SPLIT.fullmatch(name):
-            raise InputError(f"line {number} of {path} must be the name of a picture without its suffix, not {name[:80]!r}")
+            raise InputError(f"line {number} of {path} must be the name of an image without its suffix, not {name[:80]!r}")
     if len(set(ids)) != len(ids):
         twice = next(name for place, name in enumerate(ids) if name in ids[:place])
         raise InputError(f"{path} names {twice!r} more than once")
@@ -308,13 +308,13 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        InputError: it cannot be read, is too large, or no JSON.
+        InputError: it cannot be read, is too large, or is not JSON.
     """
     text = read_text(path, _MOST_JSON)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}") from error

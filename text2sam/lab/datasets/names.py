@@ -21,8 +21,8 @@ CONTEXT = _split(
     "motorbike, mountain, mouse, person, plate, platform, potted plant, road, rock, sheep, shelves, sidewalk, sign, sky, "
     "snow, sofa, table, track, train, tree, truck, tv monitor, wall, water, window, wood"
 )
-"""PASCAL Context in the order of the labels made with the Detail API, numbers 1 to 59. The authors' own
-``59_context_labels`` have another one, which their ``59_labels.txt`` tells."""
+"""PASCAL Context in the order of labels made with the Detail API, numbers 1 to 59. The authors' ``59_context_labels`` have the
+order of their ``59_labels.txt``."""
 
 COCO = _split(
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
@@ -35,7 +35,7 @@ COCO = _split(
 """COCO's 80 things."""
 
 COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
-"""Category numbers from 1 to 91 that COCO's annotations do not use."""
+"""Category numbers between 1 and 91 without a category in COCO."""
 
 COCO_STUFF = COCO + _split(
     "banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, ceiling-other, ceiling-tile, "
@@ -71,7 +71,7 @@ ADE = _split(
     "microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, "
     "ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"
 )
-"""ADE20K's 150, numbers 1 to 150."""
+"""ADE20K, numbers 1 to 150."""
 
 NUS_WIDE = _split(
     "airport, animal, beach, bear, birds, boats, book, bridge, buildings, cars, castle, cat, cityscape, clouds, computer, "
@@ -81,13 +81,13 @@ NUS_WIDE = _split(
     "surf, swimmers, tattoo, temple, tiger, tower, town, toy, train, tree, valley, vehicle, water, waterfall, wedding, "
     "whales, window, zebra"
 )
-"""NUS-WIDE's 81 concepts."""
+"""NUS-WIDE."""
 
 CAMVID = _split("sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist, unlabelled")
-"""CamVid in the layout of SegNet, numbers 0 to 11; the last one is ignored."""
+"""CamVid in the layout of SegNet, numbers 0 to 11; the last is ignored."""
 
 POTSDAM = _split("impervious surfaces, building, low vegetation, tree, car, clutter")
-"""ISPRS Potsdam's, in the order of the benchmark."""
+"""ISPRS Potsdam, in the order of the benchmark."""
 
 IMAGENET_S50 = {
     "n01443537": "goldfish", "n01491361": "tiger shark", "n01531178": "goldfinch", "n01644373": "tree frog",
@@ -104,7 +104,7 @@ IMAGENET_S50 = {
     "n04562935": "water tower", "n04612504": "yawl", "n06794110": "street sign", "n07749582": "lemon",
     "n07831146": "carbonara", "n12998815": "agaric",
 }  # fmt: skip
-"""ImageNet-S50's 50 folders and one of WordNet's own names of each; sorted, they have the numbers 1 to 50."""
+"""Folder -> name from WordNet of ImageNet-S50; the sorted folders have the numbers 1 to 50."""
 
 _OTHER_WORDS = {
     "aeroplane": ("airplane", "plane"),
@@ -139,17 +139,17 @@ _OTHER_WORDS = {
 
 
 def synonyms(classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Class -> other words for it, none of which names another of the classes."""
+    """Class -> other words for it that are not the name of another class."""
     names = tuple(classes)
     words = {name: tuple(word for word in _OTHER_WORDS.get(name, ()) if word not in names) for name in names}
     return {name: others for name, others in words.items() if others}
 
 
 def stuff_wording() -> dict[str, str]:
-    """COCO-Stuff's names with a hyphen as one says them: ``"floor-wood"`` is a wood floor, ``"sky-other"`` sky."""
-    found = {}
+    """Wording of COCO-Stuff's names with a hyphen: ``"floor-wood"`` -> "wood floor", ``"sky-other"`` -> "sky"."""
+    wording = {}
     for name in COCO_STUFF:
         if "-" in name:
             whole, part = name.split("-")
-            found[name] = whole if part in ("other", "stuff") else f"{part} {whole}"
-    return found | {"window-blind": "window blind", "structural-other": "structure", "solid-other": "solid object"}
+            wording[name] = whole if part in ("other", "stuff") else f"{part} {whole}"
+    return wording | {"window-blind": "window blind", "structural-other": "structure", "solid-other": "solid object"}

@@ -1,4 +1,4 @@
-"""NUS-WIDE: 81 concepts of Flickr pictures, for recognition.
+"""NUS-WIDE: Flickr images with 81 concepts, for recognition.
 
 Chua et al., NUS-WIDE: A Real-World Web Image Database from National University of Singapore (CIVR 2009).
 """
@@ -24,14 +24,12 @@ HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS
 def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, frame: disk.Frame = "seen") -> Dataset:
     """NUS-WIDE.
 
-    Layout: ``ImageList/TestImagelist.txt``, whose lines are ``actor\\0001_2124494179.jpg``;
-    ``Groundtruth/TrainTestLabels/Labels_<concept>_Test.txt`` with 0 or 1 for each of them; the pictures in ``Flickr/actor/``.
-    The folders of the lists may also lie in the root itself. Pictures none of the concepts is in are there, too.
-
-    Which pictures are there is not checked before one is asked for, as there are so many folders.
+    Layout: ``ImageList/TestImagelist.txt`` with lines such as ``actor\\0001_2124494179.jpg``;
+    ``Groundtruth/TrainTestLabels/Labels_<concept>_Test.txt`` with 0 or 1 for each of them; images in ``Flickr/actor/``. The
+    list files may also be in the root. Images without a concept are included, and images are not checked before they are read.
 
     Args:
-        split: ``"test"`` (107,859 pictures) or ``"train"``.
+        split: ``"test"`` (107,859 images) or ``"train"``.
     """
     part = disk.check_split(split, ("train", "test")).capitalize()
     layout = disk.Layout(root, "NUS-WIDE", HOME)
@@ -68,6 +66,6 @@ def _column(path: Path, count: int, listed: Path) -> NDArray[np.bool_]:
     if len(values) != count or not set(values) <= {"0", "1"}:
         raise InputError(
             f"{path} must hold 0 or 1 for each of the {count} pictures of {listed.name}; it has {len(values)} values"
-            + (", others among them" if not set(values) <= {"0", "1"} else "")
+            + (", not only 0 and 1" if not set(values) <= {"0", "1"} else "")
         )
     return np.fromiter((value == "1" for value in values), bool, count)

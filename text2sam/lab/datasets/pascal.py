@@ -1,8 +1,8 @@
 """PASCAL VOC 2012 and PASCAL Context.
 
-- Everingham et al., The PASCAL Visual Object Classes Challenge (IJCV 2015). Label files are palettes: 0 background, 1 to
-  20 the classes, 255 the border of objects, which is ignored.
-- Mottaghi et al., The Role of Context (CVPR 2014), over the pictures of VOC 2010: 59 classes, and 0 for everything else.
+- Everingham et al., The PASCAL Visual Object Classes Challenge (IJCV 2015). Label files are palettes: 0 is the background, 1
+  to 20 are the classes, 255 is the border of objects, which is ignored.
+- Mottaghi et al., The Role of Context (CVPR 2014), on the images of VOC 2010: 59 classes, and 0 for all others.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def open_voc(
     its ``VOC2012/`` or ``VOCdevkit/VOC2012/``.
 
     Args:
-        split: of which there is a list; ``"val"`` has 1,449 pictures.
-        background: False ignores background pixels, and leaves the 20 classes ("VOC20").
-        labels: folder of the label files; ``"SegmentationClassAug"`` is what people call the ones with SBD's.
+        split: name of a list; ``"val"`` has 1,449 images.
+        background: False ignores background pixels ("VOC20").
+        labels: folder of the label files; ``"SegmentationClassAug"`` is its usual name with SBD's labels.
     """
     disk.check_split(split)
     disk.check_split(labels)
@@ -66,16 +66,16 @@ def open_context(
 
     Two layouts, in the folder, its ``VOC2010/`` or ``VOCdevkit/VOC2010/``, both with ``JPEGImages/<id>.jpg``:
 
-    - that of MMSegmentation: ``SegmentationClassContext/<id>.png`` with the classes in alphabetical order, and
+    - MMSegmentation's: ``SegmentationClassContext/<id>.png`` with the classes in alphabetical order, and
       ``ImageSets/SegmentationContext/<split>.txt``;
-    - the authors' own: ``59_context_labels/<id>.png`` and ``59_labels.txt`` (``number: name`` a line), in another order,
-      which that file tells; the list may also be that of VOC 2010, ``ImageSets/Main/<split>.txt``.
+    - the authors': ``59_context_labels/<id>.png`` in the order of ``59_labels.txt`` (lines ``number: name``); the list may also
+      be that of VOC 2010, ``ImageSets/Main/<split>.txt``.
 
-    Either way 0 is everything else, and the classes come in alphabetical order.
+    In both, 0 stands for all other classes. The classes of the data set are in alphabetical order.
 
     Args:
-        split: of which there is a list; ``"val"`` has 5,105 pictures (5,104 in some lists).
-        background: True counts everything else as a class ("Context 60").
+        split: name of a list; ``"val"`` has 5,105 images (5,104 in some lists).
+        background: True makes all other pixels a class ("Context 60").
     """
     disk.check_split(split)
     layout = disk.Layout(root, "PASCAL Context", CONTEXT_HOME)
@@ -83,7 +83,7 @@ def open_context(
     base = layout.base(("VOCdevkit/VOC2010", "VOC2010", "."), marks)
     pictures = layout.folder(base, "JPEGImages")
     masks = layout.folder(base, "SegmentationClassContext", "59_context_labels")
-    own = masks.name == "59_context_labels"
+    own = masks.name == "59_context_labels"  # the authors' layout
     listed = layout.file(base, f"ImageSets/SegmentationContext/{split}.txt", *([f"ImageSets/Main/{split}.txt"] if own else []))
     legend = layout.file(base, "59_labels.txt", "59_context_labels/59_labels.txt") if own else None
     layout.check()
@@ -101,7 +101,7 @@ def open_context(
 def _legend(path: Path) -> dict[int, str]:
     """Number -> class, from lines ``number: name``."""
     known = {name.replace(" ", ""): name for name in names.CONTEXT}
-    found: dict[int, str] = {}
+    classes: dict[int, str] = {}
     for line in disk.read_lines(path):
         number, colon, name = line.partition(":")
         plain = name.replace(" ", "").lower()
@@ -110,9 +110,9 @@ def _legend(path: Path) -> dict[int, str]:
             raise InputError(f"{path} must have lines such as '1: aeroplane', not {line[:80]!r}")
         if int(number) == 0:
             continue
-        if plain not in known or not 1 <= int(number) < IGNORE or int(number) in found:
-            raise InputError(f"{path} has the line {line[:80]!r}; each of the 59 classes is expected once, with its number")
-        found[int(number)] = known[plain]
-    if sorted(found.values()) != sorted(names.CONTEXT):
-        raise InputError(f"{path} has {len(set(found.values()))} of the 59 classes; each is expected once, with its number")
-    return found
+        if plain not in known or not 1 <= int(number) < IGNORE or int(number) in classes:
+            raise InputError(f"{path} has the line {line[:80]!r}; each of the 59 classes must occur once, with its number")
+        classes[int(number)] = known[plain]
+    if sorted(classes.values()) != sorted(names.CONTEXT):
+        raise InputError(f"{path} has {len(set(classes.values()))} of the 59 classes; each must occur once, with its number")
+    return classes

@@ -1,4 +1,4 @@
-"""Pictures and label files of data sets."""
+"""Reads images and label files of data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from text2sam.image import read_image
 from text2sam.lab.datasets.sample import IGNORE
 
 Colour = Literal["number", "corner"]
-"""How a number is in a colour: red + 256 * green, as ImageNet-S has it; or 1 where red is on, 2 for green and 4 for blue."""
+"""Encoding of a number as a colour: red + 256 * green (ImageNet-S), or the sum of 1 for red, 2 for green and 4 for blue."""
 
 _SHOWN = 5
 _ORIENTATION = 0x0112
@@ -23,14 +23,10 @@ _IMPURE = 8
 
 
 def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
-    """A picture as :func:`text2sam.image.read_image` gives it.
-
-    Args:
-        path: of the file.
-        frame: ``"stored"`` leaves an EXIF rotation out.
+    """Reads an image with :func:`text2sam.image.read_image`; ``frame="stored"`` ignores an EXIF rotation.
 
     Raises:
-        ImageError: the file is missing, broken or no image.
+        ImageError: the file is missing, broken or not an image.
     """
     if frame == "seen" or not path.is_file():
         return read_image(path)
@@ -44,36 +40,36 @@ def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
 
 
 def picture_shape(path: Path, frame: str = "seen") -> tuple[int, int]:
-    """(H, W) of a picture in pixels, from the file's head where that tells all.
+    """(H, W) of an image in pixels, from the file header.
 
     Raises:
-        ImageError: the file is missing, broken or no image.
+        ImageError: the file is missing, broken or not an image.
     """
     if not path.is_file():
-        read_image(path)  # which says what it is instead
+        read_image(path)  # raises
     with pillow_errors(str(path)), open_picture(path) as picture:
         w, h = picture.size
         turned = False
         if frame == "seen":
             try:
                 turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            except Exception:  # read_image ignores an EXIF block it cannot read
+            except Exception:  # read_image ignores an unreadable EXIF block
                 turned = False
     return (w, h) if turned else (h, w)
 
 
 def read_values(path: Path, *, colour: Colour | None = None) -> NDArray[np.int32]:
-    """A label file: numbers, not colours, where ``colour`` does not say so.
+    """Reads the numbers in a label file.
 
     Args:
-        path: 8-bit or 16-bit grey, or a palette, whose indexes are taken and whose colours are not.
-        colour: the numbers are in the colours instead.
+        path: a file of 8-bit or 16-bit grey, or a palette, whose indices are the numbers.
+        colour: encoding of the numbers as colours; None for plain numbers.
 
     Returns:
         (H, W) int32.
 
     Raises:
-        ImageError: the file is missing, broken, compressed with loss, or of another kind.
+        ImageError: the file is missing, broken, compressed with loss, or of another mode.
     """
     mode, values = _decode(path)
     if colour == "corner":
@@ -88,20 +84,17 @@ def read_values(path: Path, *, colour: Colour | None = None) -> NDArray[np.int32
         return wide[..., 0] + 256 * wide[..., 1]
     if mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
         raise ImageError(
-            f"{path} must hold the number of a class at each pixel, as grey or as palette; it is of mode {mode}: colours "
-            "instead of numbers, or a file that was converted"
+            f"{path} must hold the number of a class at each pixel, as grey or as palette; it is of mode {mode}, so it has "
+            "colours or was converted"
         )
     return values.astype(np.int32)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A binary mask: 0 and 1, or 0 to 255, of which 128 and more is on; of a palette every index but 0 is on.
-
-    Returns:
-        (H, W) bool.
+    """Reads a binary mask, (H, W) bool: values 0 and 1, or 0 to 255 with a threshold of 128; palette indices above 0.
 
     Raises:
-        ImageError: the file is missing, broken, compressed with loss, or of another kind.
+        ImageError: the file is missing, broken, compressed with loss, or of another mode.
     """
     mode, values = _decode(path)
     if mode not in ("L", "P", "1"):
@@ -117,20 +110,20 @@ def _decode(path: Path) -> tuple[str, NDArray[Any]]:
         mode, kind = picture.mode, picture.format
         values = np.array(picture)
     if kind in ("JPEG", "WEBP", "MPO"):
-        raise ImageError(f"{path} is a {kind} file, whose compression changes labels; PNG is expected")
+        raise ImageError(f"{path} is a {kind} file, whose compression changes labels; use PNG")
     return mode, values
 
 
 def translation(pairs: Mapping[int, int], size: int = 256, *, ignored: int = IGNORE) -> NDArray[np.int32]:
-    """A table from the numbers in label files to indexes of classes.
+    """A table from the numbers in label files to class indices.
 
     Args:
         pairs: number -> index or :data:`IGNORE`.
-        size: numbers from here on are not known.
-        ignored: a further number that is ignored.
+        size: length of the table.
+        ignored: a further ignored number.
 
     Returns:
-        (size,) int32, -1 where a number is not known.
+        (size,) int32, -1 for unknown numbers.
     """
     table = np.full(size, -1, np.int32)
     for number, index in pairs.items():
@@ -140,34 +133,31 @@ def translation(pairs: Mapping[int, int], size: int = 256, *, ignored: int = IGN
 
 
 def counted(classes: int, background: bool) -> dict[int, int]:
-    """For :func:`translation`: 0 is background or ignored, 1 to ``classes`` are the classes."""
+    """Pairs for :func:`translation` of labels in which 0 is the background or ignored, and 1 to ``classes`` are classes."""
     zero = {0: 0 if background else IGNORE}
     return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
 
 
 def read_semantic(path: Path, table: NDArray[np.int32], *, colour: Colour | None = None) -> NDArray[np.int32]:
-    """A label file as a class map.
+    """Reads a label file as a class map, (H, W) int32.
 
     Args:
-        path, colour: as :func:`read_values`.
-        table: as :func:`translation` makes it.
-
-    Returns:
-        (H, W) int32.
+        path, colour: see :func:`read_values`.
+        table: see :func:`translation`.
 
     Raises:
-        ImageError: as :func:`read_values`.
-        InputError: it holds numbers that are not in the table.
+        ImageError: see :func:`read_values`.
+        InputError: the file has numbers that are not in the table.
     """
     values = read_values(path, colour=colour)
     outside = (values < 0) | (values >= len(table))
-    found = np.where(outside, -1, table[np.where(outside, 0, values)])
-    wrong = np.unique(values[found < 0])
+    classes = np.where(outside, -1, table[np.where(outside, 0, values)])
+    wrong = np.unique(values[classes < 0])
     if wrong.size:
         known = np.flatnonzero(table >= 0)
         shown = ", ".join(map(str, wrong[:_SHOWN].tolist())) + (f" and {wrong.size - _SHOWN} more" * (wrong.size > _SHOWN))
         raise InputError(
-            f"{path} holds the numbers {shown}, which mean nothing in this data set; known are {known[0]} to {known[-1]}, "
-            f"{known.size} of them"
+            f"{path} holds the numbers {shown}, which are unknown in this data set; it has {known.size} numbers from "
+            f"{known[0]} to {known[-1]}"
         )
-    return found
+    return classes

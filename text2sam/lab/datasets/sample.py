@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.types import box_of
 
 IGNORE = 255
 """Value of ignored pixels in a class map; classes have the indices 0 to 254."""
@@ -39,11 +38,6 @@ class Instance:
     label: str
     mask: NDArray[np.bool_]
     crowd: bool = False
-
-    @property
-    def box(self) -> NDArray[np.float32] | None:
-        """(4,) float32 xyxy in pixels, right and lower edge exclusive; None for an empty mask."""
-        return box_of(self.mask)
 
 
 def unions(instances: Iterable[Instance]) -> dict[str, NDArray[np.bool_]]:
@@ -276,11 +270,6 @@ class Dataset:
     def foreground(self) -> tuple[str, ...]:
         """The classes without the background."""
         return self.classes[self.background :]
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The text to query for each class, in the order of :attr:`classes`."""
-        return tuple(self.wording.get(name, name) for name in self.classes)
 
     def require(self, task: Task) -> None:
         """Checks that the data set has the ground truth of a task.

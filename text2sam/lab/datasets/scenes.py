@@ -1,9 +1,9 @@
 """ADE20K-150 and ImageNet-S50.
 
 - Zhou et al., Scene Parsing through ADE20K (CVPR 2017): the 150 classes of the scene parsing challenge. 0 in a label file
-  is every other class, and ignored.
+  stands for all other classes and is ignored.
 - Gao et al., Large-scale Unsupervised Semantic Segmentation (TPAMI 2022), arXiv 2106.03149: the number of a class is red +
-  256 * green; 0 is every other class, 1000 is ignored, and class k is the k-th folder by name.
+  256 * green. 0 stands for all other classes, 1000 is ignored, and class k is the k-th folder by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, 
     Layout: ``images/<split>/<id>.jpg`` and ``annotations/<split>/<id>.png`` in the folder or its ``ADEChallengeData2016/``.
 
     Args:
-        split: ``"training"`` or ``"validation"`` (2,000 pictures).
+        split: ``"training"`` or ``"validation"`` (2,000 images).
     """
     disk.check_split(split, ("training", "validation"))
     layout = disk.Layout(root, "ADE20K-150", ADE_HOME)
@@ -43,12 +43,12 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, 
 def open_imagenet_s(
     root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True, frame: disk.Frame = "seen"
 ) -> Dataset:
-    """ImageNet-S50: 50 classes and everything else.
+    """ImageNet-S50: 50 classes and a background.
 
     Layout: ``<split>/<wnid>/<id>.JPEG`` and ``<split>-segmentation/<wnid>/<id>.png`` in the folder or its ``ImageNetS50/``.
 
     Args:
-        split: ``"validation"`` (752 pictures) or ``"train-semi"``; labels of the test pictures are not public.
+        split: ``"validation"`` (752 images) or ``"train-semi"``; the test labels are not public.
         background: False ignores pixels of other classes.
 
     Raises:
@@ -63,8 +63,8 @@ def open_imagenet_s(
     strange = sorted((folders.keys() | marked.keys()) - names.IMAGENET_S50.keys())
     if strange:
         raise InputError(
-            f"{base} has the folder {strange[0]!r}, which is none of ImageNet-S50's 50 classes; a class has another number in "
-            "ImageNet-S300 and ImageNet-S, which are not supported"
+            f"{base} has the folder {strange[0]!r}, which is none of ImageNet-S50's 50 classes; ImageNet-S300 and ImageNet-S, "
+            "whose classes have other numbers, are not supported"
         )
     layout.need(f"folders in {pictures}", names.IMAGENET_S50, folders)
     layout.need(f"folders in {labels}", names.IMAGENET_S50, marked)

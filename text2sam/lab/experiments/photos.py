@@ -132,11 +132,7 @@ def encode_photo(model: TextPromptedSAM, image: NDArray[np.uint8], store: Embedd
 
 
 def measure_photo(
-    model: TextPromptedSAM,
-    sample: Sample,
-    names: Sequence[str],
-    settings: Settings,
-    store: EmbeddingStore | None = None,
+    model: TextPromptedSAM, sample: Sample, names: Sequence[str], settings: Settings, store: EmbeddingStore | None = None
 ) -> dict[str, Any]:
     """Measures all recipes on one photo, which is encoded once.
 
@@ -247,7 +243,7 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
             add(figure, f"{recipe} - {first}", of(recipe, key, first))
     for recipe in settings.recipes:
         add("calls of SAM", recipe, of(recipe, "calls"))
-    add("hottest place on the target", "", lambda target: target["peak"])
+    add("peak on the target", "", lambda target: target["peak"])
     add("predicted present", "", lambda target: target["told"])
     absent = np.array([score for photo in photos for score in photo["absent"].values()], np.float64)
     shown = np.array([(t["size"], t["presence"]) for photo in photos for t in photo["targets"]], np.float64).reshape(-1, 2)

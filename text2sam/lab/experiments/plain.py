@@ -1,9 +1,7 @@
-"""CLIP Surgery the obvious way: the yardstick of ``text2sam bench`` and a second opinion for tests.
+"""A plain implementation of CLIP Surgery, the baseline of ``text2sam bench`` and a reference for tests.
 
-Written from the papers' description, straight from formula to code: prompts padded to the text
-tower's full context, one text at a time; feature surgery on the whole (N, T, C) tensor; images encoded
-anew for every text. Nothing here is fast or sparing on purpose, and nothing else in the package uses it.
-Sums and means are taken in another order than in ``text2sam.clip``, so agreement means something.
+It follows the formulas of the papers without optimisation: prompts padded to the full context, one text at a time; feature
+surgery on the whole (N, T, C) tensor; every image encoded again for every text. It shares no sums with ``text2sam.clip``.
 """
 
 from __future__ import annotations
@@ -62,8 +60,8 @@ def feature_surgery(
         image_features: (B, N, C) L2-normalised, class token first.
         text_features: (T, C) L2-normalised.
         redundant_features: (1, C) or (T, C), or None for the label set's own.
-        tau: factor inside the softmax over the class token's similarities.
-        weighting: ``"code"`` weights the products themselves, ``"paper"`` only the mean that is subtracted.
+        tau: factor in the softmax over the similarities of the class token.
+        weighting: ``"code"`` weights the products, ``"paper"`` only the subtracted mean.
 
     Returns:
         (B, N, T). Memory is O(N*T*C).
@@ -87,17 +85,17 @@ def feature_surgery(
 def segment(
     predictor: MaskPredictor, surgery: ClipSurgery, tokenizer: Tokenizer, image: ImageLike, text: str
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """One text in one image by the papers' recipe, with nothing kept from any call before.
+    """Segments a text in an image by the papers' recipe, without any cache.
 
     Args:
         predictor: any :class:`~text2sam.sam.predictor.MaskPredictor`.
-        surgery: its model and templates are used, its features of texts are not.
-        tokenizer: the one ``surgery`` was built with.
+        surgery: provides the model and the templates.
+        tokenizer: the tokenizer of ``surgery``.
         image: see :func:`text2sam.image.read_image`.
-        text: what to look for.
+        text: the text.
 
     Returns:
-        The mask, (H, W) bool, and the similarity map, (gh, gw) float32, before min-max.
+        The mask, (H, W) bool, and the similarity map before min-max, (gh, gw) float32.
     """
     pixels = read_image(image)
     predictor.set_image(pixels)

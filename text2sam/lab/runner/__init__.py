@@ -1,9 +1,9 @@
-"""``text2sam evaluate TASK DATASET``: several methods over one pass of encodings, picture by picture.
+"""``text2sam evaluate TASK DATASET``: measures several methods on the same encodings of each image.
 
     document = measure(surgery, open_dataset("voc", root), Settings("semantic", ("architecture", "sclip")), out=Path("r.json"))
 
-Only numbers are kept of each picture, in a journal beside ``out``: a run that is killed goes on where it was and ends in the
-same figures. A picture that cannot be read is a line of the report.
+A journal beside ``out`` stores the measurements of each image, so a killed run resumes and gives the same figures. Images that
+cannot be read are listed in the report.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.settings import RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import Task, build_task
+from text2sam.zoo.download import file_sha256
 
 __all__ = ["ModelChoice", "ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
 
@@ -53,24 +54,23 @@ def measure(
     Args:
         surgery: the CLIP.
         dataset: see :func:`text2sam.lab.datasets.open_dataset`.
-        settings: the task, its methods, its rules.
-        model: which CLIP it is. Published figures are shown only for a known model.
+        settings: see :class:`~text2sam.lab.runner.settings.Settings`.
+        model: identity of the CLIP; published figures are shown only for a known model.
         iclip: file of trained projections, for the method ``"iclip"``.
-        predictor: the SAM, where the settings need one.
-        out: JSON file for the result. With the journal beside it a killed run goes on, and a finished one is printed again
-            without being measured again.
-        overwrite: throw away the journal.
-        progress: show a bar on standard error.
+        predictor: the SAM, if the settings need it.
+        out: JSON file for the result; the journal beside it lets a killed run resume.
+        overwrite: delete the journal first.
+        progress: show a progress bar on standard error.
 
     Returns:
-        JSON-ready: ``figures`` by method (:mod:`text2sam.lab.runner.tasks` says which), ``published`` in the same
-        setting, ``images`` (``measured``, ``failed``), ``failed`` (id and reason), ``seconds`` per image by part (``mean``,
-        ``median``), ``memory`` (peaks of this process in bytes, None where they are not known), ``untrained``, and everything
-        the figures depend on: ``dataset``, ``model``, ``settings``, ``methods`` with their sources, ``rules`` in words,
-        ``seeds``, ``versions``, ``machine``.
+        JSON-ready: ``figures`` by method (see :mod:`text2sam.lab.runner.tasks`), ``published`` figures for the same setting,
+        ``images`` (``measured``, ``failed``), ``failed`` (id and reason), ``seconds`` per image by part (``mean``, ``median``),
+        ``memory`` (peaks in bytes, None if unknown), ``untrained``, ``rules`` (definitions of the figures), and all that the
+        figures depend on: ``dataset``, ``model``, ``sam``, ``iclip``, ``settings``, ``methods`` with their sources, ``seeds``,
+        ``versions``, ``machine``.
 
     Raises:
-        InputError: settings, data set and journal do not go together, or no picture could be read.
+        InputError: settings, data set and journal do not fit together, or no image can be read.
         OutputError: ``out`` or the journal cannot be written.
         PromptError, UnsupportedModelError, MissingDependencyError, WeightsError: as
             :func:`~text2sam.lab.runner.tasks.build_task`.
@@ -81,20 +81,19 @@ def measure(
     task = build_task(surgery, dataset, settings, iclip, predictor)
     described = _describe(surgery, info)
     sam = None if predictor is None else _describe_sam(predictor)
-    dependences = {
+    key = {
         "measuring": settings.measuring(),
         "dataset": {k: v for k, v in dataset.describe().items() if k not in ("title", "root", "homepage", "tasks")},
         "model": described,
-        "iclip": None if iclip is None else _sha256(iclip),
+        "iclip": None if iclip is None else file_sha256(iclip),
         "sam": sam,
         "versions": {"text2sam": __version__, "torch": _versions()["torch"]},
     }
-    path = None if out is None else journal_path(out)
-    with Journal(path, dependences, overwrite=overwrite) as journal:
+    with Journal(None if out is None else journal_path(out), key, overwrite=overwrite) as journal:
         _measure(task, dataset, journal, progress)
         failed, seconds = _collect(task, dataset, journal)
     if len(failed) == len(dataset):
-        raise InputError(f"no picture of {dataset.title} could be read; the first one: {failed[0]['reason']}")
+        raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
     published = published_for(dataset, settings, info, surgery)
     result = {
         "untrained": info.untrained,
@@ -115,7 +114,7 @@ def measure(
         "dataset": dataset.describe(),
         "model": described,
         "sam": sam,
-        "iclip": None if iclip is None else {"file": iclip.name, "sha256": dependences["iclip"]},
+        "iclip": None if iclip is None else {"file": iclip.name, "sha256": key["iclip"]},
         "versions": _versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), **_compute(surgery)},
     }
@@ -125,7 +124,7 @@ def measure(
 
 
 def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> None:
-    """Measures the pictures that the journal does not have; those that failed are tried again."""
+    """Measures the images that are not in the journal, and those that failed."""
     left = [
         place for place, name in enumerate(dataset.ids) if key_of(name) not in journal or "failed" in journal.read(key_of(name))
     ]
@@ -147,7 +146,7 @@ def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> 
 
 
 def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
-    """Gives the task what was kept, in the data set's order; what failed, and seconds by part."""
+    """Adds the measurements to the task in the order of the data set; returns the failures, and the seconds by part."""
     failed: list[dict[str, str]] = []
     seconds: dict[str, list[float]] = {}
     for name in dataset.ids:
@@ -159,8 +158,8 @@ def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[
         for part, spent in value["seconds"].items():
             seconds.setdefault(part, []).append(spent)
     return failed, {
-        name: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
-        for name, spent in seconds.items()
+        part: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
+        for part, spent in seconds.items()
     }
 
 
@@ -223,13 +222,3 @@ def _memory(surgery: ClipSurgery) -> dict[str, int | None]:
         process = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
     cuda = surgery.device.type == "cuda"
     return {"process": process, "cuda": int(torch.cuda.max_memory_allocated(surgery.device)) if cuda else None}
-
-
-def _sha256(path: Path) -> str:
-    from text2sam.errors import WeightsError
-    from text2sam.zoo.download import file_sha256
-
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise WeightsError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error

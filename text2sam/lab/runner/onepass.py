@@ -1,4 +1,4 @@
-"""One encoding of each picture, however many methods look at it."""
+"""Encodes each image once for several methods."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from text2sam.image import ImageLike, read_image
 
 
 class OnePass(ClipSurgery):
-    """A ClipSurgery that encodes for several methods at once, and keeps what it has encoded until it is told to forget.
+    """A ClipSurgery that encodes for several methods at once and caches the encodings until :meth:`forget`.
 
-    So each method can be measured by a plain call of its own, and the encoder runs once all the same. Model, texts and
-    settings are those of the ClipSurgery it is made of, not copies.
+    So each method can be measured by a call of its own, while the encoder runs once. It shares model, texts and settings with
+    ``surgery``.
 
     Args:
         surgery: the CLIP.
-        methods: what will be asked for, names of :data:`text2sam.clip.attention.METHODS`.
+        methods: the methods to encode for, names of :data:`text2sam.clip.attention.METHODS`.
 
     Attributes:
-        seconds: time spent encoding.
-        pictures: how many pictures, or windows of them, were encoded.
+        seconds: duration of encoding.
 
     Raises:
-        UnsupportedModelError: a method is not for this image tower.
+        UnsupportedModelError: the image tower does not support a method.
     """
 
     def __init__(self, surgery: ClipSurgery, methods: Sequence[Method]) -> None:
@@ -40,50 +39,48 @@ class OnePass(ClipSurgery):
         self._methods = tuple(methods)
         self._kept: dict[bytes, ImageFeatures] = {}
         self.seconds = 0.0
-        self.pictures = 0
         self._kinds(self._methods)
 
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
     ) -> ImageFeatures:
-        """As :meth:`ClipSurgery.encode_image`, for all methods, once a picture and kind of tiles."""
+        """As :meth:`ClipSurgery.encode_image`, for all methods and once for each image and ``tiles``."""
         pixels = read_image(image)
         key = _key(pixels, tiles)
         if key not in self._kept:
             encode = super().encode_image
             options: dict[str, Any] = {"methods": self._methods, "tiles": tiles, "batch_size": batch_size}
-            self._kept[key] = self._timed(1, lambda: [encode(pixels, **options)])[0]
+            self._kept[key] = self._timed(lambda: [encode(pixels, **options)])[0]
         return self._kept[key]
 
     def encode(
         self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None, tiles: Tiles = False
     ) -> list[ImageFeatures]:
-        """As :meth:`ClipSurgery.encode`, for all methods, once a batch."""
+        """As :meth:`ClipSurgery.encode`, for all methods and once for each batch."""
         if tiles is not False:
             return super().encode(images, methods=self._methods, tiles=tiles)
         pixels = [read_image(image) for image in images]
         keys = [_key(image) for image in pixels]
         if not all(key in self._kept for key in keys):
-            found = self._timed(len(keys), lambda: super(OnePass, self).encode(pixels, methods=self._methods))
-            self._kept.update(zip(keys, found, strict=True))
+            features = self._timed(lambda: super(OnePass, self).encode(pixels, methods=self._methods))
+            self._kept.update(zip(keys, features, strict=True))
         return [self._kept[key] for key in keys]
 
     def forget(self) -> None:
-        """Drops what was encoded, before the next picture."""
+        """Clears the cache."""
         self._kept.clear()
 
-    def _timed(self, pictures: int, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
+    def _timed(self, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
         started = time.perf_counter()
-        found = encode()
+        features = encode()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - started
-        self.pictures += pictures
-        return found
+        return features
 
 
 class Clock:
-    """Seconds by part; what a part spends on encoding goes to ``"encode"``."""
+    """Seconds by part; the encoding inside a part is added to ``"encode"`` instead."""
 
     def __init__(self, surgery: OnePass) -> None:
         self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0}

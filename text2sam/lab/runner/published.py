@@ -1,4 +1,4 @@
-"""Published figures, each with the setting it was taken in; ours stand beside them in that setting and in no other."""
+"""Published figures with their settings; a table shows them only for the same setting."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
 @dataclass(frozen=True)
 class Published:
-    """One figure.
+    """A published figure.
 
     Attributes:
-        task, dataset, split, model, pretrained, image_size, method: the setting, in the words of this package.
-        figure: which, as in the result.
-        value: in percent, or a share where the figure is one.
-        source: who says so.
-        note: what else is to be known; begins with :data:`SECOND_HAND` where the source itself was not in reach.
-        background: whether the data set's first class is "none of the others".
-        tiles: as in the settings.
+        task, dataset, split, model, pretrained, image_size, method: the setting, with the names of this package.
+        figure: name of the figure in the result.
+        value: in percent, or a share, as in the result.
+        source: the publication.
+        note: remarks; begins with :data:`SECOND_HAND` if we could not check the source.
+        background: whether the first class of the data set is the background.
+        tiles: see :class:`~text2sam.lab.runner.settings.Settings`.
     """
 
     task: RunTask
@@ -49,11 +49,11 @@ class Published:
 
 
 _VIT, _RN = "ViT-B-16-quickgelu", "RN50-quickgelu"
-_UNSAID = "the size of the pictures is not given; CLIP's own is taken"
-_SECOND = f"{_UNSAID}; 40.53 is published as well, in a setting we do not know"
-_BACKGROUND = f"{SECOND_HAND}; how the background is asked for is not given; ours is the word 'background'"
-_WHAT = f"{SECOND_HAND}; the text asked for is not given; ours is 'camouflaged animal'"
-_CUT = f"{SECOND_HAND}; how the large pictures are cut is not given; ours are blended tiles"
+_UNSAID = "the image size is not given; ours is CLIP's"
+_SECOND = f"{_UNSAID}; 40.53 is also published, in an unknown setting"
+_BACKGROUND = f"{SECOND_HAND}; the text for the background is not given; ours is 'background'"
+_WHAT = f"{SECOND_HAND}; the text is not given; ours is 'camouflaged animal'"
+_CUT = f"{SECOND_HAND}; the tiling of large images is not given; ours are blended tiles"
 
 PUBLISHED: tuple[Published, ...] = (
     Published("semantic", "context", "val", _VIT, "openai", 512, "architecture", "miou", 29.3),
@@ -79,10 +79,9 @@ PUBLISHED: tuple[Published, ...] = (
 def published_for(
     dataset: Dataset, settings: Settings, model: ModelInfo, surgery: ClipSurgery
 ) -> dict[str, dict[str, Published]]:
-    """Method -> figure -> what is published for exactly this setting.
+    """Method -> figure -> the published figure for this setting.
 
-    Besides the setting itself, the whole split must have been measured, with the papers' templates and CLIP, and nothing
-    that changes a figure may differ from the papers' way.
+    The whole split must have been measured, with the papers' templates and CLIP, and with default options.
     """
     from text2sam.clip.prompts import ensemble_templates
     from text2sam.lab.datasets import DATASETS, reader_options
@@ -96,11 +95,11 @@ def published_for(
     plain = plain and settings.threshold_rule == "dataset" and settings.background_threshold is None
     plain = plain and surgery.scales == (1.0,)
     plain = plain and tuple(surgery.prompts.templates) == ensemble_templates()
-    found: dict[str, dict[str, Published]] = {}
+    published: dict[str, dict[str, Published]] = {}
     for figure in PUBLISHED if whole and plain and not model.untrained else ():
         same = (figure.task, figure.dataset, figure.split) == (settings.task, dataset.name, dataset.split)
         same = same and (figure.model, figure.pretrained) == (model.name, model.pretrained)
         same = same and (figure.background, figure.tiles) == (dataset.background, settings.tiles)
         if same and surgery.image_size == (figure.image_size, figure.image_size) and figure.method in settings.methods:
-            found.setdefault(figure.method, {})[figure.figure] = figure
-    return found
+            published.setdefault(figure.method, {})[figure.figure] = figure
+    return published

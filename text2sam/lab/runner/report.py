@@ -15,19 +15,14 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "explainability": {"miou": "mIoU", "threshold": "threshold", "msc": "mSC"},
     "camouflage": {"s_measure": "S-measure", "e_measure": "E-measure", "weighted_f": "weighted F", "mae": "MAE"},
 }
-"""Task -> figure -> head of its column."""
+"""Task -> figure -> its column header."""
 
-_COMPARED = {
-    "recognition": ("map",),
-    "semantic": ("miou",),
-    "explainability": ("miou", "msc"),
-    "camouflage": ("s_measure",),
-}
+_COMPARED = {"recognition": ("map",), "semantic": ("miou",), "explainability": ("miou", "msc"), "camouflage": ("s_measure",)}
 _MOST_FAILED = 5
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Head and one line a method, as cells."""
+    """The header and one row per method."""
     task, mark = result["settings"]["task"], " (meaningless)" if result["untrained"] else ""
     figures = {
         name: label
@@ -49,13 +44,13 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """The notes below the table, each a sentence or two."""
+    """The notes below the table."""
     data, images, model, seconds = result["dataset"], result["images"], result["model"], result["seconds"]
     split = f", split {data['split']}" if data["split"] else ""
     sentences = []
     weights = f" ({model['pretrained']})" if model["pretrained"] not in (None, model["name"]) else ""
     if result["untrained"]:
-        sentences.append("UNTRAINED WEIGHTS: every figure here is meaningless; only time and memory mean something.")
+        sentences.append("UNTRAINED WEIGHTS: all figures are meaningless, except time and memory.")
     sentences.append(
         f"{data['title']}{split}: {images['measured']} images"
         + (f", {images['failed']} failed" if images["failed"] else "")
@@ -72,12 +67,12 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     memory = result["memory"]
     peak = ", ".join(
-        f"{memory[key] / 2**30:.2f} GiB {what}"
-        for key, what in (("process", "of the process"), ("cuda", "on the GPU"))
+        f"{memory[key] / 2**30:.2f} GiB {place}"
+        for key, place in (("process", "of the process"), ("cuda", "on the GPU"))
         if memory[key]
     )
     sentences.append(
-        f"Median seconds per image: {seconds['image']['median']:.3f} in all, of which reading {_median(seconds, 'read')}, "
+        f"Median seconds per image: {seconds['image']['median']:.3f}, of which reading {_median(seconds, 'read')}, "
         f"encoding {_median(seconds, 'encode')}." + (f" Peak memory: {peak}." if peak else "")
     )
     sources: dict[str, None] = {}
@@ -87,18 +82,18 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     sentences += [f"Published: {source}." for source in sources]
     sentences += [f"Failed: {failure['id']}: {failure['reason']}" for failure in result["failed"][:_MOST_FAILED]]
     if len(result["failed"]) > _MOST_FAILED:
-        sentences.append(f"... and {len(result['failed']) - _MOST_FAILED} more; the JSON has them all.")
+        sentences.append(f"... and {len(result['failed']) - _MOST_FAILED} more, see the JSON.")
     return [one_line(note) for note in sentences]
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Lines of text for a terminal."""
+    """The result as text for a terminal."""
     head, *lines = rows(result)
     return "\n".join([aligned(head, lines), "", *notes(result)])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The same in Markdown, ending in a newline."""
+    """The result in Markdown."""
     head, *lines = rows(result)
     settings, data = result["settings"], result["dataset"]
     rule = ["---", *["---:"] * (len(head) - 1)]

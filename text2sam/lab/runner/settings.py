@@ -1,4 +1,4 @@
-"""What ``text2sam evaluate TASK`` measures: the task, its methods with their sources, and its rules in words."""
+"""Settings of ``text2sam evaluate TASK``: task, methods with their sources, and definitions of the figures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ RunTask = Literal["recognition", "semantic", "explainability", "camouflage"]
 RUN_TASKS: tuple[RunTask, ...] = get_args(RunTask)
 
 Refinement = Literal["sam", "regions"]
-"""Whose masks vote in semantic segmentation."""
+"""Masks that vote in semantic segmentation, see :func:`text2sam.tasks.segment_semantic`."""
 
 ThresholdRule = Literal["dataset", "class", "image"]
-THRESHOLD_RULES: tuple[ThresholdRule, ...] = get_args(ThresholdRule)
 
 _PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
@@ -29,12 +28,12 @@ SOURCES: Mapping[RunTask, Mapping[str, str]] = {
         "surgery": f"{_PAPER}, section 3.3, over the label set",
         "cosine": "CLIP, Radford et al. 2021, arXiv 2103.00020: cosine of class token and text",
         "softmax": "CLIP, Radford et al. 2021, arXiv 2103.00020: softmax of scaled cosines over the label set",
-        "sigmoid": "SigLIP, Zhai et al. 2023, arXiv 2303.15343; a CLIP without a bias stands against the empty text",
+        "sigmoid": "SigLIP, Zhai et al. 2023, arXiv 2303.15343; relative to the empty text for a CLIP without a bias",
     },
     "semantic": {name: method.source for name, method in METHODS.items()}
     | {
         CORRCLIP: "CorrCLIP, Zhang et al. 2024, arXiv 2411.10086: attention inside SAM's regions, and their vote; with CLIP's "
-        "own looks in place of DINO's, and without the branches that refine features (text2sam.tasks.corrclip)"
+        "features in place of DINO's, and without the branches that refine features (text2sam.tasks.corrclip)"
     },
     "explainability": {name: method.source for name, method in METHODS.items()}
     | {
@@ -43,10 +42,10 @@ SOURCES: Mapping[RunTask, Mapping[str, str]] = {
     },
     "camouflage": {name: method.source for name, method in METHODS.items()},
 }
-"""Task -> method -> where it is from."""
+"""Task -> method -> source."""
 
 ENCODED = frozenset(METHODS)
-"""The methods that are made of the one encoding of a picture."""
+"""The methods that share one encoding of an image."""
 
 PAPER_METHOD: Mapping[RunTask, str] = {
     "recognition": "surgery",
@@ -54,39 +53,39 @@ PAPER_METHOD: Mapping[RunTask, str] = {
     "explainability": "surgery",
     "camouflage": "surgery",
 }
-"""What the papers do for each task."""
+"""Task -> the papers' method."""
 
 RULES: Mapping[RunTask, str] = {
     "recognition": (
-        "mAP is in percent: the average precision of each class over all images (no interpolation, equal scores are one step), "
-        "and its mean over the classes that any image shows; the class token of CLIP's original path is scored"
+        "mAP in percent: average precision of each class over all images, without interpolation and with equal scores as one "
+        "step, averaged over the classes that any image shows; scores are those of the class token of CLIP's original path"
     ),
     "semantic": (
-        "mIoU is in percent, from the data set's one confusion matrix: true positives over the union of true and predicted "
-        "pixels of a class, mean over classes in truth or prediction; ignored pixels (255) do not count. Each pixel has the "
-        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). "
-        "'without background' leaves the class background out of the mean, while its pixels still count as errors of others"
+        "mIoU in percent, from one confusion matrix of the data set: true positives over the union of true and predicted "
+        "pixels of a class, averaged over classes in truth or prediction, without ignored pixels (255). Each pixel has the "
+        "class of the highest similarity at full resolution, unless SAM's masks vote (refine). 'without background' leaves the "
+        "class background out of the mean, while its pixels still count as errors of other classes"
     ),
     "explainability": (
-        "A sample is the min-max map over an image of one class that is in it. mIoU is in percent: IoU of map >= threshold with"
-        f" the class's pixels, the threshold searched among {len(MAP_THRESHOLDS)} in [0, 1]: one for the data set, one per "
-        "class, or one per sample. mSC is in percent: mean of the map on the class minus mean off it. Ignored pixels (255) are "
-        "neither on nor off"
+        "A sample is the min-max map of an image for a class that it shows. mIoU in percent: IoU of map >= threshold with the "
+        f"pixels of the class, with the best of {len(MAP_THRESHOLDS)} thresholds in [0, 1] for the data set, for each class, "
+        "or for each sample. mSC in percent: mean of the map on the class minus its mean off the class. Ignored pixels (255) "
+        "are left out"
     ),
     "camouflage": (
-        "A sample is the min-max map over an image of one class that is in it, compared as a soft mask with the class's pixels "
-        "by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean absolute "
-        "error (MAE, lower is better), all in [0, 1], means over samples. Ignored pixels (255) are off"
+        "A sample is the min-max map of an image for a class that it shows, compared as a soft mask with the pixels of the "
+        "class by the package pysodmetrics: S-measure, mean E-measure over 256 thresholds, weighted F-measure and mean "
+        "absolute error (MAE, lower is better), all in [0, 1], averaged over samples. Ignored pixels (255) are off the class"
     ),
 }
-"""What each figure is."""
+"""Task -> definition of its figures."""
 
 
 def methods_of(task: RunTask) -> tuple[str, ...]:
-    """The methods a task can compare.
+    """The methods of a task.
 
     Raises:
-        InputError: there is no such task.
+        InputError: the task is unknown.
     """
     if task not in RUN_TASKS:
         raise InputError(f"task must be one of {', '.join(RUN_TASKS)}, not {task!r}")
@@ -94,39 +93,38 @@ def methods_of(task: RunTask) -> tuple[str, ...]:
 
 
 def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Names of methods as given: ``"all"`` stands for those that need nothing but the CLIP, none for the papers' own.
+    """Expands ``"all"`` to the methods that need only the CLIP, and no name to the papers' method.
 
     Raises:
-        InputError: there is no such task.
+        InputError: the task is unknown.
     """
     known = methods_of(task)
     if not names:
         return (PAPER_METHOD[task],)
     every = SCORES if task == "recognition" else tuple(name for name in known if name in ENCODED)
-    return tuple(dict.fromkeys(each for name in names for each in (every if name == "all" else (name,))))
+    return tuple(dict.fromkeys(method for name in names for method in (every if name == "all" else (name,))))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a task is measured.
+    """Settings of a task.
 
     Attributes:
         task: one of :data:`RUN_TASKS`.
-        methods: names in :data:`SOURCES`, each once.
-        synonyms: a class has, besides its name, the data set's other words for it, as one averaged text feature.
-        background_words: semantic: words for what is none of the classes, in place of the word "background".
-        background_threshold: semantic: pixels whose best probability is below it are background.
+        methods: distinct names in :data:`SOURCES`.
+        synonyms: average the text features of a class's name and its synonyms in the data set.
+        background_words: semantic: texts for the background instead of "background".
+        background_threshold: semantic: pixels whose highest probability is lower are background.
         window, stride, short_side: semantic: the sliding window of :func:`text2sam.tasks.segment_semantic`.
-        tiles: semantic: of the picture as a whole, see :meth:`text2sam.clip.generator.ClipSurgery.encode_image`.
-        refine: semantic: whose masks vote, see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
-        label_set: explainability: feature surgery is over the data set's classes; False, against the empty text.
-        threshold_rule: explainability: which mIoU the table shows; the result has all three.
-        average: explainability: over what the means are taken.
-        resamples: of the bootstrap over images; 0 is none.
-        bootstrap_seed: of its draws.
+        tiles: semantic: see :meth:`text2sam.clip.generator.ClipSurgery.encode_image`.
+        refine: semantic: see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
+        label_set: explainability: feature surgery over the classes; False: with the empty text.
+        threshold_rule: explainability: the rule of the mIoU in the table; the result has all three.
+        average: explainability: see :func:`text2sam.lab.metrics.explainability`.
+        resamples, bootstrap_seed: number of bootstrap resamples over images (0: no bootstrap), and their seed.
 
     Raises:
-        InputError: a value is none of those, or not for this task.
+        InputError: a value is invalid, or does not apply to the task.
     """
 
     task: RunTask
@@ -152,7 +150,7 @@ class Settings:
             raise InputError(f"method must be one of {', '.join(known)} for {self.task}, not {unknown[0]!r}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError(f"methods must be at least one name, each once, not {self.methods!r}")
-        for name, allowed in (("threshold_rule", THRESHOLD_RULES), ("average", get_args(Average))):
+        for name, allowed in (("threshold_rule", get_args(ThresholdRule)), ("average", get_args(Average))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.resamples < 0 or self.bootstrap_seed < 0:
@@ -160,11 +158,11 @@ class Settings:
                 f"resamples and bootstrap_seed must be at least 0, not {self.resamples!r} and {self.bootstrap_seed!r}"
             )
         if check_tiles(self.tiles) is not False and (self.window or self.short_side):
-            raise InputError("tiles and a sliding window are two ways to see a large picture; give one of the two")
+            raise InputError("tiles and a sliding window exclude each other; give one of the two")
         if self.refine not in (None, *get_args(Refinement)):
             raise InputError(f"refine must be one of {', '.join(get_args(Refinement))}, not {self.refine!r}")
         if check_tiles(self.tiles) is not False and self.needs_sam:
-            raise InputError(f"SAM's masks are of the picture itself; leave out tiles, or refine and {CORRCLIP}")
+            raise InputError(f"SAM's masks cannot be used with tiles; leave out tiles, or refine and {CORRCLIP}")
         plain = Settings.__dataclass_fields__
         for task, names in _ONLY_FOR.items():
             foreign = [name for name in names if task != self.task and getattr(self, name) != plain[name].default]
@@ -173,22 +171,22 @@ class Settings:
 
     @property
     def needs_sam(self) -> bool:
-        """Whether a SAM is needed beside the CLIP."""
+        """Whether a SAM is needed."""
         return self.task == "semantic" and (CORRCLIP in self.methods or self.refine is not None)
 
     @property
     def truth(self) -> Task:
-        """What a data set must hold for this task."""
+        """The kind of ground truth that the task needs."""
         return "explainability" if self.task == "camouflage" else self.task
 
     def measuring(self) -> dict[str, Any]:
-        """The settings that what is kept of a picture depends on, JSON-ready; the others only decide how it is summed up."""
+        """The settings that the measurements of an image depend on, JSON-ready."""
         names = ("synonyms", *_ONLY_FOR["semantic"], "label_set")
         values = {name: getattr(self, name) for name in names}
         return {"task": self.task, "methods": list(self.methods), **values, "background_words": list(self.background_words)}
 
     def to_json(self) -> dict[str, Any]:
-        """All of them, JSON-ready."""
+        """All settings, JSON-ready."""
         names = ("threshold_rule", "average", "resamples", "bootstrap_seed")
         return self.measuring() | {name: getattr(self, name) for name in names}
 

@@ -192,9 +192,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--sam-checkpoint", default=None, help="SAM weights other than the shipped, such as mobile_sam.pt")
     parser.add_argument("--device", default=None)
-    parser.add_argument(
-        "--tiles", action="store_true", help="measure only tiles, with the scenes in images of 1600 x 1200 pixels"
-    )
+    parser.add_argument("--tiles", action="store_true", help="measure tiles instead, in images of 1600 x 1200 pixels")
     parser.add_argument("--out", type=Path, default=None, help="also write the figures to this JSON file")
     arguments = parser.parse_args()
     model = TextPromptedSAM.from_pretrained(

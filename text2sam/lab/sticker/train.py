@@ -11,13 +11,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from text2sam.lab.sticker.train_clip import ClipStage
-    from text2sam.lab.sticker.train_sam import SamStage
-
-Stage = TypeVar("Stage", "ClipStage", "SamStage")
+from typing import Any
 
 
 def main() -> None:
@@ -35,6 +29,7 @@ def main() -> None:
     import torch
 
     from text2sam.devices import pick_device
+    from text2sam.lab.sticker import train_clip, train_sam
     from text2sam.zoo.sticker.models import load_clip, load_sam
 
     device = str(pick_device(arguments.device))
@@ -45,18 +40,19 @@ def main() -> None:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    train: Any
+    stages: tuple[Any, ...]
     if arguments.which == "clip":
-        from text2sam.lab.sticker.train_clip import CLIP_STAGES, train_clip
-
-        start = load_clip().state_dict() if arguments.from_shipped else None
-        stages = _shortened(CLIP_STAGES, arguments.share)
-        checkpoint = train_clip(arguments.out, stages=stages, device=device, workers=arguments.workers, start=start)
+        train, stages, load = train_clip.train_clip, train_clip.CLIP_STAGES, load_clip
     else:
-        from text2sam.lab.sticker.train_sam import SAM_STAGES, train_sam
-
-        start = load_sam().state_dict() if arguments.from_shipped else None
-        sam_stages = _shortened(SAM_STAGES, arguments.share)
-        checkpoint = train_sam(arguments.out, stages=sam_stages, device=device, workers=arguments.workers, start=start)
+        train, stages, load = train_sam.train_sam, train_sam.SAM_STAGES, load_sam
+    checkpoint = train(
+        arguments.out,
+        stages=tuple(replace(stage, steps=max(1, round(arguments.share * stage.steps))) for stage in stages),
+        device=device,
+        workers=arguments.workers,
+        start=load().state_dict() if arguments.from_shipped else None,
+    )
     if processes > 1:
         torch.distributed.destroy_process_group()
     if rank:
@@ -64,10 +60,6 @@ def main() -> None:
     print(checkpoint)
     if arguments.ship:
         print(ship_checkpoint(arguments.which, checkpoint))
-
-
-def _shortened(stages: tuple[Stage, ...], share: float) -> tuple[Stage, ...]:
-    return tuple(replace(stage, steps=max(1, round(share * stage.steps))) for stage in stages)
 
 
 def ship_checkpoint(which: str, checkpoint: Path) -> Path:

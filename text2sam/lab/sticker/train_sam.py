@@ -380,12 +380,7 @@ def train_sam(
 
 
 def _step(
-    sam: Any,
-    batch: Sequence[torch.Tensor],
-    stage: SamStage,
-    rng: np.random.Generator,
-    device: str,
-    figures: Figures,
+    sam: Any, batch: Sequence[torch.Tensor], stage: SamStage, rng: np.random.Generator, device: str, figures: Figures
 ) -> torch.Tensor:
     """The loss of one batch."""
     images, points, labels, boxes, use_boxes, targets, sizes = batch

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from text2sam.files import atomic_path
+
 TRAIN_SEEDS = 1_000_000_000
 """Smallest seed of a training scene."""
 
@@ -87,19 +89,16 @@ def train(
                 line["seconds_per_step"] = round((time.time() - started) / seen, 3)
                 figures.clear()
                 if first:
-                    log_line(out / f"{name}_log.jsonl", line)
+                    with (out / f"{name}_log.jsonl").open("a") as log:
+                        log.write(json.dumps(line) + "\n")
+                    print(line, flush=True)
             if first and (step % 100 == 0 or step == ends[-1]):
-                save_checkpoint(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+                with atomic_path(checkpoint) as temporary:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                    torch.save(state, temporary)
     if first:
         (out / f"{name}_stages.json").write_text(json.dumps([asdict(stage) for stage in stages], indent=1))
     return checkpoint
-
-
-def save_checkpoint(path: Path, state: Any) -> None:
-    """Writes a checkpoint atomically."""
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any
 
 
 def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> int:
-    """Loads a checkpoint of :func:`save_checkpoint` and returns its step; 0 if there is none."""
+    """Loads a checkpoint of :func:`train` and returns its step; 0 if there is none."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
@@ -198,10 +197,3 @@ def average_gradients(model: torch.nn.Module) -> None:
 def decay(step: int, total: int, warm_up: int) -> float:
     """Factor of the learning rate in (0, 1]: linear warm-up times half a cosine from 1 to 0.02 over all steps."""
     return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
-
-
-def log_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends a line of figures to the log and prints it."""
-    with path.open("a") as log:
-        log.write(json.dumps(line) + "\n")
-    print(line, flush=True)

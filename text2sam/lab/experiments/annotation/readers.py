@@ -1,4 +1,4 @@
-"""What pycocotools and labelme read in a dataset, with none of the job's own code."""
+"""Reads a dataset with pycocotools and labelme, without code of the job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from text2sam.lab.experiments.hostile import saved
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """An object of a dataset: its label, mask (H, W) bool, and score in [0, 1], 1 where none is given."""
+    """An object of a dataset: label, mask (H, W) bool, and score in [0, 1] (1 if the file has no score)."""
 
     label: str
     mask: NDArray[np.bool_]
@@ -35,11 +35,11 @@ class Item:
 
 
 class CocoFile:
-    """A COCO file as pycocotools reads it; masks are decoded when they are asked for.
+    """A COCO file as pycocotools reads it; masks are decoded on demand.
 
     Attributes:
-        sizes: (H, W) of every image by its ``file_name``.
-        images: how many there are; more than ``sizes`` where one comes twice.
+        sizes: ``file_name`` -> (H, W).
+        images: number of images, larger than the number of ``sizes`` if an image occurs twice.
 
     Raises:
         Text2SamError: pycocotools cannot read the file.
@@ -60,12 +60,12 @@ class CocoFile:
             raise Text2SamError(f"pycocotools cannot read {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
 
     def objects(self, name: str) -> list[Item]:
-        """The objects of an image, in the order of their ids; none where there is no such image."""
+        """The objects of an image in the order of their ids; empty for an unknown image."""
         if name not in self._ids:
             return []
         entries = self._coco.loadAnns(sorted(self._coco.getAnnIds(imgIds=[self._ids[name]])))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools has an __array__ of before NumPy 2
+            warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' __array__ predates NumPy 2
             masks = [self._coco.annToMask(entry).astype(bool) for entry in entries]
         return [
             Item(self._names[entry["category_id"]], mask, float(entry.get("score", 1.0)))
@@ -75,14 +75,14 @@ class CocoFile:
 
 @dataclass(frozen=True)
 class LabelmeCheck:
-    """What labelme makes of a dataset.
+    """Comparison of labelme files with a COCO file.
 
     Attributes:
-        note: why nothing was checked, such as labelme not being installed; empty where it was.
-        version: of labelme.
-        files, shapes: how many were read.
-        different: images whose shapes are not the objects of the COCO file, or that came twice, or without an image.
-        foreign: pictures that labelme cannot open; their label files were read with the picture put into them.
+        note: why nothing was checked, such as a missing package; empty otherwise.
+        version: version of labelme.
+        files, shapes: number of files and shapes read.
+        different: images whose shapes are not the objects of the COCO file, or that occur twice or in one format only.
+        foreign: images that labelme cannot open; they were embedded in their label files.
     """
 
     note: str = ""
@@ -94,18 +94,12 @@ class LabelmeCheck:
 
 
 def check_labelme(out: Path, root: Path, coco: CocoFile) -> LabelmeCheck:
-    """Reads every label file with labelme and compares the masks labelme paints with those of the COCO file.
-
-    Args:
-        out: the folder of label files.
-        root: the folder of the images.
-        coco: the dataset's COCO file.
-    """
+    """Compares the masks that labelme paints from the label files in ``out`` (images: ``root``) with those of the COCO file."""
     with contextlib.ExitStack() as stack:
         try:
             labelme = stack.enter_context(labelme_reader())
         except ImportError as error:
-            return LabelmeCheck(f"labelme was not asked: {error}; install it with: pip install labelme")
+            return LabelmeCheck(f"labelme was not run: {error}; install it with: pip install labelme")
         seen: Counter[str] = Counter()
         foreign, different, shapes = [], [], 0
         home, images = Path(os.path.realpath(out)), os.path.realpath(root)
@@ -129,12 +123,12 @@ def check_labelme(out: Path, root: Path, coco: CocoFile) -> LabelmeCheck:
 
 @dataclass(frozen=True)
 class LabelmeReader:
-    """What labelme reads and paints, whatever its version.
+    """The functions of labelme, for any of its versions.
 
     Attributes:
-        version: of labelme.
-        read: a label file -> an object with ``image_path``, ``image_data`` and ``shapes``.
-        paint: one of these shapes and (H, W) -> its mask, bool.
+        version: version of labelme.
+        read: label file -> an object with ``image_path``, ``image_data`` and ``shapes``.
+        paint: (shape, (H, W)) -> mask, bool.
     """
 
     version: str
@@ -144,10 +138,10 @@ class LabelmeReader:
 
 @contextlib.contextmanager
 def labelme_reader() -> Iterator[LabelmeReader]:
-    """labelme, with what it changes in the process undone.
+    """labelme, without its changes to the process.
 
     Raises:
-        ImportError: it is not installed, or lacks a library of the system.
+        ImportError: labelme or a system library that it needs is not installed.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -155,7 +149,7 @@ def labelme_reader() -> Iterator[LabelmeReader]:
 
         if hasattr(labelme, "LabelFile"):
             read, to_label = labelme.LabelFile, labelme.utils.shapes_to_label
-        else:  # since labelme 7 its names are private and its arguments have names
+        else:  # labelme 7 has private names and keyword arguments
             from labelme import _label_file, _utils
 
             read, to_label = (
@@ -163,7 +157,7 @@ def labelme_reader() -> Iterator[LabelmeReader]:
                 lambda size, shapes, ids: _utils.shapes_to_label(img_shape=size, shapes=shapes, label_name_to_value=ids),
             )
     finally:
-        Image.MAX_IMAGE_PIXELS = limit  # labelme takes the guard against bombs away
+        Image.MAX_IMAGE_PIXELS = limit  # labelme removes the guard against decompression bombs
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError):
             from loguru import logger
@@ -171,7 +165,7 @@ def labelme_reader() -> Iterator[LabelmeReader]:
             logger.disable("labelme")
             stack.callback(logger.enable, "labelme")
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves pictures open
+        warnings.simplefilter("ignore", ResourceWarning)  # labelme leaves images open
 
         def paint(shape: Any, size: tuple[int, ...]) -> NDArray[np.bool_]:
             mask: NDArray[np.bool_] = to_label(size, [shape], {shape["label"]: 1})[1] == 1
@@ -181,10 +175,10 @@ def labelme_reader() -> Iterator[LabelmeReader]:
 
 
 def _label_file(labelme: LabelmeReader, path: Path) -> tuple[Any, bool]:
-    """A label file, and whether its picture had to be put into it."""
+    """A label file, and whether its image had to be embedded."""
     try:
         return labelme.read(os.fspath(path)), False
-    except Exception:  # whatever opening the picture raised; what else is wrong shows in the second try
+    except Exception:  # any error of opening the image; other errors occur again below
         content = json.loads(path.read_bytes())
         picture = read_image(path.parent / content["imagePath"])
         content["imageData"] = base64.b64encode(saved(Image.fromarray(picture), "PNG")).decode("ascii")
