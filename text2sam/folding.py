@@ -50,6 +50,7 @@ class FusedConv2d(_Fused, nn.Conv2d):
         return super()._apart(x) or x.ndim != 4
 
     def together(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) by oneDNN."""
         how = (self.padding, self.stride, self.dilation, self.groups, *_STEPS[type(self.after)])
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *how)  # type: ignore[no-any-return]
 
@@ -58,6 +59,7 @@ class FusedLinear(_Fused, nn.Linear):
     """A linear layer."""
 
     def together(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) by oneDNN."""
         how = _STEPS[type(self.after)]
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *how)  # type: ignore[no-any-return]
 

@@ -244,6 +244,12 @@ def test_shares_against_a_loop(shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(shares, expected, atol=1e-6)
 
 
+def test_shares_of_a_mask_whose_true_is_255() -> None:
+    """As Pillow makes them of pictures in mode 1."""
+    masks = np.array([[[255, 0], [255, 255]]], np.uint8).view(bool)
+    assert patch_shares(masks, (1, 2)).tolist() == [[[1, 0.5]]]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (7, 11), (40, 40)])
 def test_shares_of_none_nothing_and_everything(shape: tuple[int, int]) -> None:
     assert patch_shares(np.zeros((0, *shape), bool), (4, 6)).shape == (0, 4, 6)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +178,7 @@ def _card(
     record: Record, thresholds: Mapping[str, float], root: Path, numbers: Mapping[str, int], side: int
 ) -> tuple[bytes, bool]:
     """One image's part of the page, and whether it has a placeholder."""
-    image, presence = record.image, record.presence
-    assert image is not None
+    image, presence = cast(AnnotatedImage, record.image), record.presence
     name = _escaped(image.path)
     reason = ""
     try:

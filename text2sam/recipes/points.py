@@ -118,7 +118,7 @@ def patch_shares(masks: NDArray[np.bool_], grid: Sequence[int]) -> NDArray[np.fl
     areas = (bottom - top)[:, None] * (right - left)
     shares = np.zeros((len(masks), gh, gw), np.float32)
     for share, mask in zip(shares, masks, strict=True):
-        pixels = mask.view(np.uint8)
+        pixels = (mask.view(np.uint8) != 0).view(np.uint8)  # Pillow's True is 255
         rows = [pixels[a:b].sum(0, dtype=np.int64) for a, b in zip(top, bottom, strict=True)]
         before = np.pad(np.cumsum(rows, axis=1), ((0, 0), (1, 0)))  # (gh, w + 1), pixels to the left
         share[:] = (before[:, right] - before[:, left]) / areas
