@@ -300,7 +300,7 @@ class DataOptions(OptionGroup):
         return options
 
 
-if importlib.util.find_spec("text2sam.lab.experiments.annotation"):  # a wheel has no stress code
+if importlib.util.find_spec("text2sam.lab.experiments.annotation"):  # which the wheel does not contain
     evaluate.command("annotation", epilog=CODES_HELP)(evaluate_annotation)
 
 

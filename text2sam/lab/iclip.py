@@ -13,7 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -230,12 +230,10 @@ def train(
     """An ICLIP trained on sticker scenes and their names, and the losses of :func:`fit`."""
     chosen = settings or Settings()
     iclip = ICLIP(surgery, path=path)
-    parts: list[Tokens] = []
-    names: list[tuple[str, ...]] = []
-    for scene in training_scenes(chosen.train_scenes, max(surgery.image_size)):
-        parts.append(extract(iclip, [scene.image], keep=chosen.keep))
-        names.append(scene.names)
-    tokens = Tokens(torch.cat([part.tokens for part in parts]).half(), torch.cat([part.mask for part in parts]))
+    scenes = list(training_scenes(chosen.train_scenes, max(surgery.image_size)))
+    names = [scene.names for scene in scenes]
+    tokens = extract(iclip, (scene.image for scene in scenes), keep=chosen.keep)
+    tokens = replace(tokens, tokens=tokens.tokens.half())
     losses = fit(
         iclip, tokens, names, steps=chosen.steps, batch=chosen.batch, lr=chosen.lr, seed=chosen.seed, negatives=tuple(THINGS)
     )

@@ -159,7 +159,7 @@ def draw_scene(seed: int) -> Scene:
 def absent_names(scene: Scene, count: int = ABSENT) -> tuple[str, ...]:
     """``count`` distinct names that are not in a scene, the same on every call."""
     missing = [name for name in THINGS if name not in scene.names]
-    rng = np.random.default_rng([scene.seed, 1])  # not the stream the scene was drawn from
+    rng = np.random.default_rng([scene.seed, 1])  # a stream of its own
     return tuple(missing[int(i)] for i in rng.choice(len(missing), size=count, replace=False))
 
 

@@ -128,7 +128,7 @@ def draw_folder(folder: Path, settings: Settings, *, progress: bool = False) -> 
 
     def annotated() -> Iterator[AnnotatedImage]:
         for index, seed in enumerate(track(settings.seeds, "drawing", progress)):
-            rng = np.random.default_rng([seed, 1])  # not the stream the scene is drawn from
+            rng = np.random.default_rng([seed, 1])  # a stream of its own
             scene = draw_scene(seed, settings, rng)
             kind = list(ENCODINGS)[index % len(ENCODINGS)]
             suffix, encode = ENCODINGS[kind]
