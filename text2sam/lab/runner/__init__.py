@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from text2sam import __version__
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import ImageError, InputError, OutputError, one_line
 from text2sam.files import write_json
+from text2sam.fingerprint import fingerprint
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.output import track
 from text2sam.lab.runner.journal import Journal, journal_path, key_of
@@ -116,7 +118,12 @@ def measure(
         "sam": sam,
         "iclip": None if iclip is None else {"file": iclip.name, "sha256": key["iclip"]},
         "versions": _versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), **_compute(surgery)},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "gpu": torch.cuda.get_device_name(surgery.device) if surgery.device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+        },
     }
     if out is not None:
         write_json(out, result)
@@ -182,18 +189,13 @@ def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
 
 
 def _describe_sam(predictor: Any) -> dict[str, Any]:
-    from torch import nn
-
-    from text2sam.fingerprint import fingerprint
-
     model = getattr(predictor, "model", None)
-    known = fingerprint(model) if isinstance(model, nn.Module) else None
+    known = fingerprint(model) if isinstance(model, torch.nn.Module) else None
     return {"predictor": f"{type(predictor).__module__}.{type(predictor).__qualname__}", "fingerprint": known}
 
 
 def _versions() -> dict[str, str]:
     import open_clip
-    import torch
 
     return {
         "text2sam": __version__,
@@ -204,16 +206,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _compute(surgery: ClipSurgery) -> dict[str, Any]:
-    import torch
-
-    cuda = surgery.device.type == "cuda"
-    return {"gpu": torch.cuda.get_device_name(surgery.device) if cuda else None, "threads": torch.get_num_threads()}
-
-
 def _memory(surgery: ClipSurgery) -> dict[str, int | None]:
-    import torch
-
     process = None
     if sys.platform != "win32":
         import resource

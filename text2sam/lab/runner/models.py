@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from text2sam.clip.generator import ClipSurgery
+from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError
+from text2sam.zoo.download import file_sha256, resolve
 from text2sam.zoo.presets import ModelOptions, build_clip, clip_architecture, get_preset, load_predictor
+from text2sam.zoo.sticker.models import SHIPPED
+from text2sam.zoo.table import CHECKPOINTS
 
 _UNTRAINED = "ViT-B-16"
 _CONFIG = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
@@ -59,8 +65,6 @@ def build_surgery(choice: ModelChoice) -> tuple[ClipSurgery, ModelInfo]:
         return build_clip(choice.preset, choice), _info(choice)
     import open_clip
 
-    from text2sam.devices import check_dtype, pick_device
-
     preset, device = get_preset(choice.preset), pick_device(choice.device)
     name = choice.clip_model or _UNTRAINED
     surgery = ClipSurgery(
@@ -89,7 +93,6 @@ def untrained_clip(name: str, seed: int = 0) -> Any:
         InputError: the architecture is unknown, or has towers of other packages.
     """
     import open_clip
-    import torch
     from open_clip.model import CLIP
 
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
@@ -104,10 +107,6 @@ def untrained_clip(name: str, seed: int = 0) -> Any:
 
 
 def _info(choice: ModelChoice) -> ModelInfo:
-    from text2sam.zoo.download import file_sha256, resolve
-    from text2sam.zoo.sticker.models import SHIPPED
-    from text2sam.zoo.table import CHECKPOINTS
-
     preset = get_preset(choice.preset)
     spec = choice.clip_checkpoint or preset.clip_checkpoint
     if spec is None:

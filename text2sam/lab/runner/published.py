@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from text2sam.clip.generator import ClipSurgery
+from text2sam.clip.prompts import ensemble_templates
 from text2sam.clip.tiles import Tiles
-from text2sam.lab.runner.settings import RunTask
-
-if TYPE_CHECKING:
-    from text2sam.clip.generator import ClipSurgery
-    from text2sam.lab.datasets import Dataset
-    from text2sam.lab.runner.models import ModelInfo
-    from text2sam.lab.runner.settings import Settings
+from text2sam.lab.datasets import DATASETS, Dataset, reader_options
+from text2sam.lab.runner.models import ModelInfo
+from text2sam.lab.runner.settings import RunTask, Settings
 
 SECOND_HAND = "second-hand"
 
@@ -83,9 +80,6 @@ def published_for(
 
     The whole split must have been measured, with the papers' templates and CLIP, and with default options.
     """
-    from text2sam.clip.prompts import ensemble_templates
-    from text2sam.lab.datasets import DATASETS, reader_options
-
     usual = reader_options(dataset.name) if dataset.name in DATASETS else {}
     usual = {name: value for name, value in usual.items() if name not in ("background", "frame")}
     whole = "limit" not in dataset.options and usual == {
