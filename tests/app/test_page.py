@@ -242,6 +242,8 @@ def shown(page: Any, name: str) -> None:
     page.wait_for_timeout(200)
 
 
+# Gradio's statistics of its queue use an option of pandas; as an error this ends the queue of a server in this process
+@pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")
 def test_a_folder_through_a_kill_and_a_reload(browser: Any, serve: Serve, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
