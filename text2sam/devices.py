@@ -54,8 +54,8 @@ def check_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> 
 
     Args:
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or the ``torch.dtype``; None is float32.
-        device: the model's device. The CPU has no float16; its bfloat16 is fast where it multiplies matrices of them itself
-            (AMX, AVX-512 BF16), and slower than float32 elsewhere.
+        device: the model's device. float16 is for cuda and mps. bfloat16 is fast on CPUs with AMX, and may be slower than
+            float32 on others.
 
     Raises:
         InputError: another format, or float16 on the CPU.

@@ -25,7 +25,7 @@ from text2sam.options import Options
 from text2sam.pipeline import EncodedImage, TextPromptedSAM
 
 # to be raised when the same pixels and weights give other embeddings, or the files have another content
-_FORMAT = 4
+_FORMAT = 5
 _LARGEST_FILE = 1 << 30
 _SETTINGS = {"transform"}
 """Attributes of a predictor that are no data and the same for every image."""

@@ -16,8 +16,8 @@ class HalfPrecisionEncoder(nn.Module):
     Args:
         encoder: a ``Sam.image_encoder``; its weights are converted in place.
         dtype: float16 or bfloat16.
-        whole: vectors are converted too and there is no autocast. bfloat16 overflows no earlier than float32, and the layers of
-            :mod:`text2sam.folding` are fast on numbers of one format.
+        whole: convert vectors too and use no autocast. This is for bfloat16 on CPUs: its range is float32's, and the layers of
+            :mod:`text2sam.folding` are fast when weights and inputs have the same type.
     """
 
     def __init__(self, encoder: nn.Module, dtype: torch.dtype, *, whole: bool = False) -> None:

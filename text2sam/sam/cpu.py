@@ -1,6 +1,6 @@
 """Segment Anything's prompts on a CPU: the same masks in fewer and cheaper steps.
 
-The decoder's weights stay where they are; modules get a subclass that computes the same. Outputs change in the last bits.
+Weights are kept; modules get a subclass that computes the same. Outputs change in the last bits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _LayerNorm2d(LayerNorm2d):  # type: ignore[misc]
 
 
 class _Doubling(nn.ConvTranspose2d):
-    """A transposed convolution of 2 x 2 with stride 2: each place becomes four by one matrix, and none of them overlap."""
+    """A transposed convolution of 2 x 2 with stride 2. Its outputs do not overlap, so it is one matrix product."""
 
     def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
         b, _, h, w = x.shape
@@ -48,7 +48,7 @@ class _Doubling(nn.ConvTranspose2d):
 
 class _PromptEncoder(PromptEncoder):  # type: ignore[misc]
     def get_dense_pe(self) -> Tensor:
-        """(1, C, h, w), the same for every image: made once, and again for other weights."""
+        """(1, C, h, w), computed once for all images, and again when the weights are replaced."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         held = self.__dict__.get("_dense_pe")
         if held is None or held[0] is not matrix:
@@ -61,7 +61,7 @@ class _MaskDecoder(MaskDecoder):  # type: ignore[misc]
     def predict_masks(
         self, image_embeddings: Tensor, image_pe: Tensor, sparse_prompt_embeddings: Tensor, dense_prompt_embeddings: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As the method it stands for, without a copy of the image for each of the prompts."""
+        """As ``MaskDecoder``'s, without a copy of the image for each prompt."""
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse_prompt_embeddings), -1, -1), sparse_prompt_embeddings], dim=1)
         image = image_embeddings + dense_prompt_embeddings  # (B, C, h, w)
@@ -75,7 +75,7 @@ class _MaskDecoder(MaskDecoder):  # type: ignore[misc]
 def hasten_decoder(sam: nn.Module) -> None:
     """Makes a ``Sam`` on the CPU answer prompts faster, in place.
 
-    Modules of segment-anything's own classes change theirs; subclasses, which may compute something else, stay.
+    Only modules of segment-anything's own classes are changed; subclasses may compute something else.
     """
     faster: dict[type, type] = {
         Attention: _Attention,
@@ -96,7 +96,7 @@ def _doubles(layer: nn.ConvTranspose2d) -> bool:
 
 
 class CPUPredictor(SamPredictor):  # type: ignore[misc]
-    """A ``SamPredictor`` whose masks come from their logits in two small matrix products, which large images wait less for."""
+    """A ``SamPredictor`` that upsamples masks by :func:`masks_of`, which is faster, most of all for large images."""
 
     @torch.no_grad()
     def predict_torch(
@@ -130,8 +130,8 @@ class CPUPredictor(SamPredictor):  # type: ignore[misc]
 def masks_of(logits: Tensor, side: int, input_size: tuple[int, int], shape: tuple[int, int], threshold: float = 0.0) -> Tensor:
     """Masks in the image's size, as ``Sam.postprocess_masks`` and a threshold make them.
 
-    SAM upsamples its logits to its square input, cuts the padding off and resizes to the image, both times bilinearly. All of
-    it is one matrix for rows and one for columns, and a pixel takes from four places at most.
+    SAM upsamples its logits to its square input, cuts the padding off and resizes to the image, both times bilinearly. Together
+    this is linear, with one matrix for rows and one for columns that have few entries other than 0.
 
     Args:
         logits: (..., h, w) float32.

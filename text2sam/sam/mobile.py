@@ -84,7 +84,7 @@ def hasten(encoder: MobileImageEncoder, dtype: torch.dtype = torch.float32) -> M
 
     Args:
         encoder: in evaluation mode, on the CPU in float32.
-        dtype: what it shall compute in.
+        dtype: the floating point type that the weights are converted to.
     """
     from timm.models import tiny_vit
 

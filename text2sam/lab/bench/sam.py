@@ -20,20 +20,16 @@ def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
 
     from text2sam.sam.build import build_predictor, build_sam
 
-    def same(dtype: str) -> Any:
+    def drawn(build: Any, dtype: str = "float32") -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return build_predictor("vit_t", device="cpu", dtype=dtype)
+            return build("vit_t", device="cpu", dtype=dtype)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = SamPredictor(build_sam("vit_t", device="cpu"))
-    ours, half = same("float32"), same("bfloat16")
+    plain, ours, half = SamPredictor(drawn(build_sam)), drawn(build_predictor), drawn(build_predictor, "bfloat16")
     side = plain.model.image_encoder.img_size
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    encoders = {
-        name: predictor.model.image_encoder for name, predictor in {"plain": plain, "ours": ours, "bfloat16": half}.items()
-    }
+    predictors = {"plain": plain, "ours": ours, "bfloat16": half}
+    encoders = {name: predictor.model.image_encoder for name, predictor in predictors.items()}
     with torch.inference_mode():
         features = {name: encoder(pixels) for name, encoder in encoders.items()}
         sides = {name: Side(partial(encoder, pixels), long=True) for name, encoder in encoders.items()}
