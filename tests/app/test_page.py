@@ -242,8 +242,8 @@ def shown(page: Any, name: str) -> None:
     page.wait_for_timeout(200)
 
 
-# Gradio's statistics of its queue use an option of pandas; as an error this ends the queue of a server in this process
-@pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")
+# a deprecation inside Gradio would end the queue of a server in this process, were it an error
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_folder_through_a_kill_and_a_reload(browser: Any, serve: Serve, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -256,7 +256,9 @@ def test_a_folder_through_a_kill_and_a_reload(browser: Any, serve: Serve, tmp_pa
         shown(page, "desert.png")
         page.click("#accept")
         shown(page, "pets.png")
+        before = page.locator("#picture img").get_attribute("src")
         page.click("#objects label >> nth=1")
+        changed(page, before)
         page.get_by_label("adds").check()
         click(page, 0.35, 0.45)  # a house, a person might say
         page.keyboard.press("a")
