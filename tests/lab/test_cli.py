@@ -64,8 +64,8 @@ def test_bench_and_the_experiments(calls: list[Any]) -> None:
     folder, build, *rest = calls.pop()[0]
     assert (folder, build.__self__.preset, build.__name__) == (Path("data"), "sticker", "build")
     assert rest == [photos.Settings("all", ("paper",), photos=2), Path("r.json"), False, None]
-    assert run("evaluate annotation --kills 1 --no-undisturbed").exit_code == 0
-    assert calls.pop() == ((annotation.Settings(kills=1, undisturbed=False), None, False, None), {})
+    assert run("evaluate annotation --kills 1 --folder here").exit_code == 0
+    assert calls.pop() == ((500, 30, 1, None, False, Path("here")), {})
 
 
 def test_tasks(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

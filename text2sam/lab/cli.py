@@ -144,18 +144,13 @@ def evaluate_annotation(
     folder: Annotated[
         Path | None, option("--folder", "FOLDER", "Keep images and datasets in this folder, which must be empty.")
     ] = None,
-    no_undisturbed: Annotated[
-        bool, typer.Option("--no-undisturbed", help="Skip the run without kills, and the comparison with it.")
-    ] = False,
-    device: Device = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Annotate drawn scenes and hostile files with text2sam annotate, kill and restart it, and check the dataset."""
-    from text2sam.lab.experiments.annotation import Settings, main_command
+    from text2sam.lab.experiments.annotation import main_command
 
-    settings = Settings(scenes=scenes, hostile=hostile, kills=kills, device=device, undisturbed=not no_undisturbed)
-    main_command(settings, out, as_json, folder)
+    main_command(scenes, hostile, kills, out, as_json, folder)
 
 
 @dataclass(frozen=True)
