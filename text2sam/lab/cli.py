@@ -14,11 +14,9 @@ import typer
 from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
 from text2sam.cli.options import Device, ModelOptions, OptionGroup, Tiles, option, parse_tiles, with_options
 from text2sam.errors import InputError
-from text2sam.files import write_text
 from text2sam.lab.output import reporting
 
 if TYPE_CHECKING:
-    from text2sam.lab.metrics import Average
     from text2sam.lab.runner import ModelChoice
     from text2sam.lab.runner.settings import RunTask, ThresholdRule
 
@@ -204,14 +202,10 @@ class DataOptions(OptionGroup):
     reader_option: Annotated[
         list[str] | None, option("--option", "KEY=VALUE", "An option of the data set's reader; may be repeated.")
     ] = None
-    synonyms: Annotated[
-        bool, typer.Option("--synonyms", help="Average the features of a class's name and its synonyms in the data set.")
-    ] = False
     out: Annotated[
         Path | None,
         option("--out", "FILE", "Also write the result to this JSON file; with a journal beside it, a killed run resumes."),
     ] = None
-    markdown: Annotated[Path | None, option("--markdown", "FILE", "Also write the table to this file, in Markdown.")] = None
     overwrite: Annotated[
         bool, typer.Option("--overwrite/--resume", help="Delete the measurements of an earlier run, or use them.")
     ] = False
@@ -242,38 +236,36 @@ class DataOptions(OptionGroup):
         """
         from text2sam.lab import runner
         from text2sam.lab.datasets import open_dataset, subset
-        from text2sam.lab.runner.report import markdown, table
+        from text2sam.lab.runner.report import table
         from text2sam.lab.runner.settings import parse_methods
 
         if self.method is not None and self.compare:
             raise InputError("--method names one method and --compare several; give one of the two")
         names = split_list([self.method] if self.method is not None else self.compare)
-        chosen = runner.Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
+        chosen = runner.Settings(task, parse_methods(task, names), **settings)
         if clip.sam_checkpoint is not None and not chosen.needs_sam:
             raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
-        for file in (self.out, self.markdown):
-            if file is not None:
-                check_folder(file.parent)
+        if self.out is not None:
+            check_folder(self.out.parent)
         choice, options = clip.choice(self.untrained), self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
         surgery, model = runner.build_surgery(choice)
         predictor = runner.build_sam(choice) if chosen.needs_sam else None
         with reporting(table, None, as_json) as report:
-            result = runner.measure(
-                surgery,
-                data,
-                chosen,
-                model=model,
-                iclip=iclip,
-                predictor=predictor,
-                out=self.out,
-                overwrite=self.overwrite,
-                progress=sys.stderr.isatty(),
+            report(
+                runner.measure(
+                    surgery,
+                    data,
+                    chosen,
+                    model=model,
+                    iclip=iclip,
+                    predictor=predictor,
+                    out=self.out,
+                    overwrite=self.overwrite,
+                    progress=sys.stderr.isatty(),
+                )
             )
-            if self.markdown is not None:
-                write_text(self.markdown, markdown(result))
-            report(result)
 
     def reader_options(self, background: bool | None = None) -> dict[str, Any]:
         """The values of ``--option``, parsed as JSON if possible, and of ``--background``.
@@ -360,9 +352,6 @@ def evaluate_explainability(
     threshold_rule: Annotated[
         str, choice_of("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image.")
     ] = "dataset",
-    average: Annotated[
-        str, choice_of("--average", "samples|classes", "Average over samples, or first over the samples of each class.")
-    ] = "samples",
     label_set: Annotated[
         bool, typer.Option("--label-set/--empty-text", help="Feature surgery over the classes, or with the empty text.")
     ] = True,
@@ -378,7 +367,6 @@ def evaluate_explainability(
         iclip=iclip,
         label_set=label_set,
         threshold_rule=cast("ThresholdRule", threshold_rule),
-        average=cast("Average", average),
     )
 
 

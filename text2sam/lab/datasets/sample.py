@@ -224,7 +224,6 @@ class Dataset:
         homepage: where to get the data set.
         options: the other options of the reader, JSON-ready.
         wording: class -> text to query instead of its name.
-        synonyms: class -> other words for it.
 
     Raises:
         InputError: there is no sample, there are too many classes, or a name occurs twice.
@@ -242,7 +241,6 @@ class Dataset:
     homepage: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     wording: Mapping[str, str] = field(default_factory=dict, repr=False)
-    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:
