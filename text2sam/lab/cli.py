@@ -55,16 +55,13 @@ def bench(
         typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images, recipe, sam, annotate or peers."),
     ] = "all",
     out: Out = None,
-    sam_checkpoint: Annotated[
-        Path | None, option("--sam-checkpoint", "FILE", "Measure this SAM too, such as mobile_sam.pt.")
-    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Compare the speed of text2sam with a plain implementation of the papers, and its default recipe with the papers'."""
     from text2sam.lab.bench import Settings, main_command
 
-    main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))
+    main_command(suite, out, as_json, Settings(device=device))
 
 
 @evaluate.command("sticker", epilog=CODES_HELP)
