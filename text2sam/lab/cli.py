@@ -100,9 +100,6 @@ def evaluate_photos(
         str, choice_of("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all.")
     ] = "reporting",
     strategies: Strategies = None,
-    smallest: Annotated[
-        float, option("--smallest", "SHARE", "Skip the masks of targets with a smaller share of the image.", min=0, max=1)
-    ] = 0.0,
     photos: Annotated[int | None, option("--photos", "N", "Largest number of photos of the half.", min=1)] = None,
     embeddings: Annotated[Path | None, option("--embeddings", "FOLDER", "Cache encoded photos in this folder.")] = None,
     out: Out = None,
@@ -113,7 +110,7 @@ def evaluate_photos(
 
     models.check()
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
-    settings = Settings(half=half, smallest=smallest, photos=photos, **options)
+    settings = Settings(half=half, photos=photos, **options)
     main_command(folder, models.build, settings, out, as_json, embeddings)
 
 

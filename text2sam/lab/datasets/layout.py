@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.lab.datasets.pixels import Colour, picture_shape, read_picture, read_semantic
+from text2sam.lab.datasets.pixels import Colour, read_picture, read_semantic
 from text2sam.lab.datasets.sample import Dataset, Sample, Task
 
 Frame = Literal["seen", "stored"]
@@ -177,7 +177,6 @@ class Layout:
                 classes,
                 background,
                 read_image=lambda: read_picture(path, frame),
-                read_shape=lambda: picture_shape(path, frame),
                 path=path,
                 **truth(place),
             )

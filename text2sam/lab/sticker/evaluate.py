@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.clip.tiles import Tiles
+from text2sam.files import write_json
 from text2sam.lab.experiments.sticker import Answer, judge
 from text2sam.lab.metrics import MapSample, auroc, explainability, map_sample
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World, background, inner_point
@@ -205,8 +206,6 @@ def main() -> None:
         figures = measure(model, build_clip("sticker", device=arguments.device), arguments.scenes)
     print(json.dumps(figures, indent=1))
     if arguments.out:
-        from text2sam.files import write_json
-
         write_json(arguments.out, figures)
 
 
