@@ -22,11 +22,11 @@ FAMILIES = ("vit", "resnet")
 
 
 def surgery_of(family: str, **options: Any) -> ClipSurgery:
-    # a seed by which the layer speaks for some texts and against others
+    # with this seed the layer has positive and negative values
     return tiny_surgery(tiny_clip(family, seed=3), **({"image_size": 16 if family == "vit" else 64} | options))
 
 
-# what is refused
+# arguments
 
 
 def test_unusable_texts() -> None:
@@ -55,7 +55,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def by_hand(surgery: ClipSurgery, text: str) -> NDArray[np.float64]:
-    """(gh, gw): channels weighted by the mean gradient of the logit, what is negative 0, min-max."""
+    """(gh, gw): channels weighted by the mean gradient of the logit, negative values set to 0, min-max."""
     visual, pixels = surgery.model.visual, surgery.preprocess(picture())
     feature = surgery.encode_texts([text])[0].clone()
     if hasattr(visual, "attnpool"):
@@ -121,12 +121,12 @@ def test_one_patch(family: str, size: int) -> None:
     assert found.flat
 
 
-# what is known
+# side effects
 
 
 @with_package
 @pytest.mark.parametrize(("family", "failing"), [("vit", True), ("resnet", True), ("resnet", False)])
-def test_nothing_of_the_model_changes(family: str, failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_unchanged_afterwards(family: str, failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     surgery = surgery_of(family)
     model = surgery.model.train()
     last = model.visual.ln_post if family == "vit" else model.visual.attnpool
@@ -142,7 +142,7 @@ def test_nothing_of_the_model_changes(family: str, failing: bool, monkeypatch: p
     else:
         class_activation(surgery, picture(), ["cat", "dog"])
     gc.collect()
-    assert condition(model) == before  # hooks, modes and flags are part of it
+    assert condition(model) == before  # includes hooks, modes and flags
     for parameter in model.parameters():
         assert (parameter.grad is None) == (parameter is not kept)
     assert torch.equal(kept.grad, torch.ones_like(kept))

@@ -22,7 +22,7 @@ from text2sam.lab.runner import report
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the commands hand on to the modules that measure."""
+    """The arguments that the commands pass to the measuring modules."""
     made: list[Any] = []
     for module in (bench, photos, sticker, annotation):
         monkeypatch.setattr(module, "main_command", lambda *given, **named: made.append((given, named)))

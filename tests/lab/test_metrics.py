@@ -1,4 +1,4 @@
-"""Metrics against plain definitions, brute force and copies in place of weights, ties and degenerate inputs first."""
+"""Metrics against plain definitions, brute force, and copies instead of weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_bad_arguments(call: Any, message: str) -> None:
         ("py_sod_metrics", lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2), bool))),
     ],
 )
-def test_packages_are_asked_for_by_their_extra(monkeypatch: pytest.MonkeyPatch, package: str, call: Any) -> None:
+def test_the_error_for_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, package: str, call: Any) -> None:
     real = builtins.__import__
 
     def without(name: str, *more: Any) -> Any:
@@ -86,7 +86,7 @@ def test_packages_are_asked_for_by_their_extra(monkeypatch: pytest.MonkeyPatch, 
 def test_scores_of_soft_masks() -> None:
     pytest.importorskip("py_sod_metrics")
     whole = np.ones((4, 4), bool)
-    # everything is on: S is the mean, and a quarter of the 256 thresholds lets a value of 0.25 through
+    # the mask is full: S is the mean, and 0.25 reaches a quarter of the 256 thresholds
     s, e, _, mae = soft_mask_scores(np.full((4, 4), 0.25), whole)
     assert (s, e, mae) == pytest.approx((0.25, 64 / 256, 0.75))
     mask = np.zeros((9, 12), bool)
@@ -98,11 +98,11 @@ def test_scores_of_soft_masks() -> None:
     assert e < 0.02
     assert soft_mask_scores(np.ones((1, 1)), np.ones((1, 1), bool)).tolist() == pytest.approx([1, 1, 1, 0])
     mask[:] = False
-    mask[-1, 4] = True  # a quarter of the S-measure is empty
+    mask[-1, 4] = True  # one quadrant of the S-measure is empty
     assert np.isfinite(soft_mask_scores(mask.astype(float), mask)).tolist() == [False, True, True, True]
 
 
-def test_matching_is_one_to_one_and_the_threshold_counts() -> None:
+def test_matching_is_one_to_one_and_includes_the_threshold() -> None:
     ious = np.array([[0.6, 0.7], [0.6, 0.9], [0.5, 0.0]])
     assert match_detections(ious, 0.6).tolist() == [True, True, False]
     assert match_detections(ious, 0.65).tolist() == [True, False, False]
@@ -110,7 +110,7 @@ def test_matching_is_one_to_one_and_the_threshold_counts() -> None:
 
 
 def brute_force(hits: list[bool], positives: int) -> float:
-    """COCO's interpolated precision, recall by recall."""
+    """COCO's interpolated precision, by a loop over recalls."""
     true = np.cumsum(hits)
     precisions = [true[i] / (i + 1) for i in range(len(hits))]
     best = [
@@ -165,7 +165,7 @@ def test_classes_that_no_image_shows_are_left_out_of_map() -> None:
     assert mean_average_precision(scores, truth) == 0.75
 
 
-def test_the_bootstrap_draws_as_many_as_there_are_and_always_the_same() -> None:
+def test_bootstrap_weights_sum_to_the_number_of_units_and_are_reproducible() -> None:
     weights = bootstrap_weights(7, 50, 3)
     assert weights.shape == (50, 7)
     assert (weights.sum(axis=1) == 7).all()
@@ -206,7 +206,7 @@ def test_a_class_in_neither_truth_nor_prediction_is_left_out() -> None:
     assert matrix.iou()[[0, 2]].tolist() == [0.5, 0.0]
     assert np.isnan(matrix.iou()[1])
     assert matrix.miou() == 0.25
-    matrix.add(np.full((2, 2), 255), np.full((2, 2), 255))  # nothing counts
+    matrix.add(np.full((2, 2), 255), np.full((2, 2), 255))  # all pixels are ignored
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_class_in_neither_truth_nor_prediction_is_left_out() -> None:
         ([[0]], [[0]], 1, "ignore"),
     ],
 )
-def test_nothing_is_counted_of_an_image_that_is_wrong(prediction: Any, truth: Any, ignore: int, message: str) -> None:
+def test_a_bad_image_is_not_counted(prediction: Any, truth: Any, ignore: int, message: str) -> None:
     matrix = ConfusionMatrix(2)
     with pytest.raises(InputError, match=message):
         matrix.add(np.array(prediction), np.array(truth), ignore)
@@ -234,7 +234,7 @@ def maps_and_masks(count: int = 6) -> list[tuple[str, NDArray[np.float32], NDArr
 
 
 @pytest.mark.parametrize("thresholds", [MAP_THRESHOLDS, tuple(np.linspace(0.05, 0.95, 19)), (0.5,), (0.0, 0.3, 1.0)], ids=len)
-def test_the_curve_of_a_map_is_the_loops(thresholds: tuple[float, ...]) -> None:
+def test_the_curve_of_a_map_equals_plain_loops(thresholds: tuple[float, ...]) -> None:
     for name, values, mask in maps_and_masks():
         sample = map_sample(name, values, mask, thresholds)
         wide = values.astype(np.float64)
@@ -245,7 +245,7 @@ def test_the_curve_of_a_map_is_the_loops(thresholds: tuple[float, ...]) -> None:
     assert np.isnan(whole.background)
 
 
-def test_explainability_is_that_of_plain_loops() -> None:
+def test_explainability_equals_plain_loops() -> None:
     samples = [map_sample(*each) for each in maps_and_masks(7)]
     samples.append(map_sample("class 0", np.array([[0.25, 1.0]]), np.array([[True, True]])))
     figures = explainability(samples)

@@ -1,4 +1,4 @@
-"""How the photo pair's files are built, on drawn tokens."""
+"""Building of the photo pair's files, on random tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _three_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drawn(seed: int, *names: str) -> Taught:
-    """A photo whose places of each name have tokens along an axis of their own."""
+    """A photo in which the tokens of each name point along their own axis."""
     random = np.random.default_rng(seed)
     tokens, covers = [], []
     for size in SIZES:
@@ -45,7 +45,7 @@ def drawn(seed: int, *names: str) -> Taught:
 PHOTOS = [drawn(k, *(name for j, name in enumerate(KIND) if (k >> j) & 1)) for k in range(24)]
 
 
-def test_vectors_point_where_the_names_are() -> None:
+def test_vectors_point_to_the_tokens_of_the_names() -> None:
     vectors, offsets = learn(PHOTOS)
     assert vectors.shape == (3, WIDTH)
     assert offsets.shape == (3,)
@@ -56,13 +56,13 @@ def test_vectors_point_where_the_names_are() -> None:
     assert scores[:, 1].max() > 0 > scores[:, 0].max()
 
 
-def test_a_name_that_no_photo_shows_breaks_nothing() -> None:
+def test_a_name_that_no_photo_shows_does_not_affect_the_others() -> None:
     vectors, offsets = learn([drawn(k, "cat") if k % 2 else drawn(k) for k in range(6)])
     assert vectors.isfinite().all()
     assert offsets.isfinite().all()
 
 
-def test_the_classifier_that_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_built_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"synsets": SYNSETS, "words": WORDS}
     classifier, entries = classifier_with(word_network(), table, PHOTOS, learn(PHOTOS))
     assert [(entry["words"], entry["synset"]) for entry in entries] == [
@@ -83,7 +83,7 @@ def test_the_classifier_that_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known(few) == ["cat"]
 
 
-def test_presence_counts_both_answers_alike() -> None:
+def test_presence_weights_both_answers_equally() -> None:
     pytest.importorskip("sklearn")
     offset, slope = fit_presence(np.array([0.0, 1, 2, 3] + [0.0, 1] * 50), np.array([False, False, True, True] + [False] * 100))
     assert slope > 0
@@ -129,6 +129,6 @@ def test_words_below_the_classes(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text(NOUNS, encoding="utf-8")
     (tmp_path / "index.noun").write_text(SENSES, encoding="utf-8")
     found = narrower_words(table, tmp_path, ["n00000003"])
-    # no instances, no later senses ("bank"), nothing that is understood already ("cats", "mouse"), and no kinds of the bird
-    # called crane, since "crane" is a machine first
+    # without instances, later senses ("bank"), known words ("cats", "mouse"), and hyponyms of the bird
+    # crane, since the first sense of "crane" is the machine
     assert found == {"cat": ["tabby", "tiger cat"], "crane": ["tower crane"], "bird": ["pigeon"]}

@@ -1,4 +1,4 @@
-"""``evaluate photos`` on a tiny folder, with a map generator and a SAM that know the truth, or half of it."""
+"""``evaluate photos`` on a small folder, with a map generator that knows the truth and a SAM that knows half of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from text2sam.recipes.choose import choose_by_score
 from text2sam.types import PointPrompts, SimilarityMap
 
 SHAPE = (40, 60)
-BOXES = {"cat": (6, 6, 26, 26), "cup": (40, 8, 47, 15), "fly": (50, 30, 53, 33)}  # xyxy: 16.7 %, 2 % and 0.4 % of the picture
+BOXES = {"cat": (6, 6, 26, 26), "cup": (40, 8, 47, 15), "fly": (50, 30, 53, 33)}  # xyxy: 16.7 %, 2 % and 0.4 % of the image
 SHOWN = (("cat", "cup"), ("cat", "fly"), ("cup",), ("cat", "cup", "fly"), ())
 
 
@@ -47,7 +47,7 @@ def folder_of(path: Path, images: str = "images") -> Path:
     (path / images).mkdir(parents=True, exist_ok=True)
     annotations = []
     for number, names in enumerate(SHOWN):
-        # the first pixel tells generator and SAM which photo it is
+        # the first pixel identifies the photo for generator and SAM
         Image.fromarray(np.full((*SHAPE, 3), number, np.uint8)).save(path / images / f"{number}.png")
         for name in names:
             x0, y0, x1, y1 = BOXES[name]
@@ -61,7 +61,7 @@ def folder_of(path: Path, images: str = "images") -> Path:
 
 
 class Knowing:
-    """Maps are the true masks. Knows three names; is sure of the cat, and doubts the cup."""
+    """Maps are the true masks of three names; the presence of the cat is high, that of the cup low."""
 
     def encode(self, images: Any) -> list[int]:
         return [int(image[0, 0, 0]) for image in images]
@@ -80,7 +80,7 @@ class Knowing:
 
 
 class Half:
-    """Answers a point with the upper half of the object below it."""
+    """The mask of a point is the upper half of the object under it."""
 
     def set_image(self, image: Any) -> None:
         self.shown = SHOWN[int(image[0, 0, 0])]
@@ -158,7 +158,7 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
     answered = {size: figure["value"] for size, figure in rows["IoU, absent = 0", "click"].items()}
     assert answered == pytest.approx({big: 0.5, middle: 0, small: 0, above: 0.25})  # the cup is predicted absent
     papers = [rows[figure, "paper"] for figure in ("IoU, absent = 0", "IoU, taken as present")]
-    assert papers[0] == papers[1]  # it answers all the same
+    assert papers[0] == papers[1]  # the papers' recipe returns a mask nevertheless
     for size in SIZES:
         difference = rows["IoU, absent = 0", "click - paper"]
         assert difference[size]["value"] == pytest.approx(answered[size] - papers[0][size]["value"])
@@ -177,7 +177,7 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_encoded_photos_are_kept(tmp_path: Path, model: TextPromptedSAM) -> None:
+def test_encoded_photos_are_cached(tmp_path: Path, model: TextPromptedSAM) -> None:
     dataset, kept = open_photos(folder_of(tmp_path / "photos")), tmp_path / "kept"
     with pytest.raises(InputError, match="cannot be kept"):
         measure(model, dataset, embeddings=kept)
@@ -186,16 +186,16 @@ def test_encoded_photos_are_kept(tmp_path: Path, model: TextPromptedSAM) -> None
     first, again = (measure(real, dataset, Settings("all", resamples=5), embeddings=kept) for _ in range(2))
     assert len(encodings) == len(SHOWN)
     assert [row["sizes"] for row in first["rows"]] == [row["sizes"] for row in again["rows"]]
-    assert first["names"] == [*BOXES, "unicorn"]  # a CLIP takes any text
+    assert first["names"] == [*BOXES, "unicorn"]  # a CLIP accepts any text
 
 
 def test_intervals_are_over_photos() -> None:
-    """A photo with three equal targets is drawn as one."""
+    """The bootstrap draws a photo with its three targets as a unit."""
     answers = [{"click": {"iou": value, "answered": value, "calls": 1, "seconds": 0.0}} for value in (0.0, 1.0)]
     photos = [
         {
             "photo": str(k),
-            "targets": [{"size": 0.5, "presence": 0.9, "told": True, "peak": True, "answers": answers[k % 2]}] * 3,
+            "targets": [{"size": 0.5, "presence": 0.9, "present": True, "peak": True, "answers": answers[k % 2]}] * 3,
             "absent": {},
         }
         for k in range(6)

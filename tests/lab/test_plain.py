@@ -1,4 +1,4 @@
-"""The plain implementation against text2sam's own: two ways to the same numbers."""
+"""The plain implementation gives the same numbers as text2sam."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tokenizer() -> Any:
     return open_clip.get_tokenizer("ViT-B-32")
 
 
-def test_one_text_in_a_label_set_is_zero_everywhere() -> None:
+def test_a_label_set_of_one_text_gives_zeros() -> None:
     result = plain.feature_surgery(_features(2, 5, 8), _features(1, 8))
     assert result.shape == (2, 5, 1)
     assert result.abs().max() < 1e-6
@@ -74,7 +74,7 @@ def test_ensembles_agree(clip: Any, tokenizer: Any) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_the_whole_way_agrees(clip: Any, tokenizer: Any) -> None:
+def test_masks_and_maps_agree(clip: Any, tokenizer: Any) -> None:
     torch.manual_seed(1)
     predictor = SamPredictor(build_sam().eval())
     surgery = ClipSurgery(clip, tokenizer, image_size=(48, 64), depth=2, device="cpu", templates=TEMPLATES)

@@ -1,4 +1,4 @@
-"""The sticker evaluation on a world of two small scenes whose every figure is worked out by hand."""
+"""The sticker evaluation on two small scenes, whose figures are calculated by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def box(*corners: int) -> NDArray[np.bool_]:
 
 
 NOTHING = np.zeros(SHAPE, bool)
-# shares of the picture: 8 / 200 is medium, 4 / 200 small, 20 / 200 large
+# shares of the image: 8 / 200 is medium, 4 / 200 small, 20 / 200 large
 CAT_1, CAT_2, CAT_3 = box(0, 0, 4, 2), box(6, 0, 8, 2), box(10, 0, 12, 2)
 DOG = box(0, 5, 2, 7)
 KEY = box(10, 4, 14, 9)
@@ -87,7 +87,7 @@ def answer(
 
 
 class Pair:
-    """Stands for the models: answers by strategy and text; a text not listed is absent with presence 0.1."""
+    """In place of the pair: answers by strategy and text; all other texts are absent, with a presence of 0.1."""
 
     def __init__(self, answers: dict[str, dict[str, Segmentation]]) -> None:
         self.answers = answers
@@ -112,12 +112,12 @@ def part(mask: NDArray[np.bool_], score: float, *, offered: Sequence[NDArray[np.
 def world() -> tuple[Pair, list[Scene]]:
     drawn = scenes()
     false_alarm = absent_names(drawn[1])[0]
-    # IoU 8/16: the mask is half of the three cats; the best offered one adds the second cat, 12/16
+    # IoU 8/16: the mask covers half of the three cats; the best candidate adds the second cat, 12/16
     paper_cat = answer("cat", CAT_1, 0.8, score=0.55, points=[(1, 1), (19, 9)], offered=[CAT_1, CAT_1 | CAT_2, DOG])
-    paper_dog = answer("dog", box(0, 5, 4, 7), 0.3, score=0.45, points=[(0, 5)])  # told absent, its mask counts: 4/8
+    paper_dog = answer("dog", box(0, 5, 4, 7), 0.3, score=0.45, points=[(0, 5)])  # predicted absent, but its mask counts: 4/8
     paper_key = answer("key", KEY, 0.7, score=0.35, points=[(11.7, 6.9), (10, 4)])
     paper_false = answer(false_alarm, box(0, 0, 1, 1), 0.75, score=0.25)
-    # found: the second cat, then the first, then DOG as a cat; the offered masks hide a third cat behind the last
+    # instances: the second cat, the first cat, DOG as a cat; the candidates of the last include the third cat
     parts = (part(CAT_2, 0.9), part(CAT_1, 0.7), part(DOG, 0.6, offered=[DOG, CAT_3]))
     new_cat = answer("cat", CAT_1 | CAT_2 | DOG, 0.9, objects=parts)
     new_dog = answer("dog", NOTHING, 0.2)
@@ -144,7 +144,7 @@ def values(records: Sequence[SceneRecord], strategy: str) -> dict[str, float | N
     return {name: figure["value"] for name, figure in summarize(records, resamples=5)["figures"][strategy].items()}
 
 
-# degenerate
+# degenerate inputs
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_bad_settings(options: dict[str, Any], says: str) -> None:
         Settings(**options)
 
 
-def test_nothing_measured() -> None:
+def test_without_records() -> None:
     with pytest.raises(InputError, match="at least one"):
         summarize([])
     assert pick_cases([]) == []
 
 
-def test_an_empty_scene_asks_for_what_is_absent() -> None:
+def test_an_empty_scene_has_only_absent_queries() -> None:
     pair, _ = world()
     empty = Scene(np.zeros((*SHAPE, 3), np.uint8), (), 3)
     records = measure(pair, SETTINGS, scenes=[empty])
@@ -191,7 +191,7 @@ def test_a_scene_without_any_query() -> None:
 # by hand
 
 
-def test_figures_of_the_papers_answers(measured: tuple[Pair, list[SceneRecord]]) -> None:
+def test_figures_of_the_papers_recipe(measured: tuple[Pair, list[SceneRecord]]) -> None:
     found = values(measured[1], "paper")
     assert found["iou"] == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-4)
     assert found["iou_repeated"] == 0.5
@@ -205,13 +205,13 @@ def test_figures_of_the_papers_answers(measured: tuple[Pair, list[SceneRecord]])
     assert found["points_on_object"] == 0.8
     assert found["cases_points_on_object"] == pytest.approx(2 / 3, abs=1e-4)
     assert found["iou_points_on_object"] == 0.75
-    # ranked 0.55 right, 0.45 right (IoU exactly 1/2), 0.35 right, 0.25 wrong; 5 objects: 61 recalls reached
+    # by score: 0.55 right, 0.45 right (IoU exactly 1/2), 0.35 right, 0.25 wrong; 5 objects: 61 recalls reached
     assert found["ap50"] == pytest.approx(61 / 101, abs=1e-4)
     # above 0.5 the dog is wrong: recall 1/5 at precision 1 (21 recalls), 2/5 at 2/3 (20 recalls)
     assert found["ap"] == pytest.approx((61 + 9 * (21 + 20 * 2 / 3)) / 10 / 101, abs=1e-4)
 
 
-def test_figures_of_the_new_answers(measured: tuple[Pair, list[SceneRecord]]) -> None:
+def test_figures_of_the_default_recipe(measured: tuple[Pair, list[SceneRecord]]) -> None:
     found = values(measured[1], "objects")
     assert found["iou"] == pytest.approx((12 / 20 + 0 + 0.8) / 3, abs=1e-4)
     assert found["iou_repeated"] == 0.6
@@ -220,8 +220,8 @@ def test_figures_of_the_new_answers(measured: tuple[Pair, list[SceneRecord]]) ->
     assert found["presence_auroc"] == 1
     assert found["missed"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["false"] == 0
-    assert found["points_on_object"] == 1  # of the objects' points where the result has none of its own
-    # ranked 0.9 right, 0.8 (the key, up to IoU 0.8), 0.7 right, 0.6 wrong, of 5
+    assert found["points_on_object"] == 1  # points of the objects, since the result has no points
+    # by score: 0.9 right, 0.8 (the key, up to IoU 0.8), 0.7 right, 0.6 wrong, of 5
     assert found["ap50"] == pytest.approx(61 / 101, abs=1e-4)
     assert found["ap"] == pytest.approx((7 * 61 + 3 * (21 + 20 * 2 / 3)) / 10 / 101, abs=1e-4)
 
@@ -229,7 +229,7 @@ def test_figures_of_the_new_answers(measured: tuple[Pair, list[SceneRecord]]) ->
 # bootstrap
 
 
-def test_weights_stand_for_copies_of_scenes(measured: tuple[Pair, list[SceneRecord]]) -> None:
+def test_weights_equal_copies_of_scenes(measured: tuple[Pair, list[SceneRecord]]) -> None:
     records = [record.answers["paper"] for record in measured[1]]
     weighted = sticker.Tally(records).figures(np.array([[3, 1], [0, 2]]))
     for row, copies in enumerate(([records[0]] * 3 + [records[1]], [records[1]] * 2)):
@@ -247,7 +247,7 @@ def test_differences_are_paired(measured: tuple[Pair, list[SceneRecord]]) -> Non
         assert figures["paper"][name]["low"] <= figures["paper"][name]["high"]
         expected = figures["objects"][name]["value"] - figures["paper"][name]["value"]
         assert difference[name]["value"] == pytest.approx(expected, abs=2e-4), name
-    # scene by scene the mean IoU falls by 0.2, so every resample's does, though each strategy's own figure moves widely
+    # the mean IoU falls by 0.2 in each scene, so also in each resample, though the figures of both strategies vary
     assert [round(v, 4) for v in difference["iou"].values()] == [-0.2, -0.2, -0.2]
     assert figures["paper"]["iou"]["high"] - figures["paper"]["iou"]["low"] > 0.4
     same = summarize([replace(r, answers={"a": r.answers["paper"], "b": r.answers["paper"]}) for r in records], resamples=50)
@@ -257,7 +257,7 @@ def test_differences_are_paired(measured: tuple[Pair, list[SceneRecord]]) -> Non
 # report and table
 
 
-def test_report_tells_what_was_measured(measured: tuple[Pair, list[SceneRecord]], tmp_path: Path) -> None:
+def test_the_report_describes_the_settings(measured: tuple[Pair, list[SceneRecord]], tmp_path: Path) -> None:
     document = report(measured[1], SETTINGS)
     assert document["settings"]["seeds"] == {"first": 2_000_000, "last": 2_000_001}
     assert document["settings"]["split"] == "report"
@@ -271,10 +271,10 @@ def test_report_tells_what_was_measured(measured: tuple[Pair, list[SceneRecord]]
     assert set(sha256) == {"clip.safetensors", str(other)}
 
 
-# pictures
+# images of cases
 
 
-def test_the_cases_picked(measured: tuple[Pair, list[SceneRecord]]) -> None:
+def test_the_chosen_cases(measured: tuple[Pair, list[SceneRecord]]) -> None:
     picked = pick_cases(measured[1])
     assert [(c["kind"], c["seed"], c["name"]) for c in picked] == [
         ("gain", 7, "cat"),
@@ -304,7 +304,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return given
 
 
-def test_command_prints_what_it_writes(built: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes_the_same(
+    built: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sticker.main_command(replace(SETTINGS, device="cpu", resamples=5), tmp_path / "new" / "r.json", True)
     printed = json.loads(capsys.readouterr().out)
     assert printed == {**json.loads((tmp_path / "new" / "r.json").read_text()), "warnings": []}
@@ -316,7 +318,7 @@ def test_command_prints_what_it_writes(built: dict[str, Any], tmp_path: Path, ca
     assert err == ""
 
 
-def test_command_fails_before_it_builds_models(built: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_fails_before_it_builds_models(built: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="magic"):
         sticker.main_command(replace(SETTINGS, strategies=("paper", "magic")))
     with pytest.raises(InputError, match="second one"):

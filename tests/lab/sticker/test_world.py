@@ -1,4 +1,4 @@
-"""The sticker world: same seed same scene, exact masks, names."""
+"""The sticker world: seeds, exact masks, names."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_an_empty_scene_has_a_background_and_no_objects() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (97, 131)])
-def test_any_size_gives_masks_of_that_size(size: tuple[int, int]) -> None:
+def test_masks_have_the_size_of_the_scene(size: tuple[int, int]) -> None:
     scene = World(size=size, objects=(3, 3)).scene(1)
     assert scene.image.shape == (*size, 3)
     assert all(o.mask.shape == size and o.mask.dtype == np.bool_ for o in scene.objects)
 
 
-def test_a_seed_draws_the_same_scene_and_another_seed_another() -> None:
+def test_a_seed_determines_the_scene() -> None:
     world = World(objects=(2, 4))
     first, again, other = world.scene(7), world.scene(7), world.scene(8)
     np.testing.assert_array_equal(first.image, again.image)
@@ -44,18 +44,18 @@ def test_a_seed_draws_the_same_scene_and_another_seed_another() -> None:
     assert not np.array_equal(first.image, other.image)
 
 
-def test_masks_do_not_overlap_and_know_how_much_is_seen() -> None:
+def test_masks_do_not_overlap_and_visible_is_their_share() -> None:
     for seed in range(30):
         scene = World(size=(160, 200), objects=(3, 6), sides=(0.3, 0.6)).scene(seed)
         assert np.sum([o.mask for o in scene.objects], axis=0, dtype=int).max(initial=0) <= 1
         for o in scene.objects:
             assert o.mask.any()
             assert 0.6 <= o.visible <= 1.0
-        assert scene.objects[-1].visible >= 0.6  # the last one may leave the frame, but nothing covers it
+        assert scene.objects[-1].visible >= 0.6  # the last object may leave the frame, but no other object covers it
 
 
-def test_a_mask_is_where_the_sticker_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    # on a flat background without shadow and light, every pixel that differs is ink, and all ink differs
+def test_a_mask_covers_the_pixels_of_its_sticker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # without background, shadow and light, the pixels of the sticker are those that differ
     monkeypatch.setattr(world_module, "background", lambda rng, shape: np.full((*shape, 3), (255, 0, 255), np.uint8))
     monkeypatch.setattr(World, "_shadow", staticmethod(lambda *_: None))
     for seed in range(8):
@@ -67,7 +67,7 @@ def test_a_mask_is_where_the_sticker_is(monkeypatch: pytest.MonkeyPatch) -> None
         assert agree > 0.9, (seed, scene.names, agree)
 
 
-def test_repeat_draws_the_same_name_again() -> None:
+def test_repeat_is_the_probability_of_a_repeated_name() -> None:
     scenes = [World(objects=(4, 4), sides=(0.15, 0.25), repeat=1.0).scene(seed) for seed in range(5)]
     assert all(len(s.names) == 1 and len(s.objects) > 1 for s in scenes)
     union = scenes[0].mask(scenes[0].names[0])
@@ -93,12 +93,12 @@ def test_there_are_at_least_150_things_with_plain_names_and_a_glyph_each() -> No
     ("arguments", "said"),
     [({"size": (8, 100)}, "at least 16"), ({"objects": (3, 1)}, "smallest, largest"), ({"things": ["cat", "sofa"]}, "sofa")],
 )
-def test_a_world_that_cannot_be_is_refused(arguments: dict[str, object], said: str) -> None:
+def test_bad_settings(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         World(**arguments)  # type: ignore[arg-type]
 
 
-def test_without_openmoji_the_pip_line_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_openmoji_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     world_module._font_path.cache_clear()
     try:
@@ -108,7 +108,7 @@ def test_without_openmoji_the_pip_line_is_quoted(monkeypatch: pytest.MonkeyPatch
         world_module._font_path.cache_clear()
 
 
-def test_evaluation_never_draws_a_training_seed() -> None:
+def test_evaluation_uses_no_training_seed() -> None:
     seeds = [scene.seed for scene in evaluation_scenes(range(12))]
     assert max(seeds) < TRAIN_SEEDS < SAM_SEEDS
     assert tuple(THINGS) == NAMES

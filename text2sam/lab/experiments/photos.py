@@ -135,7 +135,7 @@ def measure_photo(
     """Measures all recipes on one photo, which is encoded once.
 
     Returns:
-        JSON-ready: ``photo``; ``targets``, each with ``name``, ``size``, ``presence``, ``told`` (predicted present), ``peak``
+        JSON-ready: ``photo``; ``targets``, each with ``name``, ``size``, ``presence``, ``present`` (predicted), ``peak``
         (whether the map's peak is on it) and ``answers``, recipe -> ``iou`` (taken as present), ``answered`` (IoU of the
         result), ``calls`` of SAM and ``seconds``; ``absent``, the presence scores of absent names.
     """
@@ -146,7 +146,7 @@ def measure_photo(
     for name in names:
         if name not in truths or not truths[name].any():
             continue
-        told, answers, maps = scores[name] >= model.presence_threshold, {}, []
+        present, answers, maps = scores[name] >= model.presence_threshold, {}, []
         for strategy, recipe in settings.recipes.items():
             calls, start = model.session.calls, time.perf_counter()
             result = model.segment(encoded, name, strategy=recipe, threshold=0.0)
@@ -154,12 +154,12 @@ def measure_photo(
             iou = mask_iou(result.mask, truths[name])
             answers[strategy] = {
                 "iou": iou,
-                "answered": iou if told or recipe.answers_absent else 0.0,
+                "answered": iou if present or recipe.answers_absent else 0.0,
                 "calls": model.session.calls - calls,
                 "seconds": time.perf_counter() - start,
             }
         at = np.array([maps[0].peak(encoded.shape)], np.float32)
-        target = {"name": name, "size": float(truths[name].mean()), "presence": scores[name], "told": told}
+        target = {"name": name, "size": float(truths[name].mean()), "presence": scores[name], "present": present}
         targets.append({**target, "peak": bool(truths[name][pixels_under(at, encoded.shape)][0]), "answers": answers})
     absent = {name: score for name, score in scores.items() if name not in truths}
     return {"photo": sample.id, "targets": targets, "absent": absent}
@@ -236,7 +236,7 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
     for recipe in settings.recipes:
         add("calls of SAM", recipe, of(recipe, "calls"))
     add("peak on the target", "", lambda target: target["peak"])
-    add("predicted present", "", lambda target: target["told"])
+    add("predicted present", "", lambda target: target["present"])
     absent = np.array([score for photo in photos for score in photo["absent"].values()], np.float64)
     shown = np.array([(t["size"], t["presence"]) for photo in photos for t in photo["targets"]], np.float64).reshape(-1, 2)
     within = {name: (shown[:, 0] >= low) & (shown[:, 0] < high) for name, (low, high) in SIZES.items()}

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,19 @@ def run(folder: Path, out: Path, *, kills: int = 0) -> dict[str, Any]:
     halfway = out / "labelme" / LabelmeExporter.names_of(sorted(item.path for item in items)[len(items) // 2])[0]
     rng = np.random.default_rng(0)
     starts: list[dict[str, Any]] = []
+    done = 0
+
+    def at_work(least: float) -> bool:
+        nonlocal done
+        done = max(done, committed(out))
+        return done >= least
+
     for point in [*kill_points(kills, len(chunks_of(items, BATCH))), math.inf]:
-        least = max(point or 0, committed(out) + 1)
-
-        def at_work(least: float = least) -> bool:
-            return committed(out) >= least
-
-        killed, seconds, output = start(command, folder, *((halfway.exists, 0.0) if point is None else (at_work, rng.random())))
+        reached = halfway.exists if point is None else partial(at_work, max(point, done + 1))
+        killed, seconds, output = start(command, folder, reached, 0.0 if point is None else rng.random())
         end = "finished" if not killed else "killed while writing" if point is None else "killed at work"
-        starts.append({"end": end, "batches": committed(out), "seconds": round(seconds, 2)})
+        done = max(done, committed(out))
+        starts.append({"end": end, "batches": done, "seconds": round(seconds, 2)})
         if not killed:
             break
     seconds = round(sum(record["seconds"] for record in starts), 2)
@@ -117,7 +122,7 @@ def start(command: Sequence[str], folder: Path, reached: Callable[[], bool], del
 
 
 def committed(out: Path) -> int:
-    """Number of batches in the journal of a job; 0 while there is no journal or it is locked."""
+    """Number of batches in the journal of a job; 0 if there is no journal, or it is locked or waits for a rollback."""
     address = f"{(out / STATE / JOURNAL).absolute().as_uri()}?mode=ro"
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(address, uri=True, timeout=1)) as database:
         return int(database.execute("SELECT count(*) FROM results").fetchone()[0])
