@@ -14,11 +14,11 @@ from helpers import tiny_surgery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from text2sam.annotate.journal import Journal
 from text2sam.cli.calibrate import read_examples
 from text2sam.errors import Text2SamError
 from text2sam.image import read_image
 from text2sam.lab.experiments.hostile import CANARY, HOSTILE
-from text2sam.lab.runner.journal import Journal
 from text2sam.presence import Calibration
 from text2sam.tasks.iclip import ICLIP
 from text2sam.zoo.state_dicts import load_state_dict

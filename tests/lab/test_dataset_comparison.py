@@ -62,19 +62,18 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_figures_by_hand(files: tuple[Path, Path]) -> None:
     dog, cat, every = compare(*files)
-    assert (dog.label, dog.there, dog.found, dog.missed, dog.wrong, dog.iou, dog.iou_there) == ("dog", 1, 0, 1, 0, None, 0.0)
-    assert (cat.there, cat.found, cat.missed, cat.wrong) == (2, 1, 1, 1)
-    assert cat.iou == pytest.approx(0.5)
-    assert cat.iou_there == pytest.approx(0.25)
-    assert (every.label, every.there, every.found, every.wrong) == ("all", 3, 1, 1)
-    assert every.iou_there == pytest.approx(0.5 / 3)
+    assert dog == {"label": "dog", "there": 1, "found": 0, "missed": 1, "wrong": 0, "iou": None, "iou_there": 0.0}
+    counts = {"there": 2, "found": 1, "missed": 1, "wrong": 1}
+    assert cat == {"label": "cat", **counts, "iou": pytest.approx(0.5), "iou_there": pytest.approx(0.25)}
+    counts = {"there": 3, "found": 1, "missed": 2, "wrong": 1}
+    assert every == {"label": "all", **counts, "iou": pytest.approx(0.5), "iou_there": pytest.approx(0.5 / 3)}
 
 
 def test_images_of_one_name_in_several_folders(tmp_path: Path) -> None:
     labels, there, nothing = ["cat"], {"cat": [square(0)]}, dict[str, list[Any]]()
     truth = dataset(tmp_path / "true.json", {"1/a.jpg": there, "2/a.jpg": nothing, "b.jpg": there}, labels)
     rows = compare(dataset(tmp_path / "found.json", {"1/a.jpg": there, "2/a.jpg": nothing, "3/b.jpg": there}, labels), truth)
-    assert (rows[0].there, rows[0].found, rows[0].wrong, rows[0].iou) == (2, 2, 0, 1.0)
+    assert [rows[0][key] for key in ("there", "found", "wrong", "iou")] == [2, 2, 0, 1.0]
     for names in (["a.jpg"], ["4/a.jpg"], ["1/a.jpg", "3/b.jpg", "4/b.jpg"]):
         found = dataset(tmp_path / "found.json", dict.fromkeys(names, there), labels)
         with pytest.raises(InputError, match="name of several images"):

@@ -24,6 +24,7 @@ from helpers import RESNET, TEXT, VIT, count_calls, picture, tiny_clip, tiny_pre
 from PIL import Image
 from typer.testing import CliRunner
 
+from text2sam.annotate.journal import Journal
 from text2sam.clip.attention import METHODS
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.prompts import SHORT_TEMPLATES
@@ -41,8 +42,7 @@ from text2sam.lab.metrics import (
     map_sample,
     mean_average_precision,
 )
-from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, measure, tasks
-from text2sam.lab.runner.journal import Journal, journal_path, key_of, pack, unpack
+from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, journal_path, key_of, measure, tasks
 from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
@@ -558,18 +558,6 @@ def test_the_journal_keeps_a_name_that_is_not_unicode(tmp_path: Path) -> None:
         journal.append(key_of(name), {"kept": 1})
     with Journal(tmp_path / "j", {"a": 1}) as journal:
         assert journal.read(key_of(name)) == {"kept": 1}
-
-
-def test_the_journal_keeps_arrays_exactly() -> None:
-    for dtype in (np.float32, np.float64):
-        values = np.random.default_rng(0).standard_normal((3, 4)).astype(dtype)
-        back = unpack(json.loads(json.dumps(pack(values))), dtype, 4)
-        assert back.dtype == dtype
-        assert np.array_equal(back, values)
-    assert unpack(pack(np.zeros(0)), np.float64, 101).shape == (0, 101)
-    for text, columns in (("no base 64", 1), (pack(np.zeros(3)), 2), (pack(np.zeros(3))[:-4], 1)):
-        with pytest.raises(InputError, match="no array"):
-            unpack(text, np.float64, columns)
 
 
 # images that fail

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,39 +19,19 @@ from text2sam.tables import aligned
 _Objects: TypeAlias = Callable[[], list[Instance]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """The figures of one label, or of all labels.
-
-    Attributes:
-        label: the label.
-        there: number of images that show it.
-        found: number of these in which it was found.
-        wrong: number of other images in which it was found.
-        iou: mean IoU of the unions of its masks over the images in ``found``; None without any.
-        iou_there: the same over the images in ``there``, with 0 where it was not found.
-    """
-
-    label: str
-    there: int
-    found: int
-    wrong: int
-    iou: float | None
-    iou_there: float | None
-
-    @property
-    def missed(self) -> int:
-        """Number of images that show it and in which it was not found."""
-        return self.there - self.found
-
-
-def compare(found: Path, truth: Path) -> list[Row]:
-    """One row for each label of the annotated data set, and a last row for all of them.
+def compare(found: Path, truth: Path) -> list[dict[str, Any]]:
+    """The figures of each label of the annotated data set, and a last row for all of them.
 
     Images are matched by ``file_name``, or else by its last part.
 
     Args:
         found, truth: the annotated and the true data set, JSON in COCO's format.
+
+    Returns:
+        JSON-ready rows with ``label``; ``there``, the number of images that show it; ``found`` and ``missed``, the numbers of
+        these in which it was found and not found; ``wrong``, the number of other images in which it was found; ``iou``, the
+        mean IoU of the unions of its masks over the images in ``found``; ``iou_there``, the same over the images in ``there``,
+        with 0 where it was not found. Both are None without an image.
 
     Raises:
         InputError: a file is not in COCO's format, the truth lacks a label, no image is in both, or an image matches several
@@ -100,16 +79,16 @@ def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _row(label: str, ious: list[float], wrong: int) -> Row:
+def _row(label: str, ious: list[float], wrong: int) -> dict[str, Any]:
     hits = [value for value in ious if value >= 0]
-    mean = float(np.mean(hits)) if hits else None
-    return Row(label, len(ious), len(hits), wrong, mean, sum(hits) / len(ious) if ious else None)
+    counts = {"there": len(ious), "found": len(hits), "missed": len(ious) - len(hits), "wrong": wrong}
+    means = {"iou": float(np.mean(hits)) if hits else None, "iou_there": sum(hits) / len(ious) if ious else None}
+    return {"label": label, **counts, **means}
 
 
 def report(found: Path, truth: Path) -> dict[str, Any]:
-    """The rows of :func:`compare`, JSON-ready: ``found``, ``truth`` and ``labels``."""
-    rows = [{**asdict(row), "missed": row.missed} for row in compare(found, truth)]
-    return {"found": str(found), "truth": str(truth), "labels": rows}
+    """``found``, ``truth`` and ``labels``, the rows of :func:`compare`; JSON-ready."""
+    return {"found": str(found), "truth": str(truth), "labels": compare(found, truth)}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from text2sam import __version__
+from text2sam.annotate.journal import Journal
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import ImageError, InputError, OutputError, one_line
 from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.output import track
-from text2sam.lab.runner.journal import Journal, journal_path, key_of
 from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
@@ -128,6 +128,16 @@ def measure(
     if out is not None:
         write_json(out, result)
     return result
+
+
+def journal_path(out: Path) -> Path:
+    """The journal of a run with the result file ``out``."""
+    return out.with_name(f"{out.name}.journal")
+
+
+def key_of(name: str) -> str:
+    """The key of an image in the journal; its name may have bytes that are not Unicode."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> None:

@@ -36,7 +36,6 @@ from text2sam.lab.metrics import (
     sod_metrics,
     soft_mask_scores,
 )
-from text2sam.lab.runner.journal import pack, unpack
 from text2sam.lab.runner.onepass import Clock, OnePass
 from text2sam.lab.runner.settings import ENCODED, Settings
 from text2sam.pipeline import TextPromptedSAM
@@ -132,12 +131,12 @@ class Recognition:
             recognition = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
         return {
             "labels": [self._names.index(name) for name in sample.labels],
-            "scores": {method: pack(recognition.scores[method]) for method in self._settings.methods},
+            "scores": {method: recognition.scores[method].tolist() for method in self._settings.methods},
         }
 
     def add(self, kept: Mapping[str, Any]) -> None:
         for method, rows in self._scores.items():
-            rows.append(unpack(kept["scores"][method], np.float32, len(self._names))[0])
+            rows.append(np.array(kept["scores"][method], np.float32))
         self._truth.append(np.isin(np.arange(len(self._names)), kept["labels"]))
 
     def figures(self, method: str) -> dict[str, Any]:
@@ -315,7 +314,7 @@ class Explainability:
                     for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
                 ]
             kept[method] = {
-                "ious": pack(np.array([s.ious for s in samples], np.float64)),
+                "ious": [s.ious.tolist() for s in samples],
                 "foreground": [s.foreground for s in samples],
                 "background": [finite(s.background) for s in samples],
             }
@@ -325,7 +324,7 @@ class Explainability:
         names = [self._names[i] for i in kept["classes"]]
         for method, samples in self._samples.items():
             maps = kept["maps"][method]
-            ious = unpack(maps["ious"], np.float64, len(MAP_THRESHOLDS))
+            ious = np.array(maps["ious"], np.float64).reshape(-1, len(MAP_THRESHOLDS))
             for name, curve, on, off in zip(names, ious, maps["foreground"], maps["background"], strict=True):
                 samples.append(MapSample(name, curve, on, math.nan if off is None else off))
         self._images += [self._added] * len(names)
