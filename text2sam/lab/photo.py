@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from text2sam.clip.classifier import PlaceFeatures, WordClassifier
 from text2sam.clip.words import WordTable
-from text2sam.lab.experiments.photos import HALVES
+from text2sam.lab.datasets.sample import unions
+from text2sam.lab.experiments.photos import Settings, open_photos, photos_of
 from text2sam.lab.wordnet import narrower_words
 from text2sam.zoo.photo.models import MEAN, SHIPPED, STD, build_encoder
 from text2sam.zoo.presets import PRESETS
@@ -202,18 +203,13 @@ def known(classifier: WordClassifier) -> list[str]:
 
 def read_photos(folder: Path, encode: WordClassifier) -> list[Taught]:
     """Encodes the tuning half of a COCO folder."""
-    from pycocotools.coco import COCO
-
-    coco = COCO(str(folder / "instances.json"))
-    names = {c["id"]: list(NAMES).index(c["name"]) for c in coco.dataset["categories"] if c["name"] in NAMES}
+    dataset = open_photos(folder)
     taught = []
-    for record in sorted(coco.imgs.values(), key=lambda r: str(r["file_name"]))[HALVES["tuning"]]:
-        [features] = encode.encode([folder / "images" / record["file_name"]])
-        masks = torch.zeros(len(NAMES), *features.shape)
-        for item in coco.loadAnns(coco.getAnnIds(imgIds=[record["id"]])):
-            if item["category_id"] in names:
-                mask = masks[names[item["category_id"]]]
-                torch.maximum(mask, torch.from_numpy(coco.annToMask(item)).float(), out=mask)
+    for place in photos_of(dataset, Settings(half="tuning")):
+        sample = dataset[place]
+        [features] = encode.encode([sample.image])
+        shown = unions(sample.instances)
+        masks = torch.from_numpy(np.stack([shown.get(name, np.zeros(sample.shape, bool)) for name in NAMES])).float()
         cover = [F.interpolate(masks[None], tokens.shape[1:], mode="area")[0].flatten(1).T for tokens in features.tokens]
         taught.append(Taught(features, torch.cat(cover), masks.flatten(1).any(dim=1)))
     return taught
