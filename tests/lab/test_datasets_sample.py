@@ -193,11 +193,11 @@ def test_registry() -> None:
         "voc", "context", "coco", "coco-stuff", "cityscapes", "ade", "imagenet-s50", "nus-wide", "camvid", "cod10k",
         "potsdam", "folder", "sticker",
     }  # fmt: skip
-    assert reader_options("voc") == {"background": True, "labels": "SegmentationClass", "frame": "seen"}
+    assert reader_options("voc") == {"background": True, "labels": "SegmentationClass"}
     assert len(TASKS) == 4
     with pytest.raises(InputError, match="no data set is called 'pascal'; there are voc,"):
         open_dataset("pascal")
-    with pytest.raises(InputError, match="no option 'size'; its options are: background, labels, frame"):
+    with pytest.raises(InputError, match="no option 'size'; its options are: background, labels"):
         open_dataset("voc", ".", size=3)
     with pytest.raises(InputError, match="needs the folder"):
         open_dataset("voc")

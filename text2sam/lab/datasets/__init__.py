@@ -12,8 +12,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets.aerial import open_potsdam
@@ -23,6 +24,7 @@ from text2sam.lab.datasets.folder import open_folder
 from text2sam.lab.datasets.layout import MissingDataError
 from text2sam.lab.datasets.nus_wide import open_nus_wide
 from text2sam.lab.datasets.pascal import open_context, open_voc
+from text2sam.lab.datasets.pixels import read_stored
 from text2sam.lab.datasets.sample import IGNORE, TASKS, Dataset, Instance, Sample, Task, subset
 from text2sam.lab.datasets.scenes import open_ade, open_imagenet_s
 from text2sam.lab.datasets.sticker import open_sticker
@@ -67,15 +69,26 @@ def reader_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, split: str | None = None, **options: Any) -> Dataset:
+Frame = Literal["seen", "stored"]
+"""Whether labels match an image with its EXIF rotation ("seen"), or as it is stored."""
+
+
+def open_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    split: str | None = None,
+    frame: Frame = "seen",
+    **options: Any,
+) -> Dataset:
     """A data set by name.
 
     Args:
         name: one of :data:`DATASETS`.
         root: its folder, in which ``~`` is expanded; None for drawn scenes.
         split: name of the split; None takes the usual split, mostly the validation images.
-        **options: options of the reader. Most have ``background``, whether pixels of no class are a class of their own, and
-            ``frame``, whether labels match the image as ``"seen"`` or as ``"stored"``, without its EXIF rotation.
+        frame: see :data:`Frame`; of no effect on drawn scenes.
+        **options: options of the reader. Most have ``background``, whether pixels of no class are a class of their own.
 
     Raises:
         InputError: the name, an option, the split or a list file is invalid.
@@ -88,5 +101,15 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, split
     unknown = sorted(options.keys() - known.keys())
     if unknown:
         raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {', '.join(known)}")
+    if frame not in get_args(Frame):
+        raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
     folder = None if root is None else Path(root).expanduser()
-    return DATASETS[name](folder, **({} if split is None else {"split": split}), **options)
+    data = DATASETS[name](folder, **({} if split is None else {"split": split}), **options)
+    if frame == "seen" or folder is None:
+        return data
+
+    def make(place: int) -> Sample:
+        sample = data.make(place)
+        return replace(sample, read_image=lambda: read_stored(sample.path or Path()))
+
+    return replace(data, make=make, options={**data.options, "frame": frame})

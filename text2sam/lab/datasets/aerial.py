@@ -22,9 +22,7 @@ _AREAS = {
 _CORNERS = (7, 4, 6, 2, 3, 1)  # number of the colour of each class of names.POTSDAM: red 1, green 2, blue 4
 
 
-def open_potsdam(
-    root: str | os.PathLike[str] | None, split: str = "test", *, clutter: bool = True, frame: disk.Frame = "seen"
-) -> Dataset:
+def open_potsdam(root: str | os.PathLike[str] | None, split: str = "test", *, clutter: bool = True) -> Dataset:
     """ISPRS Potsdam, 6 classes.
 
     Layout: ``2_Ortho_RGB/top_potsdam_<area>_RGB.tif``, and ``5_Labels_all_noBoundary/top_potsdam_<area>_label_noBoundary.tif``
@@ -48,6 +46,6 @@ def open_potsdam(
     numbers = {0: IGNORE} | {n: i if i < len(classes) else IGNORE for i, n in enumerate(_CORNERS)}
     return layout.paired(
         "potsdam", classes, layout.pairs(ids, pictures, photos, labels, masks), pixels.translation(numbers), split=split,
-        frame=frame, colour="corner", options={"clutter": clutter, "labels": labels.name},
+        colour="corner", options={"clutter": clutter, "labels": labels.name},
         wording={"impervious surfaces": "road"},
     )  # fmt: skip

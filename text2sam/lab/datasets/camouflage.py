@@ -23,7 +23,6 @@ def open_cod10k(
     *,
     label: str = "camouflaged animal",
     background: bool = True,
-    frame: disk.Frame = "seen",
 ) -> Dataset:
     """COD10K, the images with camouflaged animals.
 
@@ -50,4 +49,4 @@ def open_cod10k(
     layout.need(f"masks in {labels}", photos, files)
     layout.check()
     masks = {label.strip(): {name: files[name] for name in photos}}
-    return of_masks("cod10k", layout, photos, masks, background=background, split=split, frame=frame, options={"label": label})
+    return of_masks("cod10k", layout, photos, masks, background=background, split=split, options={"label": label})

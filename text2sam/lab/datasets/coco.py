@@ -45,7 +45,6 @@ def open_coco(
     background: bool = True,
     annotations: str | None = None,
     images: str | None = None,
-    frame: disk.Frame = "seen",
 ) -> Dataset:
     """COCO objects, 80 classes; or any data set in that format.
 
@@ -82,7 +81,7 @@ def open_coco(
     options = {"annotations": annotations, "images": images}
     return layout.dataset(
         "coco", disk.with_background(categories, background), files, truth,
-        background=background, tasks=TASKS, split=split, frame=frame, options=options,
+        background=background, tasks=TASKS, split=split, options=options,
     )  # fmt: skip
 
 
@@ -185,7 +184,7 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
     return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)
 
 
-def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017", *, frame: disk.Frame = "seen") -> Dataset:
+def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017") -> Dataset:
     """COCO-Stuff, 171 classes.
 
     Layout: images in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
@@ -213,6 +212,6 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017",
         used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
         numbers = {category - 1: index for index, category in enumerate(used)}
     return layout.paired(
-        "coco-stuff", names.COCO_STUFF, pairs, pixels.translation(numbers), split=split, frame=frame,
+        "coco-stuff", names.COCO_STUFF, pairs, pixels.translation(numbers), split=split,
         options={"encoding": encoding}, wording=names.stuff_wording(),
     )  # fmt: skip

@@ -23,7 +23,6 @@ def open_folder(
     images: str = "images",
     masks: str = "masks",
     background: bool = True,
-    frame: disk.Frame = "seen",
 ) -> Dataset:
     """Images, ``images/<id>.jpg``, and masks in one of three layouts:
 
@@ -57,7 +56,7 @@ def open_folder(
         if label is not None:
             layout.need(f"masks in {labels}", photos, files[label.strip()])
         layout.check()
-        return of_masks("folder", layout, photos, files, background=background, split=split, frame=frame, options=options)
+        return of_masks("folder", layout, photos, files, background=background, split=split, options=options)
     listed = layout.file(base, "classes.txt")
     layout.check()
     classes = _classes(listed)
@@ -65,7 +64,7 @@ def open_folder(
     return layout.paired(
         "folder", classes, layout.pairs(photos, pictures, photos, labels, found),
         pixels.translation({index: index for index in range(len(classes))}), background=classes[0].lower() == "background",
-        split=split, frame=frame, options=options,
+        split=split, options=options,
     )  # fmt: skip
 
 

@@ -7,17 +7,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.lab.datasets.pixels import Colour, read_picture, read_semantic
+from text2sam.image import read_image
+from text2sam.lab.datasets.pixels import Colour, read_semantic
 from text2sam.lab.datasets.sample import Dataset, Sample, Task
-
-Frame = Literal["seen", "stored"]
-"""Whether labels match an image with an EXIF rotation applied ("seen"), or as it is stored."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -151,7 +149,6 @@ class Layout:
         background: bool = False,
         tasks: tuple[Task, ...] = ("recognition", "semantic", "explainability"),
         split: str = "",
-        frame: str = "seen",
         options: Mapping[str, object] | None = None,
         wording: Mapping[str, str] | None = None,
     ) -> Dataset:
@@ -161,14 +158,11 @@ class Layout:
             name, classes, background, tasks, split, wording: see :class:`~text2sam.lab.datasets.sample.Dataset`.
             pictures: ids and files, in order.
             truth: index of an image -> arguments of :class:`~text2sam.lab.datasets.sample.Sample` for its ground truth.
-            frame: see :data:`Frame`.
-            options: options of the reader, besides ``background`` and ``frame``.
+            options: options of the reader, besides ``background``.
 
         Raises:
-            InputError: ``frame`` is unknown, or there is no image.
+            InputError: there is no image.
         """
-        if frame not in get_args(Frame):
-            raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
 
         def make(place: int) -> Sample:
             key, path = pictures[place]
@@ -176,7 +170,7 @@ class Layout:
                 key,
                 classes,
                 background,
-                read_image=lambda: read_picture(path, frame),
+                read_image=lambda: read_image(path),
                 path=path,
                 **truth(place),
             )
@@ -192,7 +186,7 @@ class Layout:
             split=split,
             root=self.root,
             homepage=self.homepage,
-            options={"background": background, "frame": frame, **(options or {})},
+            options={"background": background, **(options or {})},
             wording=wording or {},
         )
 

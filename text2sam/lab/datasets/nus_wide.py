@@ -21,7 +21,7 @@ from text2sam.lab.datasets.sample import Dataset
 HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
 
 
-def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, frame: disk.Frame = "seen") -> Dataset:
+def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test") -> Dataset:
     """NUS-WIDE.
 
     Layout: ``ImageList/TestImagelist.txt`` with lines such as ``actor\\0001_2124494179.jpg``;
@@ -50,7 +50,7 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test", *, f
         return {"read_labels": lambda: [names.NUS_WIDE[i] for i in np.flatnonzero(table[place])], "label_path": labels}
 
     photos = [(file.rpartition(".")[0] or file, pictures / file) for file in files]
-    return layout.dataset("nus-wide", names.NUS_WIDE, photos, truth, tasks=("recognition",), split=split, frame=frame)
+    return layout.dataset("nus-wide", names.NUS_WIDE, photos, truth, tasks=("recognition",), split=split)
 
 
 def _relative(line: str, listed: Path) -> str:

@@ -27,7 +27,6 @@ def open_voc(
     *,
     background: bool = True,
     labels: str = "SegmentationClass",
-    frame: disk.Frame = "seen",
 ) -> Dataset:
     """PASCAL VOC 2012, segmentation: 20 classes and background.
 
@@ -49,9 +48,7 @@ def open_voc(
     pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
     classes = disk.with_background(names.VOC, background)
     table = pixels.translation(pixels.counted(len(names.VOC), background))
-    return layout.paired(
-        "voc", classes, pairs, table, background=background, split=split, frame=frame, options={"labels": labels}
-    )
+    return layout.paired("voc", classes, pairs, table, background=background, split=split, options={"labels": labels})
 
 
 def _pairs(layout: disk.Layout, ids: list[str], pictures: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
@@ -59,9 +56,7 @@ def _pairs(layout: disk.Layout, ids: list[str], pictures: Path, masks: Path) -> 
     return layout.pairs(ids, pictures, photos, masks, labels)
 
 
-def open_context(
-    root: str | os.PathLike[str] | None, split: str = "val", *, background: bool = False, frame: disk.Frame = "seen"
-) -> Dataset:
+def open_context(root: str | os.PathLike[str] | None, split: str = "val", *, background: bool = False) -> Dataset:
     """PASCAL Context, 59 classes.
 
     Two layouts, in the folder, its ``VOC2010/`` or ``VOCdevkit/VOC2010/``, both with ``JPEGImages/<id>.jpg``:
@@ -93,9 +88,7 @@ def open_context(
         order = _legend(legend)
         numbers = {0: numbers[0]} | {number: numbers[1 + names.CONTEXT.index(name)] for number, name in order.items()}
     classes, table = disk.with_background(names.CONTEXT, background), pixels.translation(numbers)
-    return layout.paired(
-        "context", classes, pairs, table, background=background, split=split, frame=frame, options={"labels": masks.name}
-    )
+    return layout.paired("context", classes, pairs, table, background=background, split=split, options={"labels": masks.name})
 
 
 def _legend(path: Path) -> dict[int, str]:

@@ -22,14 +22,14 @@ _ORIENTATION = 0x0112
 _IMPURE = 8
 
 
-def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
-    """Reads an image with :func:`text2sam.image.read_image`; ``frame="stored"`` ignores an EXIF rotation.
+def read_stored(path: Path) -> NDArray[np.uint8]:
+    """Reads an image as :func:`text2sam.image.read_image`, but ignores an EXIF rotation.
 
     Raises:
         ImageError: the file is missing, broken or not an image.
     """
-    if frame == "seen" or not path.is_file():
-        return read_image(path)
+    if not path.is_file():
+        return read_image(path)  # raises
     with pillow_errors(str(path)), open_picture(path) as picture:
         picture.load()
         picture.getexif()[_ORIENTATION] = 1

@@ -21,7 +21,7 @@ IMAGENET_S_HOME = "https://github.com/LUSSeg/ImageNet-S"
 _IGNORED_THERE = 1000
 
 
-def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, frame: disk.Frame = "seen") -> Dataset:
+def open_ade(root: str | os.PathLike[str] | None, split: str = "validation") -> Dataset:
     """ADE20K, the 150 classes of the scene parsing challenge.
 
     Layout: ``images/<split>/<id>.jpg`` and ``annotations/<split>/<id>.png`` in the folder or its ``ADEChallengeData2016/``.
@@ -37,12 +37,10 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation", *, 
     photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
     pairs = layout.pairs(photos, pictures, photos, labels, masks)
     table = pixels.translation(pixels.counted(len(names.ADE), False))
-    return layout.paired("ade", names.ADE, pairs, table, split=split, frame=frame)
+    return layout.paired("ade", names.ADE, pairs, table, split=split)
 
 
-def open_imagenet_s(
-    root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True, frame: disk.Frame = "seen"
-) -> Dataset:
+def open_imagenet_s(root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True) -> Dataset:
     """ImageNet-S50: 50 classes and a background.
 
     Layout: ``<split>/<wnid>/<id>.JPEG`` and ``<split>-segmentation/<wnid>/<id>.png`` in the folder or its ``ImageNetS50/``.
@@ -77,6 +75,4 @@ def open_imagenet_s(
     numbers = pixels.counted(len(names.IMAGENET_S50), background)
     table = pixels.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE)
     classes = disk.with_background(tuple(names.IMAGENET_S50.values()), background)
-    return layout.paired(
-        "imagenet-s50", classes, pairs, table, background=background, split=split, frame=frame, colour="number"
-    )
+    return layout.paired("imagenet-s50", classes, pairs, table, background=background, split=split, colour="number")

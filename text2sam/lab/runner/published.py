@@ -81,7 +81,7 @@ def published_for(
     The whole split must have been measured, with the papers' templates and CLIP, and with default options.
     """
     usual = reader_options(dataset.name) if dataset.name in DATASETS else {}
-    usual = {name: value for name, value in usual.items() if name not in ("background", "frame")}
+    usual = {name: value for name, value in usual.items() if name != "background"}
     whole = "limit" not in dataset.options and usual == {
         name: dataset.options.get(name, value) for name, value in usual.items()
     }

@@ -21,7 +21,6 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best available)")
     parser.add_argument("--workers", type=int, default=1, help="number of processes that draw scenes")
     parser.add_argument("--ship", action="store_true", help="write the trained weights and their record into the package")
-    parser.add_argument("--from-shipped", action="store_true", help="start from the weights in the package")
     parser.add_argument("--share", type=float, default=1.0, help="share of every stage's steps to run")
     arguments = parser.parse_args()
     if not 0 < arguments.share <= 1:
@@ -30,7 +29,6 @@ def main() -> None:
 
     from text2sam.devices import pick_device
     from text2sam.lab.sticker import train_clip, train_sam
-    from text2sam.zoo.sticker.models import load_clip, load_sam
 
     device = str(pick_device(arguments.device))
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
@@ -43,15 +41,14 @@ def main() -> None:
     train: Any
     stages: tuple[Any, ...]
     if arguments.which == "clip":
-        train, stages, load = train_clip.train_clip, train_clip.CLIP_STAGES, load_clip
+        train, stages = train_clip.train_clip, train_clip.CLIP_STAGES
     else:
-        train, stages, load = train_sam.train_sam, train_sam.SAM_STAGES, load_sam
+        train, stages = train_sam.train_sam, train_sam.SAM_STAGES
     checkpoint = train(
         arguments.out,
         stages=tuple(replace(stage, steps=max(1, round(arguments.share * stage.steps))) for stage in stages),
         device=device,
         workers=arguments.workers,
-        start=load().state_dict() if arguments.from_shipped else None,
     )
     if processes > 1:
         torch.distributed.destroy_process_group()

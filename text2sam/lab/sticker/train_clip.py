@@ -193,9 +193,7 @@ def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor
     return pooled
 
 
-def train_clip(
-    out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1, start: Any = None
-) -> Path:
+def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1) -> Path:
     """Trains the sticker CLIP and returns the path of its last checkpoint.
 
     Args:
@@ -203,7 +201,6 @@ def train_clip(
         stages: the curriculum.
         device: device of the model.
         workers: number of processes that draw scenes.
-        start: initial state dict without a checkpoint; None initialises at random.
     """
     import open_clip
 
@@ -237,4 +234,4 @@ def train_clip(
         figures["scale"].append(scale.detach())
         return contrastive_loss(scale * cosines, contains.to(device))
 
-    return train("clip", out, model, stages, draw, loss_of, device=device, start=start, weight_decay=0.05, warm_up=300)
+    return train("clip", out, model, stages, draw, loss_of, device=device, weight_decay=0.05, warm_up=300)

@@ -350,9 +350,7 @@ def practice(sam: Any, scenes: int, seed: int) -> tuple[str, ...]:
     return tuple(name for name in THINGS for _ in range(round(4 * min(2.5, max(0.5, lack[name] / average)))))
 
 
-def train_sam(
-    out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: str = "cpu", workers: int = 1, start: Any = None
-) -> Path:
+def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: str = "cpu", workers: int = 1) -> Path:
     """Trains the sticker SAM and returns the path of its last checkpoint.
 
     Under ``torchrun`` every process draws its own batch, gradients are averaged, and the first process writes.
@@ -362,7 +360,6 @@ def train_sam(
         stages: the curriculum.
         device: device of the model.
         workers: number of processes that draw scenes.
-        start: initial state dict without a checkpoint; None initialises at random.
     """
     torch.manual_seed(0)
     sam = build_sam().to(device).train()
@@ -376,7 +373,7 @@ def train_sam(
     def loss_of(batch: Sequence[torch.Tensor], stage: SamStage, rng: np.random.Generator, figures: Figures) -> torch.Tensor:
         return _step(sam, batch, stage, rng, device, figures)
 
-    return train("sam", out, sam, stages, draw, loss_of, device=device, start=start, weight_decay=0.02, warm_up=200)
+    return train("sam", out, sam, stages, draw, loss_of, device=device, weight_decay=0.02, warm_up=200)
 
 
 def _step(

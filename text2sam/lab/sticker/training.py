@@ -35,7 +35,6 @@ def train(
     loss_of: Callable[[Sequence[torch.Tensor], Any, np.random.Generator, Figures], torch.Tensor],
     *,
     device: str,
-    start: Any,
     weight_decay: float,
     warm_up: int,
 ) -> Path:
@@ -50,7 +49,6 @@ def train(
             different batches each time.
         loss_of: (batch, stage, rng, figures) -> a scalar; it may add to the figures.
         device: device of the model.
-        start: initial state dict without a checkpoint; None leaves the model as it is.
         weight_decay: see :func:`parameter_groups`.
         warm_up: see :func:`decay`.
 
@@ -58,8 +56,6 @@ def train(
         The path of the last checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if start is not None:
-        model.load_state_dict(start)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, weight_decay), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True
     )
