@@ -66,7 +66,7 @@ def annotate(
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Batches at a time (default: one per core; on a GPU 1)."),
     ] = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     strict: Annotated[bool, typer.Option("--strict", help=f"Exit with code {EXIT_FAILED} when any image failed.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -63,7 +63,12 @@ Method = Annotated[
         callback=_known_method,
     ),
 ]
-BatchSize = Annotated[int, option("--batch-size", "N", "Images that CLIP encodes at once.", min=1)]
+BatchSize = Annotated[
+    int | None,
+    option(
+        "--batch-size", "N", "Images that CLIP encodes at once (default: 1 on a CPU, 8 on a GPU).", min=1, show_default=False
+    ),
+]
 
 
 class OptionGroup:

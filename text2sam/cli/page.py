@@ -50,7 +50,7 @@ def page(
     """Show a web page: type what to find in a picture, correct it by clicks, download it.
 
     With a folder the page goes through its images: accept, correct or reject each. What is accepted is in OUT at once, and
-    text2sam annotate --batch-size 1 with the same options goes on from there.
+    text2sam annotate with the same options (on a GPU with --batch-size 1) goes on from there.
     """
     models.check()
     if folder is None and (labels or out or formats):

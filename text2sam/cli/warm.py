@@ -26,7 +26,7 @@ def warm(
     reading: ImageOptions,
     method: Method = "surgery",
     tiles: Tiles = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:
     """Encode a folder of images ahead of annotate --embeddings, which then skips both encoders."""
