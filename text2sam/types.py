@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -162,6 +162,12 @@ class PointPrompts:
     def empty(cls) -> PointPrompts:
         """No points at all."""
         return cls(np.zeros((0, 2), np.float32), np.zeros(0, np.uint8))
+
+    @classmethod
+    def joined(cls, parts: Iterable[PointPrompts]) -> PointPrompts:
+        """The points of several prompts, in order."""
+        every = [cls.empty(), *parts]
+        return cls(np.concatenate([part.coords for part in every]), np.concatenate([part.labels for part in every]))
 
 
 @dataclass(frozen=True, eq=False)
