@@ -48,6 +48,7 @@ _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
 .gradio-container main {max-width: 1240px; margin: 0 auto !important;}
+.gradio-container .app {padding: 16px clamp(10px, 3vw, 32px) !important;}
 :is(#title, #progress) .html-container {padding: 0;}
 #title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
 #message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
@@ -67,7 +68,7 @@ _CSS = """
 .hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
 footer {display: none !important;}
 @media (max-width: 600px) {
-  .gradio-container .app {padding: 8px !important;} .wide {display: none;}
+  .wide {display: none;}
   #mode .wrap {flex-wrap: nowrap;} #mode label {font-size: .8rem; padding: 6px 4px; white-space: nowrap;}
   #decide {gap: 6px;} #decide button {padding: 0 4px; white-space: nowrap;}
 }
@@ -79,6 +80,11 @@ footer {display: none !important;}
 _DOWNLOAD = "(f) => {if (f) {const a = document.createElement('a'); a.href = f.url; a.download = f.orig_name; a.click();}}"
 
 _FOCUS = "() => {if (matchMedia('(pointer: fine)').matches) document.querySelector('#texts :is(textarea, input)')?.focus()}"
+
+_LOOK = """() => {
+  const figure = document.querySelector("#figure img");
+  figure?.decode().then(() => figure.scrollIntoView({behavior: "smooth", block: "nearest"}));
+}"""
 
 _SCRIPT = """() => {
   document.addEventListener("keydown", (e) => {
@@ -124,9 +130,9 @@ class _Editor:
         )
         with gr.Row(elem_id="tools"):
             self.mode = gr.Radio(_CLICKS, value="add", label="A click on the picture", elem_id="mode", scale=3, min_width=320)
-            self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=80)
-            self.remove = gr.Button("Remove", size="sm", elem_id="remove", min_width=80)
-            self.why = gr.Button("Why?", size="sm", elem_id="why", min_width=80)
+            self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=64)
+            self.remove = gr.Button("Remove", size="sm", elem_id="remove", min_width=64)
+            self.why = gr.Button("Why?", size="sm", elem_id="why", min_width=64)
 
     def right(self) -> None:
         """The objects, what else they might be, and the layers."""
@@ -221,7 +227,7 @@ class _Editor:
         self.remove.click(self.acts(remove), inputs, self.shown, **_ONE)
         for change in (self.layers.input, self.alpha.release):
             change(redraw, inputs, self.picture, show_progress="hidden", trigger_mode="always_last", **_FREE)
-        self.why.click(why, self.desk, self.figure, **_FREE)
+        self.why.click(why, self.desk, self.figure, **_FREE).then(None, None, None, js=_LOOK)
 
 
 def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
@@ -259,7 +265,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 texts = gr.Textbox(label="Find", placeholder="cat, dog", scale=4, min_width=200, elem_id="texts")
                 exclude = gr.Textbox(label="Leave out", placeholder="optional", scale=2, min_width=120, elem_id="exclude")
                 find = gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="find")
-                again = gr.Button("New picture", scale=1, min_width=110, elem_id="again")
+                again = gr.Button("New picture", scale=1, min_width=130, elem_id="again")
             with gr.Row():
                 with gr.Column(scale=3, min_width=440):
                     editor.left()
