@@ -47,7 +47,7 @@ _STRIP = {"rows": 1, "height": "auto", "show_label": False, "allow_preview": Fal
 _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
-.gradio-container main {max-width: 1240px; margin: 0 auto !important;}
+.gradio-container main {width: 100%; max-width: 1240px; margin: 0 auto !important;}
 .gradio-container .app {padding: 16px clamp(10px, 3vw, 32px) !important;}
 :is(#title, #progress) .html-container {padding: 0;}
 #title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}

@@ -233,8 +233,7 @@ def _help(item: Checkpoint, path: Path) -> str:
     return (
         f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n"
         f"  {path}\n"
-        f"or give its path as {option}= (on the command line --{option.replace('_', '-')}). "
-        "--preset sticker runs without any download."
+        f"or give its path as {option}= (on the command line --{option.replace('_', '-')})"
     )
 
 
