@@ -170,7 +170,7 @@ class PointPrompts:
         return cls(np.concatenate([part.coords for part in every]), np.concatenate([part.labels for part in every]))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SimilarityMap:
     """How similar each patch of an image is to a text.
 
@@ -192,6 +192,11 @@ class SimilarityMap:
         ok = isinstance(v, np.ndarray) and v.ndim == 2 and v.size > 0 and v.dtype == np.float32
         _require(ok, f"SimilarityMap: values must be a non-empty float32 array of shape (gh, gw), not {_describe(v)}")
         _require(bool(np.isfinite(v).all()), "SimilarityMap: values must be finite, not NaN or infinite")
+
+    def __repr__(self) -> str:
+        gh, gw = self.values.shape
+        span = f"{self.values.min():.3g} to {self.values.max():.3g}"
+        return f"<SimilarityMap {self.text!r}: {gw} x {gh} patches, {span}, {self.method}>"
 
     @property
     def flat(self) -> bool:
@@ -226,7 +231,7 @@ class SimilarityMap:
 
 
 @_packed("masks")
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Candidates:
     """The masks SAM offered for one object, and which one was taken.
 
@@ -261,6 +266,10 @@ class Candidates:
         ok = isinstance(self.chosen, (int, np.integer)) and 0 <= self.chosen < len(m)
         _require(ok, f"chosen must be an int in [0, {len(m)}), not {self.chosen!r}")
         Candidates.__dict__["masks"].pack(self)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score:.2f}" for score in self.scores)
+        return f"<Candidates: {len(self)} masks, scores {scores}, chosen {self.chosen}: {self.reason}>"
 
     def __len__(self) -> int:
         return len(self.scores)

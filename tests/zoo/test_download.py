@@ -333,7 +333,7 @@ def test_when_no_address_serves_it_the_error_says_all(server: Server, register: 
         str(cache_path("tiny")),
         f"{option}=",
         f"--{option.replace('_', '-')}",
-        "--preset sticker",
+        "--preset photo",
     ):
         assert wanted in text
     assert len(server.requests) == 2
@@ -437,7 +437,7 @@ def test_offline_opens_no_socket(register: Register, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(OfflineError) as caught:
         pull()
-    for wanted in ("TEXT2SAM_OFFLINE", SHA, str(cache_path("tiny")), "--sam-checkpoint", "--preset sticker"):
+    for wanted in ("TEXT2SAM_OFFLINE", SHA, str(cache_path("tiny")), "--sam-checkpoint", "--preset photo"):
         assert wanted in str(caught.value)
 
 

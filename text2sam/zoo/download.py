@@ -234,7 +234,7 @@ def _help(item: Checkpoint, path: Path) -> str:
         f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n"
         f"  {path}\n"
         f"or give its path as {option}= (on the command line --{option.replace('_', '-')}). "
-        "--preset sticker runs without any download."
+        'The preset photo (--preset photo) needs no download; "text2sam models words" lists the words it knows.'
     )
 
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from text2sam.errors import DownloadError, InputError, OfflineError, Text2SamWarning, WeightsError
+from text2sam.errors import DownloadError, InputError, Text2SamWarning, WeightsError
 
 if TYPE_CHECKING:
     import torch
 
     from text2sam.clip.classifier import WordClassifier
     from text2sam.clip.generator import ClipSurgery
-    from text2sam.zoo.table import Kind
 
 Spec = str | os.PathLike[str]
 
@@ -320,11 +319,12 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
         return model.eval(), tokenizer
     if spec is None:
         raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
+    from text2sam.zoo.download import resolve
     from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
 
     if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
         return found
-    path = _resolved(spec, "clip", options)
+    path = resolve(spec, "clip", progress=options.progress)
     if architecture == PHOTO:
         raise InputError(
             f"the preset {preset.name!r} has no CLIP whose architecture {path} could be of; name that with clip_model= "
@@ -446,28 +446,12 @@ def load_predictor(preset: Preset, options: ModelOptions) -> Any:
         from text2sam.zoo.sticker.models import load_sam
 
         return SamPredictor(load_sam().to(device))
+    from text2sam.zoo.download import resolve
     from text2sam.zoo.table import CHECKPOINTS
 
     known, folder = CHECKPOINTS.get(str(spec)), Path(spec).expanduser()
-    path = folder if known is None and folder.is_dir() else _resolved(spec, "sam", options)
+    path = folder if known is None and folder.is_dir() else resolve(spec, "sam", progress=options.progress)
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
-
-
-def _resolved(spec: Spec, kind: Kind, options: ModelOptions) -> Path:
-    """A checkpoint's file, downloaded if need be.
-
-    Raises:
-        WeightsError: it cannot be had; the message names the preset that needs no download.
-    """
-    from text2sam.zoo.download import resolve
-
-    try:
-        return resolve(spec, kind, progress=options.progress)
-    except (DownloadError, OfflineError) as error:
-        raise type(error)(
-            f"{error}. The preset {PHOTO!r} (--preset {PHOTO}) works without a download, for the words that "
-            f'"text2sam models words" lists'
-        ) from error
 
 
 @contextlib.contextmanager
