@@ -1,8 +1,9 @@
 """The demo: pictures that need no download, things to find in each and one that is not there.
 
 With the photo pair the pictures are photos that scikit-image ships, free of rights. With the sticker pair they are scenes in
-``text2sam/zoo/sticker/scenes`` with the true mask of each thing; :mod:`text2sam.lab.sticker.scenes` draws them. Those are made
-of OpenMoji glyphs, CC BY-SA 4.0 (https://openmoji.org), and under the same licence.
+``text2sam/zoo/sticker/scenes`` with the true mask of each thing; ``scenes.json`` holds the seed and the settings with which
+:class:`text2sam.lab.sticker.world.World` draws each. They are made of OpenMoji glyphs, CC BY-SA 4.0 (https://openmoji.org), and
+have the same licence.
 """
 
 from __future__ import annotations

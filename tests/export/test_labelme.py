@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pycocotools import mask as coco
 from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.formats import make_exporter
-from text2sam.lab.experiments.annotation.readers import LabelmeReader, labelme_reader
+from text2sam.lab.experiments.annotation import labelme_reader
 
 # pycocotools decodes through an __array__ of before NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -29,11 +30,11 @@ LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyt
 
 
 @pytest.fixture
-def labelme(monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelmeReader]:
+def labelme(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
     pytest.importorskip("labelme")
-    with labelme_reader() as reader:
-        yield reader
+    with labelme_reader() as (read, paint):
+        yield SimpleNamespace(read=read, paint=paint)
 
 
 written = functools.partial(exported, "labelme")

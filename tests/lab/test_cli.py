@@ -64,18 +64,18 @@ def test_bench_and_the_experiments(calls: list[Any]) -> None:
     folder, build, *rest = calls.pop()[0]
     assert (folder, build.__self__.preset, build.__name__) == (Path("data"), "sticker", "build")
     assert rest == [photos.Settings("all", ("paper",), photos=2), Path("r.json"), False, None]
-    assert run("evaluate annotation --kills 1 --no-undisturbed").exit_code == 0
-    assert calls.pop() == ((annotation.Settings(kills=1, undisturbed=False), None, False, None), {})
+    assert run("evaluate annotation --kills 1 --folder here").exit_code == 0
+    assert calls.pop() == ((500, 30, 1, None, False, Path("here")), {})
 
 
 def test_tasks(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "table", lambda result: "" if result == ("surgery", "model") else pytest.fail(result))
     readers.camvid(tmp_path)
-    line = f"evaluate explainability camvid --root {tmp_path} --compare all --average classes --image-size 96 --limit 3"
+    line = f"evaluate explainability camvid --root {tmp_path} --compare all --threshold-rule class --image-size 96 --limit 3"
     assert run(f"{line} --templates short --out {tmp_path / 'r.json'}").exit_code == 0
     [((choice,), _), ((surgery, data, settings), options)] = calls
     assert choice == runner.ModelChoice(image_size=96, templates=SHORT_TEMPLATES)
-    assert (settings.task, settings.average, set(settings.methods)) == ("explainability", "classes", set(METHODS))
+    assert (settings.task, settings.threshold_rule, set(settings.methods)) == ("explainability", "class", set(METHODS))
     assert (surgery, data.name, data.ids) == ("surgery", "camvid", ("0001TP",))
     assert (options["model"], options["out"], options["overwrite"]) == ("model", tmp_path / "r.json", False)
 

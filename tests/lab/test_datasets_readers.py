@@ -299,7 +299,6 @@ def test_voc_palette_border_and_background(tmp_path: Path) -> None:
     assert data[0].labels == ("aeroplane", "person", "tv monitor")
     assert data[0].masks["person"][0].tolist() == [False, False, True, False, False, False]
     assert data[0].ignored[0].tolist() == [False] * 4 + [True, False]
-    assert data.synonyms["aeroplane"] == ("airplane", "plane")
     bare = open_dataset("voc", tmp_path, background=False)
     assert (len(bare.classes), bare.background) == (20, False)
     assert row(bare) == [IGNORE, 0, 14, 19, IGNORE, IGNORE]
@@ -774,7 +773,6 @@ def test_folder_with_classes(tmp_path: Path) -> None:
     data = open_dataset("folder", tmp_path)
     assert data.classes == ("background", "cat", "dog")
     assert data.background
-    assert data.synonyms == {"cat": ("kitten", "pussycat")}
     assert row(data) == [0, 1, 2, IGNORE, 0, 0]
     text(tmp_path / "classes.txt", "cat\ndog\nbird\n")
     assert not open_dataset("folder", tmp_path).background

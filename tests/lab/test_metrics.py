@@ -23,7 +23,6 @@ from text2sam.lab.metrics import (
     map_sample,
     match_detections,
     mean_average_precision,
-    ranked_average_precision,
     row_means,
     soft_mask_scores,
     weighted_ratio,
@@ -37,9 +36,6 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
     assert np.isnan(auroc([], [1.0]))
     assert np.isnan(auroc([1.0], []))
     assert np.isnan(auroc([1.0, 2.0], [3.0], [0, 0], [1]))
-    assert np.isnan(ranked_average_precision([], np.zeros(0, bool)))
-    assert np.isnan(ranked_average_precision([0.3, 0.1], [False, False]))
-    assert np.isnan(ranked_average_precision([0.3, 0.1], [True, False], [0, 2]))
     assert np.isnan(mean_average_precision(np.zeros((2, 2)), np.zeros((2, 2), bool)))
     assert all(np.isnan(end) for end in interval(np.array([np.nan])))
     assert np.isnan(weighted_ratio([0.0], [0], np.ones((1, 1), np.int64)))
@@ -54,10 +50,10 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
         (lambda: match_detections(np.zeros((1, 1)), 0.0), "threshold"),
         (lambda: average_precision([True], 1, [0.5]), "whole numbers"),
         (lambda: auroc([1.0], [1.0], [-1]), "weights"),
-        (lambda: ranked_average_precision([1.0], [1]), "bool"),
+        (lambda: class_average_precisions([[1.0]], [[1]]), "bool"),
         (lambda: bootstrap_weights(0, 1), "units"),
         (lambda: map_sample("cat", np.full((2, 2), 2.0), np.ones((2, 2), bool)), r"in \[0, 1\]"),
-        (lambda: map_sample("cat", np.zeros((2, 2)), np.ones((2, 2), bool), (0.5, 0.5)), "ascend"),
+        (lambda: explainability([]), "at least one sample"),
         (lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2))), "a bool array"),
         (lambda: MapSample("cat", np.array([1.5]), 0.5, 0.5), "ious"),
     ],
@@ -147,21 +143,17 @@ def test_auroc_is_the_share_of_pairs_with_ties_one_half() -> None:
         assert auroc(p, n, wp, wn) == pytest.approx(auroc(*copies), nan_ok=True)
 
 
-def test_ranked_average_precision_is_precision_by_gain_in_recall() -> None:
+def test_average_precision_is_precision_by_gain_in_recall() -> None:
     rng = np.random.default_rng(2)
-    for _ in range(60):
-        count = int(rng.integers(1, 12))
-        scores, truth = rng.integers(0, 5, count) / 4, rng.random(count) > 0.5
+    scores, truth = rng.integers(0, 5, (11, 40)) / 4, rng.random((11, 40)) > 0.8
+    for values, shown, found in zip(scores.T, truth.T, class_average_precisions(scores, truth), strict=True):
         expected, before = 0.0, 0.0
-        for step in sorted(set(scores.tolist()), reverse=True):
-            chosen = scores >= step
-            recall = truth[chosen].sum() / max(1, truth.sum())
-            expected += (recall - before) * truth[chosen].mean()
+        for step in sorted(set(values.tolist()), reverse=True):
+            chosen = values >= step
+            recall = shown[chosen].sum() / max(1, shown.sum())
+            expected += (recall - before) * shown[chosen].mean()
             before = recall
-        assert ranked_average_precision(scores, truth) == pytest.approx(expected if truth.any() else np.nan, nan_ok=True)
-        weights = rng.integers(0, 3, count)
-        copies = np.repeat(scores, weights), np.repeat(truth, weights)
-        assert ranked_average_precision(scores, truth, weights) == pytest.approx(ranked_average_precision(*copies), nan_ok=True)
+        assert found == pytest.approx(expected if shown.any() else np.nan, nan_ok=True)
 
 
 def test_classes_that_no_image_shows_are_left_out_of_map() -> None:
@@ -253,27 +245,17 @@ def test_the_curve_of_a_map_is_the_loops(thresholds: tuple[float, ...]) -> None:
     assert np.isnan(whole.background)
 
 
-@pytest.mark.parametrize("average", ["samples", "classes"])
-def test_explainability_is_that_of_plain_loops(average: Any) -> None:
+def test_explainability_is_that_of_plain_loops() -> None:
     samples = [map_sample(*each) for each in maps_and_masks(7)]
     samples.append(map_sample("class 0", np.array([[0.25, 1.0]]), np.array([[True, True]])))
-    figures = explainability(samples, average)
+    figures = explainability(samples)
     groups = {name: [s for s in samples if s.name == name] for name in sorted({s.name for s in samples})}
-
-    def mean(value: Any) -> Any:
-        if average == "samples":
-            return np.mean([value(s) for s in samples], axis=0)
-        return np.mean([np.mean([value(s) for s in group], axis=0) for group in groups.values()], axis=0)
-
-    curve = mean(lambda s: s.ious)
+    curve = np.mean([s.ious for s in samples], axis=0)
     best = {name: int(np.mean([s.ious for s in group], axis=0).argmax()) for name, group in groups.items()}
-    assert figures.miou == pytest.approx(100 * curve.max())
-    assert figures.threshold == MAP_THRESHOLDS[int(curve.argmax())]
-    assert figures.class_thresholds == {name: MAP_THRESHOLDS[k] for name, k in best.items()}
-    assert figures.miou_per_class == pytest.approx(100 * mean(lambda s: s.ious[best[s.name]]))
-    assert figures.miou_per_image == pytest.approx(100 * mean(lambda s: s.ious.max()))
-    contrasts = {name: [s.contrast for s in group if np.isfinite(s.contrast)] for name, group in groups.items()}
-    flat = [value for values in contrasts.values() for value in values]
-    expected = np.mean(flat) if average == "samples" else np.mean([np.mean(values) for values in contrasts.values()])
-    assert figures.msc == pytest.approx(100 * expected)
-    assert (figures.samples, figures.classes) == (8, 3)
+    assert figures["miou_dataset"] == pytest.approx(100 * curve.max())
+    assert figures["threshold"] == MAP_THRESHOLDS[int(curve.argmax())]
+    assert figures["thresholds"] == {name: MAP_THRESHOLDS[k] for name, k in best.items()}
+    assert figures["miou_class"] == pytest.approx(100 * np.mean([s.ious[best[s.name]] for s in samples]))
+    assert figures["miou_image"] == pytest.approx(100 * np.mean([s.ious.max() for s in samples]))
+    assert figures["msc"] == pytest.approx(100 * np.mean([s.contrast for s in samples if np.isfinite(s.contrast)]))
+    assert (figures["samples"], figures["classes"]) == (8, 3)

@@ -114,7 +114,6 @@ def model() -> TextPromptedSAM:
         ({"half": "most"}, "half must be one of tuning, reporting, all, not 'most'"),
         ({"strategies": ("paper", "paper")}, "each name once"),
         ({"strategies": ("best",)}, "not 'best'"),
-        ({"smallest": float("nan")}, "smallest must be at least 0"),
     ],
 )
 def test_settings_are_checked(change: dict[str, Any], message: str) -> None:

@@ -1,9 +1,9 @@
-"""Class activation maps by the package grad-cam, a baseline for similarity maps.
+"""Grad-CAM by the package grad-cam, a baseline for similarity maps.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) and its variants weight the channels of a layer by the gradient of a score.
-The score is CLIP's logit of a text: the scaled cosine of the text and the class token of the original path. The layer is the
-input of the last step: the output of the first norm in the last block of a transformer, as grad-cam recommends for ViTs, or the
-input of a ResNet's attention pool.
+Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weights the channels of a layer by the mean gradient of a score. The score is
+CLIP's logit of a text: the scaled cosine of the text and the class token of the original path. The layer is the input of the
+last step: the output of the first norm in the last block of a transformer, as grad-cam recommends for ViTs, or the input of a
+ResNet's attention pool.
 
 The layers before it run once for all texts. grad-cam hooks an identity module that the layer passes through, so the tower has
 no hooks and its parameters get no gradients.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,23 +27,9 @@ from text2sam.errors import InputError, MissingDependencyError
 from text2sam.image import ImageLike
 from text2sam.types import SimilarityMap
 
-Activation = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
-"""Grad-CAM, Grad-CAM++ (arXiv 1710.11063), HiResCAM (arXiv 2011.08891), LayerCAM (IEEE TIP 2021), XGrad-CAM (arXiv
-2008.02312)."""
 
-_CLASSES = {
-    "gradcam": "GradCAM",
-    "gradcam++": "GradCAMPlusPlus",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "xgradcam": "XGradCAM",
-}
-
-
-def class_activation(
-    surgery: ClipSurgery, image: ImageLike, texts: Sequence[str], *, method: Activation = "gradcam"
-) -> list[SimilarityMap]:
-    """Class activation maps of an image, one per text.
+def class_activation(surgery: ClipSurgery, image: ImageLike, texts: Sequence[str]) -> list[SimilarityMap]:
+    """Grad-CAM's maps of an image, one per text.
 
     During the call the tower is in evaluation mode and its parameters require no gradients; both are restored afterwards. Not
     thread-safe.
@@ -52,7 +38,6 @@ def class_activation(
         surgery: the CLIP; its ``depth`` has no effect.
         image: see :func:`text2sam.image.read_image`.
         texts: T texts, independent of each other.
-        method: kind of map.
 
     Returns:
         T maps whose ``values`` are (gh, gw) float32 in [0, 1]: negative values set to 0, then min-max (grad-cam's epsilon keeps
@@ -60,12 +45,10 @@ def class_activation(
 
     Raises:
         MissingDependencyError: the package ``grad-cam`` is not installed.
-        InputError: ``method`` is unknown, or ``texts`` is a string.
+        InputError: ``texts`` is a string.
         PromptError: a text is empty or too long.
         ImageError: the image cannot be read.
     """
-    if method not in get_args(Activation):
-        raise InputError(f"method must be one of {', '.join(get_args(Activation))}, not {method!r}")
     if isinstance(texts, str):
         raise InputError(f"texts must be a sequence of strings; for one text pass [{texts!r}]")
     wanted = [check_text(text) for text in texts]
@@ -84,7 +67,7 @@ def class_activation(
         step = surgery.tower.last_step(pixels)
         last = _Last(step, features)
         canvas = torch.zeros(1, 1, *step.grid, device=surgery.device)
-        cam = getattr(pytorch_grad_cam, _CLASSES[method])(last, [last.tap], reshape_transform=step.layer_map)
+        cam = pytorch_grad_cam.GradCAM(last, [last.tap], reshape_transform=step.layer_map)
         maps = []
         try:
             for index in range(len(wanted)):
@@ -92,7 +75,7 @@ def class_activation(
                     maps.append(cam(canvas, [_Entry(index)])[0])
         finally:
             cam.activations_and_grads.release()
-    return [SimilarityMap(np.ascontiguousarray(m, np.float32), text, method) for m, text in zip(maps, wanted, strict=True)]
+    return [SimilarityMap(np.ascontiguousarray(m, np.float32), text, "gradcam") for m, text in zip(maps, wanted, strict=True)]
 
 
 class _Last(nn.Module):

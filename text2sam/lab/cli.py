@@ -14,11 +14,9 @@ import typer
 from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
 from text2sam.cli.options import Device, ModelOptions, OptionGroup, Tiles, option, parse_tiles, with_options
 from text2sam.errors import InputError
-from text2sam.files import write_text
 from text2sam.lab.output import reporting
 
 if TYPE_CHECKING:
-    from text2sam.lab.metrics import Average
     from text2sam.lab.runner import ModelChoice
     from text2sam.lab.runner.settings import RunTask, ThresholdRule
 
@@ -57,16 +55,13 @@ def bench(
         typer.Argument(metavar="SUITE", help="What to measure: all, text, surgery, images, recipe, sam, annotate or peers."),
     ] = "all",
     out: Out = None,
-    sam_checkpoint: Annotated[
-        Path | None, option("--sam-checkpoint", "FILE", "Measure this SAM too, such as mobile_sam.pt.")
-    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Compare the speed of text2sam with a plain implementation of the papers, and its default recipe with the papers'."""
     from text2sam.lab.bench import Settings, main_command
 
-    main_command(suite, out, as_json, Settings(device=device, sam_checkpoint=sam_checkpoint))
+    main_command(suite, out, as_json, Settings(device=device))
 
 
 @evaluate.command("sticker", epilog=CODES_HELP)
@@ -105,9 +100,6 @@ def evaluate_photos(
         str, choice_of("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all.")
     ] = "reporting",
     strategies: Strategies = None,
-    smallest: Annotated[
-        float, option("--smallest", "SHARE", "Skip the masks of targets with a smaller share of the image.", min=0, max=1)
-    ] = 0.0,
     photos: Annotated[int | None, option("--photos", "N", "Largest number of photos of the half.", min=1)] = None,
     embeddings: Annotated[Path | None, option("--embeddings", "FOLDER", "Cache encoded photos in this folder.")] = None,
     out: Out = None,
@@ -118,7 +110,7 @@ def evaluate_photos(
 
     models.check()
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
-    settings = Settings(half=half, smallest=smallest, photos=photos, **options)
+    settings = Settings(half=half, photos=photos, **options)
     main_command(folder, models.build, settings, out, as_json, embeddings)
 
 
@@ -144,18 +136,13 @@ def evaluate_annotation(
     folder: Annotated[
         Path | None, option("--folder", "FOLDER", "Keep images and datasets in this folder, which must be empty.")
     ] = None,
-    no_undisturbed: Annotated[
-        bool, typer.Option("--no-undisturbed", help="Skip the run without kills, and the comparison with it.")
-    ] = False,
-    device: Device = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Annotate drawn scenes and hostile files with text2sam annotate, kill and restart it, and check the dataset."""
-    from text2sam.lab.experiments.annotation import Settings, main_command
+    from text2sam.lab.experiments.annotation import main_command
 
-    settings = Settings(scenes=scenes, hostile=hostile, kills=kills, device=device, undisturbed=not no_undisturbed)
-    main_command(settings, out, as_json, folder)
+    main_command(scenes, hostile, kills, out, as_json, folder)
 
 
 @dataclass(frozen=True)
@@ -209,14 +196,10 @@ class DataOptions(OptionGroup):
     reader_option: Annotated[
         list[str] | None, option("--option", "KEY=VALUE", "An option of the data set's reader; may be repeated.")
     ] = None
-    synonyms: Annotated[
-        bool, typer.Option("--synonyms", help="Average the features of a class's name and its synonyms in the data set.")
-    ] = False
     out: Annotated[
         Path | None,
         option("--out", "FILE", "Also write the result to this JSON file; with a journal beside it, a killed run resumes."),
     ] = None
-    markdown: Annotated[Path | None, option("--markdown", "FILE", "Also write the table to this file, in Markdown.")] = None
     overwrite: Annotated[
         bool, typer.Option("--overwrite/--resume", help="Delete the measurements of an earlier run, or use them.")
     ] = False
@@ -247,38 +230,36 @@ class DataOptions(OptionGroup):
         """
         from text2sam.lab import runner
         from text2sam.lab.datasets import open_dataset, subset
-        from text2sam.lab.runner.report import markdown, table
+        from text2sam.lab.runner.report import table
         from text2sam.lab.runner.settings import parse_methods
 
         if self.method is not None and self.compare:
             raise InputError("--method names one method and --compare several; give one of the two")
         names = split_list([self.method] if self.method is not None else self.compare)
-        chosen = runner.Settings(task, parse_methods(task, names), synonyms=self.synonyms, **settings)
+        chosen = runner.Settings(task, parse_methods(task, names), **settings)
         if clip.sam_checkpoint is not None and not chosen.needs_sam:
             raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
-        for file in (self.out, self.markdown):
-            if file is not None:
-                check_folder(file.parent)
+        if self.out is not None:
+            check_folder(self.out.parent)
         choice, options = clip.choice(self.untrained), self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
         surgery, model = runner.build_surgery(choice)
         predictor = runner.build_sam(choice) if chosen.needs_sam else None
         with reporting(table, None, as_json) as report:
-            result = runner.measure(
-                surgery,
-                data,
-                chosen,
-                model=model,
-                iclip=iclip,
-                predictor=predictor,
-                out=self.out,
-                overwrite=self.overwrite,
-                progress=sys.stderr.isatty(),
+            report(
+                runner.measure(
+                    surgery,
+                    data,
+                    chosen,
+                    model=model,
+                    iclip=iclip,
+                    predictor=predictor,
+                    out=self.out,
+                    overwrite=self.overwrite,
+                    progress=sys.stderr.isatty(),
+                )
             )
-            if self.markdown is not None:
-                write_text(self.markdown, markdown(result))
-            report(result)
 
     def reader_options(self, background: bool | None = None) -> dict[str, Any]:
         """The values of ``--option``, parsed as JSON if possible, and of ``--background``.
@@ -365,9 +346,6 @@ def evaluate_explainability(
     threshold_rule: Annotated[
         str, choice_of("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image.")
     ] = "dataset",
-    average: Annotated[
-        str, choice_of("--average", "samples|classes", "Average over samples, or first over the samples of each class.")
-    ] = "samples",
     label_set: Annotated[
         bool, typer.Option("--label-set/--empty-text", help="Feature surgery over the classes, or with the empty text.")
     ] = True,
@@ -383,7 +361,6 @@ def evaluate_explainability(
         iclip=iclip,
         label_set=label_set,
         threshold_rule=cast("ThresholdRule", threshold_rule),
-        average=cast("Average", average),
     )
 
 

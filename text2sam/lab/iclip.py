@@ -10,6 +10,7 @@ self-supervised encoder.) Training uses names but no masks.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,15 +27,14 @@ from text2sam import __version__
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.towers import evaluating, vit_stream
 from text2sam.errors import InputError, StateError
+from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.metrics import mean_average_precision
-from text2sam.lab.output import reporting
 from text2sam.lab.sticker.evaluate import VARIANTS, MapTally, evaluation_scenes
 from text2sam.lab.sticker.training import TRAIN_SEEDS
 from text2sam.lab.sticker.world import THINGS, Scene, World
-from text2sam.tables import aligned
 from text2sam.targets import check_text
 from text2sam.tasks.iclip import ICLIP, TokenPath
 
@@ -307,30 +307,6 @@ def measure(surgery: ClipSurgery, settings: Settings | None = None) -> dict[str,
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The result of :func:`measure` as text."""
-    lines = [("maps", "cases", "hottest on object", "mIoU", "threshold", "mSC", "mAP")]
-    for name, figures in result["maps"].items():
-        precision = result["recognition"].get("clip" if name == "itsm" else name)
-        lines.append(
-            (
-                name,
-                str(figures["cases"]),
-                f"{100 * figures['hottest_on_object']:.1f} %",
-                f"{figures['miou']:.1f}",
-                f"{figures['threshold']:.2f}",
-                f"{figures['msc']:.1f}",
-                "" if precision is None else f"{precision:.1f}",
-            )
-        )
-    chosen = result["settings"]
-    note = (
-        f"{chosen['scenes']} held-out scenes; trained on {chosen['train_scenes']} scenes and their names, {chosen['steps']} "
-        f"steps of {chosen['batch']}, seed {chosen['seed']}; mAP of the class token; {result['seconds']:.0f} s."
-    )
-    return "\n".join([aligned(lines[0], lines[1:]), "", note])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     from text2sam.pipeline import TextPromptedSAM
@@ -343,14 +319,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=float, default=default.keep)
     parser.add_argument("--paths", nargs="+", choices=get_args(TokenPath), default=default.paths)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", type=Path, default=None, help="also write the figures to this JSON file")
     given = vars(parser.parse_args(arguments))
-    device, json_output, out = given.pop("device"), given.pop("json"), given.pop("out")
+    device, out = given.pop("device"), given.pop("out")
     chosen = Settings(**given | {"paths": tuple(given["paths"])})
-    with reporting(table, out, json_output) as write:
-        surgery = TextPromptedSAM.from_pretrained("sticker", device=device, scales=(1.0,), progress=False).generator
-        write(measure(surgery, chosen))
+    surgery = TextPromptedSAM.from_pretrained("sticker", device=device, scales=(1.0,), progress=False).generator
+    figures = measure(surgery, chosen)
+    print(json.dumps(figures, indent=1))
+    if out is not None:
+        write_json(out, figures)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from text2sam.errors import InputError, MissingDependencyError
-
-Average = Literal["samples", "classes"]
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 """0.50, 0.55, ..., 0.95, over which AP is averaged."""
@@ -144,52 +142,30 @@ def auroc(
     return float(scikit_learn().roc_auc_score(truth, np.concatenate([p, n]), sample_weight=np.concatenate([wp, wn])))
 
 
-def ranked_average_precision(scores: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Average precision without interpolation, for multi-label recognition. Equal scores form one step.
+def class_average_precisions(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """Average precision of every class without interpolation, for multi-label recognition. Equal scores form one step.
 
     Args:
-        scores: (N,) finite.
-        truth: (N,) bool, whether the image shows the class.
-        weights: (N,) non-negative integers; None counts every image once.
-
-    Returns:
-        A value in [0, 1]; NaN without a positive.
-
-    Raises:
-        InputError: an argument has another shape, type or range.
-        MissingDependencyError: scikit-learn is not installed.
-    """
-    s, t = _scores(scores), np.asarray(truth)
-    if t.shape != s.shape or (t.dtype != np.bool_ and t.size):
-        raise InputError(f"truth must be bool of shape {s.shape}, not {t.dtype} {t.shape}")
-    counts = _weights(weights, s)
-    if not len(s) or not counts[t].sum():
-        return NAN
-    return float(scikit_learn().average_precision_score(t, s, sample_weight=counts))
-
-
-def class_average_precisions(scores: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> NDArray[np.float64]:
-    """:func:`ranked_average_precision` of every class.
-
-    Args:
-        scores, truth: (N, T), images by classes.
-        weights: (N,), see there.
+        scores: (N, T) finite, images by classes.
+        truth: (N, T) bool, whether the image shows the class.
 
     Returns:
         (T,) float64 in [0, 1]; NaN for a class that no image shows.
 
     Raises:
-        InputError: an argument has another shape, type or range.
+        InputError: an argument has another shape or type.
+        MissingDependencyError: scikit-learn is not installed.
     """
     s, t = np.asarray(scores, np.float64), np.asarray(truth)
-    if s.ndim != 2 or t.shape != s.shape:
-        raise InputError(f"scores and truth must both be (N, T), images by classes, not {s.shape} and {t.shape}")
-    return np.array([ranked_average_precision(*column, weights) for column in zip(s.T, t.T, strict=True)], np.float64)
+    if s.ndim != 2 or t.shape != s.shape or t.dtype != np.bool_:
+        raise InputError(f"scores and truth must both be (N, T), truth bool, not {s.shape} and {t.dtype} {t.shape}")
+    precision = scikit_learn().average_precision_score
+    return np.array([precision(*column) if column[0].any() else NAN for column in zip(t.T, s.T, strict=True)], np.float64)
 
 
-def mean_average_precision(scores: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
+def mean_average_precision(scores: ArrayLike, truth: ArrayLike) -> float:
     """Mean of :func:`class_average_precisions` over the classes that any image shows; NaN without any."""
-    return float(row_means(class_average_precisions(scores, truth, weights)[None])[0])
+    return float(row_means(class_average_precisions(scores, truth)[None])[0])
 
 
 def bootstrap_weights(units: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
@@ -364,9 +340,8 @@ def map_sample(
         raise InputError(f"the mask of {name!r} is empty; only classes that are in an image can be explained")
     if not (v.min() >= 0 and v.max() <= 1):
         raise InputError("values must be in [0, 1]; take the min-max of the map first (SimilarityMap.to_image)")
-    grid = _check_thresholds(thresholds)
-    reached = np.searchsorted(grid, v, "right")  # number of thresholds that each pixel reaches
-    on, off = (np.bincount(reached[part], minlength=len(grid) + 1) for part in (m, ~m))
+    reached = np.searchsorted(thresholds, v, "right")  # number of thresholds that each pixel reaches
+    on, off = (np.bincount(reached[part], minlength=len(thresholds) + 1) for part in (m, ~m))
     hits, wrong = (np.cumsum(n[::-1])[::-1][1:] for n in (on, off))  # (K,) pixels at or above each threshold
     background = float(v[~m].mean()) if not m.all() else NAN
     return MapSample(name, hits / (on.sum() + wrong), float(v[m].mean()), background)
@@ -406,31 +381,7 @@ def soft_mask_scores(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_])
     return np.array([s["sm"], np.minimum(e["em"]["curve"], 1).mean(), f["wfm"], error["mae"]], np.float64)
 
 
-@dataclass(frozen=True)
-class Explainability:
-    """Figures of similarity maps, in percent except for thresholds; see :func:`explainability`.
-
-    Attributes:
-        samples, classes: number of maps and of classes.
-        miou, threshold: mean IoU at the best threshold for the data set; this is the reported figure.
-        miou_per_class, class_thresholds: mean IoU at the best threshold of each class.
-        miou_per_image: mean IoU at the best threshold of each map.
-        msc: mean of foreground minus background.
-    """
-
-    samples: int
-    classes: int
-    miou: float
-    threshold: float
-    miou_per_class: float
-    class_thresholds: dict[str, float] = field(repr=False)
-    miou_per_image: float
-    msc: float
-
-
-def explainability(
-    samples: Sequence[MapSample], average: Average = "samples", thresholds: Sequence[float] = MAP_THRESHOLDS
-) -> Explainability:
+def explainability(samples: Sequence[MapSample], thresholds: Sequence[float] = MAP_THRESHOLDS) -> dict[str, Any]:
     """mIoU at a searched threshold, and mSC (CLIP Surgery, arXiv 2304.05653, section 4.1).
 
     A *sample* is the map of one image for one class that it shows. The best threshold is the lowest of those with the highest
@@ -439,86 +390,52 @@ def explainability(
 
     Args:
         samples: at least one.
-        average: ``"samples"`` averages over samples, ``"classes"`` over the samples of each class and then over classes.
         thresholds: the thresholds of the samples.
 
+    Returns:
+        JSON-ready: ``samples`` and ``classes``, their numbers; in percent ``miou_dataset`` with its ``threshold``,
+        ``miou_class`` with its ``thresholds`` by class, ``miou_image``, and ``msc`` (None if every mask is whole).
+
     Raises:
-        InputError: there is no sample, the samples have other thresholds, or ``average`` is unknown.
+        InputError: there is no sample, or the samples have other thresholds.
     """
-    grid = _check_thresholds(thresholds)
-    if not samples or any(sample.ious.shape != grid.shape for sample in samples):
-        raise InputError(f"there must be at least one sample, and {len(grid)} IoUs in each")
-    sums = explainability_samples(samples, np.ones((1, len(samples)), np.int64), average)
+    if not samples or any(len(sample.ious) != len(thresholds) for sample in samples):
+        raise InputError(f"there must be at least one sample, and {len(thresholds)} IoUs in each")
+    figures = explainability_samples(samples, np.ones((1, len(samples)), np.int64))
     ious, names = np.stack([sample.ious for sample in samples]), np.array([sample.name for sample in samples])
-    means = {str(name): ious[names == name].mean(axis=0) for name in np.unique(names)}
-    curve = np.mean(list(means.values()), axis=0) if average == "classes" else ious.mean(axis=0)
-    return Explainability(
-        samples=len(samples),
-        classes=len(means),
-        miou=float(sums["miou_dataset"][0]),
-        threshold=float(grid[_lowest_best(curve)]),
-        miou_per_class=float(sums["miou_class"][0]),
-        class_thresholds={name: float(grid[_lowest_best(mean)]) for name, mean in means.items()},
-        miou_per_image=float(sums["miou_image"][0]),
-        msc=float(sums["msc"][0]),
-    )
+    best = {str(name): thresholds[_lowest_best(ious[names == name].mean(axis=0))] for name in np.unique(names)}
+    return {
+        **{name: finite(float(value[0])) for name, value in figures.items()},
+        "threshold": thresholds[_lowest_best(ious.mean(axis=0))],
+        "thresholds": best,
+        "samples": len(samples),
+        "classes": len(best),
+    }
 
 
-def explainability_samples(
-    samples: Sequence[MapSample], weights: NDArray[np.int64], average: Average = "samples"
-) -> dict[str, NDArray[np.float64]]:
-    """The figures of :func:`explainability` for R weightings of the samples.
-
-    Args:
-        samples: S samples, at least one.
-        weights: (R, S) non-negative integers.
-        average: see there.
+def explainability_samples(samples: Sequence[MapSample], weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """The figures of :func:`explainability` for R weightings (R, S) of the S samples, non-negative integers.
 
     Returns:
         ``miou_dataset``, ``miou_class``, ``miou_image`` and ``msc``, (R,) each, in percent; NaN without a sample.
-
-    Raises:
-        InputError: ``average`` is unknown.
     """
-    if average not in get_args(Average):
-        raise InputError(f"average must be one of {', '.join(get_args(Average))}, not {average!r}")
     names = np.array([sample.name for sample in samples])
     ious = np.stack([sample.ious for sample in samples])  # (S, K)
     contrast = np.array([sample.contrast for sample in samples])
-    has = np.isfinite(contrast)
-    curves = np.zeros((len(weights), ious.shape[1]))
-    totals = {name: np.zeros(len(weights)) for name in ("miou_class", "miou_image", "msc", "share", "msc_share")}
-    for name in np.unique(names):
-        own = np.flatnonzero(names == name)
-        counts = weights[:, own].astype(np.float64)  # (R, s)
-        off = counts * has[own]
-        share, msc_share = counts.sum(axis=1), off.sum(axis=1)
-        curve, best, msc = counts @ ious[own], counts @ ious[own].max(axis=1), off @ np.nan_to_num(contrast[own])
-        if average == "classes":
-            present, with_background = np.maximum(share, 1), np.maximum(msc_share, 1)  # sums without a sample are 0
-            curve, best, msc = curve / present[:, None], best / present, msc / with_background
-            share, msc_share = share > 0, msc_share > 0
-        curves += curve
-        added = {"miou_class": curve.max(axis=1), "miou_image": best, "msc": msc, "share": share, "msc_share": msc_share}
-        for key, value in added.items():
-            totals[key] += value
-    totals["miou_dataset"] = curves.max(axis=1)
-    return {
-        key: 100 * ratio(totals[key], totals["msc_share" if key == "msc" else "share"])
-        for key in ("miou_dataset", "miou_class", "miou_image", "msc")
+    counts = weights.astype(np.float64)
+    of_class = [names == name for name in np.unique(names)]
+    sums = {
+        "miou_dataset": (counts @ ious).max(axis=1),
+        "miou_class": np.sum([(counts[:, own] @ ious[own]).max(axis=1) for own in of_class], axis=0),
+        "miou_image": counts @ ious.max(axis=1),
     }
+    figures = {name: 100 * ratio(total, counts.sum(axis=1)) for name, total in sums.items()}
+    return figures | {"msc": 100 * ratio(counts @ np.nan_to_num(contrast), counts @ np.isfinite(contrast).astype(np.float64))}
 
 
 def _lowest_best(curve: NDArray[np.float64]) -> int:
     """Index of the first maximum, up to rounding."""
     return int((curve >= curve.max() - 1e-12).argmax())
-
-
-def _check_thresholds(thresholds: Sequence[float]) -> NDArray[np.float64]:
-    grid = np.asarray(thresholds, np.float64)
-    if grid.ndim != 1 or not grid.size or not (np.diff(grid) > 0).all() or not (grid[0] >= 0 and grid[-1] <= 1):
-        raise InputError(f"thresholds must ascend within [0, 1], not {thresholds!r}")
-    return grid
 
 
 def _scores(scores: ArrayLike) -> NDArray[np.float64]:

@@ -1,20 +1,21 @@
-"""``text2sam bench``: times and memory of text2sam beside those of the obvious way, measured in one process.
+"""``text2sam bench``: time and memory of text2sam and of a baseline, measured in one process.
 
-Seven suites; the first three against :mod:`text2sam.lab.experiments.plain` or against a first call:
+The suites:
 
-- ``text``: the prompt ensemble on a text tower of real size (random weights cost what trained ones cost);
-- ``surgery``: feature surgery over a label set, its time and its peak memory;
+- ``text``: the prompt ensemble on a text tower of real size, against :mod:`text2sam.lab.experiments.plain`. Its weights are
+  random, which does not change the time;
+- ``surgery``: time and peak memory of feature surgery over a label set, against the plain implementation;
 - ``images``: the second text on an image against the first, by the papers' recipe;
-- ``recipe``: the default recipe against the papers', in calls of the models and in time;
-- ``sam``: MobileSAM's image encoder and prompts as they run on CPUs against the same weights untouched, and in bfloat16;
-- ``annotate``: a folder job, dataset included, against a plain loop over ``segment_many`` that keeps nothing;
-- ``peers``: the photo pair against transformers' Grounding DINO and SAM 2.1, where transformers is installed.
+- ``recipe``: the default recipe against the papers', in prompts for SAM and in time;
+- ``sam``: MobileSAM's image encoder and prompts on a CPU, against the same weights in segment-anything, and in bfloat16;
+- ``annotate``: a folder job, including its dataset, against a plain loop over ``segment_many``;
+- ``peers``: the photo pair against transformers' Grounding DINO and SAM 2.1, if transformers is installed.
 
 :mod:`text2sam.lab.bench.gpu` is a script for a GPU.
 
-Times are taken by :class:`torch.utils.benchmark.Timer`. Both sides of a comparison take turns, in changing order, so that what
-else the machine does falls on both. A figure is the median of the rounds; the range of the rounds' own ratios says
-how reliable it is.
+:class:`torch.utils.benchmark.Timer` takes the times. Both sides of a comparison are measured in turn and in changing order, so
+that other load affects both. A figure is the median of the rounds; the range of the ratios of the rounds shows how reliable it
+is.
 """
 
 from __future__ import annotations
@@ -33,14 +34,11 @@ import torch
 from text2sam import __version__
 from text2sam.devices import pick_device
 from text2sam.errors import InputError
-from text2sam.lab.bench.suites import Settings, measure
-from text2sam.lab.bench.timing import Row
+from text2sam.lab.bench.suites import SUITES, Settings
 from text2sam.lab.output import reporting
 from text2sam.tables import aligned
 
 __all__ = ["SUITES", "Settings", "main_command", "run", "table"]
-
-SUITES = ("text", "surgery", "images", "recipe", "sam", "annotate", "peers")
 
 
 def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
@@ -51,32 +49,25 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
         settings: sizes and repeats; the defaults take a few minutes on two cores.
 
     Returns:
-        JSON-ready: ``suite``, ``machine`` (versions, processors, threads, load), ``settings``, ``benchmarks`` (every
-        figure, by suite) and ``rows``, the table as dictionaries of :class:`Row`. Times in seconds, memory in bytes.
+        JSON-ready: ``suite``, ``machine`` (versions, processors, threads, load), ``settings``, ``seconds``, ``benchmarks`` (all
+        figures, by suite) and ``rows``, the lines of the table, see :class:`~text2sam.lab.bench.timing.Row`.
 
     Raises:
-        InputError: the suite is unknown, or the device is not there.
-        WeightsError: ``sam_checkpoint`` cannot be used.
+        InputError: the suite is unknown, or the device is not available.
     """
     if suite not in ("all", *SUITES):
         raise InputError(f"suite must be one of all, {', '.join(SUITES)}, not {suite!r}")
     chosen = settings or Settings()
     start = time.perf_counter()
     machine = _machine(chosen)
-    benchmarks: dict[str, Any] = {}
-    rows: list[Row] = []
-    for name in SUITES if suite == "all" else (suite,):
-        results = list(measure(name, chosen))
-        rows += [row for _, lines in results for row in lines]
-        details = [detail for detail, _ in results]
-        benchmarks[name] = {"pairs": details} if name in ("images", "recipe") else next(iter(details), {})
+    results = {name: SUITES[name](chosen) for name in (SUITES if suite == "all" else (suite,))}
     return {
         "suite": suite,
         "machine": machine,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(chosen).items()},
+        "settings": asdict(chosen),
         "seconds": time.perf_counter() - start,
-        "benchmarks": benchmarks,
-        "rows": [asdict(row) for row in rows],
+        "benchmarks": {name: details for name, (details, _) in results.items()},
+        "rows": [asdict(row) for _, rows in results.values() for row in rows],
     }
 
 
@@ -87,11 +78,10 @@ def main_command(
 
     Args:
         suite, settings: see :func:`run`.
-        out: file for the whole result as JSON; opened before anything is measured.
-        json_output: print that JSON instead of the table.
+        out, json_output: see :func:`text2sam.lab.output.reporting`.
 
     Raises:
-        InputError, WeightsError: as :func:`run`.
+        InputError: as :func:`run`.
         OutputError: ``out`` cannot be written.
     """
     with reporting(table, out, json_output) as report:
@@ -101,7 +91,7 @@ def main_command(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows of a result of :func:`run` as lines of text."""
+    """The result of :func:`run` as text."""
     lines = []
     for row in result["rows"]:
         spread = "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
@@ -109,19 +99,17 @@ def table(result: dict[str, Any]) -> str:
         ours, baseline = (_quantity(row[side], row["unit"]) for side in ("ours", "baseline"))
         lines.append((row["what"], ours, baseline, f"{row['ratio']:.3g}", spread, row["aim"] or "", met))
     machine = result["machine"]
-    load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f} when it began"
+    load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f} at the start"
     notes = [
         f"{machine['device']}, {machine['cpus']} processors, {machine['threads']} threads{load}; torch {machine['torch']}; "
-        f"{result['seconds']:.0f} s. Ratios above 1 are for ours."
+        f"{result['seconds']:.0f} s. A ratio above 1 means that ours is better."
     ]
     folder = result["benchmarks"].get("annotate")
     if folder:
-        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in folder["shares"].items())
         job, loop = (f"{folder['times'][side]['cpu_s']:.3g}" for side in ("job", "loop"))
-        notes.append(f"Shares of the loop's time: {shares}.")
         notes.append(
-            f"Seconds of processors per image: {job} in the job, the start of {folder['workers']} workers included; "
-            f"{loop} in the loop."
+            f"Processor seconds per image: {job} in the job, including the start of {folder['workers']} workers; {loop} in the "
+            "loop."
         )
     return "\n".join([aligned(("what", "ours", "baseline", "ratio", "rounds", "aim", "met"), lines), "", *notes])
 

@@ -1,8 +1,8 @@
 """Images per second on a GPU, within ten minutes: ``python -m text2sam.lab.bench.gpu --out FILE``.
 
-``annotate`` with ViT-B/16 at 512 px and two SAMs, in float32 and half precision, beside transformers' Grounding DINO tiny and
-SAM 2.1 tiny. All weights are random, all labels are taken as present. ``busy`` is the share of the time in which the GPU
-computes; the rest it waits for the processor, the disk or Python.
+The script compares ``annotate`` with ViT-B/16 at 512 px and two SAMs, in float32 and half precision, with transformers'
+Grounding DINO tiny and SAM 2.1 tiny. All weights are random, and all labels are taken as present. ``busy`` is the share of the
+time in which the GPU computes; otherwise it waits for the processor, the disk or Python.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LABELS = LabelSet(tuple(LabelSpec(name, threshold=0.0) for name in ("cat", "dog"
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measures, prints a line per case as it is done, and writes all of them.
+    """Measures the cases, and prints each when it is done.
 
     Returns:
-        Per case: ``what``, ``dtype``, ``images_per_second``, ``busy`` (None on a CPU), ``peak_bytes`` of the GPU.
+        A dictionary per case: ``what``, ``dtype``, ``images_per_second``, ``busy`` (None on a CPU), ``peak_bytes`` of the GPU.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=64)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--dtypes", default="float32,float16")
     parser.add_argument("--clip", default="ViT-B-16-quickgelu", help="open_clip's name")
     parser.add_argument("--image-size", type=int, default=512)
-    parser.add_argument("--peer-images", type=int, default=16, help="0 leaves the peers out")
+    parser.add_argument("--peer-images", type=int, default=16, help="0 skips the peers")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
     device, results = pick_device(chosen.device), list[dict[str, Any]]()
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                     return annotate(model, Path(temporary, "images"), LABELS, out, batch_size=chosen.batch_size, overwrite=True)
 
                 if device.type == "cuda":
-                    job()  # to warm up
+                    job()  # warm-up
                 add(f"annotate, {chosen.clip} and SAM {kind}", dtype, chosen.images, job)
                 del model, job
             peers = peer_pipeline((480, 640), device, check_dtype(dtype, device)) if chosen.peer_images else None
@@ -95,11 +95,11 @@ def _pair(clip: str, sam: str, size: int, device: torch.device, dtype: str) -> T
 def _each(ask: Callable[[bool], object], images: int) -> None:
     for _ in range(images):
         for number in range(len(LABELS.names)):
-            ask(number == 0)  # the second label finds the picture set
+            ask(number == 0)  # for the second label the image is not new
 
 
 def _measured(work: Callable[[], object], images: int, device: torch.device) -> dict[str, Any]:
-    """Images per second of a call, then of a second call how long the GPU was busy."""
+    """Images per second of a call, and the share of a second call in which the GPU was busy."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)

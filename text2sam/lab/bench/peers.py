@@ -1,4 +1,4 @@
-"""What people take instead of text2sam: a text detector and a SAM of transformers, of real size, untrained."""
+"""The alternative to text2sam: a text detector and a SAM of transformers, of real size, untrained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CAT = (101, 4937, 1012, 102)
 """BERT's tokens of "cat."."""
 
 SHORT_SIDE, SAM_SIDE = 800, 1024
-"""To what the processors of Grounding DINO and SAM 2 resize a picture: its shorter side, and both of its sides."""
+"""Length to which the processor of Grounding DINO resizes the shorter side of an image, and that of SAM 2 both sides."""
 
 
 def peer_pipeline(
@@ -24,19 +24,19 @@ def peer_pipeline(
     detector: Mapping[str, Any] | None = None,
     short_side: int = SHORT_SIDE,
 ) -> Callable[[bool], torch.Tensor] | None:
-    """Grounding DINO tiny finds boxes for a text, SAM 2.1 tiny (Hiera) makes a mask of the first: lang-sam's way.
+    """Grounding DINO tiny finds boxes for a text, and SAM 2.1 tiny (Hiera) makes a mask of the best box, as in lang-sam.
 
-    Weights are drawn at random, which costs what trained ones cost, and pixels are resized only, not normalised.
+    The weights are random, which does not change the time. Pixels are resized but not normalised.
 
     Args:
-        shape: (H, W) of the picture, which is drawn.
-        device, dtype: of the models.
-        detector: settings of ``GroundingDinoConfig`` in place of its defaults, for tests.
-        short_side: of what the detector sees.
+        shape: (H, W) of the image, whose pixels are random.
+        device, dtype: device and type of the models.
+        detector: settings of ``GroundingDinoConfig``, for tests.
+        short_side: shorter side of the detector's input in pixels.
 
     Returns:
-        A function that gives the mask's logits, (1, 1, 1, h, w), and is told whether the picture is new: else SAM still has
-        it, and only the detector, which mixes text and image, runs anew. None where transformers is not installed.
+        A function from whether the image is new to the logits of the mask, (1, 1, 1, h, w). For an image that is not new only
+        the detector runs, which mixes text and image. None if transformers is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
         return None
@@ -46,11 +46,11 @@ def peer_pipeline(
         torch.manual_seed(0)
         finder = GroundingDinoForObjectDetection(GroundingDinoConfig(**(detector or {})))
         sam = Sam2Model(Sam2Config())
-        picture = torch.rand(1, 3, *shape)
+        image = torch.rand(1, 3, *shape)
     finder, sam = (model.to(device, dtype).eval().requires_grad_(False) for model in (finder, sam))
     scale = short_side / min(shape)
     sides = [round(side * scale) for side in shape]
-    seen, whole = (F.interpolate(picture, size, mode="bilinear").to(device, dtype) for size in (sides, (SAM_SIDE, SAM_SIDE)))
+    seen, whole = (F.interpolate(image, size, mode="bilinear").to(device, dtype) for size in (sides, (SAM_SIDE, SAM_SIDE)))
     tokens = torch.tensor([CAT], device=device)
     held: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""The suite of MobileSAM on a CPU: its image encoder and its prompts, against the same weights as segment-anything has them."""
+"""The suite ``sam``: MobileSAM's image encoder and prompts on a CPU, against the same weights in segment-anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
-    """Encoder and prompts, in turn with the untouched ones; weights are drawn."""
+    """Times of encoder and prompts; the weights are random."""
     from segment_anything import SamPredictor
 
     from text2sam.sam.build import build_predictor, build_sam
@@ -36,7 +36,7 @@ def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
         times = alternate(sides, settings.sam_rounds)
     rows = [
         timed_row("MobileSAM's image encoder, against plain", times["ours"], times["plain"], 1.5),
-        timed_row("the same in bfloat16, against float32", times["bfloat16"], times["ours"]),
+        timed_row("MobileSAM's image encoder in bfloat16, against float32", times["bfloat16"], times["ours"]),
     ]
     details: dict[str, Any] = {
         "difference": float((features["ours"] - features["plain"]).abs().max()),

@@ -1,4 +1,4 @@
-"""Times and memory of calls, and the lines of the table that compare them."""
+"""Time and memory of calls, and the lines of the table."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Row:
     """A line of the table.
 
     Attributes:
-        what: what is compared.
+        what: the comparison.
         ours, baseline: medians, in ``unit``.
         unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
-        ratio: baseline over ours, above 1 where ours is better.
-        low, high: smallest and largest ratio among the rounds, None where nothing was timed.
-        aim: what should be reached, in words; None where there is no aim.
-        met: whether it is, None where there is no aim.
+        ratio: baseline divided by ours; above 1 if ours is better.
+        low, high: smallest and largest ratio of the rounds; None for figures without rounds.
+        aim: the aim in words; None without an aim.
+        met: whether the aim is met; None without an aim.
     """
 
     what: str
@@ -48,10 +48,10 @@ class Side:
     """A side of a comparison.
 
     Attributes:
-        call: what is timed.
+        call: the timed function.
         prepare: runs before every timed call.
-        short: whether the call is so short that a sample is the mean of 20, with ``prepare`` before the first alone.
-        long: whether the call is so long that it is not made twice more to warm up.
+        short: whether a sample is the mean of 20 calls, with ``prepare`` only before the first.
+        long: whether the two calls to warm up are left out.
     """
 
     call: Callable[[], object]
@@ -61,11 +61,11 @@ class Side:
 
 
 def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
-    """Times several sides in turns; every second round runs in reverse order.
+    """Times several sides in turn; every second round runs in reverse order.
 
     Returns:
-        By name: ``median_s`` and ``samples_s``, seconds of a call, and ``cpu_s``, the median of the seconds of processors in it
-        that this process and those it has waited for used, calls to warm up included.
+        By name: ``median_s`` and ``samples_s``, seconds of a call; and ``cpu_s``, the median of the processor seconds that this
+        process and its finished child processes used for a call, including the calls to warm up.
 
     Raises:
         InputError: ``rounds`` is below 1.
@@ -93,7 +93,7 @@ def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages of tensors made inside, and subtracts those that are freed."""
+    """Adds the sizes of new tensor storages and subtracts those of freed storages."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ class _LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._add((args, kwargs), new=False)  # inputs were there before
+        self._add((args, kwargs), new=False)  # the caller made the inputs
         result = func(*args, **(kwargs or {}))
         self._add(result, new=True)
         return result
@@ -123,23 +123,23 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_tensor_bytes(call: Callable[[], object]) -> int:
-    """Most bytes of tensors alive at once that were made inside ``call``, the result included.
+    """Largest total size in bytes of the tensors that ``call`` makes and that exist at the same time, including its result.
 
-    Counts every operator's outputs on any device, exactly and repeatably; scratch space within an operator is not seen.
+    The outputs of every operator count, on any device. The temporary memory inside an operator does not.
     """
-    # under inference_mode compound operators would reach the counter whole
+    # inference_mode would not show the parts of compound operators
     with torch.no_grad(), _LiveBytes() as counter:
         call()
     return int(counter.peak)
 
 
 def row(what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None) -> Row:
-    """A line of figures that were counted."""
+    """A line of counts."""
     return Row(what, ours, baseline, unit, baseline / ours, aim=aim, met=met)
 
 
 def timed_row(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> Row:
-    """A line of two results of :func:`alternate`; the ratio is to be ``at_least`` so much."""
+    """A line from two results of :func:`alternate`; ``at_least`` is the aim for the ratio."""
     ratios = [b / o for o, b in zip(ours["samples_s"], baseline["samples_s"], strict=True)]
     ratio = baseline["median_s"] / ours["median_s"]
     aim, met = (None, None) if at_least is None else (f">= {at_least:g}", ratio >= at_least)

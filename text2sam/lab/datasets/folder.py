@@ -28,7 +28,7 @@ def open_folder(
     """Images, ``images/<id>.jpg``, and masks in one of three layouts:
 
     - ``masks/<id>.png`` with class numbers, and ``classes.txt`` with a class per line, from number 0; 255 is ignored. The first
-      class may be ``background``. Words after commas are synonyms.
+      class may be ``background``. The text after a comma is ignored.
     - ``masks/<class>/<id>.png``, a binary mask for each class in the image. Masks may overlap.
     - ``masks/<id>.png`` with ``label``: binary masks of one class.
 
@@ -60,24 +60,24 @@ def open_folder(
         return of_masks("folder", layout, photos, files, background=background, split=split, frame=frame, options=options)
     listed = layout.file(base, "classes.txt")
     layout.check()
-    classes, others = _classes(listed)
+    classes = _classes(listed)
     found = disk.files_in(labels, disk.LABEL_SUFFIXES)
     return layout.paired(
         "folder", classes, layout.pairs(photos, pictures, photos, labels, found),
         pixels.translation({index: index for index in range(len(classes))}), background=classes[0].lower() == "background",
-        split=split, frame=frame, options=options, synonyms=others,
+        split=split, frame=frame, options=options,
     )  # fmt: skip
 
 
-def _classes(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    lines = [[word.strip() for word in line.split(",") if word.strip()] for line in disk.read_lines(path)]
-    if not all(lines):
+def _classes(path: Path) -> tuple[str, ...]:
+    classes = tuple(line.partition(",")[0].strip() for line in disk.read_lines(path))
+    if not all(classes):
         raise InputError(f"{path} must have the name of a class on each line")
-    if len(lines) > IGNORE:
+    if len(classes) > IGNORE:
         raise InputError(
-            f"{path} has {len(lines)} classes; at most {IGNORE} are possible, since {IGNORE} stands for ignored pixels"
+            f"{path} has {len(classes)} classes; at most {IGNORE} are possible, since {IGNORE} stands for ignored pixels"
         )
-    return tuple(line[0] for line in lines), {line[0]: tuple(line[1:]) for line in lines if len(line) > 1}
+    return classes
 
 
 def of_masks(

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.lab.datasets import names
-from text2sam.lab.datasets.pixels import Colour, picture_shape, read_picture, read_semantic
+from text2sam.lab.datasets.pixels import Colour, read_picture, read_semantic
 from text2sam.lab.datasets.sample import Dataset, Sample, Task
 
 Frame = Literal["seen", "stored"]
@@ -155,7 +154,6 @@ class Layout:
         frame: str = "seen",
         options: Mapping[str, object] | None = None,
         wording: Mapping[str, str] | None = None,
-        synonyms: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Dataset:
         """A data set of image files.
 
@@ -165,7 +163,6 @@ class Layout:
             truth: index of an image -> arguments of :class:`~text2sam.lab.datasets.sample.Sample` for its ground truth.
             frame: see :data:`Frame`.
             options: options of the reader, besides ``background`` and ``frame``.
-            synonyms: see ``Dataset``; None takes :func:`text2sam.lab.datasets.names.synonyms`.
 
         Raises:
             InputError: ``frame`` is unknown, or there is no image.
@@ -180,7 +177,6 @@ class Layout:
                 classes,
                 background,
                 read_image=lambda: read_picture(path, frame),
-                read_shape=lambda: picture_shape(path, frame),
                 path=path,
                 **truth(place),
             )
@@ -198,7 +194,6 @@ class Layout:
             homepage=self.homepage,
             options={"background": background, "frame": frame, **(options or {})},
             wording=wording or {},
-            synonyms=names.synonyms(classes) if synonyms is None else synonyms,
         )
 
 

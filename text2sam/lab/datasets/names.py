@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
@@ -105,44 +103,6 @@ IMAGENET_S50 = {
     "n07831146": "carbonara", "n12998815": "agaric",
 }  # fmt: skip
 """Folder -> name from WordNet of ImageNet-S50; the sorted folders have the numbers 1 to 50."""
-
-_OTHER_WORDS = {
-    "aeroplane": ("airplane", "plane"),
-    "airplane": ("aeroplane", "plane"),
-    "plane": ("airplane", "aeroplane"),
-    "motorbike": ("motorcycle",),
-    "motorcycle": ("motorbike",),
-    "sofa": ("couch",),
-    "couch": ("sofa",),
-    "tv monitor": ("television", "tv", "monitor"),
-    "tv": ("television",),
-    "donut": ("doughnut",),
-    "cell phone": ("mobile phone",),
-    "hair drier": ("hair dryer",),
-    "pavement": ("sidewalk",),
-    "sidewalk": ("pavement",),
-    "trash can": ("ashcan", "waste bin"),
-    "ashcan": ("trash can",),
-    "pedestrian": ("person",),
-    "bicyclist": ("cyclist",),
-    "shelves": ("shelf",),
-    "vegetation": ("plants",),
-    "windowpane": ("window",),
-    "television receiver": ("television",),
-    "streetcar": ("tram",),
-    "yawl": ("sailboat",),
-    "chest": ("storage chest",),
-    "iron": ("clothes iron",),
-    "clog": ("wooden shoe",),
-    "agaric": ("mushroom",),
-}
-
-
-def synonyms(classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Class -> other words for it that are not the name of another class."""
-    names = tuple(classes)
-    words = {name: tuple(word for word in _OTHER_WORDS.get(name, ()) if word not in names) for name in names}
-    return {name: others for name, others in words.items() if others}
 
 
 def stuff_wording() -> dict[str, str]:

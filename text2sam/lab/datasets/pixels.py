@@ -39,25 +39,6 @@ def read_picture(path: Path, frame: str = "seen") -> NDArray[np.uint8]:
         raise ImageError(f"{path}: {error}") from error
 
 
-def picture_shape(path: Path, frame: str = "seen") -> tuple[int, int]:
-    """(H, W) of an image in pixels, from the file header.
-
-    Raises:
-        ImageError: the file is missing, broken or not an image.
-    """
-    if not path.is_file():
-        read_image(path)  # raises
-    with pillow_errors(str(path)), open_picture(path) as picture:
-        w, h = picture.size
-        turned = False
-        if frame == "seen":
-            try:
-                turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            except Exception:  # read_image ignores an unreadable EXIF block
-                turned = False
-    return (w, h) if turned else (h, w)
-
-
 def read_values(path: Path, *, colour: Colour | None = None) -> NDArray[np.int32]:
     """Reads the numbers in a label file.
 

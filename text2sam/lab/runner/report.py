@@ -1,4 +1,4 @@
-"""The result of a run as a table, for the terminal and in Markdown."""
+"""The result of a run as a table."""
 
 from __future__ import annotations
 
@@ -90,20 +90,6 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as text for a terminal."""
     head, *lines = rows(result)
     return "\n".join([aligned(head, lines), "", *notes(result)])
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """The result in Markdown."""
-    head, *lines = rows(result)
-    settings, data = result["settings"], result["dataset"]
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    body = [f"| {' | '.join(map(_escaped, line))} |" for line in (head, rule, *lines)]
-    bullets = [f"- {_escaped(note)}" for note in notes(result)]
-    return "\n".join([f"## {settings['task']}, {_escaped(data['title'])}", "", *body, "", *bullets, ""])
-
-
-def _escaped(text: str) -> str:
-    return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _cell(value: float | None, ends: list[float] | None, name: str) -> str:

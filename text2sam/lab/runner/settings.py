@@ -10,7 +10,7 @@ from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
 from text2sam.lab.datasets.sample import Task
-from text2sam.lab.metrics import MAP_THRESHOLDS, Average
+from text2sam.lab.metrics import MAP_THRESHOLDS
 from text2sam.tasks.recognition import SCORES
 
 RunTask = Literal["recognition", "semantic", "explainability", "camouflage"]
@@ -112,7 +112,6 @@ class Settings:
     Attributes:
         task: one of :data:`RUN_TASKS`.
         methods: distinct names in :data:`SOURCES`.
-        synonyms: average the text features of a class's name and its synonyms in the data set.
         background_words: semantic: texts for the background instead of "background".
         background_threshold: semantic: pixels whose highest probability is lower are background.
         window, stride, short_side: semantic: the sliding window of :func:`text2sam.tasks.segment_semantic`.
@@ -120,7 +119,6 @@ class Settings:
         refine: semantic: see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
         label_set: explainability: feature surgery over the classes; False: with the empty text.
         threshold_rule: explainability: the rule of the mIoU in the table; the result has all three.
-        average: explainability: see :func:`text2sam.lab.metrics.explainability`.
         resamples, bootstrap_seed: number of bootstrap resamples over images (0: no bootstrap), and their seed.
 
     Raises:
@@ -129,7 +127,6 @@ class Settings:
 
     task: RunTask
     methods: tuple[str, ...]
-    synonyms: bool = False
     background_words: tuple[str, ...] = ()
     background_threshold: float | None = None
     window: int | None = None
@@ -139,7 +136,6 @@ class Settings:
     refine: Refinement | None = None
     label_set: bool = True
     threshold_rule: ThresholdRule = "dataset"
-    average: Average = "samples"
     resamples: int = 1000
     bootstrap_seed: int = 0
 
@@ -150,9 +146,8 @@ class Settings:
             raise InputError(f"method must be one of {', '.join(known)} for {self.task}, not {unknown[0]!r}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError(f"methods must be at least one name, each once, not {self.methods!r}")
-        for name, allowed in (("threshold_rule", get_args(ThresholdRule)), ("average", get_args(Average))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if self.threshold_rule not in get_args(ThresholdRule):
+            raise InputError(f"threshold_rule must be one of {', '.join(get_args(ThresholdRule))}, not {self.threshold_rule!r}")
         if self.resamples < 0 or self.bootstrap_seed < 0:
             raise InputError(
                 f"resamples and bootstrap_seed must be at least 0, not {self.resamples!r} and {self.bootstrap_seed!r}"
@@ -181,17 +176,17 @@ class Settings:
 
     def measuring(self) -> dict[str, Any]:
         """The settings that the measurements of an image depend on, JSON-ready."""
-        names = ("synonyms", *_ONLY_FOR["semantic"], "label_set")
+        names = (*_ONLY_FOR["semantic"], "label_set")
         values = {name: getattr(self, name) for name in names}
         return {"task": self.task, "methods": list(self.methods), **values, "background_words": list(self.background_words)}
 
     def to_json(self) -> dict[str, Any]:
         """All settings, JSON-ready."""
-        names = ("threshold_rule", "average", "resamples", "bootstrap_seed")
+        names = ("threshold_rule", "resamples", "bootstrap_seed")
         return self.measuring() | {name: getattr(self, name) for name in names}
 
 
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     "semantic": ("background_words", "background_threshold", "window", "stride", "short_side", "tiles", "refine"),
-    "explainability": ("label_set", "threshold_rule", "average"),
+    "explainability": ("label_set", "threshold_rule"),
 }

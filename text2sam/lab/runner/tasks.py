@@ -107,16 +107,9 @@ def build_task(
     return Explainability(surgery, dataset, settings, iclip)
 
 
-def class_words(dataset: Dataset, names: Sequence[str], synonyms: bool = False) -> dict[str, tuple[str, ...]]:
-    """Class -> texts to query: its name or the data set's wording, and its synonyms unless another class has them."""
-    words = {name: [dataset.wording.get(name, name)] for name in names}
-    taken = {group[0].casefold() for group in words.values()}
-    for name in names if synonyms else ():
-        for other in dataset.synonyms.get(name, ()):
-            if other.casefold() not in taken:
-                words[name].append(other)
-                taken.add(other.casefold())
-    return {name: tuple(group) for name, group in words.items()}
+def class_words(dataset: Dataset, names: Sequence[str]) -> dict[str, tuple[str]]:
+    """Class -> the text to query, the data set's wording or the name."""
+    return {name: (dataset.wording.get(name, name),) for name in names}
 
 
 class Recognition:
@@ -126,7 +119,7 @@ class Recognition:
         self.surgery = OnePass(surgery, ())
         self._settings = settings
         self._names = dataset.foreground
-        self._words = class_words(dataset, self._names, settings.synonyms)
+        self._words = class_words(dataset, self._names)
         _encode_texts(self.surgery, self._words)
         self._scores: dict[str, list[NDArray[np.float32]]] = {method: [] for method in settings.methods}
         self._truth: list[NDArray[np.bool_]] = []
@@ -202,7 +195,7 @@ class Semantic:
                 "background=True (--background) if its reader has that option"
             )
         first = 1 if settings.background_words else 0
-        self._words = class_words(dataset, self._names[first:], settings.synonyms)
+        self._words = class_words(dataset, self._names[first:])
         self._options: dict[str, Any] = {
             "background": settings.background_words or None,
             "threshold": settings.background_threshold,
@@ -291,8 +284,8 @@ class Explainability:
         self.surgery = OnePass(surgery, encoded)
         self._settings = settings
         self._names = dataset.foreground
-        words = class_words(dataset, self._names, settings.synonyms)
-        self._prompts = [group[0] for group in words.values()]
+        words = class_words(dataset, self._names)
+        self._prompts = [text for (text,) in words.values()]
         _encode_texts(self.surgery, words)
         with torch.inference_mode():
             self._texts = class_features(self.surgery, words.values(), None)  # (T, C)
@@ -345,29 +338,16 @@ class Explainability:
         if not samples:
             names = ("miou", "miou_dataset", "miou_class", "miou_image", "msc", "threshold")
             return dict.fromkeys(names) | {"thresholds": {}, "samples": 0, "classes": 0, "intervals": {}}
-        result = explainability(samples, settings.average)
+        figures = explainability(samples)
+        figures = {"miou": figures[f"miou_{settings.threshold_rule}"], **figures}
         weights = _weights(self._added, settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
             images = np.array(self._images)
-            parts = [explainability_samples(samples, weights[a:b, images], settings.average) for a, b in _chunks(weights)]
+            parts = [explainability_samples(samples, weights[a:b, images]) for a, b in _chunks(weights)]
             drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
-        figures = {
-            "miou_dataset": finite(result.miou),
-            "miou_class": finite(result.miou_per_class),
-            "miou_image": finite(result.miou_per_image),
-            "msc": finite(result.msc),
-        }
-        figures = {"miou": figures[f"miou_{settings.threshold_rule}"], **figures}
-        return {
-            **figures,
-            "threshold": result.threshold,
-            "thresholds": result.class_thresholds,
-            "samples": result.samples,
-            "classes": result.classes,
-            "intervals": _intervals(drawn, figures),
-        }
+        return {**figures, "intervals": _intervals(drawn, figures)}
 
     def _encoded(self, method: Method) -> Maps:
         def maps(sample: Sample, shown: list[int]) -> list[SimilarityMap]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.clip.tiles import Tiles
+from text2sam.files import write_json
 from text2sam.lab.experiments.sticker import Answer, judge
 from text2sam.lab.metrics import MapSample, auroc, explainability, map_sample
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World, background, inner_point
@@ -91,15 +92,15 @@ class MapTally:
 
     def figures(self) -> dict[str, Any]:
         """``cases``; ``hottest_on_object`` and ``hottest_touches``, the shares of cases whose hottest patch has its centre on
-        the object, or overlaps it; ``miou`` and ``threshold``, ``msc``, see :class:`~text2sam.lab.metrics.Explainability`."""
-        result = explainability(self.samples, thresholds=THRESHOLDS)
+        the object, or overlaps it; ``miou`` and ``threshold``, ``msc``, see :func:`~text2sam.lab.metrics.explainability`."""
+        result = explainability(self.samples, THRESHOLDS)
         return {
-            "cases": result.samples,
+            "cases": result["samples"],
             "hottest_on_object": round(float(np.mean(self.on)), 4),
             "hottest_touches": round(float(np.mean(self.touches)), 4),
-            "miou": round(result.miou, 2),
-            "threshold": round(result.threshold, 2),
-            "msc": round(result.msc, 2),
+            "miou": round(result["miou_dataset"], 2),
+            "threshold": round(result["threshold"], 2),
+            "msc": round(result["msc"], 2),
         }
 
 
@@ -205,8 +206,6 @@ def main() -> None:
         figures = measure(model, build_clip("sticker", device=arguments.device), arguments.scenes)
     print(json.dumps(figures, indent=1))
     if arguments.out:
-        from text2sam.files import write_json
-
         write_json(arguments.out, figures)
 
 
