@@ -80,9 +80,9 @@ def test_there_and_back(images: list[AnnotatedImage], labels: list[str], truth: 
 def test_the_sdk_checks_the_tasks(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
     from label_studio_sdk.label_interface import LabelInterface
 
-    tasks = written(images, tmp_path, labels, from_name="brush", to_name="picture", prefix="s3://bucket/")
+    tasks = written(images, tmp_path, labels, prefix="s3://bucket/")
     interface = LabelInterface((tmp_path / "label_config.xml").read_text("utf-8"))
-    assert tasks[0]["data"] == {"picture": "s3://bucket/a.jpg"}
+    assert tasks[0]["data"] == {"image": "s3://bucket/a.jpg"}
     for task in tasks:
         assert interface.validate_task({"data": task["data"]})  # with predictions it calls itself wrongly
         assert all(interface.validate_prediction(one) for one in task["predictions"])

@@ -71,8 +71,8 @@ class CocoExporter(Exporter):
 
     def _polygons(self, item: AnnotatedObject) -> list[list[int]]:
         parts = outlines(item.mask)
-        self._counts["holes"] += sum(len(part.holes) for part in parts)
-        return [part.joined.ravel().tolist() for part in parts]
+        self._counts["holes"] += sum(part.holes for part in parts)
+        return [part.line.ravel().tolist() for part in parts]
 
     def _finish(self) -> None:
         categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(self.labels, 1)]

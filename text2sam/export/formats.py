@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from text2sam.export.coco import CocoExporter
 from text2sam.export.exporter import Exporter
 from text2sam.export.label_studio import LabelStudioExporter
 from text2sam.export.labelme import LabelmeExporter
-from text2sam.export.losses import Losses
+from text2sam.export.losses import Losses, LossWarning
 from text2sam.export.png import PngExporter
 from text2sam.export.yolo import YoloExporter
 
@@ -48,7 +49,9 @@ def make_exporter(
         InputError: the format or an option is unknown, or a value is not usable.
         OutputError: the folder cannot be made.
     """
-    kind = _kind(format)
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
+    kind = FORMATS[format]
     known = [name for name, item in inspect.signature(kind.__init__).parameters.items() if item.kind is item.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -88,11 +91,6 @@ def export(
         for image in images:
             exporter.add(image)
         losses = exporter.close()
-    losses.warn()
+    if losses.total:
+        warnings.warn(str(losses), LossWarning, stacklevel=2)
     return losses
-
-
-def _kind(format: str) -> type[Exporter]:
-    if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
-    return FORMATS[format]

@@ -20,6 +20,7 @@ from text2sam.paint import voc_palette
 
 _SIZES = (3, 4, 8, 16)
 _CHANNELS = 4
+_BRUSH, _IMAGE = "label", "image"  # names of the tags
 
 
 class LabelStudioExporter(Exporter):
@@ -31,9 +32,6 @@ class LabelStudioExporter(Exporter):
     Args:
         out, labels, images_root: see :class:`Exporter`.
         prefix: what the image's address is made of, before its quoted path; by default that of local file serving.
-        from_name: name of the ``BrushLabels`` tag.
-        to_name: name of the ``Image`` tag.
-        model_version: name of the predictions.
 
     Raises:
         InputError: labels are not usable, or have characters that XML does not know.
@@ -49,14 +47,11 @@ class LabelStudioExporter(Exporter):
         images_root: str | os.PathLike[str] | None = None,
         *,
         prefix: str = "/data/local-files/?d=",
-        from_name: str = "label",
-        to_name: str = "image",
-        model_version: str = "text2sam",
     ) -> None:
-        for text in (from_name, to_name, *labels):
+        for text in labels:
             if isinstance(text, str) and re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
                 raise InputError(f"{text!r} has a character that Label Studio's configuration, which is XML, cannot hold")
-        self.prefix, self.from_name, self.to_name, self.model_version = prefix, from_name, to_name, model_version
+        self.prefix = prefix
         super().__init__(out, labels, images_root)
 
     def _prepare(self, image: AnnotatedImage) -> Any:
@@ -67,17 +62,17 @@ class LabelStudioExporter(Exporter):
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         number = self._spools[0].count + 1
         regions = [
-            brush_region(item.mask, item.label, item.score, f"{number}-{index}", self.from_name, self.to_name)
+            brush_region(item.mask, item.label, item.score, f"{number}-{index}", _BRUSH, _IMAGE)
             for index, item in enumerate(objects, 1)
         ]
         score = sum(float(item.score) for item in objects) / max(1, len(objects))
-        prediction = {"model_version": self.model_version, "score": score, "result": regions}
-        self._spools[0].write({"data": {self.to_name: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
+        prediction = {"model_version": "text2sam", "score": score, "result": regions}
+        self._spools[0].write({"data": {_IMAGE: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
 
     def _finish(self) -> None:
-        to_name, colours = self.to_name, voc_palette(len(self.labels) + 1).tolist()
-        lines = [f'<View>\n  <Image name={quoteattr(to_name)} value={quoteattr(f"${to_name}")} zoom="true"/>']
-        lines.append(f"  <BrushLabels name={quoteattr(self.from_name)} toName={quoteattr(to_name)}>")
+        colours = voc_palette(len(self.labels) + 1).tolist()
+        lines = [f'<View>\n  <Image name="{_IMAGE}" value="${_IMAGE}" zoom="true"/>']
+        lines.append(f'  <BrushLabels name="{_BRUSH}" toName="{_IMAGE}">')
         for label, (r, g, b) in zip(self.labels, colours[1:], strict=True):
             lines.append(f'    <Label value={quoteattr(label)} background="#{r:02x}{g:02x}{b:02x}"/>')
         lines.append("  </BrushLabels>\n</View>\n")

@@ -31,16 +31,14 @@ class Part:
     """One connected part of a mask; pixels that touch at a corner belong together.
 
     Attributes:
-        outer: (N, 2) int64 (x, y), corners of the outline, clockwise on the screen, the first one not repeated. Edges are
-            horizontal and vertical in turn.
-        holes: the outlines of its holes, each (M, 2) int64, counter-clockwise.
-        joined: (K, 2) int64, ``outer`` and ``holes`` as one closed line: each hole hangs on a vertical slit of no width
-            that runs up from its topmost corner, through pixels of the part.
+        line: (K, 2) int64 (x, y), corners of the outline, clockwise on the screen, the first one not repeated; edges are
+            horizontal and vertical. The outlines of holes, counter-clockwise, are in it: each hangs on a vertical slit of no
+            width that runs up from its topmost corner, through pixels of the part.
+        holes: how many holes it has.
     """
 
-    outer: NDArray[np.int64]
-    holes: tuple[NDArray[np.int64], ...]
-    joined: NDArray[np.int64]
+    line: NDArray[np.int64]
+    holes: int
 
 
 def outlines(mask: NDArray[np.bool_]) -> tuple[Part, ...]:
@@ -63,11 +61,6 @@ def outlines(mask: NDArray[np.bool_]) -> tuple[Part, ...]:
         return ()
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return _trace(crop, np.array([columns[0], rows[0]], np.int64))
-
-
-def polygons(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
-    """One closed line (K, 2) int64 (x, y) per part of a mask (H, W) bool, holes joined to it; see :class:`Part`."""
-    return tuple(part.joined for part in outlines(mask))
 
 
 def inset(line: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -154,22 +147,22 @@ def _trace(mask: NDArray[np.bool_], offset: NDArray[np.int64]) -> tuple[Part, ..
         places = np.flatnonzero(np.roll(ring, -1, axis=0)[:, 0] > ring[:, 0])
         tops.update(zip(map(tuple, ring[places].tolist()), ((index, place) for place in places.tolist()), strict=True))
 
-    part_of: list[int] = []
-    members: list[list[int]] = []
+    outer: list[int] = []  # the outermost ring around each
+    parts: dict[int, int] = {}  # the number of holes of each outermost ring
     hung: list[list[tuple[int, int]]] = [[] for _ in rings]  # (place in the ring, hole)
     for index, ring in enumerate(rings):
         x, y = ring[0].tolist()
         if ring[1, 0] > x:  # clockwise: no hole
-            part_of.append(len(members))
-            members.append([index])
+            outer.append(index)
+            parts[index] = 0
             continue
         if padded[y, x]:
             y = int(np.flatnonzero(~padded[: y + 1, x : x + 2].all(axis=1))[-1])
         right = padded[y + 1, x + 1] and not padded[y, x + 1]  # the edge lies over the pixel to the right of the slit
         host, place = tops[(x, y) if right else (x - 1, y)]
         hung[host].append((place + (not right), index))
-        part_of.append(part_of[host])
-        members[part_of[host]].append(index)
+        outer.append(outer[host])
+        parts[outer[host]] += 1
 
     lines = list(rings)
     for index in reversed(range(len(rings))):  # a hole hangs on a ring that starts above it
@@ -180,14 +173,7 @@ def _trace(mask: NDArray[np.bool_], offset: NDArray[np.int64]) -> tuple[Part, ..
             pieces += [rings[index][done:place], anchor, *([line, line[:1]] if slit else [line[1:]]), anchor]
             done = place + 1
         lines[index] = np.concatenate([*pieces, rings[index][done:]])
-    return tuple(
-        Part(
-            _corners(rings[own[0]]) + offset,
-            tuple(_corners(rings[hole]) + offset for hole in own[1:]),
-            _corners(lines[own[0]]) + offset,
-        )
-        for own in members
-    )
+    return tuple(Part(_corners(lines[outer]) + offset, holes) for outer, holes in parts.items())
 
 
 def _ring(contour: NDArray[np.float64]) -> NDArray[np.int64]:
