@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import collections
-import hashlib
 import html
 import io
 import os
@@ -37,7 +36,6 @@ HOSTILE = (
     "line\nbreak\x1b[31m",
     "javascript:alert(1)",
     "{title} %s ${x}",
-    "SIDE",
 )
 SIZE = (20, 30)
 HALF: dict[str, float] = collections.defaultdict(lambda: 0.5)
@@ -90,7 +88,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
+        if "style" not in self.open:
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -229,20 +227,18 @@ def test_objects_are_drawn_in_their_labels_colour(tmp_path: Path) -> None:
     np.testing.assert_allclose(inside[1], 0.55 * 200 + 0.45 * np.array([230, 159, 0]), atol=6)
     edge = picture[20, 25 - 12].astype(float)
     assert np.abs(edge - ground).sum() > np.abs(inside[0] - ground).sum()
-    assert [a["data-labels"] for a in page.all("article")] == ["0 1"]
-    assert [o["value"] for o in page.all("option")] == ["", "0", "1"]
 
 
 def test_a_small_object_shows_on_a_small_picture(tmp_path: Path) -> None:
-    size = (400, 400)
+    size = (2560, 2560)
     save(tmp_path, "a.png", size)
     mask = np.zeros(size, bool)
-    mask[301, 101] = True
+    mask[301, 101] = True  # of ten times ten to a pixel of the page
     one = item(
         objects=(AnnotatedObject.from_mask("cat", mask), AnnotatedObject.from_mask("nil", np.zeros(size, bool))), size=size
     )
-    picture = page_of([one], tmp_path, thumbnail=40)[0].pictures()[0].astype(int)
-    assert picture.shape == (40, 40, 3)
+    picture = page_of([one], tmp_path)[0].pictures()[0].astype(int)
+    assert picture.shape == (256, 256, 3)
     there = np.abs(picture - 200).sum(2)
     assert np.unravel_index(there.argmax(), there.shape) == (30, 10)
 
@@ -282,9 +278,9 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def assert_harmless(page: Page) -> None:
-    known = {"html", "head", "meta", "title", "style", "body", "h1", "p", "ul", "li", "span", "label", "select", "option"}
-    assert {tag for tag, _ in page.tags} <= known | {"div", "article", "img", "script"}
-    assert len(page.all("script")) == len(page.all("style")) == len(page.all("title")) == 1
+    known = {"html", "head", "meta", "title", "style", "body", "h1", "p", "ul", "li", "span", "div", "article", "img"}
+    assert {tag for tag, _ in page.tags} <= known
+    assert len(page.all("style")) == len(page.all("title")) == 1
     for _, attributes in page.tags:
         assert not any(name.startswith("on") or name in ("href", "action", "srcset", "style") for name in attributes)
         assert (attributes.get("src") or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
@@ -292,12 +288,7 @@ def assert_harmless(page: Page) -> None:
     assert "https:" not in page.source
     assert not re.search(r"@import|url\(", page.source)
     policy = next(a["content"] or "" for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'; img-src data:;")
-    for tag in ("style", "script"):
-        match = re.search(f"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
-        assert match is not None
-        digest = base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_hostile_names_and_labels(tmp_path: Path) -> None:
@@ -308,7 +299,7 @@ def test_hostile_names_and_labels(tmp_path: Path) -> None:
         items.append(item(path, (cat(0.5, label=text),), presence))
         if os.name == "posix":
             save(tmp_path, path)
-    page, summary = page_of(items, tmp_path, title="<script>" + HOSTILE[5])
+    page, summary = page_of(items, tmp_path)
     assert_harmless(page)
     assert summary.shown == len(HOSTILE)
     assert summary.missing == 0
@@ -318,11 +309,10 @@ def test_hostile_names_and_labels(tmp_path: Path) -> None:
     assert "\u202e" not in page.source
     assert "\x1b" not in page.source
     assert "bad\\udcff name" in page.text
-    assert sorted(o["value"] or "" for o in page.all("option")) == sorted(["", *map(str, range(len(HOSTILE) + 1))])
 
 
 def test_very_long_texts_are_cut(tmp_path: Path) -> None:
-    page, _ = page_of([item("n" * 5000, (cat(label="x" * 100_000),))], tmp_path, title="t" * 10_000)
+    page, _ = page_of([item("n" * 5000, (cat(label="x" * 100_000),))], tmp_path)
     assert len(page.source) < 20_000
     assert "x" * 100 + "..." + "x" * 100 in page.text
 
@@ -331,10 +321,10 @@ TEXTS = st.text(min_size=1, max_size=12, alphabet=st.characters() | st.sampled_f
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(labels=st.lists(TEXTS, max_size=3), title=TEXTS, name=TEXTS)
-def test_any_text(tmp_path: Path, labels: list[str], title: str, name: str) -> None:
+@given(labels=st.lists(TEXTS, max_size=3), name=TEXTS)
+def test_any_text(tmp_path: Path, labels: list[str], name: str) -> None:
     path = "p" + re.sub(r"[/\\\0]", "_", name)
     objects = tuple(cat(0.5, label=label) for label in labels)
-    page, summary = page_of([item(path, objects, dict.fromkeys(labels, 0.4))], tmp_path, title=title)
+    page, summary = page_of([item(path, objects, dict.fromkeys(labels, 0.4))], tmp_path)
     assert summary.shown == 1
     assert_harmless(page)
