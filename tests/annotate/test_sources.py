@@ -70,9 +70,8 @@ def test_what_is_left_out_is_counted_by_its_ending(tmp_path: Path) -> None:
     fill(tmp_path, "a.PNG", "b.txt", "c.TXT", "sub/d.pdf", "sub/e", ".hidden.txt")
     assert find_images(tmp_path, recursive=True).others == {"": 1, ".pdf": 1, ".txt": 2}
     assert find_images(tmp_path).others == {".txt": 2}
-    assert (
-        count_endings({".txt": 2, "": 3, **{f".{k}": 1 for k in range(9)}}, 3) == "3 without an ending, 2 .txt, 1 .0, 8 others"
-    )
+    others = {".txt": 2, "": 3, **{f".{k}": 1 for k in range(9)}}
+    assert count_endings(others) == "3 without an ending, 2 .txt, 1 .0, 1 .1, 1 .2, 6 others"
 
 
 def test_order_and_choice(tmp_path: Path) -> None:

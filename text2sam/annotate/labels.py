@@ -97,14 +97,12 @@ class LabelGroup:
 
     Attributes:
         labels: in the order of the set.
-        indexes: the place of each in the set, where its result belongs.
         targets: what is looked for, one per label.
         exclude: what all of them avoid, or None.
         thresholds: those given, by name, or None.
     """
 
     labels: tuple[LabelSpec, ...]
-    indexes: tuple[int, ...]
     targets: list[Target]
     exclude: tuple[str, ...] | None
     thresholds: dict[str, float] | None
@@ -185,15 +183,14 @@ class LabelSet:
 
     def groups(self) -> tuple[LabelGroup, ...]:
         """The calls that answer all labels, in the order of their first labels; each label is in one of them."""
-        places: dict[tuple[str, ...], list[int]] = {}
-        for index, label in enumerate(self.labels):
-            places.setdefault(label.exclude, []).append(index)
+        sharing: dict[tuple[str, ...], list[LabelSpec]] = {}
+        for label in self.labels:
+            sharing.setdefault(label.exclude, []).append(label)
         groups = []
-        for exclude, indexes in places.items():
-            labels = tuple(self.labels[index] for index in indexes)
+        for exclude, labels in sharing.items():
             thresholds = {label.name: label.threshold for label in labels if label.threshold is not None}
             targets = [label.target for label in labels]
-            groups.append(LabelGroup(labels, tuple(indexes), targets, exclude or None, thresholds or None))
+            groups.append(LabelGroup(tuple(labels), targets, exclude or None, thresholds or None))
         return tuple(groups)
 
 
