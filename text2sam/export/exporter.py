@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -37,9 +38,10 @@ class Exporter(ABC):
         out: the output folder; created where it is missing.
         labels: the names of the classes in order, all that objects may have.
         images_root: the folder that the images' paths are relative to.
+        **options: of the format.
 
     Raises:
-        InputError: labels are not usable.
+        InputError: labels or options are not usable.
         OutputError: the folder cannot be made.
     """
 
@@ -47,10 +49,21 @@ class Exporter(ABC):
     spools: ClassVar[int] = 0
     """How many lists must wait in temporary files."""
 
-    def __init__(self, out: str | os.PathLike[str], labels: Sequence[str], images_root: str | os.PathLike[str] | None = None):
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        labels: Sequence[str],
+        images_root: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
+        known = list(inspect.signature(self._configure).parameters)
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise InputError(f"{self.format} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        self._configure(**options)
         with written(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         self._ids = {label: index for index, label in enumerate(self.labels)}
@@ -66,6 +79,9 @@ class Exporter(ABC):
         except BaseException:
             self.abort()
             raise
+
+    def _configure(self) -> None:  # noqa: B027
+        """Takes the options of the format, each a keyword argument; ``labels`` and ``images_root`` are there."""
 
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -40,19 +38,11 @@ class LabelStudioExporter(Exporter):
     spools = 1
     format = "label-studio"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        prefix: str = "/data/local-files/?d=",
-    ) -> None:
-        for text in labels:
-            if isinstance(text, str) and re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
+    def _configure(self, *, prefix: str = "/data/local-files/?d=") -> None:
+        for text in self.labels:
+            if re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
                 raise InputError(f"{text!r} has a character that Label Studio's configuration, which is XML, cannot hold")
         self.prefix = prefix
-        super().__init__(out, labels, images_root)
 
     def _prepare(self, image: AnnotatedImage) -> Any:
         if image.height * image.width * _CHANNELS >= 2**32:

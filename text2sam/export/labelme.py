@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,18 +40,10 @@ class LabelmeExporter(Exporter):
 
     format = "labelme"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        shapes: Literal["mask", "polygon"] = "mask",
-    ) -> None:
+    def _configure(self, *, shapes: Literal["mask", "polygon"] = "mask") -> None:
         if shapes not in ("mask", "polygon"):
             raise InputError(f"shapes must be 'mask' or 'polygon', not {shapes!r}")
         self.shapes = shapes
-        super().__init__(out, labels, images_root)
 
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,20 +50,12 @@ class YoloExporter(Exporter):
 
     format = "yolo"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        pictures: Literal["copy", "none"] | None = None,
-    ) -> None:
-        self.pictures = pictures or ("none" if images_root is None else "copy")
+    def _configure(self, *, pictures: Literal["copy", "none"] | None = None) -> None:
+        self.pictures = pictures or ("none" if self.images_root is None else "copy")
         if self.pictures not in ("copy", "none"):
             raise InputError(f"pictures must be 'copy' or 'none', not {pictures!r}")
-        if self.pictures == "copy" and images_root is None:
+        if self.pictures == "copy" and self.images_root is None:
             raise InputError("pictures='copy' needs images_root, the folder they are in")
-        super().__init__(out, labels, images_root)
 
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
