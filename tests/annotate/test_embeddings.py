@@ -48,7 +48,7 @@ def assert_same(one: EncodedImage, other: EncodedImage) -> None:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> tuple[EmbeddingStore, EncodedImage, Path]:
-    """A store with one entry."""
+    """A store with an entry."""
     model = tiny_model()
     store, encoded = EmbeddingStore(tmp_path, model), encoded_of(model, picture())
     assert store.save(encoded)

@@ -50,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, bytes]:
-    """The bytes of the dataset of ``images``."""
+    """The bytes of the dataset of ``images``, by file name."""
     out = tmp_path_factory.mktemp("undisturbed")
     report = run(images, out)
     assert (report.done, report.empty, report.skipped, len(report.failed)) == (17, 0, 0, 3)
@@ -149,11 +149,11 @@ def test_the_folder_of_the_images_is_no_place_for_a_dataset(images: Path) -> Non
 
 
 def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[int, int]] = []
-    run(images, tmp_path, limit=9, progress=lambda *now: told.append(now))
-    assert told[0] == (0, 9)
-    assert told[-1] == (9, 9)
-    assert told == sorted(told)
+    calls: list[tuple[int, int]] = []
+    run(images, tmp_path, limit=9, progress=lambda *now: calls.append(now))
+    assert calls[0] == (0, 9)
+    assert calls[-1] == (9, 9)
+    assert calls == sorted(calls)
     run(images, tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "images" in shown
@@ -234,7 +234,7 @@ def test_interrupted(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"labels": "cat"}, "labels was"),
         ({"strategy": "objects"}, "strategy.name was"),
@@ -243,10 +243,10 @@ def test_interrupted(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]
         ({"tiles": "auto"}, "tiles was"),
     ],
 )
-def test_other_settings_are_refused(tmp_path: Path, images: Path, options: dict[str, Any], told: str) -> None:
+def test_other_settings_are_refused(tmp_path: Path, images: Path, options: dict[str, Any], message: str) -> None:
     run(images, tmp_path, limit=2)
     before = dataset(tmp_path)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         run(images, tmp_path, limit=2, **options)
     assert dataset(tmp_path) == before
     run(images, tmp_path, limit=2, overwrite=True, **options)
@@ -369,7 +369,7 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "options", "told"),
+    ("format", "options", "message"),
     [
         ((), {}, "format names no format"),
         (("coco", "gif"), {}, "unknown format 'gif'"),
@@ -379,8 +379,8 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
         ({"coco": None}, {}, "must be a mapping"),
     ],
 )
-def test_formats_that_make_no_sense(tmp_path: Path, images: Path, format: Any, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_contradictory_formats(tmp_path: Path, images: Path, format: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         run(images, tmp_path, format=format, **options)
     assert not dataset(tmp_path)
 
@@ -389,7 +389,7 @@ def test_formats_that_make_no_sense(tmp_path: Path, images: Path, format: Any, o
 
 
 def test_a_full_disk_is_one_error_and_nothing_is_lost(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
-    told = tmp_path / "told"
+    report = tmp_path / "report"
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (22_000, resource.RLIM_INFINITY))  # of any one file
@@ -397,11 +397,11 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(tmp_path: Path, images: Pa
             run(images, tmp_path / "out")
         except OutputError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            told.write_text(str(error))
+            report.write_text(str(error))
 
     assert forked(work) == 0
-    assert "full" in told.read_text() or "I/O error" in told.read_text()
-    assert "start again" in told.read_text()
+    assert "full" in report.read_text() or "I/O error" in report.read_text()
+    assert "start again" in report.read_text()
     counting = Counting()
     resumed(images, tmp_path / "out", undisturbed, model=counting.model)
     assert counting() < 17

@@ -51,7 +51,7 @@ def test_the_target_is_called_by_the_name(spec: LabelSpec, label: str, texts: tu
 
 
 @pytest.mark.parametrize(
-    ("fields", "error", "told"),
+    ("fields", "error", "message"),
     [
         ({"name": ""}, PromptError, "names something"),
         ({"name": " ..."}, PromptError, "names something"),
@@ -70,8 +70,8 @@ def test_the_target_is_called_by_the_name(spec: LabelSpec, label: str, texts: tu
         *[({"name": "a", "threshold": t}, InputError, "number in \\[0, 1\\]") for t in (-0.1, 1.1, float("nan"), True, "0.5")],
     ],
 )
-def test_labels_that_are_none(fields: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_unusable_labels(fields: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         LabelSpec(**fields)
 
 
@@ -157,7 +157,7 @@ def test_comma_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         ("", "label 1 in '' is empty"),
         ("cat,,dog", "label 2 in .* is empty"),
@@ -176,8 +176,8 @@ def test_comma_lists() -> None:
         ("photos/cats", "looks like a file"),
     ],
 )
-def test_texts_that_are_no_labels(labels: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_texts_that_are_no_labels(labels: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         label_set(labels)
 
 
@@ -248,7 +248,7 @@ def test_a_text_file_has_a_name_per_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "holds no labels"),
         ("[]", "no labels"),
@@ -287,21 +287,21 @@ def test_a_text_file_has_a_name_per_line(tmp_path: Path) -> None:
         (b"\xff\xfecat", "not text in UTF-8"),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, text: str | bytes, told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
+def test_unusable_files(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         read(tmp_path, text)
     assert "labels.yaml" in str(caught.value)
     assert len(str(caught.value)) < 1000 + len(str(tmp_path))
 
 
 def test_json_says_what_is_wrong_with_it(tmp_path: Path) -> None:
-    for text, told in (
+    for text, message in (
         ('{"a": 1, "a": 2}', "'a' is given twice"),
         ("[", "not JSON"),
         ('["a", 1]', "not 1"),
         ("[" * 10**5, "not JSON"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             read(tmp_path, text, "labels.json")
 
 

@@ -102,7 +102,7 @@ def test_reasons_of_broken_files_fall_together(tmp_path: Path) -> None:
             with pytest.raises(ImageError) as caught:
                 read_image(path)
             failed.append(Failure(f"folder{k}/{sub}/{name}", str(caught.value)))
-    assert len({one.reason for one in failed}) == len(failed)
+    assert len({failure.reason for failure in failed}) == len(failed)
     text = report(failed=tuple(failed)).table()
     headers = [line for line in text.splitlines() if line.startswith("failed, ")]
     assert len(headers) == 3
@@ -142,7 +142,7 @@ def test_the_table_is_bounded() -> None:
 def test_any_words_can_be_shown(
     tmp_path_factory: pytest.TempPathFactory, failed: list[tuple[str, str]], objects: dict[str, int], note: str
 ) -> None:
-    full = report(failed=tuple(Failure(*one) for one in failed), objects=objects, notes=(note,))
+    full = report(failed=tuple(Failure(*fields) for fields in failed), objects=objects, notes=(note,))
     lines = full.table().split("\n")
     assert all(line.isprintable() for line in lines)
     assert all(line.encode() for line in lines if line)

@@ -116,8 +116,8 @@ def page_of(items: Any, folder: Path, **options: Any) -> tuple[Page, ReviewSumma
 
 def test_one_pixel_and_no_object(tmp_path: Path) -> None:
     save(tmp_path, "a.png", (1, 1))
-    one = item(size=(1, 1), objects=(AnnotatedObject.from_mask("dot", np.ones((1, 1), bool), 0.5),))
-    page, summary = page_of([one], tmp_path)
+    record = item(size=(1, 1), objects=(AnnotatedObject.from_mask("dot", np.ones((1, 1), bool), 0.5),))
+    page, summary = page_of([record], tmp_path)
     assert summary.missing == 0
     assert page.pictures()[0].shape == (1, 1, 3)
     page, _ = page_of([item(size=(1, 1))], tmp_path)
@@ -181,7 +181,7 @@ def names_of(page: Page) -> list[str]:
 @pytest.mark.parametrize("limit", [1, 4, 12, 500])
 def test_the_least_sure_come_first(tmp_path: Path, limit: int) -> None:
     items = scored(12)
-    expected = [one.image.path for one in sorted(items, key=lambda record: confidence(record, HALF))][:limit]
+    expected = [least.image.path for least in sorted(items, key=lambda record: confidence(record, HALF))][:limit]
     page, summary = page_of(items, tmp_path, limit=limit)
     assert names_of(page) == expected
     assert (summary.images, summary.shown, summary.missing) == (12, len(expected), len(expected))
@@ -199,10 +199,10 @@ def test_items_are_gone_through_twice_and_one_at_a_time(tmp_path: Path) -> None:
     def again() -> Iterator[Record]:
         nonlocal alive, passes
         passes += 1
-        for one in scored(30):
+        for record in scored(30):
             alive += 1
             assert alive <= 3
-            yield Held(one.path, one.image, one.presence)
+            yield Held(record.path, record.image, record.presence)
 
     summary = write_review(again, HALF, tmp_path, tmp_path / "review.html", limit=20)
     assert (summary.shown, passes) == (20, 2)
@@ -234,10 +234,10 @@ def test_a_small_object_shows_on_a_small_picture(tmp_path: Path) -> None:
     save(tmp_path, "a.png", size)
     mask = np.zeros(size, bool)
     mask[301, 101] = True  # of ten times ten to a pixel of the page
-    one = item(
+    record = item(
         objects=(AnnotatedObject.from_mask("cat", mask), AnnotatedObject.from_mask("nil", np.zeros(size, bool))), size=size
     )
-    picture = page_of([one], tmp_path)[0].pictures()[0].astype(int)
+    picture = page_of([record], tmp_path)[0].pictures()[0].astype(int)
     assert picture.shape == (256, 256, 3)
     there = np.abs(picture - 200).sum(2)
     assert np.unravel_index(there.argmax(), there.shape) == (30, 10)

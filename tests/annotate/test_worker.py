@@ -46,7 +46,7 @@ def loaded(count: int) -> list[Loaded]:
 
 
 def fresh() -> TextPromptedSAM:
-    """A model of one's own, to be broken."""
+    """A model that a test may break."""
     return TextPromptedSAM(tiny_predictor(), tiny_surgery())
 
 
@@ -140,9 +140,9 @@ def test_settings_distinguish_rules_of_a_recipe() -> None:
         return 0
 
     recipes = ["paper", "objects", Objects(choose=own), Objects(support=0.4), Objects(margin=float("inf"))]
-    told = [json.dumps(settings_of(LABELS, Options(strategy=recipe))) for recipe in recipes]
-    assert len(set(told)) == len(told)
-    assert told[1] == json.dumps(settings_of(LABELS, Options(strategy=Objects())))
+    documents = [json.dumps(settings_of(LABELS, Options(strategy=recipe))) for recipe in recipes]
+    assert len(set(documents)) == len(documents)
+    assert documents[1] == json.dumps(settings_of(LABELS, Options(strategy=Objects())))
     other = settings_of(LABELS, Options(value_range=(0, 4095)))
     assert other["value_range"] == (0, 4095)
     assert "value_range" not in settings_of(LABELS, Options())

@@ -52,9 +52,9 @@ def test_masks_there_and_back(
         file = labelme.read(str(out / image.path.rpartition(".")[0]) + ".json")
         assert Image.open(io.BytesIO(file.image_data)).size == (image.width, image.height)
         assert [shape["label"] for shape in file.shapes] == [label for label, _ in truth[image.path]]
-        for shape, (_, mask), one in zip(file.shapes, truth[image.path], image.objects, strict=True):
+        for shape, (_, mask), item in zip(file.shapes, truth[image.path], image.objects, strict=True):
             assert shape["shape_type"] == "mask"
-            assert shape["other_data"] == {"score": one.score}
+            assert shape["other_data"] == {"score": item.score}
             assert (labelme.paint(shape, mask.shape) == mask).all()
 
 

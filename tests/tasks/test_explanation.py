@@ -234,16 +234,16 @@ def test_shares_and_ranks() -> None:
 
 def test_json() -> None:
     found = explain_text(tiny_surgery(), picture(), TEXT, places=2)
-    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert [word["text"] for word in told["words"]] == ["a", "photo", "of", "a", "peacock"]
-    assert told["words"][-1]["tokens"] == ["pe", "aco", "ck"]
-    np.testing.assert_array_equal(np.array(told["words"][1]["map"], np.float32), found.words[1].similarity.values)
-    np.testing.assert_array_equal(np.array(told["map"], np.float32), found.similarity.values)
-    assert (told["shape"], told["grid"], told["text"]) == ([30, 44], [4, 4], TEXT)
-    assert len(told["places"]) == 2
-    for place in told["places"]:
-        assert all(told["words"][word["index"]]["text"] == word["text"] for word in place["words"])
-    assert np.array(told["nearest"]).shape == (4, 4, 3)
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [word["text"] for word in document["words"]] == ["a", "photo", "of", "a", "peacock"]
+    assert document["words"][-1]["tokens"] == ["pe", "aco", "ck"]
+    np.testing.assert_array_equal(np.array(document["words"][1]["map"], np.float32), found.words[1].similarity.values)
+    np.testing.assert_array_equal(np.array(document["map"], np.float32), found.similarity.values)
+    assert (document["shape"], document["grid"], document["text"]) == ([30, 44], [4, 4], TEXT)
+    assert len(document["places"]) == 2
+    for place in document["places"]:
+        assert all(document["words"][word["index"]]["text"] == word["text"] for word in place["words"])
+    assert np.array(document["nearest"]).shape == (4, 4, 3)
 
 
 def test_results_that_are_none() -> None:

@@ -39,7 +39,7 @@ def softmax(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def agree(a: NDArray[Any], b: NDArray[Any]) -> None:
-    """Equal but for pixels on a border, where rounding decides."""
+    """Checks that two arrays are equal except on borders, where rounding decides."""
     assert a.shape == b.shape
     assert (a != b).mean() < 2e-3
 

@@ -71,8 +71,8 @@ class Server:
         self.thread.join()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers.get("Range")
-        self.requests.append((handler.path, asked))
+        requested = handler.headers.get("Range")
+        self.requests.append((handler.path, requested))
         route = self.routes.get(handler.path)
         if route is None or route.gone:
             return handler.send_error(404)
@@ -84,8 +84,8 @@ class Server:
             return handler.end_headers()
         time.sleep(route.delay)
         start = 0
-        if asked and route.ranges:
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if route.range_start is None else route.range_start
+        if requested and route.ranges:
+            start = int(requested.removeprefix("bytes=").removesuffix("-")) if route.range_start is None else route.range_start
             if start >= len(route.body):
                 return handler.send_error(416)
             handler.send_response(206)
@@ -119,7 +119,7 @@ Register = Callable[..., Checkpoint]
 
 @pytest.fixture
 def register(server: Server, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Put a fake checkpoint ``tiny`` into the table, served at the given paths."""
+    """Puts a fake checkpoint ``tiny`` into the table, served at the given paths."""
 
     def make(*paths: str, size: int | None = len(BODY), sha256: str = SHA, **other: Any) -> Checkpoint:
         urls = tuple(path if "://" in path else server.url(path) for path in paths)
@@ -248,7 +248,7 @@ def test_interrupted_then_resumed(server: Server, register: Register, length: bo
     register("/tiny.pt")
     server.routes["/tiny.pt"] = Route(cut=[200_000], length=length)
     assert pull().read_bytes() == BODY
-    assert [asked for _, asked in server.requests] == [None, "bytes=200000-"]
+    assert [requested for _, requested in server.requests] == [None, "bytes=200000-"]
     assert server.sent == [200_000, len(BODY) - 200_000]
 
 
