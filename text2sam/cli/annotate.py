@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, with_options
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError
-
-if TYPE_CHECKING:
-    from text2sam.pipeline import TextPromptedSAM
 
 _POLYGONS = {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
 _ENGINES = ("local", "ray")
@@ -86,21 +83,15 @@ def annotate(
     if unknown:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0]!r}")
     options = how.options()
-    calibration = how.load_calibration()
+    build = how.builder(models)
     check_folder(out)
     if review is not None:
         check_folder(review.parent)
 
-    def make() -> TextPromptedSAM:
-        model = models.build()
-        if calibration is not None:
-            model.use(calibration)
-        return model
-
     from text2sam.annotate.job import annotate as run
 
     report = run(
-        make,
+        build,
         images.folder,
         wanted,
         out,

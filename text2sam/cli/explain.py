@@ -43,7 +43,7 @@ def explain(
             raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")
     pixels = reading.read(image)
     check_folder(out)
-    calibration = how.load_calibration()
+    build = how.builder(models)
     request = None if words else how.request([text])
     from text2sam import plot
     from text2sam.files import write_png
@@ -58,11 +58,8 @@ def explain(
         document = explanation.to_json()
         lines = aligned(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in explanation.ranked()])
     else:
-        model = models.build()
-        if calibration is not None:
-            model.use(calibration)
         targets, options = request
-        [result] = model.segment_many(pixels, targets, **options)
+        [result] = build().segment_many(pixels, targets, **options)
         stem = f"{file_stems(image, [result.text])[0]}_explain"
         figure = plot.explain(pixels, result)
         document = result.to_json()

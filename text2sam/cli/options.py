@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from text2sam.clip.generator import ClipSurgery
     from text2sam.options import Options
     from text2sam.pipeline import TextPromptedSAM
-    from text2sam.presence import Calibration
     from text2sam.targets import Target
 
 
@@ -321,11 +320,19 @@ class HowOptions(OptionGroup):
                 general = limit
         return general, own
 
-    def load_calibration(self) -> Calibration | None:
-        """The calibration, if one is given."""
+    def builder(self, models: ModelOptions) -> Callable[[], TextPromptedSAM]:
+        """What builds the models with the calibration, if one is given; its file is read now."""
         from text2sam.presence import Calibration
 
-        return None if self.calibration is None else Calibration.load(self.calibration)
+        calibration = None if self.calibration is None else Calibration.load(self.calibration)
+
+        def build() -> TextPromptedSAM:
+            model = models.build()
+            if calibration is not None:
+                model.use(calibration)
+            return model
+
+        return build
 
 
 @dataclass(frozen=True)

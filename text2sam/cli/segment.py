@@ -80,12 +80,9 @@ def segment(
     models.check()
     pixels = reading.read(image)
     check_folder(out)
-    calibration = how.load_calibration()
+    build = how.builder(models)
     targets, options = how.request(texts)
-    model = models.build()
-    if calibration is not None:
-        model.use(calibration)
-    results = model.segment_many(pixels, targets, **options)
+    results = build().segment_many(pixels, targets, **options)
     stems = file_stems(image, [result.text for result in results])
     files = [write_result(out, stem, pixels, result, wanted) for stem, result in zip(stems, results, strict=True)]
     if as_json:
