@@ -248,7 +248,7 @@ def test_files_that_are_not_json(tmp_path: Path, data: bytes) -> None:
 def test_json_that_is_no_calibration(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="lacks .*text2sam calibration"):
+    with pytest.raises(InputError, match=r"lacks .*text2sam calibration"):
         Calibration.load(path)
 
 

@@ -10,14 +10,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from text2sam.checks import check_number
 from text2sam.decode import short
 from text2sam.errors import InputError, PromptError
-
-if TYPE_CHECKING:
-    from text2sam.targets import Target
+from text2sam.targets import Target, check_different, check_exclude, check_text, parse_target, split_target, text_key
 
 MOST_BYTES = 1_000_000
 """A label file larger than this is refused."""
@@ -51,8 +49,6 @@ class LabelSpec:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        from text2sam.targets import check_exclude, parse_target, split_target
-
         synonyms = _texts(self.synonyms, f"synonyms of {_short(self.name)}")
         name = _text(self.name)
         if not synonyms:
@@ -63,10 +59,10 @@ class LabelSpec:
                 )
             name = "+".join(split_target(name))  # what results are called
         elif "+" not in name:
-            synonyms = tuple(word for word in synonyms if _key(word) != _key(name))
-        _all_different(synonyms, f"a synonym of {name!r}")
+            synonyms = tuple(word for word in synonyms if text_key(word) != text_key(name))
+        check_different(synonyms, f"a synonym of {name!r}")
         exclude = _texts(self.exclude, f"exclude of {_short(self.name)}")
-        _all_different(exclude, f"a text that {name!r} excludes")
+        check_different(exclude, f"a text that {name!r} excludes")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "synonyms", synonyms)
         object.__setattr__(self, "exclude", check_exclude(exclude, [parse_target(self.target)]))
@@ -132,16 +128,16 @@ class LabelSet:
         owners: dict[str, int] = {}
         for index, label in enumerate(self.labels):
             for word in (label.name, *label.synonyms):
-                owner = owners.setdefault(_key(word), index)
+                owner = owners.setdefault(text_key(word), index)
                 if owner == index:
                     continue
                 other = self.labels[owner].name
-                if _key(other) == _key(label.name) == _key(word):
+                if text_key(other) == text_key(label.name) == text_key(word):
                     raise PromptError(f"the label {label.name!r} is given twice (case does not count)")
                 raise PromptError(f"{word!r} stands for both {other!r} and {label.name!r}; take it out of one of the two")
         against = _texts(self.against, "against")
-        _all_different(against, "a text of against")
-        if len(against) == 1 and _key(against[0]) in owners:
+        check_different(against, "a text of against")
+        if len(against) == 1 and text_key(against[0]) in owners:
             raise InputError(
                 f"against names only {against[0]!r}, which is itself looked for and would stand alone in its label set; "
                 "name at least one other text or leave against out"
@@ -370,8 +366,6 @@ def _spec(where: str, entry: Mapping[str, Any]) -> LabelSpec:
 
 def _text(given: Any) -> str:
     """A text that models, file formats and terminals can take."""
-    from text2sam.clip.prompts import check_text
-
     if given is None or isinstance(given, (bool, int, float, datetime.date)):  # what YAML makes of no, on, 12, 2020-01-01
         raise PromptError(
             f"a label or word must be a text, not {given!r}; YAML reads no, on, 12 and dates as other things: quote it"
@@ -389,18 +383,6 @@ def _texts(texts: Any, what: str) -> tuple[str, ...]:
     if not isinstance(texts, (tuple, list)):
         raise InputError(f"{what} must be a list of texts, such as ['taxi', 'cab'], not {_short(texts)}")
     return tuple(_text(text) for text in texts)
-
-
-def _all_different(texts: Sequence[str], what: str) -> None:
-    seen: dict[str, str] = {}
-    for text in texts:
-        if _key(text) in seen:
-            raise PromptError(f"{what} is given twice (case does not count): {seen[_key(text)]!r} and {text!r}")
-        seen[_key(text)] = text
-
-
-def _key(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_CORRUPT, Json, app, new_app
+from text2sam.cli.options import option
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import ChecksumError, InputError, WeightsError
 from text2sam.tables import aligned
@@ -194,8 +195,7 @@ def pull_models(
 @models.command("verify", epilog=CODES_HELP)
 def verify_models(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False),
+        list[str] | None, typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False)
     ] = None,
 ) -> None:
     """Compare the SHA-256 of files with the recorded one."""
@@ -226,7 +226,7 @@ def list_words(
     pattern: Annotated[
         str, typer.Argument(metavar="PATTERN", help="Part of a word, or a pattern such as '*dog'.", show_default=False)
     ] = "*",
-    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="Only photo has a list of words.")] = "photo",
+    preset: Annotated[str, option("--preset", "NAME", "Only photo has a list of words.")] = "photo",
     as_json: Json = False,
 ) -> None:
     """List the words that a preset knows; with several meanings, the first is taken, and "crane bird" asks for another."""
