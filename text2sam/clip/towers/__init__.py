@@ -64,6 +64,7 @@ __all__ = [
     "exact",
     "image_tower",
     "opened",
+    "patch_size",
     "resize_positions",
     "resize_tokens",
     "run_tower",
@@ -211,6 +212,11 @@ def check_faithful(model: Any, tower: ImageTower) -> None:
             f"by {away:.2g}. Likely causes: forward hooks, register tokens, adapters on out_proj (call merge_and_unload()), a "
             "forward of your own. check=False takes the model all the same"
         )
+
+
+def patch_size(visual: nn.Module) -> tuple[int, int]:
+    """(height, width) in pixels that one patch token of an image tower stands for."""
+    return tower_of(visual).patch
 
 
 def surgery_tokens(visual: nn.Module, pixels: torch.Tensor, *, depth: int = 6, kinds: Collection[str] = ()) -> TowerTokens:
