@@ -26,7 +26,7 @@ from jobs import dataset, draw, forked, killed_at, model, run
 from text2sam import TextPromptedSAM
 from text2sam.annotate import worker as worker_module
 from text2sam.annotate.engine import Done, Plan, run_workers
-from text2sam.annotate.job import annotate, warm
+from text2sam.annotate.job import WarmReport, annotate, warm
 from text2sam.annotate.journal import JOURNAL, STATE, RunFolder
 from text2sam.annotate.labels import LabelSet, LabelSpec
 from text2sam.annotate.sources import find_images
@@ -374,7 +374,7 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
         ((), {}, "format names no format"),
         (("coco", "gif"), {}, "unknown format 'gif'"),
         (("coco", "png"), {"segmentation": "polygon"}, "'segmentation' belongs to which of coco, png"),
-        ({"coco": {"pictures": "none"}}, {}, "coco has no option 'pictures'"),
+        ({"coco": {"pictures": "none"}}, {}, "no option of coco 'pictures'"),
         ({"coco": {"format": "png"}}, {}, "without 'format'"),
         ({"coco": None}, {}, "must be a mapping"),
     ],
@@ -508,7 +508,7 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
     assert [path for path, _ in report.failed] == ["003.png", "010.png", "017.png"]
     assert (seen[0], seen[-1]) == ((0, 20), (20, 20))
     assert counting() == 17
-    assert warm(counting.model, items, tmp_path / "kept", batch_size=4).to_json()["found"] == 17
+    assert warm(counting.model, items, tmp_path / "kept", batch_size=4).found == 17
     run(images, tmp_path / "out", model=counting.model, embeddings=tmp_path / "kept")
     assert counting() == 0
     assert dataset(tmp_path / "out") == undisturbed
@@ -517,7 +517,7 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
         warnings.simplefilter("ignore")  # the reader's thread silences Pillow's warnings, so that ours may be lost
         with pytest.raises(OutputError, match="cannot be written"):
             warm(counting.model, items, tmp_path / "file" / "kept")
-    assert warm(counting.model, [], tmp_path / "kept").to_json() == {"made": 0, "found": 0, "failed": []}
+    assert warm(counting.model, [], tmp_path / "kept") == WarmReport(0, 0)
 
 
 # a pair that sees

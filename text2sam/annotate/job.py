@@ -266,11 +266,6 @@ class WarmReport:
     found: int
     failed: tuple[tuple[str, str], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        failed = [{"path": name, "reason": reason} for name, reason in self.failed]
-        return {"made": self.made, "found": self.found, "failed": failed}
-
 
 def warm(
     model: ModelSource,

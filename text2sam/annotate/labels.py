@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from text2sam.checks import check_number
+from text2sam.checks import check_known, check_number
 from text2sam.decode import short
 from text2sam.errors import InputError, PromptError
 from text2sam.targets import Target, check_different, check_exclude, check_text, parse_target, split_target, text_key
@@ -275,7 +275,7 @@ def load_labels(path: str | os.PathLike[str]) -> LabelSet:
             return LabelSet(tuple(_entries([line for line in lines if line and not line.startswith("#")])))
         value = _parse(text, suffix == ".json")
         if isinstance(value, dict) and "labels" in value:
-            _known(value, ("labels", "against"))
+            check_known("field", value, ("labels", "against"))
             return LabelSet(tuple(_entries(value["labels"])), _texts(value.get("against"), "against"))
         if isinstance(value, dict) and "against" in value:
             raise InputError("'against' needs 'labels' beside it; if it is a label itself, write the labels as a list")
@@ -337,24 +337,18 @@ def _entries(value: Any) -> list[LabelSpec]:
     for given in value:
         more: Any = value[given] if isinstance(value, dict) else None
         if isinstance(value, list) and isinstance(given, dict):
-            _known(given, _FIELDS)
+            check_known("field", given, _FIELDS)
             if "name" not in given:
                 raise InputError(f"label {len(entries) + 1} has fields but no 'name'")
             entries.append(given)
         elif isinstance(more, dict):
-            _known(more, _FIELDS[1:])
+            check_known("field", more, _FIELDS[1:])
             entries.append({"name": given, **more})
         elif more is None or isinstance(more, list):
             entries.append({"name": given, "synonyms": more})
         else:
             raise InputError(f"behind {_short(given)} stand nothing, a list of synonyms or fields, not {_short(more)}")
     return [_spec(f"label {number}", entry) for number, entry in enumerate(entries, 1)]
-
-
-def _known(given: Mapping[Any, Any], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise InputError(f"there is no field {_short(name)}; the fields are {', '.join(known)}")
 
 
 def _spec(where: str, entry: Mapping[str, Any]) -> LabelSpec:

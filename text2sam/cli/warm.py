@@ -53,7 +53,8 @@ def warm(
     )
     failed = [*found.refused, *report.failed]
     if as_json:
-        print_json({**report.to_json(), "failed": [{"path": path, "reason": reason} for path, reason in failed]})
+        failures = [{"path": path, "reason": reason} for path, reason in failed]
+        print_json({"made": report.made, "found": report.found, "failed": failures})
     else:
         rows = [["made", str(report.made)], ["found", str(report.found)], ["failed", str(len(failed))]]
         echo(aligned(["embeddings", "images"], rows))

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
 
+from text2sam.checks import check_known
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.losses import COUNTS, Losses
@@ -59,10 +60,7 @@ class Exporter(ABC):
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
-        known = list(inspect.signature(self._configure).parameters)
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise InputError(f"{self.format} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        check_known(f"option of {self.format}", options, list(inspect.signature(self._configure).parameters))
         self._configure(**options)
         with written(self.out):
             self.out.mkdir(parents=True, exist_ok=True)

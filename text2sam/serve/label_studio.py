@@ -28,7 +28,7 @@ check_installed()
 import numpy as np
 from fastapi import FastAPI, HTTPException
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from text2sam import __version__
 from text2sam.errors import ImageError, InputError, OutputError, PromptError
@@ -169,35 +169,30 @@ class Pictures:
 class Setup(BaseModel):
     """What Label Studio sends when it connects."""
 
-    model_config = ConfigDict(extra="ignore")
     labels: str = Field(alias="schema")
 
 
 class Task(BaseModel):
     """A task, as far as it matters here."""
 
-    model_config = ConfigDict(extra="ignore")
     data: dict[str, Any]
 
 
 class Context(BaseModel):
     """What an annotator has just drawn or written, as regions."""
 
-    model_config = ConfigDict(extra="ignore")
     result: list[dict[str, Any]] | None = None
 
 
 class Params(BaseModel):
     """Further parameters."""
 
-    model_config = ConfigDict(extra="ignore")
     context: Context | None = None
 
 
 class Request(BaseModel):
     """What Label Studio sends for predictions."""
 
-    model_config = ConfigDict(extra="ignore")
     tasks: list[Task] = Field(max_length=_MOST_TASKS)
     label_config: str
     params: Params | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from text2sam.checks import check_known
 from text2sam.errors import DownloadError, InputError, OfflineError, Text2SamWarning, WeightsError
 
 if TYPE_CHECKING:
@@ -182,10 +183,7 @@ class ModelOptions:
         Raises:
             InputError: a keyword is not a field.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in keywords if name not in names]
-        if unknown:
-            raise InputError(f"no option {unknown[0]!r}; the options are {', '.join(names)}")
+        check_known("option", keywords, [field.name for field in dataclasses.fields(cls)])
         return replace(options or cls(), **keywords)
 
 
