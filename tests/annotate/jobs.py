@@ -77,7 +77,7 @@ def forked(work: Callable[[], object]) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads; ours all ended
         pid = os.fork()
     if pid == 0:
-        signal.alarm(120)  # better dead than hanging
+        signal.alarm(120)  # so that a fault ends the test instead of hanging
         try:
             work()
             os._exit(0)

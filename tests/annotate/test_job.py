@@ -341,7 +341,7 @@ def test_images_the_format_cannot_hold_cost_a_line(tmp_path: Path) -> None:
     assert report.done == 3
     assert [failure.path for failure in report.failed] == ["001.png"]
     assert "not in the yolo dataset" in report.failed[0].reason
-    # of several formats one can hold it
+    # one of several formats can hold it
     both = run(images, tmp_path / "both", format={"yolo": {"pictures": "none"}, "coco": {}})
     assert (both.done, both.objects, both.failed) == (report.done, report.objects, report.failed)
     assert len(json.loads((tmp_path / "both" / "coco" / "annotations.json").read_text())["images"]) == 4
@@ -470,7 +470,7 @@ def test_an_engine_of_ones_own(tmp_path: Path, images: Path, undisturbed: dict[s
     resumed(images, tmp_path / "b", undisturbed)
 
 
-# what is read, what is kept
+# reading, embeddings
 
 
 def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:

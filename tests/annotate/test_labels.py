@@ -323,7 +323,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             load_labels(path)
 
 
-# whatever is in the file
+# any file
 
 PIECES = [*"ab- :,[]{}&*!|>'\"#%@?<~.0123456789\n\t\\", "\n- ", "\n  ", "labels:", "name: ", "threshold: ", "é", "\ud800"]
 YAMLISH = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)

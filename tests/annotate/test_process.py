@@ -133,7 +133,7 @@ def after_starting(batches: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return wait
 
 
-# what the engine does about them
+# dying workers
 
 
 class Fake:
@@ -192,7 +192,7 @@ def test_workers_that_always_die_end_the_run(
     with pytest.raises(Text2SamError, match="13 workers died with nothing done in between"):
         run(images, tmp_path, workers=2)
     monkeypatch.undo()
-    assert run(images, tmp_path).done == 8  # none was recorded as the images' fault
+    assert run(images, tmp_path).done == 8  # no image was blamed
 
 
 @pytest.mark.filterwarnings("ignore:a worker died")

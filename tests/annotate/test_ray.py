@@ -98,7 +98,7 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], images: Path, tmp
         run(images, tmp_path / "out", engine=ray_engine(**options))
 
 
-# what workers do, with Ray's part played by a loop: calls at once, and whoever dies is made again and gets its task again
+# workers, with a loop in place of Ray: it calls them at once, and makes one that dies again, with the same task
 
 
 class Died(BaseException):
@@ -196,7 +196,7 @@ def test_workers_that_always_die_end_the_run(loop: Loop, tmp_path: Path) -> None
     with pytest.raises(Text2SamError, match="nothing done in between, most often because memory"):
         run(images, tmp_path / "out", model=dying(lambda _: True), engine=ray_engine())
     assert loop.deaths == MOST_STARTS + 1
-    assert run(images, tmp_path / "out", model=toy()).done == 9  # none was recorded as the images' fault
+    assert run(images, tmp_path / "out", model=toy()).done == 9  # no image was blamed
 
 
 @pytest.mark.parametrize(

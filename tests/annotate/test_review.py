@@ -135,7 +135,7 @@ def test_one_pixel_and_no_object(tmp_path: Path) -> None:
         ((), {"cat": 0.4}, {"cat": 0.5}, 0.2),
         ((), {"cat": 0.1}, {"cat": 0.4}, 0.75),
         ((), {"cat": 0.5}, {"cat": 0.5}, 0.0),
-        ((), {"cat": 1.0}, {"cat": 0.5}, 0.0),  # there, and yet no object
+        ((), {"cat": 1.0}, {"cat": 0.5}, 0.0),  # present without an object
         ((cat(0.9),), {"cat": 0.7}, {"cat": 0.5}, 0.4),
         ((cat(0.3), cat(0.8)), {"cat": 1.0}, {"cat": 0.5}, 0.3),
         ((cat(0.9),), {"cat": 1.0, "dog": 0.45}, {"cat": 0.5, "dog": 0.5}, 0.1),
@@ -233,7 +233,7 @@ def test_a_small_object_shows_on_a_small_picture(tmp_path: Path) -> None:
     size = (2560, 2560)
     save(tmp_path, "a.png", size)
     mask = np.zeros(size, bool)
-    mask[301, 101] = True  # of ten times ten to a pixel of the page
+    mask[301, 101] = True  # ten by ten pixels are one of the page
     record = item(
         objects=(AnnotatedObject.from_mask("cat", mask), AnnotatedObject.from_mask("nil", np.zeros(size, bool))), size=size
     )
@@ -274,7 +274,7 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-# nothing from outside but as text
+# hostile texts
 
 
 def assert_harmless(page: Page) -> None:

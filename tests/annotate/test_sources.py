@@ -306,7 +306,7 @@ def test_lists_and_links(tmp_path: Path) -> None:
     for order in (["real/a.png", "also/a.png"], ["also/a.png", "real/a.png"]):
         assert paths(listed(root, "\n".join(order))) == ["also/a.png"]  # one file, two ways to it
     assert paths(listed(root, "real/a.png\nlink.png")) == ["link.png", "real/a.png"]  # two names
-    assert paths(listed(root, "ext/b.png")) == ["ext/b.png"]  # asked for by a name in the folder
+    assert paths(listed(root, "ext/b.png")) == ["ext/b.png"]  # its name lies in the folder
     assert paths(listed(root, str(tmp_path / "alias" / "real" / "a.png"))) == ["real/a.png"]
     assert paths(listed(tmp_path / "alias", str(root / "real" / "a.png"))) == ["real/a.png"]
     # 'd/..' is where the link leads, not the folder it lies in
@@ -359,7 +359,7 @@ def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
         listed(tmp_path, "a.png", glob="*.gif")
 
 
-# whatever there is
+# any input
 
 LINES = st.one_of(
     st.binary(max_size=40),

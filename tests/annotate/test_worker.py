@@ -92,11 +92,11 @@ def test_no_more_than_so_many_pixels_at_once(tmp_path: Path, monkeypatch: pytest
         *[["004.png"], ["005.png"]],
     ]
     monkeypatch.setattr(module, "BATCH_PIXELS", 1)
-    assert [len(b) for b in load_batches(items)] == [1, 1, 2, 1, 1]  # what was not read holds no pixels
+    assert [len(b) for b in load_batches(items)] == [1, 1, 2, 1, 1]  # an image that was not read has no pixels
     assert list(load_batches([])) == []
 
 
-# what is asked for
+# labels and options
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_embeddings_save_both_encoders(tmp_path: Path, undisturbed: list[Any]) -
     clip.clear(), sam.clear()
     assert results(worker.run(loaded(5))) == undisturbed
     assert (len(clip), len(sam)) == (0, 0)
-    # one that is missing: the same batch as the first time, and then all are there
+    # with one entry missing the whole batch is encoded as the first time, and all entries are there again
     next(p for p in (tmp_path / "store").rglob("*") if p.is_file()).unlink()
     assert results(worker.run(loaded(5))) == undisturbed
     assert [shape[0] for shape in clip] == [5]

@@ -37,7 +37,7 @@ def plain(path: str, label: str = "cat") -> AnnotatedImage:
     return AnnotatedImage(path, 2, 3, (AnnotatedObject.from_mask(label, np.ones((2, 3), np.bool_)),))
 
 
-# names of images that are names of files of data sets too
+# images named like files of the datasets
 NAMES = ["annotations", "tasks", "index", "labels", "label_config", "data", "instances", "masks", "images"]
 
 
@@ -310,7 +310,7 @@ def test_objects_do_not_stay_in_memory(tmp_path: Path) -> None:
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
-    assert grown < 200 * 500  # a name each; a mask has 1,800 bytes
+    assert grown < 200 * 500  # a name takes less, a mask has 1,800 bytes
 
 
 def test_a_name_too_long_for_a_format(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_slits_run_through_the_part_itself() -> None:
         for part in outlines(mask):
             walked = Counter(_steps(part.line))
             for (x, y), count in walked.items():
-                left, right = padded[y + 1, x : x + 2]  # the pixels on both sides
+                left, right = padded[y + 1, x : x + 2]  # of the pixels on both sides
                 assert count == 1 if left != right else (left and count == 2)
 
 

@@ -62,7 +62,7 @@ def test_words_are_put_together_again(text: str, words: list[str]) -> None:
     assert [word.text for word in found.words] == words
     ids, spans = tokenize_words(tokenizer(), text)
     assert (ids[0], ids[-1]) == (49406, 49407)
-    assert [i for a, b in spans for i in range(a, b)] == list(range(1, len(ids) - 1))  # each token once, in order
+    assert [i for a, b in spans for i in range(a, b)] == list(range(1, len(ids) - 1))  # every token once, in order
     for word, (a, b) in zip(found.words, spans, strict=True):
         assert len(word.tokens) == b - a
         if word.text.isascii():

@@ -35,7 +35,7 @@ def cosines(surgery: Any, image: Any, texts: list[str]) -> NDArray[Any]:
     return np.array(rows) @ token / np.linalg.norm(token)
 
 
-# what is no label set
+# unusable label sets
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_verify_always_hashes(server: Server, register: Register) -> None:
     assert found.status == "corrupt"
     assert hashlib.sha256(b"\x01" + BODY[1:]).hexdigest() in found.detail
     assert SHA in found.detail
-    assert pull().read_bytes() == BODY  # what verify found is not trusted any more, although size and time fit
+    assert pull().read_bytes() == BODY  # the note of an earlier check is gone, although size and time fit
 
 
 def test_force_downloads_again(server: Server, register: Register) -> None:
