@@ -222,12 +222,9 @@ def _answer(model: TextPromptedSAM, scene: DemoScene, out: Path) -> tuple[list[D
 
 def _stacked(strips: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Rows of pictures of different width below one another, on white."""
-    out = np.full((sum(len(strip) for strip in strips), max(strip.shape[1] for strip in strips), 3), 255, np.uint8)
-    top = 0
-    for strip in strips:
-        out[top : top + len(strip), : strip.shape[1]] = strip
-        top += len(strip)
-    return out
+    width = max(strip.shape[1] for strip in strips)
+    padding = [((0, 0), (0, width - strip.shape[1]), (0, 0)) for strip in strips]
+    return np.concatenate([np.pad(*pair, constant_values=255) for pair in zip(strips, padding, strict=True)])
 
 
 def _pale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -62,21 +62,14 @@ class Exporter(ABC):
         self.images_root = None if images_root is None else Path(images_root)
         check_known(f"option of {self.format}", options, list(inspect.signature(self._configure).parameters))
         self._configure(**options)
-        with written(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
         self._ids = {label: index for index, label in enumerate(self.labels)}
         self._counts = dict.fromkeys(("images", "objects", *COUNTS), 0)
         self._names = Names()
         self._losses: Losses | None = None
         self._open = True
-        self._spools: list[Spool] = []
-        try:
-            with written(self.out):
-                while len(self._spools) < self.spools:
-                    self._spools.append(Spool(self.out))
-        except BaseException:
-            self.abort()
-            raise
+        with written(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._spools = [Spool(self.out) for _ in range(self.spools)]
 
     def _configure(self) -> None:  # noqa: B027
         """Takes the options of the format, each a keyword argument; ``labels`` and ``images_root`` are there."""

@@ -83,9 +83,6 @@ def brush_region(
         score: in [0, 1].
         identity: different for each region of a task.
         from_name, to_name: names of the ``BrushLabels`` and ``Image`` tags.
-
-    Raises:
-        InputError: as :func:`brush_rle`.
     """
     return {
         "id": identity,
@@ -112,12 +109,7 @@ def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
 
     Returns:
         The bytes as ints.
-
-    Raises:
-        InputError: the mask is no such array.
     """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_ or not 0 < mask.size < 2**30:
-        raise InputError(f"mask must be a bool array (H, W) of 1 to {2**30 - 1} pixels, not {type(mask).__name__}")
     flat = mask.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts = np.concatenate([[0], edges])

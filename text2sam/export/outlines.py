@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.errors import InputError
-
 _Number = TypeVar("_Number", bound="np.number[Any]")
 
 INSET = 0.1
@@ -50,12 +48,7 @@ def outlines(mask: NDArray[np.bool_]) -> tuple[Part, ...]:
     Returns:
         One part per group of pixels that touch at an edge or a corner, the topmost first, of these the leftmost; nothing
         for an empty mask. Background pixels that touch only at a corner are separate holes.
-
-    Raises:
-        InputError: the mask is no such array.
     """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
-        raise InputError(f"mask must be a bool array of shape (H, W), not {type(mask).__name__}")
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return ()
@@ -95,16 +88,11 @@ def one_polygon(lines: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
     that looking for these would take long, the bridges run from each line's first corner to the next line's.
 
     Args:
-        lines: each (N, 2) (x, y), no two with a corner in common.
+        lines: at least one; each (N, 2) (x, y), no two with a corner in common.
 
     Returns:
         (K, 2); by the even-odd rule it encloses what the lines enclose.
-
-    Raises:
-        InputError: there are no lines.
     """
-    if not lines:
-        raise InputError("at least one line is needed")
     total = sum(len(line) for line in lines)
     if len(lines) > 1 and len(lines) * total > _MOST_PAIRS:
         out = [piece for line in lines for piece in (line, line[:1])]
