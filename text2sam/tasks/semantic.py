@@ -283,6 +283,8 @@ def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | N
         names.insert(0, BACKGROUND)
         owners = [0] * len(apart) + [i + 1 for i in owners]
         words = apart + words
+    if len(names) > 65535:
+        raise InputError(f"there can be at most 65535 classes, not {len(names)}")
     return _Plan(tuple(names), tuple(words), np.array(owners, np.intp), place, threshold)
 
 
