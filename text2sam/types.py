@@ -506,14 +506,11 @@ def _finite(value: Any) -> float | None:
 
 def _bilinear(values: NDArray[np.float32], coords: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float64]:
     """(N,): a (gh, gw) grid at (N, 2) pixel coordinates of an image (H, W), as ``SimilarityMap.to_image`` has it there."""
+    from scipy.ndimage import map_coordinates
+
     (h, w), (gh, gw) = shape, values.shape
-    along = np.clip((coords.astype(np.float64) + 0.5) * (gw / w, gh / h) - 0.5, 0, (gw - 1, gh - 1))  # (N, 2), in patches
-    x0, y0 = np.floor(along).astype(np.intp).T
-    x1, y1 = np.minimum(x0 + 1, gw - 1), np.minimum(y0 + 1, gh - 1)
-    x, y = along[:, 0] - x0, along[:, 1] - y0
-    above = values[y0, x0] * (1 - x) + values[y0, x1] * x
-    below = values[y1, x0] * (1 - x) + values[y1, x1] * x
-    heat: NDArray[np.float64] = above * (1 - y) + below * y
+    x, y = np.clip((coords.astype(np.float64) + 0.5) * (gw / w, gh / h) - 0.5, 0, (gw - 1, gh - 1)).T  # in patches
+    heat: NDArray[np.float64] = map_coordinates(values.astype(np.float64), (y, x), order=1)
     return heat
 
 

@@ -267,11 +267,6 @@ class WarmReport:
     found: int
     failed: tuple[tuple[str, str], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        failed = [{"path": name, "reason": reason} for name, reason in self.failed]
-        return {"made": self.made, "found": self.found, "failed": failed}
-
 
 def warm(
     model: ModelSource,
@@ -386,11 +381,10 @@ def _progress(progress: Progress, done: int, total: int) -> Iterator[Callable[[i
         yield tell
     elif progress:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import MofNCompleteColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True)) as bar:
+        with Bar(*Bar.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task("images", total=total, completed=done)
             yield lambda more: bar.advance(task, more)
     else:
