@@ -41,6 +41,7 @@ HOUSE = [
     ["clip", "sam", "zoo.sticker"],
     ["recipes", "zoo.photo"],
     ["options", "refine"],
+    ["request"],
     ["zoo.presets"],
     ["pipeline"],
     ["export", "tasks"],

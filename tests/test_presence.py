@@ -212,15 +212,14 @@ def test_saved_and_loaded_bit_by_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"format": "coco"}, "is no calibration"),
-        ({"version": 2}, "version 2"),
-        ({"version": True}, "version True"),
+        ({"format": "coco"}, "lacks .*text2sam calibration"),
+        ({"version": 2}, "another text2sam"),
         ({"threshold": 1.5}, "threshold must be"),
         ({"threshold": math.nan}, "threshold must be"),
         ({"model": 3}, "model must be"),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+def test_unusable_files(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
     path = GOOD.save(tmp_path / "c.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     with pytest.raises(InputError, match=told) as raised:
@@ -233,7 +232,7 @@ def test_files_that_lack_a_value(tmp_path: Path) -> None:
     whole = json.loads(path.read_text())
     for name in dataclasses.asdict(GOOD):
         path.write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
-        with pytest.raises(InputError, match=f"lacks {name}"):
+        with pytest.raises(InputError, match=f"lacks a value .*'{name}'"):
             Calibration.load(path)
 
 
@@ -241,7 +240,7 @@ def test_files_that_lack_a_value(tmp_path: Path) -> None:
 def test_files_that_are_not_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="cannot be read"):
         Calibration.load(path)
 
 
@@ -249,7 +248,7 @@ def test_files_that_are_not_json(tmp_path: Path, data: bytes) -> None:
 def test_json_that_is_no_calibration(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="no calibration"):
+    with pytest.raises(InputError, match=r"lacks .*text2sam calibration"):
         Calibration.load(path)
 
 

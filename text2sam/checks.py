@@ -53,6 +53,18 @@ def check_number(
     raise InputError(f"{name} must be {kind}{span}, not {value!r}")
 
 
+def check_known(what: str, given: Iterable[object], known: Sequence[str]) -> None:
+    """Checks that all given names are known.
+
+    Raises:
+        InputError: one is not; ``what`` says what the names are of.
+    """
+    for name in given:
+        if name not in known:
+            shown = repr(name) if isinstance(name, str) and len(name) < 100 else f"a {type(name).__name__}"
+            raise InputError(f"there is no {what} {shown}; there are {', '.join(known) or 'none'}")
+
+
 def check_shape(shape: Sequence[int]) -> tuple[int, int]:
     """(H, W) as two positive ints.
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from text2sam.files import write_json, write_png
 from text2sam.paint import overlay
 from text2sam.recipes.choose import mask_iou
 from text2sam.types import Segmentation
+
+if TYPE_CHECKING:
+    from text2sam.pipeline import TextPromptedSAM
 
 SCENES = Path(__file__).parent / "zoo" / "sticker" / "scenes"
 """The folder of the shipped scenes and of ``scenes.json``."""
@@ -95,14 +98,6 @@ class DemoRow:
         return "found" if self.result.present else "not here"
 
 
-class SegmentsMany(Protocol):
-    """What the demo needs of a :class:`text2sam.TextPromptedSAM`."""
-
-    def segment_many(self, image: NDArray[np.uint8], texts: Sequence[str], *, exclude: Sequence[str]) -> list[Segmentation]:
-        """One result per text."""
-        ...
-
-
 def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...]:
     """The scenes in a folder; by default those that ship with the package.
 
@@ -146,7 +141,7 @@ def _open(path: Path, mode: str) -> Image.Image:
 def run_demo(
     out: str | os.PathLike[str] = "text2sam-demo",
     *,
-    model: SegmentsMany | None = None,
+    model: TextPromptedSAM | None = None,
     preset: str = "photo",
     device: str | None = None,
     scenes: Sequence[str] | None = None,
@@ -205,7 +200,7 @@ def run_demo(
     return rows, record
 
 
-def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> tuple[list[DemoRow], NDArray[np.uint8]]:
+def _answer(model: TextPromptedSAM, scene: DemoScene, out: Path) -> tuple[list[DemoRow], NDArray[np.uint8]]:
     """Looks for the texts of a scene and writes its files; the second value is its row of the contact figure."""
     write_png(out / scene.name / "image.png", scene.image)
     texts = [*scene.find, scene.absent]
@@ -228,12 +223,9 @@ def _answer(model: SegmentsMany, scene: DemoScene, out: Path) -> tuple[list[Demo
 
 def _stacked(strips: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Rows of pictures of different width below one another, on white."""
-    out = np.full((sum(len(strip) for strip in strips), max(strip.shape[1] for strip in strips), 3), 255, np.uint8)
-    top = 0
-    for strip in strips:
-        out[top : top + len(strip), : strip.shape[1]] = strip
-        top += len(strip)
-    return out
+    width = max(strip.shape[1] for strip in strips)
+    padding = [((0, 0), (0, width - strip.shape[1]), (0, 0)) for strip in strips]
+    return np.concatenate([np.pad(*pair, constant_values=255) for pair in zip(strips, padding, strict=True)])
 
 
 def _pale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from text2sam.checks import check_number
+from text2sam.checks import check_known, check_number
 from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
 from text2sam.image import ChannelOrder, ReadOptions, check_reading
@@ -82,10 +82,7 @@ class Options:
         Raises:
             InputError: an option is unknown, or its value is not usable.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            raise InputError(f"there is no option {unknown[0]!r}; the options are {', '.join(known)}")
+        check_known("option", options, [field.name for field in fields(cls)])
         return cls(**options)
 
     @property

@@ -1,4 +1,4 @@
-"""Colours of objects, and results drawn on images; NumPy only."""
+"""Colours of objects, and results drawn on images as arrays."""
 
 from __future__ import annotations
 
@@ -111,13 +111,10 @@ def _draw_mask(out: NDArray[np.uint8], mask: NDArray[np.bool_], colour: NDArray[
 
 def _eroded(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     """(H, W) bool: the pixels with mask only in the square of ``width`` pixels around them; beyond the array is no mask."""
-    size = 2 * width + 1
-    padded = np.pad(mask, ((width + 1, width), (width + 1, width)))
-    for axis in (0, 1):
-        count = np.cumsum(padded, axis=axis, dtype=np.int32)
-        after, before = (count[size:], count[:-size]) if axis == 0 else (count[:, size:], count[:, :-size])
-        padded = after - before == size
-    return padded
+    from scipy.ndimage import minimum_filter
+
+    eroded: NDArray[np.bool_] = minimum_filter(mask, 2 * width + 1, mode="constant", cval=0)
+    return eroded
 
 
 def _draw_point(out: NDArray[np.uint8], point: NDArray[np.float64], radius: float, positive: bool) -> None:

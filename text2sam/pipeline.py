@@ -12,7 +12,6 @@ import functools
 import itertools
 import os
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +25,18 @@ from text2sam.checks import check_number
 from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import ImageError, InputError, PromptError, StateError, Text2SamError, Text2SamWarning
+from text2sam.errors import ImageError, InputError, StateError, Text2SamError
 from text2sam.image import ImageLike, ReadOptions, check_several, is_single, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
 from text2sam.recipes.points import joint_map
 from text2sam.recipes.view import Avoid, Found, View
-from text2sam.refine import CLICKS, choose_first, with_answer
+from text2sam.refine import corrected
+from text2sam.request import Request, prepare
 from text2sam.sam.predictor import MaskPredictor, check_predictor
 from text2sam.sam.session import SamImage, Session
-from text2sam.targets import Query, Target, Texts, check_exclude, parse_target, parse_targets, thresholds_of
+from text2sam.targets import Query, Target, Texts, parse_target
 from text2sam.types import PointPrompts, Segmentation, box_of
 
 if TYPE_CHECKING:
@@ -283,27 +283,27 @@ class TextPromptedSAM:
         Returns:
             One result per text, in order. Errors are those of :meth:`segment`.
         """
-        wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
+        request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
             held = self._set if image is None else image
             if held is None:
                 raise StateError("no image is set: pass one, or call set_image first")
             if isinstance(held, EncodedImage):
-                if wanted.options.tiles is not False:
+                if request.options.tiles is not False:
                     raise InputError("tiles= is for images that are encoded by this call; give it to set_image or encode")
-                self._prepare(wanted)
+                prepare(self.generator, request)
                 encoded = held
             else:
-                pixels = read_image(held, **wanted.options.reading)
-                self._prepare(wanted)  # a bad text costs no encoding
-                [encoded] = self._encode([pixels], [wanted.options.method], wanted.options.tiles)
-            return self._segment_all(encoded, wanted)
+                pixels = read_image(held, **request.options.reading)
+                prepare(self.generator, request)  # a bad text costs no encoding
+                [encoded] = self._encode([pixels], [request.options.method], request.options.tiles)
+            return self._segment_all(encoded, request)
 
     def check_texts(self, texts: Texts, **options: Unpack[SegmentOptions]) -> None:
         """Warns of texts, and raises for them, as :meth:`segment_many` does; takes its arguments but the image."""
-        wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
+        request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
-            self._prepare(wanted)
+            prepare(self.generator, request)
 
     def segment_batch(
         self, images: Iterable[ImageLike], texts: Texts, *, batch_size: int = 8, **options: Unpack[SegmentOptions]
@@ -325,9 +325,9 @@ class TextPromptedSAM:
         if isinstance(texts, str) or is_single(images):
             raise InputError("images and texts must be sequences; for one image and text call segment")
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
-        wanted = Wanted.of(texts, Options.of(options), self.presence_threshold)
+        request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
-            self._prepare(wanted)
+            prepare(self.generator, request)
         results: list[list[Segmentation]] = []
         count = len(images) if isinstance(images, Sized) else None
         waiting = iter(images)
@@ -337,14 +337,14 @@ class TextPromptedSAM:
                 bad: ImageError | None = None
                 for image in batch:
                     try:
-                        pixels.append(_read(image, wanted.options.reading, len(results) + len(pixels), count))
+                        pixels.append(_read(image, request.options.reading, len(results) + len(pixels), count))
                     except ImageError as error:  # the images before it are answered first
                         bad = error
                         break
                 with self._lock:
-                    for encoded in self._encode(pixels, [wanted.options.method], wanted.options.tiles):
+                    for encoded in self._encode(pixels, [request.options.method], request.options.tiles):
                         with _numbered(len(results), count):
-                            results.append(self._segment_all(encoded, wanted))
+                            results.append(self._segment_all(encoded, request))
                 if bad is not None:
                     raise bad
         except Text2SamError as error:
@@ -381,33 +381,12 @@ class TextPromptedSAM:
             ImageError, InputError: an argument is not usable, or the image is of another size than the result.
             StateError: no image was given and none is set.
         """
-        if not isinstance(points, PointPrompts):
-            raise InputError(f"points must be PointPrompts, such as PointPrompts([[x, y]], [1]), not {type(points).__name__}")
         with self._lock:
             held = self._set if image is None else image
             if held is None:
                 raise StateError("no image is set: pass one, or call set_image first")
-            number = int(check_number("number", number, 0, len(result.instances), whole=True))
             sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
-            if sam.pixels.shape[:2] != result.mask.shape:
-                raise InputError(f"the image is {sam.pixels.shape[:2]} (H, W), the result {result.mask.shape}")
-            h, w = result.mask.shape
-            for x, y in points.coords.tolist():
-                if not (-0.5 <= x <= w - 0.5 and -0.5 <= y <= h - 0.5):
-                    raise InputError(f"the point (x, y) = ({x:g}, {y:g}) is outside the image, which is {w} wide and {h} high")
-            before = next(iter(result.instances[number : number + 1]), None)
-            every = _all_points([*([] if before is None else [before.points]), points])
-            if not len(points) or not len(every.positive):
-                raise InputError("there must be at least one new point, and a point on the object among all of its points")
-            offered = None if before is None else before.candidates
-            mask = None if offered is None else offered.low_res_logits[offered.chosen][None]
-            answer = self.session.ask(sam, every, mask_input=mask)
-            if mask is None or before is None or before.strategy != CLICKS:
-                return with_answer(result, number, every, answer)
-            # SAM's single mask is made for several points and a mask before them; the three stay for the person to choose from
-            single = self.session.ask(sam, every, mask_input=mask, multimask_output=False)
-            both: Any = tuple(np.concatenate(pair) for pair in zip(single, answer, strict=True))
-            return with_answer(result, number, every, both, choose_first)
+            return corrected(self.session, sam, result, number, points)
 
     def calibrate(
         self,
@@ -490,69 +469,36 @@ class TextPromptedSAM:
                 self.session.encode([each.sam for each in encoded])
         return encoded
 
-    def _prepare(self, wanted: Wanted) -> None:
-        """Encodes texts ahead of an image, so that a bad text is told before anything is computed."""
-        hint, prepare = (getattr(self.generator, name, None) for name in ("hint", "prepare"))
-        if callable(hint):
-            for advice in filter(None, map(hint, wanted.texts)):
-                warnings.warn(advice, Text2SamWarning, stacklevel=4)
-        self._tell_apart(wanted)
-        if not callable(prepare):
-            return
-        prepare(wanted.texts, against=wanted.options.against, method=wanted.options.method)
-        if wanted.exclude:
-            prepare(wanted.exclude, against=wanted.against_excluded, method=wanted.options.method)
-
-    def _tell_apart(self, wanted: Wanted) -> None:
-        """Warns of texts of different targets that are one thing to the model.
-
-        Raises:
-            PromptError: what is excluded is the same to it as what is looked for.
-        """
-        sense = getattr(self.generator, "sense", None)
-        if not callable(sense):
-            return
-        looked_for: dict[Any, tuple[str, str]] = {}
-        for query, _ in wanted.queries:
-            for text in query.texts:
-                label, first = looked_for.setdefault(sense(text), (query.label, text))
-                if label != query.label and text != first:
-                    message = f"{first!r} and {text!r} are one thing to this model, so the same is found for both"
-                    warnings.warn(message, Text2SamWarning, stacklevel=5)
-        for text in wanted.exclude:
-            if (found := looked_for.get(sense(text))) is not None:
-                raise PromptError(f"{found[1]!r} is looked for and {text!r} is excluded, but to this model they are one thing")
-
-    def _segment_all(self, encoded: EncodedImage, wanted: Wanted) -> list[Segmentation]:
+    def _segment_all(self, encoded: EncodedImage, request: Request) -> list[Segmentation]:
         view = View(
             encoded.shape,
             self.generator,
             encoded.features,
             self.session,
             encoded.sam,
-            against=wanted.options.against,
-            method=wanted.options.method,
-            max_objects=wanted.options.max_objects,
-            vocabulary=wanted.options.recipe.vocabulary,
-            smooth=wanted.options.recipe.smooth,
+            against=request.options.against,
+            method=request.options.method,
+            max_objects=request.options.max_objects,
+            vocabulary=request.options.recipe.vocabulary,
+            smooth=request.options.recipe.smooth,
         )
-        view = replace(view, avoid=self._excluded(view, wanted))
-        return [self._segment(encoded, view, query, limit, wanted) for query, limit in wanted.queries]
+        view = replace(view, avoid=self._excluded(view, request))
+        return [self._segment(encoded, view, query, limit, request) for query, limit in request.queries]
 
-    def _excluded(self, view: View, wanted: Wanted) -> Avoid:
+    def _excluded(self, view: View, request: Request) -> Avoid:
         """Where the excluded texts are, as far as they are there at all."""
-        view = replace(view, against=wanted.against_excluded)
+        view = replace(view, against=request.against_excluded)
         found: list[Found] = []
-        for text in wanted.exclude if wanted.queries else ():
-            if presence_scores(self.generator, view.features, [text], wanted.options.against)[0] >= self.presence_threshold:
-                found += find_objects(wanted.options.recipe, view, Query(text, (text,)))
+        for text in request.exclude if request.queries else ():
+            if presence_scores(self.generator, view.features, [text], request.options.against)[0] >= self.presence_threshold:
+                found += find_objects(request.options.recipe, view, Query(text, (text,)))
         if not found:
             return Avoid()
         return Avoid(np.logical_or.reduce([each.mask for each in found]), np.concatenate([f.points.positive for f in found]))
 
-    def _segment(self, encoded: EncodedImage, view: View, query: Query, threshold: float, wanted: Wanted) -> Segmentation:
-        recipe = wanted.options.recipe
-        scores = presence_scores(self.generator, view.features, query.texts, wanted.options.against)
+    def _segment(self, encoded: EncodedImage, view: View, query: Query, threshold: float, request: Request) -> Segmentation:
+        recipe = request.options.recipe
+        scores = presence_scores(self.generator, view.features, query.texts, request.options.against)
         presence = max(scores)
         looked = query
         if not (query.synonyms or recipe.answers_absent):  # of joined texts those are looked for that are there
@@ -570,7 +516,7 @@ class TextPromptedSAM:
                 mask=mask,
                 score=parts[0].score * sure if mask.any() else 0.0,
                 box=box_of(mask),
-                points=_all_points([part.points for part in parts]),
+                points=PointPrompts.joined(part.points for part in parts),
                 similarity=parts[0].similarity if len(parts) == 1 else joint_map(view.maps(query)),
                 candidates=parts[0].candidates if parts else None,
                 text=query.label,
@@ -580,38 +526,11 @@ class TextPromptedSAM:
                 threshold=threshold,
                 objects=objects,
                 looked_for=() if query.plain else query.texts,
-                excluded=wanted.exclude,
+                excluded=request.exclude,
                 thumbnail=encoded.thumbnail,
             )
 
         return result(found, () if recipe.single else tuple(result([each]) for each in found))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What one call looks for: queries with their presence thresholds, what is excluded, and the options."""
-
-    queries: tuple[tuple[Query, float], ...]
-    exclude: tuple[str, ...]
-    options: Options
-
-    @classmethod
-    def of(cls, texts: Texts, options: Options, default: float) -> Wanted:
-        """The texts of a call, checked against its options; ``default`` is the threshold of texts without their own."""
-        queries = parse_targets(texts)
-        limits = thresholds_of(options.threshold, queries, default)
-        return cls(tuple(zip(queries, limits, strict=True)), check_exclude(options.exclude, queries), options)
-
-    @property
-    def texts(self) -> list[str]:
-        """All texts that are looked for."""
-        return [text for query, _ in self.queries for text in query.texts]
-
-    @property
-    def against_excluded(self) -> Sequence[str] | None:
-        """The label set of excluded texts: also what is looked for, or an excluded text might stand alone in it."""
-        against = self.options.against
-        return None if against is None else [*against, *self.texts]
 
 
 def _read(image: ImageLike, reading: ReadOptions, position: int, count: int | None) -> NDArray[np.uint8]:
@@ -626,9 +545,3 @@ def _numbered(position: int, count: int | None) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(f"image {position}{'' if count is None else f' of {count}'}: {error}") from error
-
-
-def _all_points(points: Sequence[PointPrompts]) -> PointPrompts:
-    if not points:
-        return PointPrompts.empty()
-    return PointPrompts(np.concatenate([p.coords for p in points]), np.concatenate([p.labels for p in points]))

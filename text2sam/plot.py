@@ -108,8 +108,6 @@ def overlay(
     *,
     colour: Colour = OBJECT_COLOURS[0],
     alpha: float = 0.5,
-    draw_points: bool = True,
-    draw_box: bool = False,
 ) -> Axes:
     """Draws the mask of a result, tinted and outlined, and its points.
 
@@ -117,10 +115,8 @@ def overlay(
         image: anything :func:`text2sam.image.read_image` accepts, of the mask's size; None draws over what the axes show.
         result: a segmentation of that image.
         ax: axes to draw on.
-        colour: RGB of mask and box.
+        colour: RGB of the mask.
         alpha: opacity of the mask.
-        draw_points: draw the point prompts.
-        draw_box: draw the bounding box.
 
     Raises:
         InputError: there is neither an image nor axes, or the image has another size than the mask.
@@ -128,14 +124,7 @@ def overlay(
     """
     ax = _show(image, ax, result)
     _draw_masks(ax, [result.mask], [colour], alpha)
-    if draw_box and result.box is not None:
-        from matplotlib.patches import Rectangle
-
-        x0, y0, x1, y1 = (float(v) - 0.5 for v in result.box)
-        line, halo = _line(ax)
-        frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_rgb(colour), linewidth=line, path_effects=halo)
-        ax.add_patch(frame)
-    return points(None, result.points, ax) if draw_points else ax
+    return points(None, result.points, ax)
 
 
 def objects(image: ImageLike | None, result: Segmentation, ax: Axes | None = None, *, alpha: float = 0.5) -> Axes:
@@ -419,7 +408,9 @@ def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int]) -> None:
 
 def _draw_masks(ax: Axes, masks: Sequence[NDArray[np.bool_]], colours: Sequence[Colour], alpha: float) -> None:
     """Tints and outlines masks, the first on top."""
-    line, halo = _line(ax)
+    from matplotlib.patheffects import withStroke
+
+    line = 1.5 * _lettering().unit(ax)
     for mask, colour in reversed(list(zip(masks, colours, strict=True))):
         step = _step(ax, mask.shape)
         thin = mask[::step, ::step]
@@ -434,15 +425,7 @@ def _draw_masks(ax: Axes, masks: Sequence[NDArray[np.bool_]], colours: Sequence[
         inside = np.pad(thin[y0:y1, x0:x1], 1).astype(np.uint8)  # padded, outlines are closed at the border
         across, down = ((np.arange(a - 1, b + 1) + 0.5) * step - 0.5 for a, b in ((x0, x1), (y0, y1)))
         outline = ax.contour(across, down, inside, levels=[0.5], colors=[_rgb(colour)], linewidths=line)
-        outline.set_path_effects(halo)
-
-
-def _line(ax: Axes) -> tuple[float, list[Any]]:
-    """Width of lines on axes, and the white edge that lets them stand out from any background."""
-    from matplotlib.patheffects import withStroke
-
-    width = 1.5 * _lettering().unit(ax)
-    return width, [withStroke(linewidth=2 * width, foreground="white")]
+        outline.set_path_effects([withStroke(linewidth=2 * line, foreground="white")])  # stands out from any ground
 
 
 def _lettering() -> Any:

@@ -130,30 +130,18 @@ class Calibration:
             InputError: the file is missing or unreadable, is no calibration, is of another version, or a value is missing
                 or out of range.
         """
-        where = repr(os.fspath(path))
-        anew = "save one with Calibration.save"
+        where = f"the calibration {os.fspath(path)!r}"
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"the calibration {where} cannot be read ({error.strerror or error}); {anew}") from error
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a NUL in the path
-            raise InputError(f"the calibration {where} is not JSON ({error}); {anew}") from error
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError(f"{where} is no calibration: it lacks the entry 'format': {_FORMAT!r}; {anew}")
-        version = record.get("version")
-        if version != _VERSION or isinstance(version, bool):
-            raise InputError(
-                f"the calibration {where} is of version {version!r}, this text2sam reads {_VERSION}; "
-                "calibrate anew, or install the text2sam that wrote it"
-            )
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in record]
-        if missing:
-            raise InputError(f"the calibration {where} lacks {', '.join(missing)}; calibrate anew")
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{where} cannot be read ({error}); save one with Calibration.save") from error
+        kind = {"format": _FORMAT, "version": _VERSION}
+        if not isinstance(record, dict) or any(record.get(name) != value for name, value in kind.items()):
+            raise InputError(f"{where} lacks {kind}: it is none, or of another text2sam; calibrate anew")
         try:
-            return cls(**{name: record[name] for name in names})
-        except InputError as error:
-            raise InputError(f"the calibration {where} holds a wrong value: {error}; calibrate anew") from error
+            return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        except (KeyError, InputError) as error:
+            raise InputError(f"{where} lacks a value or holds a wrong one: {error}; calibrate anew") from error
 
 
 def fit_threshold(presence: ArrayLike, present: ArrayLike, *, false_cost: float = 1.0) -> Calibration:

@@ -1,7 +1,7 @@
-"""Results that a person corrects: pure functions from one result to another.
+"""Results that a person corrects: functions from one result to another, all but :func:`corrected` pure.
 
 Objects are numbered as in :attr:`Segmentation.instances <text2sam.types.Segmentation.instances>`, and keep their order.
-:meth:`text2sam.TextPromptedSAM.refine` asks SAM again with a person's points.
+:meth:`text2sam.TextPromptedSAM.refine` asks SAM again with a person's points, by :func:`corrected`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.recipes.choose import Choice, MaskRule, choose_by_agreement, mask_iou
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+
+if TYPE_CHECKING:
+    from text2sam.sam.session import SamImage, Session
 
 CLICKS = "clicks"
 """The ``strategy`` of an object that a person's points made."""
@@ -97,6 +101,44 @@ def without_object(result: Segmentation, number: int) -> Segmentation:
     return with_objects(result, [part for k, part in enumerate(result.instances) if k != number])
 
 
+def corrected(session: Session, image: SamImage, result: Segmentation, number: int, points: PointPrompts) -> Segmentation:
+    """A result in which SAM has answered a person's points for an object.
+
+    SAM gets the object's own points, the new ones and the mask before. The first time the best of its three masks is taken
+    (:func:`choose_by_clicks`), then its single mask.
+
+    Args:
+        session, image: SAM's, for the image of the result.
+        result, number: as for :func:`with_answer`.
+        points: on the object (1) or off it (0), in pixels of the image and within it.
+
+    Raises:
+        InputError: an argument is not usable, or the image is of another size than the result.
+    """
+    if not isinstance(points, PointPrompts):
+        raise InputError(f"points must be PointPrompts, such as PointPrompts([[x, y]], [1]), not {type(points).__name__}")
+    number = int(check_number("number", number, 0, len(result.instances), whole=True))
+    h, w = result.mask.shape
+    if image.pixels.shape[:2] != (h, w):
+        raise InputError(f"the image is {image.pixels.shape[:2]} (H, W), the result {(h, w)}")
+    for x, y in points.coords.tolist():
+        if not (-0.5 <= x <= w - 0.5 and -0.5 <= y <= h - 0.5):
+            raise InputError(f"the point (x, y) = ({x:g}, {y:g}) is outside the image, which is {w} wide and {h} high")
+    before = next(iter(result.instances[number : number + 1]), None)
+    every = points if before is None else PointPrompts.joined([before.points, points])
+    if not len(points) or not len(every.positive):
+        raise InputError("there must be at least one new point, and a point on the object among all of its points")
+    offered = None if before is None else before.candidates
+    mask = None if offered is None else offered.low_res_logits[offered.chosen][None]
+    answer = session.ask(image, every, mask_input=mask)
+    if mask is None or before is None or before.strategy != CLICKS:
+        return with_answer(result, number, every, answer)
+    # SAM's single mask is made for several points and a mask before them; the three stay for the person to choose from
+    single = session.ask(image, every, mask_input=mask, multimask_output=False)
+    both: Any = tuple(np.concatenate(pair) for pair in zip(single, answer, strict=True))
+    return with_answer(result, number, every, both, choose_first)
+
+
 def with_answer(
     result: Segmentation,
     number: int,
@@ -158,13 +200,12 @@ def with_objects(result: Segmentation, objects: Sequence[Segmentation]) -> Segme
     mask = np.logical_or.reduce([part.mask for part in kept]) if kept else np.zeros(result.mask.shape, bool)
     present = bool(kept) and result.presence >= result.threshold
     parts = tuple(replace(part, threshold=result.threshold, present=present) for part in kept)
-    points = [part.points for part in parts] or [PointPrompts.empty()]
     return replace(
         result,
         mask=mask,
         box=box_of(mask),
         score=max((part.score for part in parts), default=0.0),
-        points=PointPrompts(np.concatenate([p.coords for p in points]), np.concatenate([p.labels for p in points])),
+        points=PointPrompts.joined(part.points for part in parts),
         candidates=parts[0].candidates if parts else None,
         present=present,
         objects=parts,

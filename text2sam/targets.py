@@ -37,6 +37,24 @@ def check_text(text: str) -> str:
     return text.strip()
 
 
+def text_key(text: str) -> str:
+    """What texts have in common that differ in case or in how Unicode writes them; CLIP's tokenizer knows no case."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def check_different(texts: Iterable[str], what: str) -> None:
+    """Checks that no text comes twice.
+
+    Raises:
+        PromptError: one does; ``what`` says what they are.
+    """
+    seen: dict[str, str] = {}
+    for text in texts:
+        if text_key(text) in seen:
+            raise PromptError(f"{what} is given twice (case does not count): {seen[text_key(text)]!r} and {text!r}")
+        seen[text_key(text)] = text
+
+
 @dataclass(frozen=True)
 class Query:
     """A target, taken apart.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -163,8 +163,14 @@ class PointPrompts:
         """No points at all."""
         return cls(np.zeros((0, 2), np.float32), np.zeros(0, np.uint8))
 
+    @classmethod
+    def joined(cls, parts: Iterable[PointPrompts]) -> PointPrompts:
+        """The points of several prompts, in order."""
+        every = [cls.empty(), *parts]
+        return cls(np.concatenate([part.coords for part in every]), np.concatenate([part.labels for part in every]))
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SimilarityMap:
     """How similar each patch of an image is to a text.
 
@@ -186,6 +192,11 @@ class SimilarityMap:
         ok = isinstance(v, np.ndarray) and v.ndim == 2 and v.size > 0 and v.dtype == np.float32
         _require(ok, f"SimilarityMap: values must be a non-empty float32 array of shape (gh, gw), not {_describe(v)}")
         _require(bool(np.isfinite(v).all()), "SimilarityMap: values must be finite, not NaN or infinite")
+
+    def __repr__(self) -> str:
+        gh, gw = self.values.shape
+        span = f"{self.values.min():.3g} to {self.values.max():.3g}"
+        return f"<SimilarityMap {self.text!r}: {gw} x {gh} patches, {span}, {self.method}>"
 
     @property
     def flat(self) -> bool:
@@ -220,7 +231,7 @@ class SimilarityMap:
 
 
 @_packed("masks")
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Candidates:
     """The masks SAM offered for one object, and which one was taken.
 
@@ -255,6 +266,10 @@ class Candidates:
         ok = isinstance(self.chosen, (int, np.integer)) and 0 <= self.chosen < len(m)
         _require(ok, f"chosen must be an int in [0, {len(m)}), not {self.chosen!r}")
         Candidates.__dict__["masks"].pack(self)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score:.2f}" for score in self.scores)
+        return f"<Candidates: {len(self)} masks, scores {scores}, chosen {self.chosen}: {self.reason}>"
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -491,14 +506,11 @@ def _finite(value: Any) -> float | None:
 
 def _bilinear(values: NDArray[np.float32], coords: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float64]:
     """(N,): a (gh, gw) grid at (N, 2) pixel coordinates of an image (H, W), as ``SimilarityMap.to_image`` has it there."""
+    from scipy.ndimage import map_coordinates
+
     (h, w), (gh, gw) = shape, values.shape
-    along = np.clip((coords.astype(np.float64) + 0.5) * (gw / w, gh / h) - 0.5, 0, (gw - 1, gh - 1))  # (N, 2), in patches
-    x0, y0 = np.floor(along).astype(np.intp).T
-    x1, y1 = np.minimum(x0 + 1, gw - 1), np.minimum(y0 + 1, gh - 1)
-    x, y = along[:, 0] - x0, along[:, 1] - y0
-    above = values[y0, x0] * (1 - x) + values[y0, x1] * x
-    below = values[y1, x0] * (1 - x) + values[y1, x1] * x
-    heat: NDArray[np.float64] = above * (1 - y) + below * y
+    x, y = np.clip((coords.astype(np.float64) + 0.5) * (gw / w, gh / h) - 0.5, 0, (gw - 1, gh - 1)).T  # in patches
+    heat: NDArray[np.float64] = map_coordinates(values.astype(np.float64), (y, x), order=1)
     return heat
 
 

@@ -9,5 +9,5 @@ from text2sam.annotate import journal
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for the disk is of no use against a killed process."""
+    """A killed process loses nothing that was written, so the tests need not wait for the disk."""
     monkeypatch.setattr(journal, "SYNCHRONOUS", "OFF")

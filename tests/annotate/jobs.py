@@ -47,7 +47,7 @@ class DyingPredictor(SamPredictor):
 
 
 def draw(folder: Path, count: int = 20, *, hostile: bool = False) -> Path:
-    """Pictures of different sizes in a new folder; every seventh file is none where ``hostile``."""
+    """Writes pictures of different sizes to a new folder; with ``hostile`` every seventh file is no picture."""
     folder.mkdir(parents=True)
     for k in range(count):
         file = folder / f"{k:03}.png"
@@ -77,7 +77,7 @@ def forked(work: Callable[[], object]) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads; ours all ended
         pid = os.fork()
     if pid == 0:
-        signal.alarm(120)  # better dead than hanging
+        signal.alarm(120)  # so that a fault ends the test instead of hanging
         try:
             work()
             os._exit(0)

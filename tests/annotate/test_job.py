@@ -26,7 +26,7 @@ from jobs import dataset, draw, forked, killed_at, model, run
 from text2sam import TextPromptedSAM
 from text2sam.annotate import worker as worker_module
 from text2sam.annotate.engine import Done, Plan, run_workers
-from text2sam.annotate.job import annotate, warm
+from text2sam.annotate.job import WarmReport, annotate, warm
 from text2sam.annotate.journal import JOURNAL, STATE, RunFolder
 from text2sam.annotate.labels import LabelSet, LabelSpec
 from text2sam.annotate.sources import find_images
@@ -50,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, bytes]:
-    """The bytes of the dataset of ``images``."""
+    """The bytes of the dataset of ``images``, by file name."""
     out = tmp_path_factory.mktemp("undisturbed")
     report = run(images, out)
     assert (report.done, report.empty, report.skipped, len(report.failed)) == (17, 0, 0, 3)
@@ -149,11 +149,11 @@ def test_the_folder_of_the_images_is_no_place_for_a_dataset(images: Path) -> Non
 
 
 def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[int, int]] = []
-    run(images, tmp_path, limit=9, progress=lambda *now: told.append(now))
-    assert told[0] == (0, 9)
-    assert told[-1] == (9, 9)
-    assert told == sorted(told)
+    calls: list[tuple[int, int]] = []
+    run(images, tmp_path, limit=9, progress=lambda *now: calls.append(now))
+    assert calls[0] == (0, 9)
+    assert calls[-1] == (9, 9)
+    assert calls == sorted(calls)
     run(images, tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "images" in shown
@@ -234,7 +234,7 @@ def test_interrupted(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"labels": "cat"}, "labels was"),
         ({"strategy": "objects"}, "strategy.name was"),
@@ -243,10 +243,10 @@ def test_interrupted(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]
         ({"tiles": "auto"}, "tiles was"),
     ],
 )
-def test_other_settings_are_refused(tmp_path: Path, images: Path, options: dict[str, Any], told: str) -> None:
+def test_other_settings_are_refused(tmp_path: Path, images: Path, options: dict[str, Any], message: str) -> None:
     run(images, tmp_path, limit=2)
     before = dataset(tmp_path)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         run(images, tmp_path, limit=2, **options)
     assert dataset(tmp_path) == before
     run(images, tmp_path, limit=2, overwrite=True, **options)
@@ -341,7 +341,7 @@ def test_images_the_format_cannot_hold_cost_a_line(tmp_path: Path) -> None:
     assert report.done == 3
     assert [failure.path for failure in report.failed] == ["001.png"]
     assert "not in the yolo dataset" in report.failed[0].reason
-    # of several formats one can hold it
+    # one of several formats can hold it
     both = run(images, tmp_path / "both", format={"yolo": {"pictures": "none"}, "coco": {}})
     assert (both.done, both.objects, both.failed) == (report.done, report.objects, report.failed)
     assert len(json.loads((tmp_path / "both" / "coco" / "annotations.json").read_text())["images"]) == 4
@@ -369,18 +369,18 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "options", "told"),
+    ("format", "options", "message"),
     [
         ((), {}, "format names no format"),
         (("coco", "gif"), {}, "unknown format 'gif'"),
         (("coco", "png"), {"segmentation": "polygon"}, "'segmentation' belongs to which of coco, png"),
-        ({"coco": {"pictures": "none"}}, {}, "coco has no option 'pictures'"),
+        ({"coco": {"pictures": "none"}}, {}, "no option of coco 'pictures'"),
         ({"coco": {"format": "png"}}, {}, "without 'format'"),
         ({"coco": None}, {}, "must be a mapping"),
     ],
 )
-def test_formats_that_make_no_sense(tmp_path: Path, images: Path, format: Any, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_contradictory_formats(tmp_path: Path, images: Path, format: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         run(images, tmp_path, format=format, **options)
     assert not dataset(tmp_path)
 
@@ -389,7 +389,7 @@ def test_formats_that_make_no_sense(tmp_path: Path, images: Path, format: Any, o
 
 
 def test_a_full_disk_is_one_error_and_nothing_is_lost(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]) -> None:
-    told = tmp_path / "told"
+    report = tmp_path / "report"
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (22_000, resource.RLIM_INFINITY))  # of any one file
@@ -397,11 +397,11 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(tmp_path: Path, images: Pa
             run(images, tmp_path / "out")
         except OutputError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            told.write_text(str(error))
+            report.write_text(str(error))
 
     assert forked(work) == 0
-    assert "full" in told.read_text() or "I/O error" in told.read_text()
-    assert "start again" in told.read_text()
+    assert "full" in report.read_text() or "I/O error" in report.read_text()
+    assert "start again" in report.read_text()
     counting = Counting()
     resumed(images, tmp_path / "out", undisturbed, model=counting.model)
     assert counting() < 17
@@ -470,7 +470,7 @@ def test_an_engine_of_ones_own(tmp_path: Path, images: Path, undisturbed: dict[s
     resumed(images, tmp_path / "b", undisturbed)
 
 
-# what is read, what is kept
+# reading, embeddings
 
 
 def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
     assert [path for path, _ in report.failed] == ["003.png", "010.png", "017.png"]
     assert (seen[0], seen[-1]) == ((0, 20), (20, 20))
     assert counting() == 17
-    assert warm(counting.model, items, tmp_path / "kept", batch_size=4).to_json()["found"] == 17
+    assert warm(counting.model, items, tmp_path / "kept", batch_size=4).found == 17
     run(images, tmp_path / "out", model=counting.model, embeddings=tmp_path / "kept")
     assert counting() == 0
     assert dataset(tmp_path / "out") == undisturbed
@@ -517,7 +517,7 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
         warnings.simplefilter("ignore")  # the reader's thread silences Pillow's warnings, so that ours may be lost
         with pytest.raises(OutputError, match="cannot be written"):
             warm(counting.model, items, tmp_path / "file" / "kept")
-    assert warm(counting.model, [], tmp_path / "kept").to_json() == {"made": 0, "found": 0, "failed": []}
+    assert warm(counting.model, [], tmp_path / "kept") == WarmReport(0, 0)
 
 
 # a pair that sees

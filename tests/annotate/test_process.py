@@ -52,7 +52,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def idle_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All the work is left to the processes."""
+    """Leaves all work to the processes."""
     monkeypatch.setattr(engine._Run, "_work", lambda *_: None)
 
 
@@ -105,7 +105,7 @@ def test_a_killed_job_takes_its_workers_along_and_goes_on(
 
 
 def runs(process: int) -> bool:
-    """Whether a process is there, and not only its entry that nobody has read."""
+    """Whether a process runs; a zombie does not."""
     stat = Path(f"/proc/{process}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
@@ -113,7 +113,7 @@ def runs(process: int) -> bool:
 def test_what_another_process_cannot_import(
     tmp_path: Path, images: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a class of a notebook's is."""
+    """A class that cannot be pickled, like one of a notebook."""
     notebook = types.ModuleType("notebook_of_a_user")
     monkeypatch.setitem(sys.modules, notebook.__name__, notebook)
     own = type("Own", (TextPromptedSAM,), {"__module__": notebook.__name__})
@@ -133,7 +133,7 @@ def after_starting(batches: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return wait
 
 
-# what the engine does about them
+# dying workers
 
 
 class Fake:
@@ -179,8 +179,8 @@ def test_an_image_over_which_workers_die_is_reported(tmp_path: Path, images: Pat
     report = run(images, tmp_path, workers=2)
     assert [(failure.path, failure.reason) for failure in report.failed][1:] == [("005.png", GIVEN_UP)]
     assert report.done == 7
-    over = [asked for asked in deadly.asked if "005.png" in asked]
-    assert [len(asked) for asked in over] == [4, 4, 1]
+    over = [batch for batch in deadly.asked if "005.png" in batch]
+    assert [len(batch) for batch in over] == [4, 4, 1]
     assert deadly.made == deadly.closed == 2 + 3
 
 
@@ -192,7 +192,7 @@ def test_workers_that_always_die_end_the_run(
     with pytest.raises(Text2SamError, match="13 workers died with nothing done in between"):
         run(images, tmp_path, workers=2)
     monkeypatch.undo()
-    assert run(images, tmp_path).done == 8  # none was recorded as the images' fault
+    assert run(images, tmp_path).done == 8  # no image was blamed
 
 
 @pytest.mark.filterwarnings("ignore:a worker died")

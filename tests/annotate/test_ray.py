@@ -42,7 +42,7 @@ pytestmark = [
 
 
 class Toy:
-    """Both halves of a model, which cost nothing: what is brighter than the mean. ``before`` is called with each image."""
+    """Both halves of a cheap model that finds what is brighter than the mean. ``before`` is called with each image."""
 
     def __init__(self, before: Callable[[Any], object] = lambda _: None) -> None:
         self.before = before
@@ -98,7 +98,7 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], images: Path, tmp
         run(images, tmp_path / "out", engine=ray_engine(**options))
 
 
-# what workers do, with Ray's part played by a loop: calls at once, and whoever dies is made again and gets its task again
+# workers, with a loop in place of Ray: it calls them at once, and makes one that dies again, with the same task
 
 
 class Died(BaseException):
@@ -106,7 +106,7 @@ class Died(BaseException):
 
 
 class Loop:
-    """In place of Ray: one worker, in this process. Has what the module uses of ``ray``, of ``ray.data`` and of data sets."""
+    """Stands for Ray: one worker in this process, with what the module uses of ``ray``, ``ray.data`` and data sets."""
 
     def __init__(self) -> None:
         import ray
@@ -166,7 +166,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
 
 
 def dying(when: Callable[[Any], bool]) -> Callable[[], TextPromptedSAM]:
-    """Makes models that die of certain images."""
+    """Makes models whose process dies of certain images."""
 
     def before(image: Any) -> None:
         if when(image):
@@ -196,21 +196,21 @@ def test_workers_that_always_die_end_the_run(loop: Loop, tmp_path: Path) -> None
     with pytest.raises(Text2SamError, match="nothing done in between, most often because memory"):
         run(images, tmp_path / "out", model=dying(lambda _: True), engine=ray_engine())
     assert loop.deaths == MOST_STARTS + 1
-    assert run(images, tmp_path / "out", model=toy()).done == 9  # none was recorded as the images' fault
+    assert run(images, tmp_path / "out", model=toy()).done == 9  # no image was blamed
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "message"),
     [(lambda: TextPromptedSAM(Toy(), Toy(), presence_threshold=0.7), "model is another"), (lambda: None, "not NoneType")],
 )
-def test_a_worker_whose_model_is_none_or_another(second: Any, said: str, images: Path, tmp_path: Path, loop: Loop) -> None:
+def test_a_worker_whose_model_is_none_or_another(second: Any, message: str, images: Path, tmp_path: Path, loop: Loop) -> None:
     made = []
 
     def make() -> Any:
         made.append(toy() if not made else second())
         return made[-1]
 
-    with pytest.raises(Text2SamError, match=said):
+    with pytest.raises(Text2SamError, match=message):
         run(images, tmp_path / "out", model=make, engine=ray_engine())
 
 
@@ -250,8 +250,8 @@ def table_of(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def thing(mask: Any, **changes: Any) -> dict[str, Any]:
-    one = AnnotatedObject.from_mask("cat", mask)
-    return {"label": "cat", "score": 0.5, "bbox": [9], "area": 9, "segmentation": one.rle} | changes
+    item = AnnotatedObject.from_mask("cat", mask)
+    return {"label": "cat", "score": 0.5, "bbox": [9], "area": 9, "segmentation": item.rle} | changes
 
 
 def test_tables_read_back_sorted_without_failures_and_torn_files(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_no_table_makes_python_unpickle(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Ray with room for two workers. Each takes five seconds of a core for what it imports; hence as few as can be."""
+    """Ray with two workers, since each imports for five seconds."""
     import ray
 
     ray.init(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import collections
-import hashlib
 import html
 import io
 import os
@@ -37,7 +36,6 @@ HOSTILE = (
     "line\nbreak\x1b[31m",
     "javascript:alert(1)",
     "{title} %s ${x}",
-    "SIDE",
 )
 SIZE = (20, 30)
 HALF: dict[str, float] = collections.defaultdict(lambda: 0.5)
@@ -90,7 +88,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
+        if "style" not in self.open:
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -118,8 +116,8 @@ def page_of(items: Any, folder: Path, **options: Any) -> tuple[Page, ReviewSumma
 
 def test_one_pixel_and_no_object(tmp_path: Path) -> None:
     save(tmp_path, "a.png", (1, 1))
-    one = item(size=(1, 1), objects=(AnnotatedObject.from_mask("dot", np.ones((1, 1), bool), 0.5),))
-    page, summary = page_of([one], tmp_path)
+    record = item(size=(1, 1), objects=(AnnotatedObject.from_mask("dot", np.ones((1, 1), bool), 0.5),))
+    page, summary = page_of([record], tmp_path)
     assert summary.missing == 0
     assert page.pictures()[0].shape == (1, 1, 3)
     page, _ = page_of([item(size=(1, 1))], tmp_path)
@@ -137,7 +135,7 @@ def test_one_pixel_and_no_object(tmp_path: Path) -> None:
         ((), {"cat": 0.4}, {"cat": 0.5}, 0.2),
         ((), {"cat": 0.1}, {"cat": 0.4}, 0.75),
         ((), {"cat": 0.5}, {"cat": 0.5}, 0.0),
-        ((), {"cat": 1.0}, {"cat": 0.5}, 0.0),  # there, and yet no object
+        ((), {"cat": 1.0}, {"cat": 0.5}, 0.0),  # present without an object
         ((cat(0.9),), {"cat": 0.7}, {"cat": 0.5}, 0.4),
         ((cat(0.3), cat(0.8)), {"cat": 1.0}, {"cat": 0.5}, 0.3),
         ((cat(0.9),), {"cat": 1.0, "dog": 0.45}, {"cat": 0.5, "dog": 0.5}, 0.1),
@@ -183,7 +181,7 @@ def names_of(page: Page) -> list[str]:
 @pytest.mark.parametrize("limit", [1, 4, 12, 500])
 def test_the_least_sure_come_first(tmp_path: Path, limit: int) -> None:
     items = scored(12)
-    expected = [one.image.path for one in sorted(items, key=lambda record: confidence(record, HALF))][:limit]
+    expected = [least.image.path for least in sorted(items, key=lambda record: confidence(record, HALF))][:limit]
     page, summary = page_of(items, tmp_path, limit=limit)
     assert names_of(page) == expected
     assert (summary.images, summary.shown, summary.missing) == (12, len(expected), len(expected))
@@ -201,10 +199,10 @@ def test_items_are_gone_through_twice_and_one_at_a_time(tmp_path: Path) -> None:
     def again() -> Iterator[Record]:
         nonlocal alive, passes
         passes += 1
-        for one in scored(30):
+        for record in scored(30):
             alive += 1
             assert alive <= 3
-            yield Held(one.path, one.image, one.presence)
+            yield Held(record.path, record.image, record.presence)
 
     summary = write_review(again, HALF, tmp_path, tmp_path / "review.html", limit=20)
     assert (summary.shown, passes) == (20, 2)
@@ -229,20 +227,18 @@ def test_objects_are_drawn_in_their_labels_colour(tmp_path: Path) -> None:
     np.testing.assert_allclose(inside[1], 0.55 * 200 + 0.45 * np.array([230, 159, 0]), atol=6)
     edge = picture[20, 25 - 12].astype(float)
     assert np.abs(edge - ground).sum() > np.abs(inside[0] - ground).sum()
-    assert [a["data-labels"] for a in page.all("article")] == ["0 1"]
-    assert [o["value"] for o in page.all("option")] == ["", "0", "1"]
 
 
 def test_a_small_object_shows_on_a_small_picture(tmp_path: Path) -> None:
-    size = (400, 400)
+    size = (2560, 2560)
     save(tmp_path, "a.png", size)
     mask = np.zeros(size, bool)
-    mask[301, 101] = True
-    one = item(
+    mask[301, 101] = True  # ten by ten pixels are one of the page
+    record = item(
         objects=(AnnotatedObject.from_mask("cat", mask), AnnotatedObject.from_mask("nil", np.zeros(size, bool))), size=size
     )
-    picture = page_of([one], tmp_path, thumbnail=40)[0].pictures()[0].astype(int)
-    assert picture.shape == (40, 40, 3)
+    picture = page_of([record], tmp_path)[0].pictures()[0].astype(int)
+    assert picture.shape == (256, 256, 3)
     there = np.abs(picture - 200).sum(2)
     assert np.unravel_index(there.argmax(), there.shape) == (30, 10)
 
@@ -278,13 +274,13 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-# nothing from outside but as text
+# hostile texts
 
 
 def assert_harmless(page: Page) -> None:
-    known = {"html", "head", "meta", "title", "style", "body", "h1", "p", "ul", "li", "span", "label", "select", "option"}
-    assert {tag for tag, _ in page.tags} <= known | {"div", "article", "img", "script"}
-    assert len(page.all("script")) == len(page.all("style")) == len(page.all("title")) == 1
+    known = {"html", "head", "meta", "title", "style", "body", "h1", "p", "ul", "li", "span", "div", "article", "img"}
+    assert {tag for tag, _ in page.tags} <= known
+    assert len(page.all("style")) == len(page.all("title")) == 1
     for _, attributes in page.tags:
         assert not any(name.startswith("on") or name in ("href", "action", "srcset", "style") for name in attributes)
         assert (attributes.get("src") or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
@@ -292,12 +288,7 @@ def assert_harmless(page: Page) -> None:
     assert "https:" not in page.source
     assert not re.search(r"@import|url\(", page.source)
     policy = next(a["content"] or "" for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'; img-src data:;")
-    for tag in ("style", "script"):
-        match = re.search(f"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
-        assert match is not None
-        digest = base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_hostile_names_and_labels(tmp_path: Path) -> None:
@@ -308,7 +299,7 @@ def test_hostile_names_and_labels(tmp_path: Path) -> None:
         items.append(item(path, (cat(0.5, label=text),), presence))
         if os.name == "posix":
             save(tmp_path, path)
-    page, summary = page_of(items, tmp_path, title="<script>" + HOSTILE[5])
+    page, summary = page_of(items, tmp_path)
     assert_harmless(page)
     assert summary.shown == len(HOSTILE)
     assert summary.missing == 0
@@ -318,11 +309,10 @@ def test_hostile_names_and_labels(tmp_path: Path) -> None:
     assert "\u202e" not in page.source
     assert "\x1b" not in page.source
     assert "bad\\udcff name" in page.text
-    assert sorted(o["value"] or "" for o in page.all("option")) == sorted(["", *map(str, range(len(HOSTILE) + 1))])
 
 
 def test_very_long_texts_are_cut(tmp_path: Path) -> None:
-    page, _ = page_of([item("n" * 5000, (cat(label="x" * 100_000),))], tmp_path, title="t" * 10_000)
+    page, _ = page_of([item("n" * 5000, (cat(label="x" * 100_000),))], tmp_path)
     assert len(page.source) < 20_000
     assert "x" * 100 + "..." + "x" * 100 in page.text
 
@@ -331,10 +321,10 @@ TEXTS = st.text(min_size=1, max_size=12, alphabet=st.characters() | st.sampled_f
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(labels=st.lists(TEXTS, max_size=3), title=TEXTS, name=TEXTS)
-def test_any_text(tmp_path: Path, labels: list[str], title: str, name: str) -> None:
+@given(labels=st.lists(TEXTS, max_size=3), name=TEXTS)
+def test_any_text(tmp_path: Path, labels: list[str], name: str) -> None:
     path = "p" + re.sub(r"[/\\\0]", "_", name)
     objects = tuple(cat(0.5, label=label) for label in labels)
-    page, summary = page_of([item(path, objects, dict.fromkeys(labels, 0.4))], tmp_path, title=title)
+    page, summary = page_of([item(path, objects, dict.fromkeys(labels, 0.4))], tmp_path)
     assert summary.shown == 1
     assert_harmless(page)

@@ -49,12 +49,12 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     fill(tmp_path, "a.png")
-    for root, told in (
+    for root, message in (
         (tmp_path / "none", "cannot be read: No such"),
         (tmp_path / "a.png", "is a file"),
         ("a\0b", "cannot be"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             find_images(root)
 
 
@@ -70,9 +70,8 @@ def test_what_is_left_out_is_counted_by_its_ending(tmp_path: Path) -> None:
     fill(tmp_path, "a.PNG", "b.txt", "c.TXT", "sub/d.pdf", "sub/e", ".hidden.txt")
     assert find_images(tmp_path, recursive=True).others == {"": 1, ".pdf": 1, ".txt": 2}
     assert find_images(tmp_path).others == {".txt": 2}
-    assert (
-        count_endings({".txt": 2, "": 3, **{f".{k}": 1 for k in range(9)}}, 3) == "3 without an ending, 2 .txt, 1 .0, 8 others"
-    )
+    others = {".txt": 2, "": 3, **{f".{k}": 1 for k in range(9)}}
+    assert count_endings(others) == "3 without an ending, 2 .txt, 1 .0, 1 .1, 1 .2, 6 others"
 
 
 def test_order_and_choice(tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_globs(tmp_path: Path, glob: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("glob", ["", "/", "/a.png", "../*.png", "a/../b", "a/", "."])
-def test_globs_that_are_none(tmp_path: Path, glob: str) -> None:
+def test_unusable_globs(tmp_path: Path, glob: str) -> None:
     fill(tmp_path, "a.png")
     with pytest.raises(InputError, match="glob must be a pattern"):
         find_images(tmp_path, glob=glob)
@@ -201,10 +200,10 @@ def test_names_that_no_dataset_can_hold_are_refused(tmp_path: Path) -> None:
         pass
     found = find_images(tmp_path, recursive=True)
     assert paths(found) == ["\x1b[2J.png", "a.png", "new\nline.png"]
-    told = reasons(found)
-    assert sorted(told) == ["a\\b.png", "c:/x.png", "sub\\dir/a.png", "\udcfe/a.png", "\udcff.png"]
-    assert "backslash" in told["a\\b.png"]
-    assert "not valid Unicode" in told["\udcff.png"]
+    refused = reasons(found)
+    assert sorted(refused) == ["a\\b.png", "c:/x.png", "sub\\dir/a.png", "\udcfe/a.png", "\udcff.png"]
+    assert "backslash" in refused["a\\b.png"]
+    assert "not valid Unicode" in refused["\udcff.png"]
 
 
 def test_files_and_folders_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +306,7 @@ def test_lists_and_links(tmp_path: Path) -> None:
     for order in (["real/a.png", "also/a.png"], ["also/a.png", "real/a.png"]):
         assert paths(listed(root, "\n".join(order))) == ["also/a.png"]  # one file, two ways to it
     assert paths(listed(root, "real/a.png\nlink.png")) == ["link.png", "real/a.png"]  # two names
-    assert paths(listed(root, "ext/b.png")) == ["ext/b.png"]  # asked for by a name in the folder
+    assert paths(listed(root, "ext/b.png")) == ["ext/b.png"]  # its name lies in the folder
     assert paths(listed(root, str(tmp_path / "alias" / "real" / "a.png"))) == ["real/a.png"]
     assert paths(listed(tmp_path / "alias", str(root / "real" / "a.png"))) == ["real/a.png"]
     # 'd/..' is where the link leads, not the folder it lies in
@@ -322,19 +321,19 @@ def test_lines_that_are_refused(tmp_path: Path) -> None:
         root, "sub\n.\n../rooted.png\n/etc/passwd\n../../../../../../..\ns3://bucket/a.png\na\0b.png\n\udcff.png\nsub/a.png"
     )
     assert paths(found) == ["sub/a.png"]
-    told = reasons(found)
-    assert told["sub"] == told["."] == "it is a folder, not an image"
-    assert "outside of the folder" in told[str(tmp_path / "rooted.png")]
-    assert "outside of the folder" in told[os.path.realpath("/etc/passwd")]
-    assert "outside of the folder" in told["/"]
-    assert "address" in told["s3://bucket/a.png"]
-    assert "NUL" in told["a\0b.png"]
-    assert "not valid Unicode" in told["\udcff.png"]
-    assert len(told) == 8
+    refused = reasons(found)
+    assert refused["sub"] == refused["."] == "it is a folder, not an image"
+    assert "outside of the folder" in refused[str(tmp_path / "rooted.png")]
+    assert "outside of the folder" in refused[os.path.realpath("/etc/passwd")]
+    assert "outside of the folder" in refused["/"]
+    assert "address" in refused["s3://bucket/a.png"]
+    assert "NUL" in refused["a\0b.png"]
+    assert "not valid Unicode" in refused["\udcff.png"]
+    assert len(refused) == 8
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "holds no paths"),
         (b"\n \r\n\t\n", "holds no paths"),
@@ -342,8 +341,8 @@ def test_lines_that_are_refused(tmp_path: Path) -> None:
         (b"a.png\n" + b"x" * 70000, "line 2 .*longer than any path"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, content: bytes, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_unusable_lists(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         listed(tmp_path, content)
 
 
@@ -360,7 +359,7 @@ def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
         listed(tmp_path, "a.png", glob="*.gif")
 
 
-# whatever there is
+# any input
 
 LINES = st.one_of(
     st.binary(max_size=40),

@@ -177,6 +177,44 @@ def test_a_click_lands_where_the_person_clicks(page: Any) -> None:
     page.locator("#picture button[aria-label*=ullscreen]").click()
 
 
+SLIDE = """(values) => {
+  const slider = document.querySelector("#threshold input[type=range]");
+  for (const value of values) {
+    slider.value = value;
+    slider.dispatchEvent(new Event("input", {bubbles: true}));
+    slider.dispatchEvent(new Event("pointerup", {bubbles: true}));
+  }
+}"""
+
+EARLY = """() => {
+  const image = document.querySelector("#picture img");
+  const watch = new MutationObserver(() => {
+    watch.disconnect();
+    const box = image.getBoundingClientRect(), [x, y] = [box.x + 0.35 * box.width, box.y + 0.45 * box.height];
+    if (!image.complete) image.dispatchEvent(new MouseEvent("click", {bubbles: true, clientX: x, clientY: y}));
+  });
+  watch.observe(image, {attributeFilter: ["src"]});
+}"""
+
+
+def test_a_quick_hand_loses_nothing(page: Any) -> None:
+    load(page)
+    found = find(page, "cat, sheep")
+    assert ["not here" in line for line in found] == [False, True]
+    page.evaluate(SLIDE, [0, 1])  # the second while the page waits for the first answer
+    page.wait_for_function("() => [...document.querySelectorAll('#objects label')].every((l) => /not here/.test(l.innerText))")
+    page.evaluate(SLIDE, [0.5])
+    page.wait_for_function("() => !document.querySelector('#objects label').innerText.includes('not here')")
+    page.evaluate(EARLY)
+    page.click("#objects label >> nth=1")
+    page.wait_for_function("() => document.querySelectorAll('#objects label')[1].innerText.includes('area')")
+    click(page, 0.15, 0.2)
+    assert "area" in objects(page)[1]
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    page.wait_for_function("() => document.querySelectorAll('#objects label')[1].innerText.includes('not here')")
+
+
 def test_what_goes_wrong_is_said_in_the_page(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "holiday.png"
     broken.write_bytes(b"no picture")

@@ -14,7 +14,7 @@ from text2sam.pipeline import TextPromptedSAM
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """The model that every command builds."""
+    """The model that all commands build."""
     stand_in = Model()
     monkeypatch.setattr(TextPromptedSAM, "from_pretrained", stand_in.build)
     return stand_in

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The options of every model that a command builds, which is a tiny one."""
+    """The options of the models that commands build; each model is a tiny one."""
     options: list[dict[str, Any]] = []
 
     def build(preset: str, **more: Any) -> TextPromptedSAM:

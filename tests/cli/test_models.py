@@ -64,7 +64,7 @@ def test_what_users_get_themselves(contents: dict[str, bytes], monkeypatch: pyte
         assert "--clip-checkpoint" in message
     pair = dataclasses.replace(presets.PRESETS["siglip2"], sam_checkpoint="mobile-sam")
     monkeypatch.setitem(presets.PRESETS, "siglip2", pair)
-    pulled = run("models", "pull", "siglip2")  # the other file all the same
+    pulled = run("models", "pull", "siglip2")  # the other file is there all the same
     assert pulled.exit_code == 3
     assert pulled.stdout.strip() == str(download.cache_path("mobile-sam"))
     verified = run("models", "verify", "siglip2")

@@ -289,11 +289,11 @@ def test_explain(photo: Path, model: Model, tmp_path: Path) -> None:
     document = json.loads(run(*arguments, "--json").stdout)
     assert document == {**expected.to_json(), "image": str(photo), "picture": str(figure), "warnings": []}
     facts, objects, masks = result.stdout.split("\n\n")
-    told = dict(line.split(maxsplit=1) for line in facts.splitlines())
-    assert told["presence"] == "0.75, threshold 0.5"
-    assert told["area"] == f"{expected.area} pixels, {100 * expected.area / 1320:.1f} % of 44 x 30"
-    assert told["map"] == "surgery, 4 x 3 patches, 0 to 1"
-    assert told["why"] == expected.candidates.reason  # type: ignore[union-attr]
+    facts_by_name = dict(line.split(maxsplit=1) for line in facts.splitlines())
+    assert facts_by_name["presence"] == "0.75, threshold 0.5"
+    assert facts_by_name["area"] == f"{expected.area} pixels, {100 * expected.area / 1320:.1f} % of 44 x 30"
+    assert facts_by_name["map"] == "surgery, 4 x 3 patches, 0 to 1"
+    assert facts_by_name["why"] == expected.candidates.reason  # type: ignore[union-attr]
     assert [line.split()[0] for line in objects.splitlines()] == ["object", "1"]
     assert sum("yes" in line.split() for line in masks.splitlines()) == 1
 
@@ -304,12 +304,12 @@ def test_description_of_an_absent_text() -> None:
     result = Segmentation(
         nothing, 0.0, None, PointPrompts.empty(), similarity, None, "x", False, 0.25, "objects", 0.5, excluded=("dog", "bird")
     )
-    told = dict(line.split(maxsplit=1) for line in describe(result.to_json()).splitlines())
-    assert told["present"] == "no"
-    assert told["why"] == "SAM was not asked"
-    assert told["points"] == "0 on it, 0 off it"
-    assert told["box"] == "-"
-    assert told["excluded"] == "dog, bird"
+    facts_by_name = dict(line.split(maxsplit=1) for line in describe(result.to_json()).splitlines())
+    assert facts_by_name["present"] == "no"
+    assert facts_by_name["why"] == "SAM was not asked"
+    assert facts_by_name["points"] == "0 on it, 0 off it"
+    assert facts_by_name["box"] == "-"
+    assert facts_by_name["excluded"] == "dog, bird"
 
 
 @pytest.fixture

@@ -159,9 +159,9 @@ def test_usage_errors(line: str) -> None:
 def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
     from text2sam.clip.attention import METHODS
 
-    said = run("segment", "x.png", "cat", "--method", "magic").stderr
+    message = run("segment", "x.png", "cat", "--method", "magic").stderr
     helped = run("segment", "--help").stdout.replace("\n", " ")
-    assert all(name in said and name in helped for name in METHODS)
+    assert all(name in message and name in helped for name in METHODS)
 
 
 def test_other_packages_are_kept_quiet(photo: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,12 +277,12 @@ def test_broken_plug_ins_are_reported_and_nothing_else(plug_ins: Callable[..., l
     assert result.exit_code == 0
     assert "greet" in result.stdout
     assert "Segment all objects" in result.stdout
-    said = result.stderr.splitlines()
-    assert all(line.startswith("text2sam: warning: ") for line in said)
-    assert [next(name for name in ("bad", "none", "odd", "thief") if repr(name) in line) for line in said] == [
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("text2sam: warning: ") for line in lines)
+    assert [next(name for name in ("bad", "none", "odd", "thief") if repr(name) in line) for line in lines] == [
         "bad", "none", "odd", "thief",
     ]  # fmt: skip
-    assert "No module named 'sklearn'" in said[0]
+    assert "No module named 'sklearn'" in lines[0]
     assert run("nonsense").exit_code == 2
 
 

@@ -14,7 +14,7 @@ from helpers import condition, tiny_clip
 from numpy.typing import NDArray
 
 from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window, middle_blocks, rotated
-from text2sam.clip.towers import patch_size, resize_positions, surgery_tokens
+from text2sam.clip.towers import resize_positions, surgery_tokens, tower_of
 from text2sam.errors import InputError, UnsupportedModelError
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
@@ -198,7 +198,7 @@ def test_kinds_against_loops(shape: tuple[int, int], depth: int, vision: dict[st
     pixels = noise(1, 3, *shape)
     heads = 32 // vision.get("head_width", 16)
     tokens = surgery_tokens(visual, pixels, depth=depth, kinds=FURTHER)
-    ph, pw = patch_size(visual)
+    ph, pw = tower_of(visual).patch
     assert list(tokens.others) == list(FURTHER)
     for kind, found in tokens.others.items():
         expected = slow_kind(visual, pixels[0], kind, depth, heads, quick)

@@ -12,7 +12,7 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.nn import functional as F
 
-from text2sam.clip.towers import check_tower, patch_size, resize_positions, surgery_tokens, tower_of
+from text2sam.clip.towers import check_depth, resize_positions, surgery_tokens, tower_of
 from text2sam.errors import InputError, UnsupportedModelError
 
 FAMILIES = ("vit", "resnet")
@@ -30,7 +30,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_depths_out_of_range(depth: Any) -> None:
     visual = tiny_clip().visual
     with pytest.raises(InputError, match="from 1 to 3"):
-        check_tower(visual, depth)
+        check_depth(tower_of(visual), depth)
     with pytest.raises(InputError, match="from 1 to 3"):
         surgery_tokens(visual, noise(1, 3, 16, 16), depth=depth)
 
@@ -54,7 +54,7 @@ def test_pixels_of_another_shape(family: str, shape: tuple[int, ...]) -> None:
 )
 def test_other_vision_transformers(vision: dict[str, Any], name: str) -> None:
     visual = tiny_clip(vision=vision).visual
-    for call in (lambda: check_tower(visual, 1), lambda: surgery_tokens(visual, noise(1, 3, 16, 16), depth=1)):
+    for call in (lambda: tower_of(visual), lambda: surgery_tokens(visual, noise(1, 3, 16, 16), depth=1)):
         with pytest.raises(UnsupportedModelError, match=name) as caught:
             call()
         assert "ViT-B-16" in str(caught.value)
@@ -64,9 +64,9 @@ def test_other_vision_transformers(vision: dict[str, Any], name: str) -> None:
 def test_other_towers() -> None:
     tower = TimmModel("test_efficientnet", embed_dim=8, image_size=32)
     with pytest.raises(UnsupportedModelError, match=r"TimmModel around timm's EfficientNet.*works on.*RN50"):
-        check_tower(tower, 1)
+        tower_of(tower)
     with pytest.raises(UnsupportedModelError, match=r"image tower Sequential.*works on.*RN50"):
-        check_tower(nn.Sequential(nn.Linear(2, 2)), 1)
+        tower_of(nn.Sequential(nn.Linear(2, 2)))
 
 
 # parity with loops written from the paper
@@ -172,7 +172,7 @@ def test_vit_against_loops(shape: tuple[int, int], depth: int, vision: dict[str,
     pixels = noise(1, 3, *shape)
     tokens = surgery_tokens(visual, pixels, depth=depth)
     operated, raw = slow_vit(visual, pixels[0], depth, heads=2, quick=quick)
-    ph, pw = patch_size(visual)
+    ph, pw = tower_of(visual).patch
     assert tokens.grid == (shape[0] // ph, shape[1] // pw)
     np.testing.assert_allclose(tokens.surgery[0].detach(), operated, rtol=0, atol=3e-5)
     np.testing.assert_allclose(tokens.raw[0].detach(), raw, rtol=0, atol=3e-5)

@@ -66,12 +66,12 @@ def root(tmp_path: Path, images: list[AnnotatedImage]) -> Path:
 
 @pytest.fixture
 def truth(images: list[AnnotatedImage]) -> Masks:
-    return {image.path: [(one.label, one.mask) for one in image.objects] for image in images}
+    return {image.path: [(item.label, item.mask) for item in image.objects] for image in images}
 
 
 @pytest.fixture
 def quiet() -> Callable[..., Any]:
-    """Call something that prints, and show nothing."""
+    """Calls a function and hides what it prints."""
 
     def call(function: Callable[..., Any], *args: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -81,7 +81,7 @@ def quiet() -> Callable[..., Any]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by name."""
+    """The bytes of the files below a folder, by name."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

@@ -75,7 +75,7 @@ def test_results_of_the_pipeline() -> None:
     birds = segmentation("bird", left | right, True, (segmentation("bird", left, True), segmentation("bird", right, True)))
     results = [segmentation("cat", left, False), birds, segmentation("dog", right, True)]
     image = AnnotatedImage.from_results("a.jpg", results)
-    assert [one.label for one in image.objects] == ["bird", "bird", "dog"]
+    assert [item.label for item in image.objects] == ["bird", "bird", "dog"]
     found = to_supervision(image, ["cat", "dog", "bird"])
     assert found.class_id.tolist() == [2, 2, 1]
     assert found.xyxy.tolist() == [[0, 1, 2, 3], [4, 0, 6, 1], [4, 0, 6, 1]]

@@ -65,12 +65,12 @@ def test_there_and_back(images: list[AnnotatedImage], labels: list[str], truth: 
     for task, image in zip(tasks, images, strict=True):
         (prediction,) = task["predictions"]
         assert len({region["id"] for region in prediction["result"]}) == len(image.objects)
-        for region, (label, mask), one in zip(prediction["result"], truth[image.path], image.objects, strict=True):
+        for region, (label, mask), item in zip(prediction["result"], truth[image.path], image.objects, strict=True):
             assert region["type"] == "brushlabels"
             assert (region["original_height"], region["original_width"]) == mask.shape
             assert region["value"]["format"] == "rle"
             assert region["value"]["brushlabels"] == [label]
-            assert region["score"] == one.score
+            assert region["score"] == item.score
             assert (decoded(region["value"]["rle"], mask.shape) == mask).all()
     assert tasks[0]["predictions"][0]["score"] == pytest.approx((0.9 + 0.5 + 0.25) / 3)
     assert tasks[1]["predictions"] == [{"model_version": "text2sam", "score": 0.0, "result": []}]
@@ -80,12 +80,12 @@ def test_there_and_back(images: list[AnnotatedImage], labels: list[str], truth: 
 def test_the_sdk_checks_the_tasks(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
     from label_studio_sdk.label_interface import LabelInterface
 
-    tasks = written(images, tmp_path, labels, from_name="brush", to_name="picture", prefix="s3://bucket/")
+    tasks = written(images, tmp_path, labels, prefix="s3://bucket/")
     interface = LabelInterface((tmp_path / "label_config.xml").read_text("utf-8"))
-    assert tasks[0]["data"] == {"picture": "s3://bucket/a.jpg"}
+    assert tasks[0]["data"] == {"image": "s3://bucket/a.jpg"}
     for task in tasks:
         assert interface.validate_task({"data": task["data"]})  # with predictions it calls itself wrongly
-        assert all(interface.validate_prediction(one) for one in task["predictions"])
+        assert all(interface.validate_prediction(prediction) for prediction in task["predictions"])
     tasks[0]["predictions"][0]["result"][0]["value"]["brushlabels"] = ["no such"]
     assert not interface.validate_prediction(tasks[0]["predictions"][0])
 

@@ -16,9 +16,7 @@ from helpers import exported
 from PIL import Image
 from pycocotools import mask as coco
 
-from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.formats import make_exporter
 from text2sam.lab.experiments.annotation import labelme_reader
 
 # pycocotools decodes through an __array__ of before NumPy 2
@@ -41,9 +39,7 @@ written = functools.partial(exported, "labelme")
 
 
 @LEAVES_OPEN
-@pytest.mark.parametrize("embed", [False, True])
 def test_masks_there_and_back(
-    embed: bool,
     images: list[AnnotatedImage],
     labels: list[str],
     truth: dict[str, Any],
@@ -52,16 +48,14 @@ def test_masks_there_and_back(
     labelme: Any,
 ) -> None:
     out = tmp_path / "deep" / "out"
-    written(images, out, labels, images_root=root, embed=embed)
-    if embed:
-        root.rename(tmp_path / "gone")
+    written(images, out, labels, images_root=root)
     for image in images:
         file = labelme.read(str(out / image.path.rpartition(".")[0]) + ".json")
         assert Image.open(io.BytesIO(file.image_data)).size == (image.width, image.height)
         assert [shape["label"] for shape in file.shapes] == [label for label, _ in truth[image.path]]
-        for shape, (_, mask), one in zip(file.shapes, truth[image.path], image.objects, strict=True):
+        for shape, (_, mask), item in zip(file.shapes, truth[image.path], image.objects, strict=True):
             assert shape["shape_type"] == "mask"
-            assert shape["other_data"] == {"score": one.score}
+            assert shape["other_data"] == {"score": item.score}
             assert (labelme.paint(shape, mask.shape) == mask).all()
 
 
@@ -121,24 +115,3 @@ def test_the_way_to_the_picture(tmp_path: Path) -> None:
     path = json.loads((tmp_path / "out" / "x" / "a.json").read_text())["imagePath"]
     assert path == "../../real/photos/x/a.png"
     assert (tmp_path / "out" / "x" / path).is_file()
-
-
-def test_embedded_pictures_are_turned(tmp_path: Path, labelme: Any) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (5, 3), (200, 10, 10)).save(tmp_path / "a.jpg", exif=exif)
-    written([AnnotatedImage("a.jpg", 5, 3)], tmp_path / "out", ["cat"], images_root=tmp_path, embed=True)
-    file = labelme.read(str(tmp_path / "out" / "a.json"))
-    assert Image.open(io.BytesIO(file.image_data)).size == (3, 5)
-
-
-def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
-    Image.new("RGB", (5, 3)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    with make_exporter(tmp_path / "out", format="labelme", labels=["cat"], images_root=tmp_path, embed=True) as exporter:
-        with pytest.raises(InputError, match=r"\(3, 5\)"):
-            exporter.add(AnnotatedImage("a.png", 5, 3))
-        with pytest.raises(ImageError):
-            exporter.add(AnnotatedImage("b.png", 5, 3))
-        exporter.add(AnnotatedImage("a.png", 3, 5))
-    assert exporter.close().images == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from text2sam.export import outlines as module
-from text2sam.export.outlines import inset, one_polygon, outlines, polygons
+from text2sam.export.outlines import inset, one_polygon, outlines
 
 # pycocotools decodes through an __array__ of before NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -43,33 +44,30 @@ def test_nothing(shape: tuple[int, int]) -> None:
 def test_everything(shape: tuple[int, int]) -> None:
     (part,) = outlines(np.ones(shape, np.bool_))
     h, w = shape
-    assert part.outer.tolist() == part.joined.tolist() == [[0, 0], [w, 0], [w, h], [0, h]]
-    assert part.holes == ()
-    assert part.outer.dtype == part.joined.dtype == np.int64
+    assert part.line.tolist() == [[0, 0], [w, 0], [w, h], [0, h]]
+    assert (part.holes, part.line.dtype) == (0, np.int64)
 
 
 def test_a_hole_by_hand() -> None:
     mask = np.ones((3, 3), np.bool_)
     mask[1, 1] = False
     (part,) = outlines(mask)
-    assert [hole.tolist() for hole in part.holes] == [[[1, 1], [1, 2], [2, 2], [2, 1]]]
-    joined = [[0, 0], [1, 0], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0], [3, 0], [3, 3], [0, 3]]
-    assert part.joined.tolist() == joined
+    assert part.holes == 1
+    assert part.line.tolist() == [[0, 0], [1, 0], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0], [3, 0], [3, 3], [0, 3]]
 
 
 def test_pixels_that_touch_at_a_corner_are_one_part() -> None:
     (part,) = outlines(np.eye(3, dtype=np.bool_))
-    assert part.holes == ()
-    assert len(part.outer) == 12
+    assert (part.holes, len(part.line)) == (0, 12)
     diamond = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.bool_)
     (part,) = outlines(diamond)
-    assert len(part.holes) == 1
-    assert (filled([part.joined], (3, 3)) == diamond).all()
+    assert part.holes == 1
+    assert (filled([part.line], (3, 3)) == diamond).all()
 
 
 def test_pycocotools_gives_the_same_mask() -> None:
     for mask in random_masks(300):
-        lines = list(polygons(mask))
+        lines = [part.line for part in outlines(mask)]
         if not lines:
             continue
         assert (filled(lines, mask.shape) == mask).all()
@@ -83,13 +81,13 @@ def test_painted_outlines_of_inset_lines_give_the_same_mask() -> None:
         h, w = mask.shape
         read = np.zeros((h, w), np.uint8)
         for part in outlines(mask):
-            line = inset(part.joined, mask)
+            line = inset(part.line, mask)
             assert (line > 0).all()
             assert (line < (w, h)).all()
             corners = (line / (w, h)).astype(np.float32) * np.array([w, h], np.float32)
             cv2.fillPoly(read, [corners.astype(np.int32)], 1)
         assert (read.astype(bool) == mask).all()
-        lines = [inset(part.joined, mask) for part in outlines(mask)]
+        lines = [inset(part.line, mask) for part in outlines(mask)]
         if lines:
             assert (filled([one_polygon(lines)], mask.shape) == mask).all()
 
@@ -101,7 +99,7 @@ def test_scikit_image_alone_is_not_exact() -> None:
     mask = np.zeros((6, 6), np.bool_)
     mask[2:4, 2:4] = True
     (contour,) = find_contours(mask, 0.5)
-    assert shoelace(contour[:-1, ::-1]) != mask.sum() == shoelace(polygons(mask)[0])
+    assert shoelace(contour[:-1, ::-1]) != mask.sum() == shoelace(outlines(mask)[0].line)
 
 
 def test_parts_holes_and_areas() -> None:
@@ -110,18 +108,15 @@ def test_parts_holes_and_areas() -> None:
         labelled, count = ndimage.label(mask, np.ones((3, 3)))
         assert len(parts) == count
         outside = ndimage.label(np.pad(~mask, 1, constant_values=True))[1]
-        assert sum(len(part.holes) for part in parts) == outside - 1
+        assert sum(part.holes for part in parts) == outside - 1
         for number, part in enumerate(parts, 1):
-            assert shoelace(part.outer) > 0
-            assert all(shoelace(hole) < 0 for hole in part.holes)
-            assert shoelace(part.joined) == (labelled == number).sum()
-            assert shoelace(part.outer) + sum(shoelace(hole) for hole in part.holes) == (labelled == number).sum()
+            assert shoelace(part.line) == (labelled == number).sum()
 
 
 def test_lines_have_no_corner_twice_in_a_row() -> None:
     # pycocotools divides by the length of an edge
     for mask in random_masks(150, seed=3):
-        lines = list(polygons(mask))
+        lines = [part.line for part in outlines(mask)]
         for line in [*lines, *([one_polygon(lines)] if lines else [])]:
             assert (line != np.roll(line, 1, axis=0)).any(1).all()
 
@@ -130,19 +125,18 @@ def test_slits_run_through_the_part_itself() -> None:
     for mask in random_masks(60, seed=4):
         padded = np.pad(mask, 1)
         for part in outlines(mask):
-            own = {tuple(edge) for ring in (part.outer, *part.holes) for edge in _steps(ring)}
-            for x, y0, y1 in _steps(part.joined):
-                if (x, y0, y1) not in own:
-                    assert padded[min(y0, y1) + 1, x]
-                    assert padded[min(y0, y1) + 1, x + 1]
+            walked = Counter(_steps(part.line))
+            for (x, y), count in walked.items():
+                left, right = padded[y + 1, x : x + 2]  # of the pixels on both sides
+                assert count == 1 if left != right else (left and count == 2)
 
 
-def _steps(line: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """The vertical edges of a line, pixel by pixel, without direction."""
+def _steps(line: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The vertical edges of a line, pixel by pixel, by their upper ends."""
     out = []
     for (x0, y0), (x1, y1) in zip(line.tolist(), np.roll(line, -1, 0).tolist(), strict=True):
         if x0 == x1:
-            out += [(x0, y, y + 1) for y in range(min(y0, y1), max(y0, y1))]
+            out += [(x0, y) for y in range(min(y0, y1), max(y0, y1))]
     return out
 
 
@@ -158,7 +152,7 @@ def test_bridges_join_nearest_corners() -> None:
 def test_many_parts_are_bridged_in_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_PAIRS", 0)
     for mask in random_masks(100, seed=5):
-        lines = polygons(mask)
+        lines = [part.line for part in outlines(mask)]
         if lines:
             line = one_polygon(lines)
             assert (filled([line], mask.shape) == mask).all()

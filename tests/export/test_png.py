@@ -13,11 +13,8 @@ import pytest
 from helpers import exported
 from PIL import Image
 
-from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
-from text2sam.export.png import PngExporter
 
 Content = Callable[[Path], dict[str, bytes]]
 
@@ -75,21 +72,19 @@ def test_the_higher_score_lies_above(scores: tuple[float, float], tmp_path: Path
     assert (losses.overlaps, losses.hidden) == (1, 0)
 
 
-def test_overlaps_within_a_label_are_lost_between_instances_only(tmp_path: Path) -> None:
+def test_objects_of_one_label_hide_one_another(tmp_path: Path) -> None:
     masks = np.zeros((3, 1, 6), np.bool_)
     masks[0, 0, :4], masks[1, 0, 2:], masks[2, 0, :2] = True, True, True
     objects = tuple(AnnotatedObject.from_mask("cat", mask, s) for mask, s in zip(masks, (0.9, 0.8, 0.7), strict=True))
     images = [AnnotatedImage("a.jpg", 1, 6, objects)]
     assert written(images, tmp_path / "a", ["cat"]) == Losses("png", 1, 3, overlaps=1, hidden=1)
-    assert written(images, tmp_path / "b", ["cat"], kinds=("labels",)) == Losses("png", 1, 3, merged=2)
 
 
 def test_more_than_a_byte_of_objects(tmp_path: Path) -> None:
     pixels = np.eye(300, dtype=np.bool_).reshape(300, 15, 20)
     objects = tuple(AnnotatedObject.from_mask("cat", mask) for mask in pixels)
-    written([AnnotatedImage("a.jpg", 15, 20, objects)], tmp_path, ["cat"], kinds=("instances",))
+    written([AnnotatedImage("a.jpg", 15, 20, objects)], tmp_path, ["cat"])
     assert np.array(Image.open(tmp_path / "instances" / "a.png")).ravel().tolist() == list(range(1, 301))
-    assert not (tmp_path / "labels").exists()
 
 
 def test_an_empty_image_is_black(images: list[AnnotatedImage], labels: list[str], tmp_path: Path) -> None:
@@ -101,7 +96,7 @@ def test_an_empty_image_is_black(images: list[AnnotatedImage], labels: list[str]
 
 
 def test_odd_labels_are_safe_names(images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content) -> None:
-    written(images, tmp_path / "out", labels, kinds=("masks",))
+    written(images, tmp_path / "out", labels)
     names = {name for name in content(tmp_path / "out") if name.startswith("masks/")}
     assert names == {
         "masks/a.jpg/001-cat.png",
@@ -113,12 +108,11 @@ def test_odd_labels_are_safe_names(images: list[AnnotatedImage], labels: list[st
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-def test_too_many_labels(tmp_path: Path) -> None:
-    labels = [str(number) for number in range(256)]
-    with pytest.raises(InputError, match="255 labels"):
-        make_exporter(tmp_path, format="png", labels=labels)
-    one = AnnotatedObject.from_mask("255", np.ones((1, 2), np.bool_))
-    assert written([AnnotatedImage("a.jpg", 1, 2, (one,))], tmp_path, labels, kinds=("masks", "instances")).total == 0
-    written([AnnotatedImage("a.jpg", 1, 2, (AnnotatedObject.from_mask("254", one.mask),))], tmp_path / "b", labels[:255])
-    assert np.array(Image.open(tmp_path / "b" / "labels" / "a.png")).tolist() == [[255, 255]]
-    assert PngExporter.names_of("a.jpg") == ("a.png", "a.jpg.png")
+@pytest.mark.parametrize("count", [255, 256])
+def test_label_maps_have_a_palette_up_to_255_labels(count: int, tmp_path: Path) -> None:
+    labels = [str(number) for number in range(count)]
+    item = AnnotatedObject.from_mask(labels[-1], np.ones((1, 2), np.bool_))
+    assert written([AnnotatedImage("a.jpg", 1, 2, (item,))], tmp_path, labels).total == 0
+    picture = Image.open(tmp_path / "labels" / "a.png")
+    assert (picture.mode == "P") == (count == 255)
+    assert np.array(picture).tolist() == [[count, count]]

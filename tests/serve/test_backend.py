@@ -91,7 +91,7 @@ LOCAL = "/data/local-files/?d=day%201/%C3%B6.png"
 
 
 def predict(backend: str, address: str = LOCAL, drawn: list[dict[str, Any]] | None = None, config: str = CONFIG) -> Any:
-    """As Label Studio asks: when a task is opened, and, with ``drawn``, at each stroke of a smart tool."""
+    """A request as Label Studio sends it when a task is opened, or, with ``drawn``, at a stroke of a smart tool."""
     context = None if drawn is None else {"result": drawn}
     body = {
         "tasks": [{"id": 17, "data": {"picture": address}, "annotations": [], "predictions": []}],
@@ -184,7 +184,7 @@ def test_where_pictures_come_from(folder: Path) -> None:
         assert pictures.read(f"{url}/data/upload/1/a.png") == png(picture())
         assert pictures.read("data:image/png;base64," + base64.b64encode(b"abc").decode()) == b"abc"
         assert {token for _, token in Served.seen} == {"Token secret"}
-        asked = len(Served.seen)
+        requests = len(Served.seen)
         refused = [
             "/data/local-files/?d=../secret.png",
             "/data/local-files/?d=%2Fetc%2Fpasswd",
@@ -202,7 +202,7 @@ def test_where_pictures_come_from(folder: Path) -> None:
         for address in refused:
             with pytest.raises(ImageError):
                 pictures.read(address)
-        assert len(Served.seen) == asked, "nobody was asked"
+        assert len(Served.seen) == requests, "nobody was asked"
         for address in ("/missing.png", "/away", "/big", "file:///etc/passwd"):
             with pytest.raises(ImageError):
                 pictures.read(address)

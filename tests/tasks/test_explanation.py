@@ -62,7 +62,7 @@ def test_words_are_put_together_again(text: str, words: list[str]) -> None:
     assert [word.text for word in found.words] == words
     ids, spans = tokenize_words(tokenizer(), text)
     assert (ids[0], ids[-1]) == (49406, 49407)
-    assert [i for a, b in spans for i in range(a, b)] == list(range(1, len(ids) - 1))  # each token once, in order
+    assert [i for a, b in spans for i in range(a, b)] == list(range(1, len(ids) - 1))  # every token once, in order
     for word, (a, b) in zip(found.words, spans, strict=True):
         assert len(word.tokens) == b - a
         if word.text.isascii():
@@ -234,16 +234,16 @@ def test_shares_and_ranks() -> None:
 
 def test_json() -> None:
     found = explain_text(tiny_surgery(), picture(), TEXT, places=2)
-    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert [word["text"] for word in told["words"]] == ["a", "photo", "of", "a", "peacock"]
-    assert told["words"][-1]["tokens"] == ["pe", "aco", "ck"]
-    np.testing.assert_array_equal(np.array(told["words"][1]["map"], np.float32), found.words[1].similarity.values)
-    np.testing.assert_array_equal(np.array(told["map"], np.float32), found.similarity.values)
-    assert (told["shape"], told["grid"], told["text"]) == ([30, 44], [4, 4], TEXT)
-    assert len(told["places"]) == 2
-    for place in told["places"]:
-        assert all(told["words"][word["index"]]["text"] == word["text"] for word in place["words"])
-    assert np.array(told["nearest"]).shape == (4, 4, 3)
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [word["text"] for word in document["words"]] == ["a", "photo", "of", "a", "peacock"]
+    assert document["words"][-1]["tokens"] == ["pe", "aco", "ck"]
+    np.testing.assert_array_equal(np.array(document["words"][1]["map"], np.float32), found.words[1].similarity.values)
+    np.testing.assert_array_equal(np.array(document["map"], np.float32), found.similarity.values)
+    assert (document["shape"], document["grid"], document["text"]) == ([30, 44], [4, 4], TEXT)
+    assert len(document["places"]) == 2
+    for place in document["places"]:
+        assert all(document["words"][word["index"]]["text"] == word["text"] for word in place["words"])
+    assert np.array(document["nearest"]).shape == (4, 4, 3)
 
 
 def test_results_that_are_none() -> None:

@@ -85,13 +85,13 @@ def test_a_file_brings_everything_back(surgery: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.values, iclip.maps(picture(), ["cat"])[0].values)
 
 
-def test_files_that_are_none(surgery: Any, tmp_path: Path) -> None:
+def test_unusable_files(surgery: Any, tmp_path: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     good = changed(surgery).save(tmp_path / "good.safetensors")
     with safe_open(good, "pt") as opened:
-        told = opened.metadata()
+        stored = opened.metadata()
     state = load_file(good)
 
     def written(change: dict[str, Any], metadata: dict[str, str] | None) -> Path:
@@ -99,7 +99,7 @@ def test_files_that_are_none(surgery: Any, tmp_path: Path) -> None:
         save_file({k: v for k, v in (state | change).items() if v is not None}, path, metadata)
         return path
 
-    assert ICLIP.load(written({}, told | {"pooling": "channel", "keep": "0.5"}), surgery)  # as earlier versions wrote them
+    assert ICLIP.load(written({}, stored | {"pooling": "channel", "keep": "0.5"}), surgery)  # as earlier versions wrote them
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:-10])
     for call, says in (
@@ -107,13 +107,13 @@ def test_files_that_are_none(surgery: Any, tmp_path: Path) -> None:
         (lambda: tmp_path, "not a file"),
         (lambda: cut, "cannot be read"),
         (lambda: written({}, None), "does not hold ICLIP weights"),
-        (lambda: written({}, told | {"path": "value"}), "does not hold ICLIP weights"),
-        (lambda: written({}, told | {"clip": "0" * 16}), "another CLIP"),
-        (lambda: written({"recognition": None}, told), "must hold finite tensors"),
-        (lambda: written({"recognition": torch.zeros(16, 15)}, told), "must hold finite tensors"),
-        (lambda: written({"recognition": torch.zeros(16, 16).half()}, told), "must hold finite tensors"),
-        (lambda: written({"recognition": torch.full((16, 16), math.nan)}, told), "must hold finite tensors"),
-        (lambda: written({"other": torch.zeros(1)}, told), "must hold finite tensors"),
+        (lambda: written({}, stored | {"path": "value"}), "does not hold ICLIP weights"),
+        (lambda: written({}, stored | {"clip": "0" * 16}), "another CLIP"),
+        (lambda: written({"recognition": None}, stored), "must hold finite tensors"),
+        (lambda: written({"recognition": torch.zeros(16, 15)}, stored), "must hold finite tensors"),
+        (lambda: written({"recognition": torch.zeros(16, 16).half()}, stored), "must hold finite tensors"),
+        (lambda: written({"recognition": torch.full((16, 16), math.nan)}, stored), "must hold finite tensors"),
+        (lambda: written({"other": torch.zeros(1)}, stored), "must hold finite tensors"),
     ):
         with pytest.raises(WeightsError, match=says):
             ICLIP.load(call(), surgery)

@@ -35,7 +35,7 @@ def cosines(surgery: Any, image: Any, texts: list[str]) -> NDArray[Any]:
     return np.array(rows) @ token / np.linalg.norm(token)
 
 
-# what is no label set
+# unusable label sets
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def cosines(surgery: Any, image: Any, texts: list[str]) -> NDArray[Any]:
         ("cat", InputError),
     ],
 )
-def test_labels_that_are_none(labels: Any, error: Any) -> None:
+def test_unusable_labels(labels: Any, error: Any) -> None:
     with pytest.raises(error):
         recognize(tiny_surgery(), picture(), labels)
 

@@ -174,14 +174,14 @@ def test_given_weights_in_the_last_block_against_open_clips_own_modules() -> Non
     visual: Any = surgery.model.visual
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     weights = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1))
-    asked: list[Any] = []
-    tokens = surgery.tower.mixed(pixels, lambda grid, looks: (asked.append((grid, looks)), weights)[1])  # type: ignore[attr-defined]
+    calls: list[Any] = []
+    tokens = surgery.tower.mixed(pixels, lambda grid, looks: (calls.append((grid, looks)), weights)[1])  # type: ignore[attr-defined]
     x, _ = vit_stream(visual, pixels)
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
         x = block(x)
     q, k, v = torch.nn.functional.linear(last.ln_1(x), last.attn.in_proj_weight, last.attn.in_proj_bias).chunk(3, dim=-1)
-    [(grid, looks)] = asked
+    [(grid, looks)] = calls
     assert grid == (4, 4)
     torch.testing.assert_close(looks, (q + k)[:, 1:])
     for image in range(2):

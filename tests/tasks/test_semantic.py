@@ -39,7 +39,7 @@ def softmax(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def agree(a: NDArray[Any], b: NDArray[Any]) -> None:
-    """Equal but for pixels on a border, where rounding decides."""
+    """Checks that two arrays are equal except on borders, where rounding decides."""
     assert a.shape == b.shape
     assert (a != b).mean() < 2e-3
 
@@ -419,14 +419,8 @@ def test_colours() -> None:
     picture_ = result(background=0).to_image()
     assert picture_.dtype == np.uint8
     assert picture_[0, 1].tolist() == voc[2]
-    image = result(background=0).to_palette_image()
-    assert image.mode == "P"
-    np.testing.assert_array_equal(np.asarray(image), result().classes)
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), picture_)
     many = result(labels=tuple(map(str, range(300))), probabilities=np.zeros((300, 1, 1), np.float32))
     assert len(many.palette) == 300
-    with pytest.raises(InputError, match="at most 256"):
-        many.to_palette_image()
 
 
 # what it is for

@@ -132,7 +132,7 @@ def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip knows three tiny models by name; what it builds has other weights than the files."""
+    """Makes open_clip know three tiny models by name; it builds them with other weights than the files have."""
     monkeypatch.setattr(open_clip, "list_models", lambda: list(ARCHITECTURES))
     monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, **ARCHITECTURES[name]).train())
     real = tokenizer()
@@ -149,7 +149,7 @@ def test_random_weights_that_are_replaced_are_not_warned_of(monkeypatch: pytest.
 
 
 def nested(state: dict[str, torch.Tensor]) -> nn.Module:
-    """A module whose state dict is ``state``, and that does nothing."""
+    """A module with the state dict ``state`` that does nothing."""
     root = nn.Module()
     for key, value in state.items():
         *path, name = key.split(".")
@@ -230,7 +230,7 @@ def test_unknown_architectures(tmp_path: Path) -> None:
 
 @pytest.fixture
 def two_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip knows one tiny architecture with both activations; the preset is the one with QuickGELU."""
+    """Makes open_clip know a tiny architecture with both activations; the preset names the one with QuickGELU."""
     monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-B-16", "ViT-B-16-quickgelu"])
     monkeypatch.setattr(
         open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, quick_gelu=name.endswith("-quickgelu"))

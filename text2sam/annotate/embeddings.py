@@ -145,10 +145,6 @@ class EmbeddingStore:
                 continue
         return True
 
-    def entries(self) -> int:
-        """The number of entries in the folder, of any model."""
-        return sum(1 for shard in self.folder.glob("[0-9a-f][0-9a-f]") for _ in shard.glob("[0-9a-f]*-*.safetensors"))
-
     def _entries(self, key: str) -> Iterator[Path]:
         yield from sorted((self.folder / key[:2]).glob(f"{key}-*.safetensors"))
 

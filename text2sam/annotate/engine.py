@@ -31,7 +31,10 @@ MOST_DEATHS = 12
 """When this many processes have died with nothing done in between, the next death ends the run."""
 
 PATIENCE = 3.0
-"""Processes are started when the work has taken so many seconds: starting one takes some seconds of a core."""
+"""Seconds before processes are started for at most :data:`FEW` images: starting one takes as many seconds of a core."""
+
+FEW = 16
+"""With more images processes are started at once."""
 
 _T = TypeVar("_T")
 
@@ -73,6 +76,11 @@ def default_workers(device: torch.device) -> int:
         return 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, MOST_WORKERS)
+
+
+def default_batch(model: TextPromptedSAM) -> int:
+    """How many images CLIP encodes at once: 1 on a CPU, where more are no faster, take more memory and share the work worse."""
+    return 1 if on_cpu(model) else 8
 
 
 def run_workers(plan: Plan) -> Iterator[Done]:
@@ -209,7 +217,7 @@ class _Run:
     # a thread that speaks to a process
 
     def _speak(self, job: tuple[str, tuple[int, ...]]) -> None:
-        if self._ended.wait(PATIENCE):
+        if self._ended.wait(PATIENCE if sum(map(len, self._plan.todo)) <= FEW else 0):
             return
         with contextlib.ExitStack() as stack:
             try:

@@ -15,7 +15,7 @@ import torch
 from text2sam import __version__
 from text2sam.annotate.dataset import Export, Results
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.engine import Engine, Plan, run_workers
+from text2sam.annotate.engine import Engine, Plan, default_batch, run_workers
 from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
@@ -60,7 +60,7 @@ def annotate(
     value_range: tuple[float, float] | None = None,
     page: int = 0,
     max_pixels: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int | None = None,
     embeddings: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -90,7 +90,7 @@ def annotate(
         limit: only the first images, at most so many.
         strategy, method, tiles, max_objects: as for ``TextPromptedSAM.segment``.
         value_range, page, max_pixels: as for :func:`text2sam.image.read_image`.
-        batch_size: the most images that CLIP encodes at once.
+        batch_size: the most images that CLIP encodes at once; None is 1 on a CPU, where more are no faster, and 8 elsewhere.
         workers: how many batches are worked on at a time; the results do not depend on it. On a CPU each worker is a process
             that computes on one core, so that results do not depend on the number of cores either; None is one per core, at
             most :data:`text2sam.annotate.engine.MOST_WORKERS`. A model on a GPU, or that cannot be pickled, has one worker.
@@ -202,7 +202,7 @@ def open_run(
     list_file: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     options: Options | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     overwrite: bool = False,
     **export_options: Any,
 ) -> Iterator[Run]:
@@ -217,7 +217,6 @@ def open_run(
     if os.path.realpath(out) == os.path.realpath(root):
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
-    chunks = tuple(chunks_of(found.items[:limit], batch_size))
     kinds = _formats(format, export_options)
     places = folders(out, tuple(kinds))
     exports = tuple(
@@ -226,10 +225,12 @@ def open_run(
     for export in exports:
         export.check()
     built, make_model = _built(model)
+    size = default_batch(built) if batch_size is None else batch_size
+    chunks = tuple(chunks_of(found.items[:limit], size))
     thresholds = Worker(built, wanted, options).thresholds  # labels and options that cannot be used are found now
     settings = {
         **settings_of(wanted, options),
-        "batch_size": batch_size,
+        "batch_size": size,
         "model": model_settings(built),
     }
     notes = {"root": os.path.abspath(root), "text2sam": __version__, "torch": torch.__version__}
@@ -266,11 +267,6 @@ class WarmReport:
     found: int
     failed: tuple[tuple[str, str], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        failed = [{"path": name, "reason": reason} for name, reason in self.failed]
-        return {"made": self.made, "found": self.found, "failed": failed}
-
 
 def warm(
     model: ModelSource,
@@ -279,7 +275,7 @@ def warm(
     *,
     method: str = "surgery",
     tiles: Tiles = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int | None = None,
     progress: Progress = False,
     **reading: Any,
@@ -300,7 +296,7 @@ def warm(
     built, make_model = _built(model)
     options = Options.of({"method": method, "tiles": tiles, **reading})
     store = EmbeddingStore(embeddings, built, options)
-    chunks = chunks_of(items, batch_size)
+    chunks = chunks_of(items, default_batch(built) if batch_size is None else batch_size)
     plan = Plan(built, make_model, None, options, tuple(chunks), workers, store)
     failed: dict[str, str] = {}
     with _progress(progress, 0, sum(map(len, chunks))) as tell:
@@ -385,11 +381,10 @@ def _progress(progress: Progress, done: int, total: int) -> Iterator[Callable[[i
         yield tell
     elif progress:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import MofNCompleteColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True)) as bar:
+        with Bar(*Bar.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task("images", total=total, completed=done)
             yield lambda more: bar.advance(task, more)
     else:

@@ -10,14 +10,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from text2sam.checks import check_number
+from text2sam.checks import check_known, check_number
 from text2sam.decode import short
 from text2sam.errors import InputError, PromptError
-
-if TYPE_CHECKING:
-    from text2sam.targets import Target
+from text2sam.targets import Target, check_different, check_exclude, check_text, parse_target, split_target, text_key
 
 MOST_BYTES = 1_000_000
 """A label file larger than this is refused."""
@@ -51,8 +49,6 @@ class LabelSpec:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        from text2sam.targets import check_exclude, parse_target, split_target
-
         synonyms = _texts(self.synonyms, f"synonyms of {_short(self.name)}")
         name = _text(self.name)
         if not synonyms:
@@ -63,10 +59,10 @@ class LabelSpec:
                 )
             name = "+".join(split_target(name))  # what results are called
         elif "+" not in name:
-            synonyms = tuple(word for word in synonyms if _key(word) != _key(name))
-        _all_different(synonyms, f"a synonym of {name!r}")
+            synonyms = tuple(word for word in synonyms if text_key(word) != text_key(name))
+        check_different(synonyms, f"a synonym of {name!r}")
         exclude = _texts(self.exclude, f"exclude of {_short(self.name)}")
-        _all_different(exclude, f"a text that {name!r} excludes")
+        check_different(exclude, f"a text that {name!r} excludes")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "synonyms", synonyms)
         object.__setattr__(self, "exclude", check_exclude(exclude, [parse_target(self.target)]))
@@ -97,14 +93,12 @@ class LabelGroup:
 
     Attributes:
         labels: in the order of the set.
-        indexes: the place of each in the set, where its result belongs.
         targets: what is looked for, one per label.
         exclude: what all of them avoid, or None.
         thresholds: those given, by name, or None.
     """
 
     labels: tuple[LabelSpec, ...]
-    indexes: tuple[int, ...]
     targets: list[Target]
     exclude: tuple[str, ...] | None
     thresholds: dict[str, float] | None
@@ -134,16 +128,16 @@ class LabelSet:
         owners: dict[str, int] = {}
         for index, label in enumerate(self.labels):
             for word in (label.name, *label.synonyms):
-                owner = owners.setdefault(_key(word), index)
+                owner = owners.setdefault(text_key(word), index)
                 if owner == index:
                     continue
                 other = self.labels[owner].name
-                if _key(other) == _key(label.name) == _key(word):
+                if text_key(other) == text_key(label.name) == text_key(word):
                     raise PromptError(f"the label {label.name!r} is given twice (case does not count)")
                 raise PromptError(f"{word!r} stands for both {other!r} and {label.name!r}; take it out of one of the two")
         against = _texts(self.against, "against")
-        _all_different(against, "a text of against")
-        if len(against) == 1 and _key(against[0]) in owners:
+        check_different(against, "a text of against")
+        if len(against) == 1 and text_key(against[0]) in owners:
             raise InputError(
                 f"against names only {against[0]!r}, which is itself looked for and would stand alone in its label set; "
                 "name at least one other text or leave against out"
@@ -185,15 +179,14 @@ class LabelSet:
 
     def groups(self) -> tuple[LabelGroup, ...]:
         """The calls that answer all labels, in the order of their first labels; each label is in one of them."""
-        places: dict[tuple[str, ...], list[int]] = {}
-        for index, label in enumerate(self.labels):
-            places.setdefault(label.exclude, []).append(index)
+        sharing: dict[tuple[str, ...], list[LabelSpec]] = {}
+        for label in self.labels:
+            sharing.setdefault(label.exclude, []).append(label)
         groups = []
-        for exclude, indexes in places.items():
-            labels = tuple(self.labels[index] for index in indexes)
+        for exclude, labels in sharing.items():
             thresholds = {label.name: label.threshold for label in labels if label.threshold is not None}
             targets = [label.target for label in labels]
-            groups.append(LabelGroup(labels, tuple(indexes), targets, exclude or None, thresholds or None))
+            groups.append(LabelGroup(tuple(labels), targets, exclude or None, thresholds or None))
         return tuple(groups)
 
 
@@ -282,7 +275,7 @@ def load_labels(path: str | os.PathLike[str]) -> LabelSet:
             return LabelSet(tuple(_entries([line for line in lines if line and not line.startswith("#")])))
         value = _parse(text, suffix == ".json")
         if isinstance(value, dict) and "labels" in value:
-            _known(value, ("labels", "against"))
+            check_known("field", value, ("labels", "against"))
             return LabelSet(tuple(_entries(value["labels"])), _texts(value.get("against"), "against"))
         if isinstance(value, dict) and "against" in value:
             raise InputError("'against' needs 'labels' beside it; if it is a label itself, write the labels as a list")
@@ -344,24 +337,18 @@ def _entries(value: Any) -> list[LabelSpec]:
     for given in value:
         more: Any = value[given] if isinstance(value, dict) else None
         if isinstance(value, list) and isinstance(given, dict):
-            _known(given, _FIELDS)
+            check_known("field", given, _FIELDS)
             if "name" not in given:
                 raise InputError(f"label {len(entries) + 1} has fields but no 'name'")
             entries.append(given)
         elif isinstance(more, dict):
-            _known(more, _FIELDS[1:])
+            check_known("field", more, _FIELDS[1:])
             entries.append({"name": given, **more})
         elif more is None or isinstance(more, list):
             entries.append({"name": given, "synonyms": more})
         else:
             raise InputError(f"behind {_short(given)} stand nothing, a list of synonyms or fields, not {_short(more)}")
     return [_spec(f"label {number}", entry) for number, entry in enumerate(entries, 1)]
-
-
-def _known(given: Mapping[Any, Any], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise InputError(f"there is no field {_short(name)}; the fields are {', '.join(known)}")
 
 
 def _spec(where: str, entry: Mapping[str, Any]) -> LabelSpec:
@@ -373,8 +360,6 @@ def _spec(where: str, entry: Mapping[str, Any]) -> LabelSpec:
 
 def _text(given: Any) -> str:
     """A text that models, file formats and terminals can take."""
-    from text2sam.clip.prompts import check_text
-
     if given is None or isinstance(given, (bool, int, float, datetime.date)):  # what YAML makes of no, on, 12, 2020-01-01
         raise PromptError(
             f"a label or word must be a text, not {given!r}; YAML reads no, on, 12 and dates as other things: quote it"
@@ -392,18 +377,6 @@ def _texts(texts: Any, what: str) -> tuple[str, ...]:
     if not isinstance(texts, (tuple, list)):
         raise InputError(f"{what} must be a list of texts, such as ['taxi', 'cab'], not {_short(texts)}")
     return tuple(_text(text) for text in texts)
-
-
-def _all_different(texts: Sequence[str], what: str) -> None:
-    seen: dict[str, str] = {}
-    for text in texts:
-        if _key(text) in seen:
-            raise PromptError(f"{what} is given twice (case does not count): {seen[_key(text)]!r} and {text!r}")
-        seen[_key(text)] = text
-
-
-def _key(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from text2sam.errors import InputError, one_line
+from text2sam.errors import one_line
 from text2sam.files import write_json
 from text2sam.tables import aligned
 
@@ -17,7 +17,8 @@ LONGEST_REASON = 500
 """Characters of a reason that are kept."""
 
 _LONGEST_PATH = 100
-_EXAMPLES = 3
+_EXAMPLES = 3  # names of failed files that a reason is shown with
+_MOST = 20  # reasons, and names of failed files in all
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
@@ -83,19 +84,11 @@ class Report:
         """The number of images of the job."""
         return self.done + self.empty + len(self.failed) + self.skipped + len(self.rejected)
 
-    def table(self, most: int = 20) -> str:
+    def table(self) -> str:
         """The report for people: plain text, no line break at the end.
 
         Failures come grouped by reason, the most frequent first. The JSON has them all.
-
-        Args:
-            most: how many groups, and in all how many names of failed files, are shown.
-
-        Raises:
-            InputError: ``most`` is negative.
         """
-        if most < 0:
-            raise InputError(f"most must be at least 0, not {most!r}")
         counts = [
             ["done", str(self.done), "something was found"],
             ["empty", str(self.empty), "nothing was found"],
@@ -110,7 +103,7 @@ class Report:
             lines.append(aligned(["objects", str(sum(self.objects.values()))], found))
         lines.append(f"{self.seconds:.1f} s, {self.images_per_second:.2f} images/s")
         lines += self.notes
-        return "\n".join(lines + _failures(self.failed, most))
+        return "\n".join(lines + _failures(self.failed))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, every failure included."""
@@ -136,22 +129,22 @@ class Report:
         return write_json(path, self.to_json())
 
 
-def _failures(failed: Iterable[Failure], most: int) -> list[str]:
+def _failures(failed: Iterable[Failure]) -> list[str]:
     groups: dict[str, list[Failure]] = {}
     for failure in failed:
         groups.setdefault(failure.kind, []).append(failure)
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    lines, left = [], most
-    for kind, members in ordered[:most]:
+    lines, left = [], _MOST
+    for kind, members in ordered[:_MOST]:
         lines.append(f"failed, {len(members)}: {members[0].reason if len(members) == 1 else kind}")
         shown = members[: min(left, _EXAMPLES)]
         left -= len(shown)
         lines += [f"  {_shorten(one_line(failure.path), _LONGEST_PATH)}" for failure in shown]
         if len(shown) < len(members):
             lines.append(f"  {'and ' if shown else ''}{len(members) - len(shown)} more")
-    rest = sum(len(members) for _, members in ordered[most:])
+    rest = sum(len(members) for _, members in ordered[_MOST:])
     if rest:
-        lines.append(f"failed, {rest}: for {len(ordered) - len(ordered[:most])} more reasons")
+        lines.append(f"failed, {rest}: for {len(ordered) - _MOST} more reasons")
     return lines
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import heapq
 import html
 import io
@@ -24,7 +23,7 @@ from text2sam.errors import ImageError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.files import write_bytes
 from text2sam.image import read_image
-from text2sam.paint import OBJECT_COLOURS
+from text2sam.paint import OBJECT_COLOURS, Colour
 
 
 @dataclass(frozen=True)
@@ -44,48 +43,45 @@ class ReviewSummary:
     missing: int
 
 
-_PALETTE = (
-    *OBJECT_COLOURS,
-    (148, 68, 212),
-    (120, 190, 32),
-    (214, 39, 69),
-    (120, 94, 60),
-    (0, 190, 190),
-)
-_TINT = 0.45
+_SIDE = 256  # longer side of a picture on the page, in pixels
 _LONGEST_TEXT = 200
 _CLOSEST = 4  # labels without an object that a card tells of
 _JOINERS = "\u200c\u200d"  # letters of Persian and families of emoji need them
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-p { margin: .2rem 0; max-width: 70rem; }
-ul { list-style: none; margin: .2rem 0; padding: 0; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(SIDEpx, 100%), 1fr)); gap: 1rem; margin-top: 1rem; }
-article { border: 1px solid #8886; border-radius: 6px; overflow: hidden; overflow-wrap: anywhere; }
-article[hidden] { display: none; }
-article > div { padding: .5rem .7rem; font-size: .85rem; }
-img { display: block; max-width: 100%; height: auto; margin: auto; }
-.gone { display: grid; place-items: center; min-height: 8rem; background: #8882; text-align: center; }
-.dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; border: 1px solid #8888; }
-.file { font-weight: 600; }
-.quiet { opacity: .7; }
-"""
-
-_SCRIPT = """
-(function () {
-  var box = document.getElementById("filter"), select = box.querySelector("select");
-  var cards = document.querySelectorAll("article");
-  box.hidden = false;
-  select.addEventListener("change", function () {
-    cards.forEach(function (card) {
-      card.hidden = select.value !== "" && (" " + card.dataset.labels + " ").indexOf(" " + select.value + " ") < 0;
-    });
-  });
-})();
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>text2sam review</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; }}
+p {{ margin: .2rem 0; max-width: 70rem; }}
+ul {{ list-style: none; margin: .2rem 0; padding: 0; }}
+.legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(256px, 100%), 1fr)); gap: 1rem; }}
+article {{ border: 1px solid #8886; border-radius: 6px; overflow: hidden; overflow-wrap: anywhere; }}
+article > div {{ padding: .5rem .7rem; font-size: .85rem; }}
+img {{ display: block; max-width: 100%; height: auto; margin: auto; }}
+.gone {{ min-height: 8rem; background: #8882; text-align: center; }}
+.dot {{ display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; border: 1px solid #8888; }}
+.file {{ font-weight: 600; }}
+.quiet {{ opacity: .7; }}
+{colours}
+</style>
+</head>
+<body>
+<h1>text2sam review</h1>
+<p>{which}, the least sure first.</p>
+<p class="quiet">Confidence, from 0 to 1, is how far the run was from another answer: the smallest of the distances between
+presence and threshold (as a share of the room on that side) and of the objects' scores.</p>
+<ul class="legend">{legend}</ul>
+<div class="cards">
+{cards}</div>
+</body>
+</html>
 """
 
 
@@ -96,14 +92,12 @@ def write_review(
     out: str | os.PathLike[str],
     *,
     limit: int = 500,
-    thumbnail: int = 256,
-    title: str = "text2sam review",
 ) -> ReviewSummary:
     """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
 
-    The page needs no other file and no network, and reads without scripts; with them it filters by label. Its own
-    security policy lets nothing else in. The same records and pictures give the same bytes. One picture and one record are in
-    memory at a time, besides what the page shows: the records are gone through twice, first for their confidence, then to draw.
+    The page needs no script, no other file and no network, and its own security policy lets none in. The same records and
+    pictures give the same bytes. One picture and one record are in memory at a time, besides what the page shows: the records
+    are gone through twice, first for their confidence, then to draw.
 
     Args:
         records: gives the records of the images that did not fail, the same each time.
@@ -111,15 +105,12 @@ def write_review(
         images_root: folder that the records' paths are relative to.
         out: the HTML file, written whole or not at all.
         limit: at most so many images are shown.
-        thumbnail: longer side of a picture on the page, in pixels; smaller pictures stay as they are.
-        title: heading of the page.
 
     Raises:
-        InputError: ``limit`` or ``thumbnail`` is too small.
+        InputError: ``limit`` is below 1.
         OutputError: the page cannot be written.
     """
     check_number("limit", limit, 1, whole=True)
-    check_number("thumbnail", thumbnail, 16, whole=True)
     total = 0
     labels: Counter[str] = Counter()
 
@@ -133,12 +124,17 @@ def write_review(
 
     chosen = [path for _, path in heapq.nsmallest(limit, judged())]
     numbers = {label: number for number, label in enumerate(sorted(labels))}
-    wanted, cards = set(chosen), dict[str, tuple[bytes, bool]]()
+    wanted, cards = set(chosen), dict[str, tuple[str, bool]]()
     for record in records():
         if record.path in wanted:
-            cards[record.path] = _card(record, thresholds, Path(images_root), numbers, thumbnail)
-    page = [_head(title, total, len(chosen), labels, numbers, thumbnail), *(cards[path][0] for path in chosen), _tail()]
-    write_bytes(out, b"".join(page))
+            cards[record.path] = _card(record, thresholds, Path(images_root), numbers)
+    page = _PAGE.format(
+        colours="\n".join(f".c{n} {{ background: rgb{colour}; }}" for n, colour in enumerate(OBJECT_COLOURS)),
+        which=f"{len(chosen)} of {total} images" if len(chosen) < total else f"{total} images",
+        legend="".join(f"<li>{_dot(number)}{_escaped(label)}: {labels[label]}</li>" for label, number in numbers.items()),
+        cards="".join(cards[path][0] for path in chosen),
+    )
+    write_bytes(out, page.encode("utf-8", "backslashreplace"))
     return ReviewSummary(Path(out), total, len(chosen), sum(missing for _, missing in cards.values()))
 
 
@@ -174,9 +170,7 @@ def confidence(record: Record, thresholds: Mapping[str, float]) -> tuple[float, 
     return min(doubts)
 
 
-def _card(
-    record: Record, thresholds: Mapping[str, float], root: Path, numbers: Mapping[str, int], side: int
-) -> tuple[bytes, bool]:
+def _card(record: Record, thresholds: Mapping[str, float], root: Path, numbers: Mapping[str, int]) -> tuple[str, bool]:
     """One image's part of the page, and whether it has a placeholder."""
     image, presence = cast(AnnotatedImage, record.image), record.presence
     name = _escaped(image.path)
@@ -188,14 +182,12 @@ def _card(
     except ImageError as error:
         reason = str(error)
     if reason:
-        picture = f'<div class="gone"><span>No picture: {_escaped(reason)}</span></div>'
+        picture = f'<div class="gone">No picture: {_escaped(reason)}</div>'
     else:
-        small = _draw(pixels, image, numbers, side)
         buffer = io.BytesIO()
-        Image.fromarray(small).save(buffer, "JPEG", quality=82, subsampling=0)  # thin coloured lines
+        Image.fromarray(_draw(pixels, image, numbers)).save(buffer, "JPEG", quality=82, subsampling=0)  # thin coloured lines
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        height, width = small.shape[:2]
-        picture = f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{name}" decoding="async">'
+        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{name}">'
 
     sure, why = confidence(record, thresholds)
     scores: dict[str, list[float]] = {}
@@ -210,95 +202,40 @@ def _card(
     for _, label in absent[:_CLOSEST]:
         p, t = presence[label], thresholds[label]
         lines.append(f"<li class=quiet>{_dot(numbers[label])}{_escaped(label)}: no object (presence {p:.3f} of {t:.3f})</li>")
-    marks = " ".join(str(number) for number in sorted(numbers[label] for label in scores))
-    text = (
-        f'<article data-labels="{marks}">{picture}<div><p class=file>{name}</p>'
+    card = (
+        f"<article>{picture}<div><p class=file>{name}</p>"
         f"<p>confidence {sure:.3f}: {html.escape(why)}</p><ul>{''.join(lines)}</ul></div></article>\n"
     )
-    return _bytes(text), bool(reason)
+    return card, bool(reason)
 
 
-def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str, int], side: int) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8: the picture made small, its objects tinted and outlined in their labels' colours."""
+def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str, int]) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8: the picture made small, its objects in their labels' colours, small objects on top of large ones."""
+    from skimage.segmentation import find_boundaries
+
     height, width = pixels.shape[:2]
-    scale = min(1.0, side / max(height, width))
+    scale = min(1.0, _SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     out = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
-    # small objects on top of large ones
     for thing in sorted(image.objects, key=lambda o: (-o.area, o.label, o.counts)):
-        if not thing.area:
-            continue
         colour = np.array(_colour(numbers[thing.label]), np.float32)
         whole = thing.mask
         mask = np.array(Image.fromarray(whole.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BOX)) >= 128
-        if not mask.any():  # thinner than a pixel of the thumbnail
+        if not mask.any():  # thinner than a pixel of the small picture
             y, x = np.nonzero(whole)
             mask[y * size[1] // height, x * size[0] // width] = True
-        out[mask] += _TINT * (colour - out[mask])
-        inner, outer = _edges(mask)
-        out[outer] = 255.0
-        out[inner] = colour
+        out[mask] += 0.45 * (colour - out[mask])
+        out[find_boundaries(mask, mode="outer")] = 255.0  # two lines show on any ground
+        out[find_boundaries(mask, mode="inner")] = colour
     return np.rint(out).clip(0, 255).astype(np.uint8)
 
 
-def _edges(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Two (H, W) bool: a mask's pixels with a neighbour (of four) outside it, and the pixels around it.
-
-    A line in each, coloured and white, shows on any ground.
-    """
-
-    def around(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        wide = np.pad(inside, 1)
-        touched: NDArray[np.bool_] = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
-        return touched
-
-    return mask & around(~mask), ~mask & around(mask)
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    return _PALETTE[number % len(_PALETTE)]
+def _colour(number: int) -> Colour:
+    return OBJECT_COLOURS[number % len(OBJECT_COLOURS)]
 
 
 def _dot(number: int) -> str:
-    return f'<span class="dot c{number % len(_PALETTE)}"></span>'
-
-
-def _head(title: str, total: int, shown: int, labels: Mapping[str, int], numbers: Mapping[str, int], side: int) -> bytes:
-    colours = "".join(f".c{n} {{ background: rgb({r} {g} {b}); }}\n" for n, (r, g, b) in enumerate(_PALETTE))
-    style = _STYLE.replace("SIDE", str(side)) + colours
-    policy = f"default-src 'none'; img-src data:; style-src {_allowed(style)}; script-src {_allowed(_SCRIPT)}"
-    which = f"{shown} of {total} images, the least sure first" if shown < total else f"{total} images, the least sure first"
-    legend = "".join(f"<li>{_dot(numbers[label])}{_escaped(label)}: {labels[label]}</li>" for label in numbers)
-    options = "".join(f'<option value="{number}">{_escaped(label)}</option>' for label, number in numbers.items())
-    return _bytes(
-        f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_escaped(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{_escaped(title)}</h1>
-<p>{which}.</p>
-<p class="quiet">Confidence, from 0 to 1, is how far the run was from another answer: the smallest of the distances between
-presence and threshold (as a share of the room on that side) and of the objects' scores.</p>
-<ul class="legend">{legend}</ul>
-<p id="filter" hidden><label>Show images with <select><option value="">anything</option>{options}</select></label></p>
-<div class="cards">
-"""
-    )
-
-
-def _tail() -> bytes:
-    return _bytes(f"</div>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n")
-
-
-def _allowed(text: str) -> str:
-    """The source expression by which a security policy lets an inline block in."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+    return f'<span class="dot c{number % len(OBJECT_COLOURS)}"></span>'
 
 
 def _shown(text: str) -> str:
@@ -311,7 +248,3 @@ def _shown(text: str) -> str:
 
 def _escaped(text: str) -> str:
     return html.escape(_shown(text))
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -293,9 +293,9 @@ def _why(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def count_endings(others: Mapping[str, int], most: int = 5) -> str:
-    """``"3 .txt, 1 .xyz"`` from numbers of files by ending, the most frequent first."""
-    ordered: Sequence[tuple[str, int]] = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = [f"{count} {ending or 'without an ending'}" for ending, count in ordered[:most]]
-    rest = sum(count for _, count in ordered[most:])
+def count_endings(others: Mapping[str, int]) -> str:
+    """``"3 .txt, 1 .xyz"`` from numbers of files by ending, the five most frequent first."""
+    first = Counter(dict(sorted(others.items()))).most_common(5)
+    rest = sum(others.values()) - sum(count for _, count in first)
+    shown = [f"{count} {ending or 'without an ending'}" for ending, count in first]
     return ", ".join([*shown, *([f"{rest} others"] if rest else [])])

@@ -193,21 +193,21 @@ class Worker:
 
     def _segment(self, item: ImageItem, encoded: EncodedImage, fresh: bool) -> Record:
         had_sam = encoded.sam.state is not None
-        objects: list[tuple[AnnotatedObject, ...]] = [()] * len(self._names)
+        objects: dict[str, tuple[AnnotatedObject, ...]] = dict.fromkeys(self._names, ())
         presence = dict.fromkeys(self._names, 0.0)
         for group in self._groups:
             results = self.model.segment_many(
                 encoded, group.targets, exclude=group.exclude, threshold=group.thresholds, **self._how
             )
-            for index, result in zip(group.indexes, results, strict=True):
+            for label, result in zip(group.labels, results, strict=True):
                 # run lengths at once: masks are large
-                objects[index] = AnnotatedImage.from_results(item.path, [result]).objects
-                presence[self._names[index]] = float(result.presence)
+                objects[label.name] = AnnotatedImage.from_results(item.path, [result]).objects
+                presence[label.name] = float(result.presence)
             del results
         if self.store is not None and (fresh or (encoded.sam.state is not None) != had_sam):
             self.store.save(encoded)
             self.store.count(made=int(fresh))
-        image = AnnotatedImage(item.path, *encoded.shape, tuple(thing for found in objects for thing in found))
+        image = AnnotatedImage(item.path, *encoded.shape, tuple(thing for found in objects.values() for thing in found))
         return Record(item.path, image, presence)
 
     def _free(self) -> None:

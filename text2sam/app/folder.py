@@ -1,7 +1,7 @@
 """A folder picture by picture: what a person accepts goes into the journal of an annotate job at once.
 
-``text2sam annotate --batch-size 1`` with the same models and labels continues such a job, and the page continues that of
-``annotate``.
+``text2sam annotate`` with the same models and labels (on a GPU with ``--batch-size 1``) continues such a job, and the page
+continues that of ``annotate``.
 """
 
 from __future__ import annotations

@@ -47,25 +47,28 @@ _STRIP = {"rows": 1, "height": "auto", "show_label": False, "allow_preview": Fal
 _STALE = "the picture is no longer kept here; load the page again"
 
 _CSS = """
-.gradio-container main {max-width: 1240px; margin: 0 auto;}
+.gradio-container main {width: 100%; max-width: 1240px; margin: 0 auto !important;}
+.gradio-container .app {padding: 16px clamp(10px, 3vw, 32px) !important;}
 :is(#title, #progress) .html-container {padding: 0;}
 #title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
 #message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
 #message > div {padding: .5rem .9rem;}
-#ask {align-items: flex-end;} #ask button {height: 42px;}
+#ask {align-items: flex-end;} #ask button {height: 42px; padding: 0 8px; white-space: nowrap;}
 #picture :is(.image-container, .image-frame, button) {width: 100%;}
 #picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: scale-down;}
 #picture.fullscreen img {max-height: 100vh;}
-#tools {align-items: center;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;}
+#tools {align-items: center; gap: 8px;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;}
 #tools button {flex: 0 1 auto;}
 #objects .wrap {flex-direction: column; gap: 4px;}
-#objects label {border-left: 6px solid transparent; width: 100%;}
-:is(#masks, #examples) {min-height: 0;} :is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none;}
+#objects label {border-left: 6px solid transparent; width: 100%; padding: 6px 8px; font-size: .82rem;}
+:is(#masks, #examples) {min-height: 0;}
+:is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none; overflow: visible;}
+#masks .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr));}
 #examples .thumbnail-item {aspect-ratio: 4 / 3;}
 .hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
 footer {display: none !important;}
 @media (max-width: 600px) {
-  .gradio-container main {padding: 8px !important;} .wide {display: none;}
+  .wide {display: none;}
   #mode .wrap {flex-wrap: nowrap;} #mode label {font-size: .8rem; padding: 6px 4px; white-space: nowrap;}
   #decide {gap: 6px;} #decide button {padding: 0 4px; white-space: nowrap;}
 }
@@ -78,13 +81,25 @@ _DOWNLOAD = "(f) => {if (f) {const a = document.createElement('a'); a.href = f.u
 
 _FOCUS = "() => {if (matchMedia('(pointer: fine)').matches) document.querySelector('#texts :is(textarea, input)')?.focus()}"
 
+_LOOK = """() => {
+  const figure = document.querySelector("#figure img");
+  figure?.decode().then(() => figure.scrollIntoView({behavior: "smooth", block: "nearest"}));
+}"""
+
 _SCRIPT = """() => {
   document.addEventListener("keydown", (e) => {
-    if (e.target.matches("input:not([type=radio]):not([type=checkbox]), textarea") || e.ctrlKey || e.metaKey) return;
+    if (e.ctrlKey || e.metaKey || e.repeat) return;
+    if (e.target.matches("input:not([type=radio]):not([type=checkbox]), textarea")) return;
     const key = {a: "accept", r: "reject", n: "next", b: "back", u: "undo", Delete: "remove"}[e.key];
     const button = key && document.getElementById(key);
     if (button) {e.preventDefault(); button.click();}
   });
+  document.addEventListener("click", (e) => {  // on a picture that is being loaded, Gradio does not know where a click is
+    const image = e.target;
+    if (!image.matches("#picture img") || image.complete) return;
+    e.stopImmediatePropagation();
+    image.addEventListener("load", () => image.dispatchEvent(new MouseEvent("click", e)), {once: true});
+  }, true);
   document.addEventListener("paste", (e) => {
     const input = document.querySelector("#upload input[type=file]");
     const file = [...e.clipboardData.files].find((f) => f.type.startsWith("image/"));
@@ -115,9 +130,9 @@ class _Editor:
         )
         with gr.Row(elem_id="tools"):
             self.mode = gr.Radio(_CLICKS, value="add", label="A click on the picture", elem_id="mode", scale=3, min_width=320)
-            self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=80)
-            self.remove = gr.Button("Remove", size="sm", elem_id="remove", min_width=80)
-            self.why = gr.Button("Why?", size="sm", elem_id="why", min_width=80)
+            self.undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=64)
+            self.remove = gr.Button("Remove", size="sm", elem_id="remove", min_width=64)
+            self.why = gr.Button("Why?", size="sm", elem_id="why", min_width=64)
 
     def right(self) -> None:
         """The objects, what else they might be, and the layers."""
@@ -208,11 +223,11 @@ class _Editor:
         self.picture.select(click, [*inputs, self.mode], [*self.shown, self.mode], trigger_mode="multiple", **_ONE)
         self.masks.select(candidate, inputs, self.shown, **_ONE)
         self.objects.input(choose, [*inputs, self.objects], self.shown, **_ONE)
-        self.undo.click(self.acts(undo), inputs, self.shown, **_ONE)
+        self.undo.click(self.acts(undo), inputs, self.shown, trigger_mode="multiple", **_ONE)
         self.remove.click(self.acts(remove), inputs, self.shown, **_ONE)
-        self.layers.input(redraw, inputs, self.picture, show_progress="hidden", **_FREE)
-        self.alpha.release(redraw, inputs, self.picture, show_progress="hidden", **_FREE)
-        self.why.click(why, self.desk, self.figure, **_FREE)
+        for change in (self.layers.input, self.alpha.release):
+            change(redraw, inputs, self.picture, show_progress="hidden", trigger_mode="always_last", **_FREE)
+        self.why.click(why, self.desk, self.figure, **_FREE).then(None, None, None, js=_LOOK)
 
 
 def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
@@ -250,9 +265,9 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 texts = gr.Textbox(label="Find", placeholder="cat, dog", scale=4, min_width=200, elem_id="texts")
                 exclude = gr.Textbox(label="Leave out", placeholder="optional", scale=2, min_width=120, elem_id="exclude")
                 find = gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="find")
-                again = gr.Button("New picture", scale=1, min_width=110, elem_id="again")
+                again = gr.Button("New picture", scale=1, min_width=130, elem_id="again")
             with gr.Row():
-                with gr.Column(scale=3, min_width=320):
+                with gr.Column(scale=3, min_width=440):
                     editor.left()
                 with gr.Column(scale=2, min_width=320):
                     editor.right()
@@ -315,6 +330,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
             editor.acts(bench.ask),
             [*inputs, *wanted],
             editor.shown,
+            trigger_mode="always_last",
             **_ONE,
         )
         for button, kind in saves:
@@ -336,7 +352,7 @@ def folder_page(job: FolderJob) -> gr.Blocks:
             accept = gr.Button("Accept", variant="primary", min_width=60, size="md", elem_id="accept")
             following = gr.Button("Next →", min_width=60, size="md", elem_id="next")
         with gr.Row():
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=440):
                 editor.left()
             with gr.Column(scale=2, min_width=320):
                 editor.right()

@@ -117,7 +117,7 @@ class Desk:
             for k, part in enumerate(result.instances):
                 number = f" {k + 1}" if len(result.instances) > 1 else ""
                 share = 100 * part.area / part.mask.size
-                figures = f"score {part.score:.2f} · presence {result.presence:.2f} · area {share:.1f} %"
+                figures = f"score {part.score:.2f} · presence {result.presence:.2f} · area {share:.1f}\N{NO-BREAK SPACE}%"
                 found.append(Row((index, k), f"{result.text}{number} · {figures}"))
             if not result.instances:
                 found.append(Row((index, 0), f"{result.text} · not here · presence {result.presence:.2f}"))

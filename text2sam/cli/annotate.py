@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, one_of, split_list
-from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, with_options
+from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError
-
-if TYPE_CHECKING:
-    from text2sam.pipeline import TextPromptedSAM
 
 _POLYGONS = {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
 _ENGINES = ("local", "ray")
@@ -27,46 +24,43 @@ def annotate(
     images: FolderOptions,
     labels: Annotated[
         str,
-        typer.Option(
+        option(
             "--labels",
-            metavar="A,B|FILE",
-            help="What to look for: a comma list, or a YAML or JSON file with synonyms, excludes and thresholds.",
+            "A,B|FILE",
+            "What to look for: a comma list, or a YAML or JSON file with synonyms, excludes and thresholds.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the dataset.", show_default=False)],
+    out: Annotated[Path, option("--out", "FOLDER", "Folder for the dataset.", show_default=False)],
     models: ModelOptions,
     how: HowOptions,
     reading: ImageOptions,
     formats: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--format",
-            metavar="NAME",
-            help="coco, yolo, labelme, png or label-studio; repeat it or give a comma list (default: coco).",
+            "NAME",
+            "coco, yolo, labelme, png or label-studio; repeat it or give a comma list (default: coco).",
             show_default=False,
         ),
     ] = None,
     polygons: Annotated[bool, typer.Option("--polygons", help="Outlines instead of masks, in coco and labelme.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.")] = None,
+    limit: Annotated[int | None, option("--limit", "N", "Only the first N images.", min=1)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard what an earlier run has finished.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again the images that failed earlier.")] = False,
     review: Annotated[
-        Path | None,
-        typer.Option("--review", metavar="FILE", help="Also write an HTML contact sheet, least certain images first."),
+        Path | None, option("--review", "FILE", "Also write an HTML contact sheet, least certain images first.")
     ] = None,
     embeddings: Annotated[
-        Path | None,
-        typer.Option("--embeddings", metavar="FOLDER", help="Keep image embeddings here, for runs with other labels."),
+        Path | None, option("--embeddings", "FOLDER", "Keep image embeddings here, for runs with other labels.")
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="local|ray", callback=one_of("--engine", _ENGINES), help="This process, or Ray.")
+        str, option("--engine", "local|ray", "This process, or Ray.", callback=one_of("--engine", _ENGINES))
     ] = "local",
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Batches at a time (default: one per core; on a GPU 1)."),
+        int | None, option("--workers", "N", "Batches at a time (default: one per core; on a GPU 1).", min=1)
     ] = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     strict: Annotated[bool, typer.Option("--strict", help=f"Exit with code {EXIT_FAILED} when any image failed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -86,21 +80,15 @@ def annotate(
     if unknown:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0]!r}")
     options = how.options()
-    calibration = how.load_calibration()
+    build = how.builder(models)
     check_folder(out)
     if review is not None:
         check_folder(review.parent)
 
-    def make() -> TextPromptedSAM:
-        model = models.build()
-        if calibration is not None:
-            model.use(calibration)
-        return model
-
     from text2sam.annotate.job import annotate as run
 
     report = run(
-        make,
+        build,
         images.folder,
         wanted,
         out,

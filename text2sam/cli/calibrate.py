@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from text2sam.cli.common import CODES_HELP, Json, app, check_folder, split_list
-from text2sam.cli.options import Against, ImageOptions, ModelOptions, with_options
+from text2sam.cli.options import Against, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import InputError, OutputError
 from text2sam.tables import aligned
@@ -32,17 +32,12 @@ def calibrate(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The calibration is written to this JSON file.", show_default=False)
-    ],
+    out: Annotated[Path, option("--out", "FILE", "The calibration is written to this JSON file.", show_default=False)],
     models: ModelOptions,
     reading: ImageOptions,
     against: Against = None,
     false_cost: Annotated[
-        float,
-        typer.Option(
-            "--false-cost", metavar="NUMBER", help="Cost of finding an absent text relative to missing a present one."
-        ),
+        float, option("--false-cost", "NUMBER", "Cost of finding an absent text relative to missing a present one.")
     ] = 1.0,
     as_json: Json = False,
 ) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from text2sam.cli.common import CODES_HELP, Json, Out, app, check_folder, split_list
-from text2sam.cli.options import Device
+from text2sam.cli.options import Device, option
 from text2sam.cli.output import corners, echo, figures, print_json
 from text2sam.tables import aligned
 
@@ -16,13 +14,9 @@ from text2sam.tables import aligned
 @app.command(epilog=CODES_HELP)
 def demo(
     out: Out = Path("text2sam-demo"),
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="photo, with photos, or sticker, with drawn scenes.")
-    ] = "photo",
+    preset: Annotated[str, option("--preset", "NAME", "photo, with photos, or sticker, with drawn scenes.")] = "photo",
     device: Device = None,
-    scene: Annotated[
-        list[str] | None, typer.Option("--scene", metavar="NAME", help="Only this scene; repeat it or give a comma list.")
-    ] = None,
+    scene: Annotated[list[str] | None, option("--scene", "NAME", "Only this scene; repeat it or give a comma list.")] = None,
     as_json: Json = False,
 ) -> None:
     """Find things, and one that is not there, in pictures that need no download."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
-from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
+from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
 from text2sam.cli.output import corners, echo, print_json
 from text2sam.errors import InputError
 from text2sam.tables import aligned
@@ -29,7 +29,7 @@ def explain(
         bool,
         typer.Option("--words", help="Show instead how much each word of TEXT adds to the match, and where. SAM is not used."),
     ] = False,
-    width: Annotated[int, typer.Option("--width", metavar="PIXELS", min=320, max=8192, help="Width of the figure.")] = 1200,
+    width: Annotated[int, option("--width", "PIXELS", "Width of the figure.", min=320, max=8192)] = 1200,
     out: Out = Path("text2sam-out"),
     as_json: Json = False,
 ) -> None:
@@ -43,7 +43,7 @@ def explain(
             raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")
     pixels = reading.read(image)
     check_folder(out)
-    calibration = how.load_calibration()
+    build = how.builder(models)
     request = None if words else how.request([text])
     from text2sam import plot
     from text2sam.files import write_png
@@ -58,11 +58,8 @@ def explain(
         document = explanation.to_json()
         lines = aligned(["word", "carries"], [[word, f"{value:+.4f}"] for word, value in explanation.ranked()])
     else:
-        model = models.build()
-        if calibration is not None:
-            model.use(calibration)
         targets, options = request
-        [result] = model.segment_many(pixels, targets, **options)
+        [result] = build().segment_many(pixels, targets, **options)
         stem = f"{file_stems(image, [result.text])[0]}_explain"
         figure = plot.explain(pixels, result)
         document = result.to_json()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_CORRUPT, Json, app, new_app
+from text2sam.cli.options import option
 from text2sam.cli.output import echo, print_json
-from text2sam.errors import InputError, WeightsError
+from text2sam.errors import ChecksumError, InputError, WeightsError
 from text2sam.tables import aligned
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ModelFile:
 
 def model_files() -> dict[str, ModelFile]:
     """All files of the presets by name: the pairs that ship, then the table of checkpoints."""
-    from text2sam.zoo.download import cache_path, local_path
+    from text2sam.zoo.download import cache_path
     from text2sam.zoo.photo.models import SHIPPED as PHOTO
     from text2sam.zoo.sticker.models import SHIPPED as STICKER
     from text2sam.zoo.table import CHECKPOINTS
@@ -66,9 +67,10 @@ def model_files() -> dict[str, ModelFile]:
         if item.sha256 is None:
             files.append(ModelFile(item.name, item.kind, item.size, item.licence, None, False, None, item.description))
             continue
-        path, there = cache_path(item.name), local_path(item.name) is not None
-        size = path.stat().st_size if there and item.size is None else item.size
-        files.append(ModelFile(item.name, item.kind, size, item.licence, path, there, None, item.description))
+        path = cache_path(item.name)
+        size = path.stat().st_size if path.is_file() else None
+        there = size is not None and item.size in (None, size)
+        files.append(ModelFile(item.name, item.kind, item.size or size, item.licence, path, there, None, item.description))
     return {file.name: file for file in files}
 
 
@@ -90,18 +92,14 @@ def named_files(names: Sequence[str]) -> list[ModelFile]:
     Raises:
         InputError: there is no checkpoint or preset of a name.
     """
-    import difflib
-
     from text2sam.zoo.presets import PRESETS
+    from text2sam.zoo.table import known_names
 
     known = model_files()
     chosen: dict[str, ModelFile] = {}
     for name in names:
         if name not in known and name not in PRESETS:
-            close = difflib.get_close_matches(name, [*PRESETS, *known], n=2)
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            listed = f"presets: {', '.join(PRESETS)}; files: {', '.join(known)}"
-            raise InputError(f"no model or preset is called {name!r}; {hint}{listed}")
+            raise InputError(f"no model is called {name!r}; presets are {', '.join(PRESETS)}; {known_names(name)}")
         for file in [name] if name in known else preset_files(name):
             chosen[file] = known[file]
     return list(chosen.values())
@@ -197,8 +195,7 @@ def pull_models(
 @models.command("verify", epilog=CODES_HELP)
 def verify_models(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False),
+        list[str] | None, typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False)
     ] = None,
 ) -> None:
     """Compare the SHA-256 of files with the recorded one."""
@@ -211,24 +208,17 @@ def verify_models(
 
 
 def _verify(file: ModelFile) -> VerifyResult:
-    from text2sam.zoo.download import VerifyResult, file_sha256, verify
+    from text2sam.zoo.download import VerifyResult, verify
 
     if file.path is None:
-        return VerifyResult(file.name, Path(), "own", "", None, "your own file, of which no SHA-256 is published")
+        return VerifyResult(file.name, "own", "your own file, of which no SHA-256 is published")
     if not file.shipped:
         return verify(file.name)
     try:
-        expected = file.shipped.sha256(file.path.name)
-    except WeightsError:
-        expected = ""
-    if not file.cached or not expected:
-        lost = file.path if expected else file.shipped.record_path
-        return VerifyResult(file.name, file.path, "missing", expected, None, f"{lost} is missing; reinstall text2sam")
-    actual = file_sha256(file.path)
-    if actual != expected:
-        detail = f"SHA-256 {actual} instead of {expected}; reinstall text2sam"
-        return VerifyResult(file.name, file.path, "corrupt", expected, actual, detail)
-    return VerifyResult(file.name, file.path, "ok", expected, actual, "SHA-256 as in the record")
+        file.shipped.file(file.path.name)
+    except WeightsError as error:
+        return VerifyResult(file.name, "corrupt" if isinstance(error, ChecksumError) else "missing", str(error))
+    return VerifyResult(file.name, "ok", "SHA-256 as in the record")
 
 
 @models.command("words")
@@ -236,7 +226,7 @@ def list_words(
     pattern: Annotated[
         str, typer.Argument(metavar="PATTERN", help="Part of a word, or a pattern such as '*dog'.", show_default=False)
     ] = "*",
-    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="Only photo has a list of words.")] = "photo",
+    preset: Annotated[str, option("--preset", "NAME", "Only photo has a list of words.")] = "photo",
     as_json: Json = False,
 ) -> None:
     """List the words that a preset knows; with several meanings, the first is taken, and "crane bird" asks for another."""

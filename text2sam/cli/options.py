@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from text2sam.cli.common import one_of, split_list
-from text2sam.clip.attention import METHODS, check_method
+from text2sam.clip.attention import METHODS
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,20 +31,12 @@ if TYPE_CHECKING:
     from text2sam.clip.generator import ClipSurgery
     from text2sam.options import Options
     from text2sam.pipeline import TextPromptedSAM
-    from text2sam.presence import Calibration
     from text2sam.targets import Target
 
 
 def option(name: str, metavar: str, text: str, **more: Any) -> Any:
     """An option for Typer with its help text."""
     return typer.Option(name, metavar=metavar, help=text, **more)
-
-
-def _known_method(value: str) -> str:
-    try:
-        return check_method(value)
-    except InputError as error:
-        raise typer.BadParameter(f"{error}.", param_hint="--method") from None
 
 
 Device = Annotated[str | None, option("--device", "NAME", "cpu, cuda, cuda:N or mps (default: the best).")]
@@ -60,10 +52,15 @@ Method = Annotated[
         "--method",
         "NAME",
         f"How similarity maps are made: {', '.join(METHODS)}.",
-        callback=_known_method,
+        callback=one_of("--method", tuple(METHODS)),
     ),
 ]
-BatchSize = Annotated[int, option("--batch-size", "N", "Images that CLIP encodes at once.", min=1)]
+BatchSize = Annotated[
+    int | None,
+    option(
+        "--batch-size", "N", "Images that CLIP encodes at once (default: 1 on a CPU, 8 on a GPU).", min=1, show_default=False
+    ),
+]
 
 
 class OptionGroup:
@@ -321,11 +318,19 @@ class HowOptions(OptionGroup):
                 general = limit
         return general, own
 
-    def load_calibration(self) -> Calibration | None:
-        """The calibration, if one is given."""
+    def builder(self, models: ModelOptions) -> Callable[[], TextPromptedSAM]:
+        """What builds the models with the calibration, if one is given; its file is read now."""
         from text2sam.presence import Calibration
 
-        return None if self.calibration is None else Calibration.load(self.calibration)
+        calibration = None if self.calibration is None else Calibration.load(self.calibration)
+
+        def build() -> TextPromptedSAM:
+            model = models.build()
+            if calibration is not None:
+                model.use(calibration)
+            return model
+
+        return build
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,6 @@ from text2sam.cli.common import CODES_HELP, app, check_folder, split_list
 from text2sam.cli.options import ModelOptions, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def page(
     """Show a web page: type what to find in a picture, correct it by clicks, download it.
 
     With a folder the page goes through its images: accept, correct or reject each. What is accepted is in OUT at once, and
-    text2sam annotate --batch-size 1 with the same options goes on from there.
+    text2sam annotate with the same options (on a GPU with --batch-size 1) goes on from there.
     """
     models.check()
     if folder is None and (labels or out or formats):

@@ -22,7 +22,7 @@ from text2sam.cli.common import (
     file_stems,
     split_list,
 )
-from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, with_options
+from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
 from text2sam.cli.output import corners, echo, figures, print_json
 from text2sam.errors import InputError, one_line
 from text2sam.tables import aligned
@@ -53,10 +53,10 @@ def segment(
     reading: ImageOptions,
     formats: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--format",
-            metavar="NAME",
-            help=f"Files for each text: {', '.join(FORMATS)}; repeat it or give a comma list (default: mask,overlay).",
+            "NAME",
+            f"Files for each text: {', '.join(FORMATS)}; repeat it or give a comma list (default: mask,overlay).",
             show_default=False,
         ),
     ] = None,
@@ -80,12 +80,9 @@ def segment(
     models.check()
     pixels = reading.read(image)
     check_folder(out)
-    calibration = how.load_calibration()
+    build = how.builder(models)
     targets, options = how.request(texts)
-    model = models.build()
-    if calibration is not None:
-        model.use(calibration)
-    results = model.segment_many(pixels, targets, **options)
+    results = build().segment_many(pixels, targets, **options)
     stems = file_stems(image, [result.text for result in results])
     files = [write_result(out, stem, pixels, result, wanted) for stem, result in zip(stems, results, strict=True)]
     if as_json:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from text2sam.cli.common import CODES_HELP, app
 from text2sam.cli.options import ModelOptions, OptionGroup, option, with_options
 from text2sam.cli.output import echo
@@ -17,7 +15,7 @@ from text2sam.errors import InputError
 if TYPE_CHECKING:
     from text2sam.serve.queue import Limits
 
-Port = Annotated[int, typer.Option("--port", metavar="N", help="Port to listen on.", min=1, max=65535)]
+Port = Annotated[int, option("--port", "N", "Port to listen on.", min=1, max=65535)]
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,8 @@ def serve(
 def label_studio(
     models: ModelOptions,
     serving: ServeOptions,
-    images: Annotated[
-        Path | None, typer.Option("--images", metavar="FOLDER", help="What Label Studio serves as local files.")
-    ] = None,
-    url: Annotated[
-        str | None, typer.Option("--url", metavar="ADDRESS", help="Label Studio; its key: LABEL_STUDIO_API_KEY.")
-    ] = None,
+    images: Annotated[Path | None, option("--images", "FOLDER", "What Label Studio serves as local files.")] = None,
+    url: Annotated[str | None, option("--url", "ADDRESS", "Label Studio; its key: LABEL_STUDIO_API_KEY.")] = None,
     port: Port = 9090,
 ) -> None:
     """Serve the model as a backend of Label Studio: brushes for texts, and for clicks of smart tools."""

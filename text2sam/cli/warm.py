@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
-from text2sam.cli.options import BatchSize, FolderOptions, ImageOptions, Method, ModelOptions, Tiles, parse_tiles, with_options
+from text2sam.cli.options import (
+    BatchSize,
+    FolderOptions,
+    ImageOptions,
+    Method,
+    ModelOptions,
+    Tiles,
+    option,
+    parse_tiles,
+    with_options,
+)
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import one_line
 from text2sam.tables import aligned
@@ -19,14 +29,12 @@ from text2sam.tables import aligned
 @with_options
 def warm(
     images: FolderOptions,
-    embeddings: Annotated[
-        Path, typer.Option("--embeddings", metavar="FOLDER", help="Folder for the image embeddings.", show_default=False)
-    ],
+    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.", show_default=False)],
     models: ModelOptions,
     reading: ImageOptions,
     method: Method = "surgery",
     tiles: Tiles = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     as_json: Json = False,
 ) -> None:
     """Encode a folder of images ahead of annotate --embeddings, which then skips both encoders."""
@@ -45,7 +53,8 @@ def warm(
     )
     failed = [*found.refused, *report.failed]
     if as_json:
-        print_json({**report.to_json(), "failed": [{"path": path, "reason": reason} for path, reason in failed]})
+        failures = [{"path": path, "reason": reason} for path, reason in failed]
+        print_json({"made": report.made, "found": report.found, "failed": failures})
     else:
         rows = [["made", str(report.made)], ["found", str(report.found)], ["failed", str(len(failed))]]
         echo(aligned(["embeddings", "images"], rows))

@@ -95,9 +95,9 @@ def level_noise(similarity: torch.Tensor, magnitude: torch.Tensor | float, dim: 
     return torch.where(span <= noise_of(similarity.dtype) * magnitude, similarity.mean(dim, keepdim=True), similarity)
 
 
-def min_max(similarity: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Min-max to [0, 1] along one axis; where the range is rounding noise the result is 0."""
-    low, high = similarity.amin(dim, keepdim=True), similarity.amax(dim, keepdim=True)
+def min_max(similarity: torch.Tensor) -> torch.Tensor:
+    """Min-max of (B, N, T) to [0, 1] over the patches; where the range is rounding noise the result is 0."""
+    low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
     span = high - low
     varies = span > noise_of(similarity.dtype) * torch.maximum(low.abs(), high.abs())
     return torch.where(varies, (similarity - low) / torch.where(varies, span, torch.ones_like(span)), torch.zeros_like(span))

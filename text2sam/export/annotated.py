@@ -47,7 +47,7 @@ class AnnotatedObject:
         if not isinstance(self.label, str) or not self.label:
             raise InputError(f"label must be a non-empty string, not {self.label!r}")
         _check_size(self.size)
-        _check_score(self.score)
+        object.__setattr__(self, "score", check_number("score", self.score, 0, 1))
         _runs(self.counts, self.size)
 
     @classmethod
@@ -187,12 +187,6 @@ def _check_size(size: Any) -> None:
     ok = isinstance(size, tuple) and len(size) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in size)
     if not ok or min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
         raise InputError(f"size must be (H, W) in pixels, both at least 1 and at most {MOST_PIXELS} together, not {size!r}")
-
-
-def _check_score(score: Any) -> None:
-    if not isinstance(score, (int, float)):  # JSON's numbers
-        raise InputError(f"score must be a number, not {score!r}")
-    check_number("score", score, 0, 1)
 
 
 def _runs(counts: Any, size: tuple[int, int]) -> NDArray[np.int64]:

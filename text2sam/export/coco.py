@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from text2sam.errors import InputError
@@ -38,18 +36,10 @@ class CocoExporter(Exporter):
     spools = 2
     format = "coco"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        segmentation: Literal["rle", "polygon"] = "rle",
-    ) -> None:
+    def _configure(self, *, segmentation: Literal["rle", "polygon"] = "rle") -> None:
         if segmentation not in ("rle", "polygon"):
             raise InputError(f"segmentation must be 'rle' or 'polygon', not {segmentation!r}")
         self.segmentation = segmentation
-        super().__init__(out, labels, images_root)
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         images, annotations = self._spools
@@ -71,8 +61,8 @@ class CocoExporter(Exporter):
 
     def _polygons(self, item: AnnotatedObject) -> list[list[int]]:
         parts = outlines(item.mask)
-        self._counts["holes"] += sum(len(part.holes) for part in parts)
-        return [part.joined.ravel().tolist() for part in parts]
+        self._counts["holes"] += sum(part.holes for part in parts)
+        return [part.line.ravel().tolist() for part in parts]
 
     def _finish(self) -> None:
         categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(self.labels, 1)]

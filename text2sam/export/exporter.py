@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
 
+from text2sam.checks import check_known
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.losses import COUNTS, Losses
@@ -29,8 +30,8 @@ class Exporter(ABC):
 
     The same images, labels and options give the same bytes. Files appear under their names when they are complete; the
     file that names the others (JSON, YAML, index) appears with :meth:`close`. Files of the same names are replaced, other
-    files in the folder are left alone, so give a folder of its own. Memory does not grow with the number of images: what
-    must wait is kept in unnamed temporary files.
+    files in the folder are left alone, so give a folder of its own. Of earlier images only the names are in memory: what must
+    wait is kept in unnamed temporary files.
 
     As a context manager it is closed at the end of the block, or given up where the block fails.
 
@@ -38,9 +39,10 @@ class Exporter(ABC):
         out: the output folder; created where it is missing.
         labels: the names of the classes in order, all that objects may have.
         images_root: the folder that the images' paths are relative to.
+        **options: of the format.
 
     Raises:
-        InputError: labels are not usable.
+        InputError: labels or options are not usable.
         OutputError: the folder cannot be made.
     """
 
@@ -48,25 +50,29 @@ class Exporter(ABC):
     spools: ClassVar[int] = 0
     """How many lists must wait in temporary files."""
 
-    def __init__(self, out: str | os.PathLike[str], labels: Sequence[str], images_root: str | os.PathLike[str] | None = None):
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        labels: Sequence[str],
+        images_root: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
-        with written(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
+        check_known(f"option of {self.format}", options, list(inspect.signature(self._configure).parameters))
+        self._configure(**options)
         self._ids = {label: index for index, label in enumerate(self.labels)}
         self._counts = dict.fromkeys(("images", "objects", *COUNTS), 0)
         self._names = Names()
         self._losses: Losses | None = None
         self._open = True
-        self._spools: list[Spool] = []
-        try:
-            with written(self.out):
-                while len(self._spools) < self.spools:
-                    self._spools.append(Spool(self.out))
-        except BaseException:
-            self.abort()
-            raise
+        with written(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._spools = [Spool(self.out) for _ in range(self.spools)]
+
+    def _configure(self) -> None:  # noqa: B027
+        """Takes the options of the format, each a keyword argument; ``labels`` and ``images_root`` are there."""
 
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
@@ -148,7 +154,6 @@ class Exporter(ABC):
         """Give up: complete files stay, the data set is not finished."""
         if self._open:
             self._open = False
-            self._names.close()
             for spool in self._spools:
                 spool.close()
 
@@ -170,16 +175,12 @@ class Exporter(ABC):
 
 
 class Names:
-    """Which image goes where: no image twice, no file twice, no file where a folder is. Kept on disk, not in memory."""
+    """Which image goes where: no image twice, no file twice, no file where a folder is."""
 
     def __init__(self) -> None:
-        with _database():
-            self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # on disk, without a name
-            self._rows = self._database.cursor()  # one for all: the connection keeps note of each
-            self._rows.execute("PRAGMA journal_mode = OFF")
-            self._rows.execute("CREATE TABLE images (path BLOB PRIMARY KEY) WITHOUT ROWID")
-            self._rows.execute("CREATE TABLE names (name BLOB PRIMARY KEY, path BLOB, folder INTEGER) WITHOUT ROWID")
-            self._rows.execute("BEGIN")
+        self._images: set[str] = set()
+        self._files: dict[str, str] = {}  # the image of each
+        self._folders: dict[str, str] = {}
 
     def claim(self, path: str, names: Sequence[str]) -> tuple[str, bool]:
         """The first name that is free, and whether it is the best one.
@@ -187,35 +188,20 @@ class Names:
         Raises:
             InputError: the image came before, or all names are taken; then nothing is changed.
         """
-        key = _bytes(path)
-        with _database():
-            if self._rows.execute("SELECT 1 FROM images WHERE path = ?", (key,)).fetchone():
-                raise InputError(f"the image {path!r} comes twice")
-            other = b""
-            for index, name in enumerate(names):
-                folders = [_bytes(str(parent)) for parent in PurePosixPath(name).parents[:-1]]
-                other = self._taken(_bytes(name), folders)
-                if not other:
-                    self._rows.execute("INSERT INTO images VALUES (?)", (key,))
-                    self._rows.execute("INSERT INTO names VALUES (?, ?, 0)", (_bytes(name), key))
-                    self._rows.executemany("INSERT OR IGNORE INTO names VALUES (?, ?, 1)", [(f, key) for f in folders])
-                    return name, index == 0
-        earlier = other.decode("utf-8", "surrogatepass")
+        if path in self._images:
+            raise InputError(f"the image {path!r} comes twice")
+        for index, name in enumerate(names):
+            folders = [str(parent) for parent in PurePosixPath(name).parents[:-1]]
+            taken = [self._files.get(name), self._folders.get(name), *map(self._files.get, folders)]
+            earlier = next((image for image in taken if image is not None), None)
+            if earlier is None:
+                self._images.add(path)
+                self._files[name] = path
+                self._folders |= dict.fromkeys(folders, path)
+                return name, index == 0
         raise InputError(
             f"the images {earlier!r} and {path!r} would both be written to {name!r}; rename one of them, or export them apart"
         )
-
-    def _taken(self, name: bytes, folders: Sequence[bytes]) -> bytes:
-        """The image that has the name or needs it as a folder, or that has one of the folders as its file; empty for none."""
-        query = "SELECT path FROM names WHERE name = ?"
-        row = self._rows.execute(query, (name,)).fetchone()
-        for folder in folders:
-            row = row or self._rows.execute(f"{query} AND folder = 0", (folder,)).fetchone()
-        return b"" if row is None else bytes(row[0])
-
-    def close(self) -> None:
-        """Drop the database."""
-        self._database.close()
 
 
 class Spool:
@@ -286,23 +272,11 @@ def stem_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def written(path: Path, advice: str = "") -> Iterator[None]:
-    """Errors of the operating system as OutputError, with advice behind them."""
+def written(path: Path) -> Iterator[None]:
+    """Errors of the operating system as OutputError."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write in {os.fspath(path)!r}: {error.strerror or error}{advice}") from error
-
-
-@contextlib.contextmanager
-def _database() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OutputError(f"cannot write the temporary table of file names: {error}") from error
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+        raise OutputError(f"cannot write in {os.fspath(path)!r}: {error.strerror or error}") from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from text2sam.export.coco import CocoExporter
 from text2sam.export.exporter import Exporter
 from text2sam.export.label_studio import LabelStudioExporter
 from text2sam.export.labelme import LabelmeExporter
-from text2sam.export.losses import Losses
+from text2sam.export.losses import Losses, LossWarning
 from text2sam.export.png import PngExporter
 from text2sam.export.yolo import YoloExporter
 
@@ -48,12 +48,9 @@ def make_exporter(
         InputError: the format or an option is unknown, or a value is not usable.
         OutputError: the folder cannot be made.
     """
-    kind = _kind(format)
-    known = [name for name, item in inspect.signature(kind.__init__).parameters.items() if item.kind is item.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InputError(f"{format} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    return kind(out, labels, images_root, **options)
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[format](out, labels, images_root, **options)
 
 
 def export(
@@ -88,11 +85,6 @@ def export(
         for image in images:
             exporter.add(image)
         losses = exporter.close()
-    losses.warn()
+    if losses.total:
+        warnings.warn(str(losses), LossWarning, stacklevel=2)
     return losses
-
-
-def _kind(format: str) -> type[Exporter]:
-    if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
-    return FORMATS[format]

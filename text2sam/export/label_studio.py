@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -20,6 +18,7 @@ from text2sam.paint import voc_palette
 
 _SIZES = (3, 4, 8, 16)
 _CHANNELS = 4
+_BRUSH, _IMAGE = "label", "image"  # names of the tags
 
 
 class LabelStudioExporter(Exporter):
@@ -31,9 +30,6 @@ class LabelStudioExporter(Exporter):
     Args:
         out, labels, images_root: see :class:`Exporter`.
         prefix: what the image's address is made of, before its quoted path; by default that of local file serving.
-        from_name: name of the ``BrushLabels`` tag.
-        to_name: name of the ``Image`` tag.
-        model_version: name of the predictions.
 
     Raises:
         InputError: labels are not usable, or have characters that XML does not know.
@@ -42,22 +38,11 @@ class LabelStudioExporter(Exporter):
     spools = 1
     format = "label-studio"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        prefix: str = "/data/local-files/?d=",
-        from_name: str = "label",
-        to_name: str = "image",
-        model_version: str = "text2sam",
-    ) -> None:
-        for text in (from_name, to_name, *labels):
-            if isinstance(text, str) and re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
+    def _configure(self, *, prefix: str = "/data/local-files/?d=") -> None:
+        for text in self.labels:
+            if re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
                 raise InputError(f"{text!r} has a character that Label Studio's configuration, which is XML, cannot hold")
-        self.prefix, self.from_name, self.to_name, self.model_version = prefix, from_name, to_name, model_version
-        super().__init__(out, labels, images_root)
+        self.prefix = prefix
 
     def _prepare(self, image: AnnotatedImage) -> Any:
         if image.height * image.width * _CHANNELS >= 2**32:
@@ -67,17 +52,17 @@ class LabelStudioExporter(Exporter):
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         number = self._spools[0].count + 1
         regions = [
-            brush_region(item.mask, item.label, item.score, f"{number}-{index}", self.from_name, self.to_name)
+            brush_region(item.mask, item.label, item.score, f"{number}-{index}", _BRUSH, _IMAGE)
             for index, item in enumerate(objects, 1)
         ]
         score = sum(float(item.score) for item in objects) / max(1, len(objects))
-        prediction = {"model_version": self.model_version, "score": score, "result": regions}
-        self._spools[0].write({"data": {self.to_name: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
+        prediction = {"model_version": "text2sam", "score": score, "result": regions}
+        self._spools[0].write({"data": {_IMAGE: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
 
     def _finish(self) -> None:
-        to_name, colours = self.to_name, voc_palette(len(self.labels) + 1).tolist()
-        lines = [f'<View>\n  <Image name={quoteattr(to_name)} value={quoteattr(f"${to_name}")} zoom="true"/>']
-        lines.append(f"  <BrushLabels name={quoteattr(self.from_name)} toName={quoteattr(to_name)}>")
+        colours = voc_palette(len(self.labels) + 1).tolist()
+        lines = [f'<View>\n  <Image name="{_IMAGE}" value="${_IMAGE}" zoom="true"/>']
+        lines.append(f'  <BrushLabels name="{_BRUSH}" toName="{_IMAGE}">')
         for label, (r, g, b) in zip(self.labels, colours[1:], strict=True):
             lines.append(f'    <Label value={quoteattr(label)} background="#{r:02x}{g:02x}{b:02x}"/>')
         lines.append("  </BrushLabels>\n</View>\n")
@@ -98,9 +83,6 @@ def brush_region(
         score: in [0, 1].
         identity: different for each region of a task.
         from_name, to_name: names of the ``BrushLabels`` and ``Image`` tags.
-
-    Raises:
-        InputError: as :func:`brush_rle`.
     """
     return {
         "id": identity,
@@ -127,12 +109,7 @@ def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
 
     Returns:
         The bytes as ints.
-
-    Raises:
-        InputError: the mask is no such array.
     """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_ or not 0 < mask.size < 2**30:
-        raise InputError(f"mask must be a bool array (H, W) of 1 to {2**30 - 1} pixels, not {type(mask).__name__}")
     flat = mask.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts = np.concatenate([[0], edges])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import Exporter, stem_of
 from text2sam.export.outlines import outlines
 from text2sam.files import write_json
-from text2sam.image import read_image
 
 _VERSION = "6.3.1"  # whose LabelFile the tests read with
 
@@ -35,7 +33,6 @@ class LabelmeExporter(Exporter):
             ``"polygon"``, one polygon per part along the edges of the pixels, parts of one object with a ``group_id`` in
             common. Holes are joined to the outline by a slit and counted. labelme paints the outline of a polygon too,
             so its masks are a pixel wider at the right and lower edge, and holes narrower.
-        embed: put the picture into ``imageData``, turned as its EXIF data say; needs ``images_root``.
 
     Raises:
         InputError: labels or options are not usable.
@@ -43,29 +40,15 @@ class LabelmeExporter(Exporter):
 
     format = "labelme"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        shapes: Literal["mask", "polygon"] = "mask",
-        embed: bool = False,
-    ) -> None:
+    def _configure(self, *, shapes: Literal["mask", "polygon"] = "mask") -> None:
         if shapes not in ("mask", "polygon"):
             raise InputError(f"shapes must be 'mask' or 'polygon', not {shapes!r}")
-        if embed and images_root is None:
-            raise InputError("embed needs images_root, the folder the images are in")
-        self.shapes, self.embed = shapes, embed
-        super().__init__(out, labels, images_root)
+        self.shapes = shapes
 
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
         """``.json`` for the image's suffix, or after it."""
         return (f"{stem_of(path)}.json", f"{path}.json")
-
-    def _prepare(self, image: AnnotatedImage) -> Any:
-        return self._data(image) if self.embed else None
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)
@@ -76,16 +59,16 @@ class LabelmeExporter(Exporter):
                 shapes.append(_mask(item))
                 continue
             parts = outlines(item.mask)
-            self._counts["holes"] += sum(len(part.holes) for part in parts)
+            self._counts["holes"] += sum(part.holes for part in parts)
             groups += len(parts) > 1
             group = groups if len(parts) > 1 else None
-            shapes += [_shape(item, "polygon", part.joined.tolist(), group=group) for part in parts]
+            shapes += [_shape(item, "polygon", part.line.tolist(), group=group) for part in parts]
         content: dict[str, Any] = {
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,
             "imagePath": self._image_path(image.path, target),
-            "imageData": prepared,
+            "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
@@ -96,14 +79,6 @@ class LabelmeExporter(Exporter):
             return path.rpartition("/")[2]
         return Path(os.path.relpath(os.path.join(os.path.realpath(self.images_root), path), target.parent)).as_posix()
 
-    def _data(self, image: AnnotatedImage) -> str:
-        pixels = read_image(Path(self.images_root or ".") / image.path, max_pixels=image.height * image.width)
-        if pixels.shape[:2] != (image.height, image.width):
-            raise InputError(
-                f"the picture {image.path!r} has (H, W) {pixels.shape[:2]}, its annotation {(image.height, image.width)}"
-            )
-        return _png(pixels)
-
     def _finish(self) -> None:
         pass
 
@@ -111,7 +86,10 @@ class LabelmeExporter(Exporter):
 def _mask(item: AnnotatedObject) -> dict[str, Any]:
     x, y, w, h = item.bbox
     crop = item.mask[y : y + h, x : x + w]
-    return _shape(item, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=_png(crop.astype(np.uint8)))
+    buffer = io.BytesIO()
+    Image.fromarray(crop.astype(np.uint8)).save(buffer, "PNG")
+    mask = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _shape(item, "mask", [[x, y], [x + w - 1, y + h - 1]], mask=mask)
 
 
 def _shape(
@@ -127,9 +105,3 @@ def _shape(
         "mask": mask,
         "score": float(item.score),
     }
-
-
-def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

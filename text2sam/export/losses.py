@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, fields
-
-from text2sam.checks import check_number
+from dataclasses import dataclass
 
 
 class LossWarning(UserWarning):
@@ -25,12 +22,8 @@ class Losses:
         parts: parts joined to the rest of their object by a bridge of no width.
         overlaps: objects that left pixels to another one that lies over them, but not all.
         hidden: objects of which other ones left no pixel.
-        merged: objects that cannot be told from another one of their label any more.
         converted: images written as PNG, as readers of the format do not open their own.
         renamed: images that share all but the suffix with an earlier one, written under a longer name.
-
-    Raises:
-        InputError: a count is negative.
     """
 
     format: str
@@ -41,13 +34,8 @@ class Losses:
     parts: int = 0
     overlaps: int = 0
     hidden: int = 0
-    merged: int = 0
     converted: int = 0
     renamed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self)[1:]:
-            check_number(field.name, getattr(self, field.name), 0, whole=True)
 
     @property
     def total(self) -> int:
@@ -60,11 +48,6 @@ class Losses:
         lost = [f"{_counted(getattr(self, kind), noun)} {what}" for kind, (noun, what) in _LOST.items() if getattr(self, kind)]
         return f"{head}; {', '.join(lost) if lost else 'nothing was lost'}"
 
-    def warn(self, stacklevel: int = 2) -> None:
-        """One :class:`LossWarning` that counts the losses; none where nothing was lost."""
-        if self.total:
-            warnings.warn(str(self), LossWarning, stacklevel=stacklevel + 1)
-
 
 _LOST = {
     "empty": ("object", "without pixels left out"),
@@ -72,7 +55,6 @@ _LOST = {
     "parts": ("part", "joined to the rest of the object by a bridge"),
     "overlaps": ("object", "partly hidden by another"),
     "hidden": ("object", "wholly hidden by others"),
-    "merged": ("object", "merged with another of the same label"),
     "converted": ("image", "converted to PNG, which readers of the format open"),
     "renamed": ("image", "written under a longer name, another has the short one"),
 }

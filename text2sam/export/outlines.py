@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.errors import InputError
-
 _Number = TypeVar("_Number", bound="np.number[Any]")
 
 INSET = 0.1
@@ -31,16 +29,14 @@ class Part:
     """One connected part of a mask; pixels that touch at a corner belong together.
 
     Attributes:
-        outer: (N, 2) int64 (x, y), corners of the outline, clockwise on the screen, the first one not repeated. Edges are
-            horizontal and vertical in turn.
-        holes: the outlines of its holes, each (M, 2) int64, counter-clockwise.
-        joined: (K, 2) int64, ``outer`` and ``holes`` as one closed line: each hole hangs on a vertical slit of no width
-            that runs up from its topmost corner, through pixels of the part.
+        line: (K, 2) int64 (x, y), corners of the outline, clockwise on the screen, the first one not repeated; edges are
+            horizontal and vertical. The outlines of holes, counter-clockwise, are in it: each hangs on a vertical slit of no
+            width that runs up from its topmost corner, through pixels of the part.
+        holes: how many holes it has.
     """
 
-    outer: NDArray[np.int64]
-    holes: tuple[NDArray[np.int64], ...]
-    joined: NDArray[np.int64]
+    line: NDArray[np.int64]
+    holes: int
 
 
 def outlines(mask: NDArray[np.bool_]) -> tuple[Part, ...]:
@@ -52,22 +48,12 @@ def outlines(mask: NDArray[np.bool_]) -> tuple[Part, ...]:
     Returns:
         One part per group of pixels that touch at an edge or a corner, the topmost first, of these the leftmost; nothing
         for an empty mask. Background pixels that touch only at a corner are separate holes.
-
-    Raises:
-        InputError: the mask is no such array.
     """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
-        raise InputError(f"mask must be a bool array of shape (H, W), not {type(mask).__name__}")
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return ()
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return _trace(crop, np.array([columns[0], rows[0]], np.int64))
-
-
-def polygons(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
-    """One closed line (K, 2) int64 (x, y) per part of a mask (H, W) bool, holes joined to it; see :class:`Part`."""
-    return tuple(part.joined for part in outlines(mask))
 
 
 def inset(line: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -102,16 +88,11 @@ def one_polygon(lines: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
     that looking for these would take long, the bridges run from each line's first corner to the next line's.
 
     Args:
-        lines: each (N, 2) (x, y), no two with a corner in common.
+        lines: at least one; each (N, 2) (x, y), no two with a corner in common.
 
     Returns:
         (K, 2); by the even-odd rule it encloses what the lines enclose.
-
-    Raises:
-        InputError: there are no lines.
     """
-    if not lines:
-        raise InputError("at least one line is needed")
     total = sum(len(line) for line in lines)
     if len(lines) > 1 and len(lines) * total > _MOST_PAIRS:
         out = [piece for line in lines for piece in (line, line[:1])]
@@ -154,22 +135,22 @@ def _trace(mask: NDArray[np.bool_], offset: NDArray[np.int64]) -> tuple[Part, ..
         places = np.flatnonzero(np.roll(ring, -1, axis=0)[:, 0] > ring[:, 0])
         tops.update(zip(map(tuple, ring[places].tolist()), ((index, place) for place in places.tolist()), strict=True))
 
-    part_of: list[int] = []
-    members: list[list[int]] = []
+    outer: list[int] = []  # the outermost ring around each
+    parts: dict[int, int] = {}  # the number of holes of each outermost ring
     hung: list[list[tuple[int, int]]] = [[] for _ in rings]  # (place in the ring, hole)
     for index, ring in enumerate(rings):
         x, y = ring[0].tolist()
         if ring[1, 0] > x:  # clockwise: no hole
-            part_of.append(len(members))
-            members.append([index])
+            outer.append(index)
+            parts[index] = 0
             continue
         if padded[y, x]:
             y = int(np.flatnonzero(~padded[: y + 1, x : x + 2].all(axis=1))[-1])
         right = padded[y + 1, x + 1] and not padded[y, x + 1]  # the edge lies over the pixel to the right of the slit
         host, place = tops[(x, y) if right else (x - 1, y)]
         hung[host].append((place + (not right), index))
-        part_of.append(part_of[host])
-        members[part_of[host]].append(index)
+        outer.append(outer[host])
+        parts[outer[host]] += 1
 
     lines = list(rings)
     for index in reversed(range(len(rings))):  # a hole hangs on a ring that starts above it
@@ -180,14 +161,7 @@ def _trace(mask: NDArray[np.bool_], offset: NDArray[np.int64]) -> tuple[Part, ..
             pieces += [rings[index][done:place], anchor, *([line, line[:1]] if slit else [line[1:]]), anchor]
             done = place + 1
         lines[index] = np.concatenate([*pieces, rings[index][done:]])
-    return tuple(
-        Part(
-            _corners(rings[own[0]]) + offset,
-            tuple(_corners(rings[hole]) + offset for hole in own[1:]),
-            _corners(lines[own[0]]) + offset,
-        )
-        for own in members
-    )
+    return tuple(Part(_corners(lines[outer]) + offset, holes) for outer, holes in parts.items())
 
 
 def _ring(contour: NDArray[np.float64]) -> NDArray[np.int64]:

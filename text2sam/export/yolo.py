@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,9 +40,9 @@ class YoloExporter(Exporter):
 
     Args:
         out, labels, images_root: see :class:`Exporter`.
-        pictures: ``"copy"`` puts the images into ``out/images``, where ultralytics looks for them, ``"link"`` symbolic links
-            to them, ``"none"`` nothing; by default they are copied where ``images_root`` is given. Pictures in formats that
-            ultralytics does not open are put there as PNG instead, and counted.
+        pictures: ``"copy"`` puts the images into ``out/images``, where ultralytics looks for them, ``"none"`` leaves them; by
+            default they are copied where ``images_root`` is given. Pictures in formats that ultralytics does not open are put
+            there as PNG instead, and counted.
 
     Raises:
         InputError: labels or options are not usable.
@@ -51,20 +50,12 @@ class YoloExporter(Exporter):
 
     format = "yolo"
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        labels: Sequence[str],
-        images_root: str | os.PathLike[str] | None = None,
-        *,
-        pictures: Literal["copy", "link", "none"] | None = None,
-    ) -> None:
-        self.pictures = pictures or ("none" if images_root is None else "copy")
-        if self.pictures not in ("copy", "link", "none"):
-            raise InputError(f"pictures must be 'copy', 'link' or 'none', not {pictures!r}")
-        if self.pictures != "none" and images_root is None:
-            raise InputError(f"pictures={self.pictures!r} needs images_root, the folder they are in")
-        super().__init__(out, labels, images_root)
+    def _configure(self, *, pictures: Literal["copy", "none"] | None = None) -> None:
+        self.pictures = pictures or ("none" if self.images_root is None else "copy")
+        if self.pictures not in ("copy", "none"):
+            raise InputError(f"pictures must be 'copy' or 'none', not {pictures!r}")
+        if self.pictures == "copy" and self.images_root is None:
+            raise InputError("pictures='copy' needs images_root, the folder they are in")
 
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
@@ -88,30 +79,18 @@ class YoloExporter(Exporter):
             write_png(self._path(f"images/{stem_of(image.path)}.png"), prepared)
             self._counts["converted"] += 1
         elif self.images_root is not None and self.pictures != "none":
-            self._place(self.images_root / image.path, f"images/{image.path}")
+            source, copy = self.images_root / image.path, self._path(f"images/{image.path}")
+            if copy != source.resolve():  # the images may lie there already
+                with atomic_path(copy) as temporary:
+                    shutil.copyfile(source, temporary)
         write_text(target, "".join(lines))
 
     def _polygon(self, item: AnnotatedObject) -> NDArray[np.float64]:
         mask = item.mask
         parts = outlines(mask)
-        self._counts["holes"] += sum(len(part.holes) for part in parts)
+        self._counts["holes"] += sum(part.holes for part in parts)
         self._counts["parts"] += len(parts) - 1
-        return one_polygon([inset(part.joined, mask) for part in parts])
-
-    def _place(self, source: Path, name: str) -> None:
-        if self.pictures == "copy":
-            target = self._path(name)
-            if target != source.resolve():  # the images may lie there already
-                with atomic_path(target) as temporary:
-                    shutil.copyfile(source, temporary)
-            return
-        folder, _, file = name.rpartition("/")
-        link = self._path(folder) / file
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if link.is_symlink():
-            link.unlink()
-        if not link.exists():
-            link.symlink_to(os.path.relpath(source.resolve(), link.parent))
+        return one_polygon([inset(part.line, mask) for part in parts])
 
     def _finish(self) -> None:
         import yaml

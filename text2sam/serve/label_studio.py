@@ -9,6 +9,7 @@ FastAPI reads the annotations of this module, so they are no strings here.
 # ruff: noqa: E402
 import base64
 import binascii
+import contextlib
 import hashlib
 import logging
 import re
@@ -27,13 +28,13 @@ check_installed()
 import numpy as np
 from fastapi import FastAPI, HTTPException
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from text2sam import __version__
-from text2sam.errors import ImageError, InputError, OutputError, PromptError, Text2SamError
+from text2sam.errors import ImageError, InputError, OutputError, PromptError
 from text2sam.export.exporter import inside
 from text2sam.export.label_studio import brush_region
-from text2sam.serve.queue import BusyError, Limits, ModelQueue, check_texts, decode
+from text2sam.serve.queue import Limits, ModelQueue, check_texts, decode
 from text2sam.types import PointPrompts, Segmentation
 
 if TYPE_CHECKING:
@@ -168,35 +169,30 @@ class Pictures:
 class Setup(BaseModel):
     """What Label Studio sends when it connects."""
 
-    model_config = ConfigDict(extra="ignore")
     labels: str = Field(alias="schema")
 
 
 class Task(BaseModel):
     """A task, as far as it matters here."""
 
-    model_config = ConfigDict(extra="ignore")
     data: dict[str, Any]
 
 
 class Context(BaseModel):
     """What an annotator has just drawn or written, as regions."""
 
-    model_config = ConfigDict(extra="ignore")
     result: list[dict[str, Any]] | None = None
 
 
 class Params(BaseModel):
     """Further parameters."""
 
-    model_config = ConfigDict(extra="ignore")
     context: Context | None = None
 
 
 class Request(BaseModel):
     """What Label Studio sends for predictions."""
 
-    model_config = ConfigDict(extra="ignore")
     tasks: list[Task] = Field(max_length=_MOST_TASKS)
     label_config: str
     params: Params | None = None
@@ -283,7 +279,9 @@ class Painter:
 
         Negative clicks alone take away from an object; where there is none they give nothing."""
         if box is None:
-            known = self._known(model, image, label)
+            known: Segmentation | None = None
+            with contextlib.suppress(PromptError):  # a label need not be a word for the model
+                known = model.segment(image, label)
             x, y = (int(value) for value in (*points.positive, *points.coords)[0])
             at = [k for k, part in enumerate(known.instances) if part.mask[y, x]] if known is not None else []
             if known is not None and at:
@@ -295,12 +293,6 @@ class Painter:
         masks, scores, _ = model.session.ask(image.sam, points, box=box)
         best = int(np.argmax(scores))
         return masks[best], float(scores[best])
-
-    def _known(self, model: "TextPromptedSAM", image: "EncodedImage", label: str) -> Segmentation | None:
-        try:
-            return model.segment(image, label)
-        except PromptError:
-            return None
 
 
 def read_clicks(
@@ -398,12 +390,7 @@ def create_backend(
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, list[dict[str, Any]]]:
-        try:
-            return {"results": await queue.run(lambda model: painter.predict(model, request))}
-        except BusyError as error:
-            raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
-        except Text2SamError as error:
-            raise HTTPException(400, str(error)) from error
+        return {"results": await queue.run(lambda model: painter.predict(model, request))}
 
     @app.post("/webhook")
     def webhook() -> dict[str, str]:

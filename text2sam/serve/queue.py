@@ -12,17 +12,13 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.decode import open_picture, pillow_errors
-from text2sam.errors import InputError, MissingDependencyError, StateError
+from text2sam.errors import InputError, MissingDependencyError, Text2SamError
 from text2sam.image import read_image
 
 if TYPE_CHECKING:
     from text2sam.pipeline import TextPromptedSAM
 
 _T = TypeVar("_T")
-
-
-class BusyError(StateError):
-    """As many requests wait as may wait."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +71,20 @@ class ModelQueue:
         """What ``work`` makes of the model, in a thread.
 
         Raises:
-            BusyError: too many wait already.
+            HTTPException: status 503 where too many wait already, 400 for any Text2SamError.
         """
         import anyio.to_thread
+        from fastapi import HTTPException
 
         if self._waiting > self.limits.waiting:
-            raise BusyError(f"{self.limits.waiting} requests wait already; try again in a while")
+            detail = f"{self.limits.waiting} requests wait already; try again in a while"
+            raise HTTPException(503, detail, headers={"Retry-After": "5"})
         self._waiting += 1
         try:
             async with self._turn:
                 return await anyio.to_thread.run_sync(work, self.model)
+        except Text2SamError as error:
+            raise HTTPException(400, str(error)) from error
         finally:
             self._waiting -= 1
 

@@ -11,13 +11,12 @@ from text2sam.serve.queue import check_installed
 
 check_installed()
 
-from fastapi import FastAPI, File, Form, HTTPException
+from fastapi import FastAPI, File, Form
 from pydantic import BaseModel, Field
 
 from text2sam import __version__
-from text2sam.errors import Text2SamError
 from text2sam.rle import pack_counts, roll
-from text2sam.serve.queue import BusyError, Limits, ModelQueue, check_texts, decode
+from text2sam.serve.queue import Limits, ModelQueue, check_texts, decode
 from text2sam.types import Segmentation
 
 if TYPE_CHECKING:
@@ -159,11 +158,6 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
             seconds = time.perf_counter() - started
             return Answers(width=pixels.shape[1], height=pixels.shape[0], seconds=seconds, results=answers)
 
-        try:
-            return await queue.run(work)
-        except BusyError as error:
-            raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
-        except Text2SamError as error:
-            raise HTTPException(400, str(error)) from error
+        return await queue.run(work)
 
     return app

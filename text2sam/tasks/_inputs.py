@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import InputError, PromptError
-from text2sam.targets import check_text
+from text2sam.targets import check_different, check_text
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,8 @@ def parse_labels(labels: Labels) -> dict[str, tuple[str, ...]]:
         pairs = [(text, (text,)) for text in (check_text(label) for label in labels)]
     if not pairs:
         raise PromptError("there must be at least one label")
-    _require_distinct([name for name, _ in pairs], "the label")
-    _require_distinct([word for _, words in pairs for word in words], "the text")
+    check_different([name for name, _ in pairs], "a label")
+    check_different([word for _, words in pairs for word in words], "a text")
     return dict(pairs)
 
 
@@ -64,7 +64,7 @@ def check_words(words: Sequence[str], what: str) -> tuple[str, ...]:
     if not words:
         raise PromptError(f"{what} must be at least one text")
     checked = tuple(check_text(word) for word in words)
-    _require_distinct(checked, "the text")
+    check_different(checked, "a text")
     return checked
 
 
@@ -72,14 +72,6 @@ def _name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise PromptError(f"the name of a class must be a text, not {name!r}")
     return name.strip()
-
-
-def _require_distinct(texts: Sequence[str], what: str) -> None:
-    seen: set[str] = set()
-    for text in texts:
-        if text.casefold() in seen:
-            raise PromptError(f"{what} {text!r} is given twice; name each once")
-        seen.add(text.casefold())
 
 
 def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templates: Sequence[str] | None) -> torch.Tensor:

@@ -271,8 +271,6 @@ def tokenize_words(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int
         if tokenizer.decoder[ids[i]].endswith("</w>"):
             spans.append((first, i + 1))
             first = i + 1
-    if first < end:
-        spans.append((first, end))
     if not spans:
         raise PromptError(f"the text {text!r} has no words")
     return ids, spans

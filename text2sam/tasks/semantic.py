@@ -113,18 +113,6 @@ class SemanticMap:
         picture: NDArray[np.uint8] = self.palette[self.classes]
         return picture
 
-    def to_palette_image(self) -> Image.Image:
-        """A PIL image of mode P whose values are the indices, with ``palette``: how VOC and others store ground truth.
-
-        Raises:
-            InputError: there are more than 256 labels.
-        """
-        if len(self.labels) > 256:
-            raise InputError(f"an image with a palette has at most 256 values, not {len(self.labels)}; use classes itself")
-        image = Image.fromarray(self.classes.astype(np.uint8), "L")
-        image.putpalette(self.palette.ravel().tolist())
-        return image
-
 
 def segment_semantic(
     model: ClipSurgery | TextPromptedSAM,

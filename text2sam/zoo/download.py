@@ -41,22 +41,16 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Result of :func:`verify`.
+    """Whether a file is what it should be.
 
     Attributes:
-        name: the checkpoint.
-        path: its place in the cache.
+        name: of the file.
         status: ``"ok"``, ``"missing"`` or ``"corrupt"``; ``"own"`` for a file that users get themselves.
-        expected: SHA-256 in the table; empty where there is none.
-        actual: SHA-256 of the file; None when it is missing.
         detail: the finding in words.
     """
 
     name: str
-    path: Path
     status: Literal["ok", "missing", "corrupt", "own"]
-    expected: str
-    actual: str | None
     detail: str
 
     @property
@@ -78,29 +72,12 @@ def cache_folder() -> Path:
 def cache_path(name: str) -> Path:
     """The place of a checkpoint in the cache, ``<cache>/checkpoints/<filename>``, whether or not it is there.
 
-    Two checkpoints that share a file name get a folder each, named after the start of their SHA-256.
-
     Raises:
         WeightsError: no checkpoint has that name, or it is one that users get themselves.
     """
     item = checkpoint(name)
     known_sha256(item)
-    folder = cache_folder() / "checkpoints"
-    if any(other.filename == item.filename and other.sha256 != item.sha256 for other in CHECKPOINTS.values()):
-        folder /= known_sha256(item)[:12]
-    return folder / item.filename
-
-
-def local_path(name: str) -> Path | None:
-    """The file in the cache, or None. Only its size is checked here, its content by :func:`pull` and :func:`verify`.
-
-    Raises:
-        WeightsError: no checkpoint has that name.
-    """
-    item, path = checkpoint(name), cache_path(name)
-    if not os.path.isfile(path) or (item.size is not None and path.stat().st_size != item.size):
-        return None
-    return path
+    return cache_folder() / "checkpoints" / item.filename
 
 
 def known_sha256(item: Checkpoint) -> str:
@@ -134,22 +111,21 @@ def verify(name: str) -> VerifyResult:
     """
     item, path = checkpoint(name), cache_path(name)
     if not os.path.isfile(path):
-        return VerifyResult(name, path, "missing", known_sha256(item), None, f"not in the cache; text2sam models pull {name}")
-    before, expected = path.stat(), known_sha256(item)
-    actual = file_sha256(path)
-    if actual == expected:
+        return VerifyResult(name, "missing", f"not in the cache; text2sam models pull {name}")
+    before, actual = path.stat(), file_sha256(path)
+    if actual == item.sha256:
         _note(path, item, before)
-        return VerifyResult(name, path, "ok", expected, actual, f"{before.st_size:,} bytes, SHA-256 as in the table")
+        return VerifyResult(name, "ok", f"{before.st_size:,} bytes, SHA-256 as in the table")
     with suppress(OSError):
         _sidecar(path).unlink()
     size = f", {item.size:,} expected" if item.size is not None and item.size != before.st_size else ""
     detail = (
         f"{before.st_size:,} bytes{size}; SHA-256 {actual} instead of {item.sha256}; text2sam models pull {name} replaces it"
     )
-    return VerifyResult(name, path, "corrupt", expected, actual, detail)
+    return VerifyResult(name, "corrupt", detail)
 
 
-def pull(name: str, *, progress: bool = True, force: bool = False, urls: Sequence[str] | None = None) -> Path:
+def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     """A checkpoint's file from the cache, or else from the network; its SHA-256 is the table's.
 
     An interrupted download resumes where it stopped, also in a later call and from another address. The file appears under
@@ -160,7 +136,6 @@ def pull(name: str, *, progress: bool = True, force: bool = False, urls: Sequenc
         name: a name in :data:`~text2sam.zoo.table.CHECKPOINTS`.
         progress: draw a progress bar on standard error.
         force: download even when the file is in the cache.
-        urls: addresses to use instead of ``TEXT2SAM_MIRROR`` and the table's.
 
     Returns:
         The path in the cache.
@@ -191,7 +166,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False, urls: Sequenc
         if force:
             with _writing(part):
                 part.unlink(missing_ok=True)
-        _download(item, path, part, _addresses(item) if urls is None else tuple(urls), progress)
+        _download(item, path, part, _addresses(item), progress)
         with _writing(path):
             os.replace(part, path)
             _note(path, item, path.stat())
@@ -234,7 +209,7 @@ def _help(item: Checkpoint, path: Path) -> str:
         f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n"
         f"  {path}\n"
         f"or give its path as {option}= (on the command line --{option.replace('_', '-')}). "
-        "--preset sticker runs without any download."
+        'The preset photo (--preset photo) needs no download; "text2sam models words" lists the words it knows.'
     )
 
 
@@ -469,13 +444,7 @@ class _Transfer:
 
 def _progress_bar() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (*Progress.get_default_columns(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     return Progress(*columns, console=Console(stderr=True))

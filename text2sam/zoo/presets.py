@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from text2sam.errors import DownloadError, InputError, OfflineError, Text2SamWarning, WeightsError
+from text2sam.checks import check_known
+from text2sam.errors import DownloadError, InputError, Text2SamWarning, WeightsError
 
 if TYPE_CHECKING:
     import torch
 
     from text2sam.clip.classifier import WordClassifier
     from text2sam.clip.generator import ClipSurgery
-    from text2sam.zoo.table import Kind
 
 Spec = str | os.PathLike[str]
 
@@ -182,10 +182,7 @@ class ModelOptions:
         Raises:
             InputError: a keyword is not a field.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in keywords if name not in names]
-        if unknown:
-            raise InputError(f"no option {unknown[0]!r}; the options are {', '.join(names)}")
+        check_known("option", keywords, [field.name for field in dataclasses.fields(cls)])
         return replace(options or cls(), **keywords)
 
 
@@ -320,11 +317,12 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
         return model.eval(), tokenizer
     if spec is None:
         raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
+    from text2sam.zoo.download import resolve
     from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
 
     if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
         return found
-    path = _resolved(spec, "clip", options)
+    path = resolve(spec, "clip", progress=options.progress)
     if architecture == PHOTO:
         raise InputError(
             f"the preset {preset.name!r} has no CLIP whose architecture {path} could be of; name that with clip_model= "
@@ -381,29 +379,17 @@ def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
                 return open_clip.create_model(architecture, pretrained=None), open_clip.get_tokenizer(architecture)
             return open_clip.create_model(architecture, load_weights=weights), open_clip.get_tokenizer(architecture)
     except Exception as error:  # the hub's client has errors of its own, with and without network
-        needed = _from_hub(architecture)
+        from text2sam.clip.towers.table import from_hub
+
+        needed = "configuration and tokenizer" if architecture.startswith(HUB) else from_hub(architecture) if known else ""
         if needed:
             raise DownloadError(
-                f"clip_model {architecture!r} needs {needed} from the Hugging Face hub. Where there is no network, put the "
+                f"clip_model {architecture!r} needs the {needed} from the Hugging Face hub. Where there is no network, put the "
                 f"files of its repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
             ) from error
         if not isinstance(error, (RuntimeError, ValueError, TypeError, OSError, KeyError)):
             raise
         raise InputError(f"open_clip cannot build clip_model {architecture!r}: {error}") from error
-
-
-def _from_hub(architecture: str) -> str:
-    """What a model of open_clip needs from the hub besides its weights; empty when nothing."""
-    import open_clip
-
-    if architecture.startswith(HUB):
-        return "its configuration and tokenizer"
-    if architecture.startswith(LOCAL):
-        return ""
-    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
-    if text.get("hf_model_name"):
-        return f"the text tower and tokenizer {text['hf_model_name']}"
-    return f"the tokenizer {text['hf_tokenizer_name']}" if text.get("hf_tokenizer_name") else ""
 
 
 def _check_activation(architecture: str, path: Path, *, openai: bool, named: bool) -> None:
@@ -446,28 +432,12 @@ def load_predictor(preset: Preset, options: ModelOptions) -> Any:
         from text2sam.zoo.sticker.models import load_sam
 
         return SamPredictor(load_sam().to(device))
+    from text2sam.zoo.download import resolve
     from text2sam.zoo.table import CHECKPOINTS
 
     known, folder = CHECKPOINTS.get(str(spec)), Path(spec).expanduser()
-    path = folder if known is None and folder.is_dir() else _resolved(spec, "sam", options)
+    path = folder if known is None and folder.is_dir() else resolve(spec, "sam", progress=options.progress)
     return build_predictor(known.model if known else None, path, device=device, dtype=dtype)
-
-
-def _resolved(spec: Spec, kind: Kind, options: ModelOptions) -> Path:
-    """A checkpoint's file, downloaded if need be.
-
-    Raises:
-        WeightsError: it cannot be had; the message names the preset that needs no download.
-    """
-    from text2sam.zoo.download import resolve
-
-    try:
-        return resolve(spec, kind, progress=options.progress)
-    except (DownloadError, OfflineError) as error:
-        raise type(error)(
-            f"{error}. The preset {PHOTO!r} (--preset {PHOTO}) works without a download, for the words that "
-            f'"text2sam models words" lists'
-        ) from error
 
 
 @contextlib.contextmanager

@@ -37,12 +37,12 @@ class Loaded:
     openai: bool
 
 
-def load_state_dict(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint; arguments and errors are those of :func:`load_checkpoint`."""
-    return load_checkpoint(path, map_location=map_location).tensors
+    return load_checkpoint(path).tensors
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> Loaded:
+def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
     """Reads a checkpoint of any supported form without running Python code from it.
 
     The form is recognised by the content, not by the file name: safetensors, a TorchScript archive (as OpenAI publishes
@@ -55,7 +55,6 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
 
     Args:
         path: a local file. It is not hashed here; :func:`~text2sam.zoo.download.pull` does that.
-        map_location: device of the tensors.
 
     Raises:
         WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors.
@@ -73,13 +72,13 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: str | torch.d
         raise WeightsError(f"checkpoint {str(file)!r} is empty; {_ACCEPTED}")
     archive = False
     if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
-        content = _load_safetensors(file, map_location)
+        content = _load_safetensors(file)
     elif _is_torchscript(file):
-        content, archive = _load_torchscript(file, map_location), True
+        content, archive = _load_torchscript(file), True
     elif head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(file):
         raise WeightsError(f"checkpoint {str(file)!r} is cut short ({size:,} bytes): its directory is missing; copy it again")
     else:
-        content = _load_pickled(file, map_location)
+        content = _load_pickled(file)
     tensors, extras = _only_tensors(content, file)
     return Loaded(tensors, archive or extras)
 
@@ -168,35 +167,35 @@ def _unreadable(file: Path, error: Exception) -> WeightsError:
     )
 
 
-def _load_safetensors(file: Path, map_location: str | torch.device) -> Any:
+def _load_safetensors(file: Path) -> Any:
     import safetensors
     from safetensors.torch import load_file
 
     try:
-        return load_file(file, device=str(map_location))
+        return load_file(file)
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(file, error) from error
 
 
-def _load_torchscript(file: Path, map_location: str | torch.device) -> Any:
+def _load_torchscript(file: Path) -> Any:
     import torch
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.* is deprecated")
-            archive = torch.jit.load(str(file), map_location=map_location)  # type: ignore[no-untyped-call, unused-ignore]
+            archive = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call, unused-ignore]
     except (RuntimeError, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
     return archive.state_dict()
 
 
-def _load_pickled(file: Path, map_location: str | torch.device) -> Any:
+def _load_pickled(file: Path) -> Any:
     import pickle
 
     import torch
 
     try:
-        return torch.load(file, map_location=map_location, weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has the second form
         if named is None:

@@ -58,7 +58,6 @@ __all__ = [
     "TowerTokens",
     "check_depth",
     "check_kinds",
-    "check_tower",
     "encode_token_features",
     "encode_tokens",
     "evaluating",
@@ -213,11 +212,6 @@ def check_faithful(model: Any, tower: ImageTower) -> None:
             f"by {away:.2g}. Likely causes: forward hooks, register tokens, adapters on out_proj (call merge_and_unload()), a "
             "forward of your own. check=False takes the model all the same"
         )
-
-
-def check_tower(visual: nn.Module, depth: int) -> None:
-    """Raises what :func:`tower_of` and :func:`check_depth` raise for an image tower."""
-    check_depth(tower_of(visual), depth)
 
 
 def patch_size(visual: nn.Module) -> tuple[int, int]:

@@ -208,7 +208,7 @@ def folder_tokenizer(folder: Path, model: Any) -> Tokenizer:
     """
     import open_clip
 
-    if _words(model) == _CLIPS_WORDS:
+    if getattr(getattr(model, "text", model), "vocab_size", 0) == _CLIPS_WORDS:
         tokenizer: Tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=_context_length(model))
         return tokenizer
     try:
@@ -286,10 +286,8 @@ def _clip(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[
         )
     words, embedding = len(tensors["token_embedding.weight"]), tensors["visual.conv1.weight"]
     end = text.get("eos_token_id", _CLIPS_WORDS - 1)
-    highest = config.get("model_type") == "clip" and end in (
-        2,
-        words - 1,
-    )  # 2 is a mistake in old files, which mean the highest
+    # 2 is a mistake in old files, which mean the highest
+    highest = config.get("model_type") == "clip" and end in (2, words - 1)
     # mlp_ratio is made an int by open_clip, which a half keeps from being one too low
     vision_cfg = {
         "image_size": _side(len(tensors["visual.positional_embedding"]) - 1) * embedding.shape[-1],
@@ -415,10 +413,6 @@ def _side(count: int) -> int:
 
 def _context_length(model: Any) -> int:
     return int(getattr(getattr(model, "text", model), "context_length", 77))
-
-
-def _words(model: Any) -> int:
-    return int(getattr(getattr(model, "text", model), "vocab_size", 0))
 
 
 def _has_eos_pool(model: Any) -> bool:

@@ -61,6 +61,16 @@ def methods(row: TowerRow) -> str:
     return "all" if len(row.methods) == len(METHODS) else ", ".join(row.methods)
 
 
+def from_hub(name: str) -> str:
+    """What a model of open_clip needs from the Hugging Face hub besides its weights; empty when nothing."""
+    import open_clip
+
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    if text.get("hf_model_name"):
+        return f"text tower and tokenizer {text['hf_model_name']}"
+    return f"tokenizer {text['hf_tokenizer_name']}" if text.get("hf_tokenizer_name") else ""
+
+
 def _row(name: str) -> TowerRow:
     import open_clip
     import torch
@@ -69,9 +79,7 @@ def _row(name: str) -> TowerRow:
     from text2sam.clip.towers import tower_of
 
     config = open_clip.get_model_config(name)
-    text = config["text_cfg"]
-    hub = f"text tower and tokenizer {text['hf_model_name']}" if text.get("hf_model_name") else ""
-    hub = hub or (f"tokenizer {text['hf_tokenizer_name']}" if text.get("hf_tokenizer_name") else "")
+    hub = from_hub(name)
     arguments = config["embed_dim"], config["vision_cfg"], bool(config.get("quick_gelu"))
     try:
         with torch.device("meta"):

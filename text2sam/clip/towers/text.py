@@ -96,21 +96,21 @@ class OpenClipText:
         return encode_token_features(self.model, tokens)
 
 
-def encode_tokens(model: Any, tokens: torch.Tensor, *, trim: bool = True) -> torch.Tensor:
+def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Text features of tokens, before normalisation: what open_clip's ``encode_text`` returns.
+
+    A causal tower pooled at the end token runs only on as many positions as the longest prompt has: what stands behind that
+    token cannot change the features. Any other tower runs on all positions.
 
     Args:
         model: an open_clip model.
         tokens: (P, L) int64 token ids, padded behind the end token, which has the highest id.
-        trim: run the tower only on as many positions as the longest prompt has. That needs a causal
-            tower pooled at the end token, where what stands behind that token cannot change the
-            features; any other text tower runs on all positions.
 
     Returns:
         (P, C) features in the tower's dtype.
     """
     tower = _open(model)
-    if not trim or tower is None or tower.attn_mask is None or _pool_type(tower) != "argmax":
+    if tower is None or tower.attn_mask is None or _pool_type(tower) != "argmax":
         features: torch.Tensor = model.encode_text(tokens)
         return features
     ends = tokens.argmax(dim=-1)  # (P,)

@@ -466,7 +466,7 @@ def write_pictures(folder: Path, model: TextPromptedSAM, records: Sequence[Scene
         image, (base, *_, new) = draw_scene(case["seed"]).image, case["ious"]
         model.set_image(image)
         before, after = (model.segment(text=case["name"], strategy=strategy) for strategy in (base, new))
-        titles = ["similarity map", *(f"{s}: IoU {case['ious'][s]:.2f}" for s in (base, new))]
+        titles = [f"map of {case['name']}", *(f"{s}: IoU {case['ious'][s]:.2f}" for s in (base, new))]
         figure = plot.compare(image, [after.similarity, before, after], titles)
         name = f"{number:02d}_{case['kind']}_{case['name'].replace(' ', '-')}.png"
         files.append(write_png(folder / name, plot.to_png(figure)))
