@@ -155,6 +155,8 @@ def test_annotate_figures() -> None:
     assert row["ratio"] == pytest.approx(times["loop"]["median_s"] / times["job"]["median_s"])
     assert row["met"] == (row["ratio"] >= 1.6)
     assert min(side["cpu_s"] for side in times.values()) > 0
+    assert sum(details["shares"].values()) == pytest.approx(1)
+    assert min(details["shares"].values()) > 0
     assert f"Processor seconds per image: {times['job']['cpu_s']:.3g} in the job" in bench.table(result)
 
 

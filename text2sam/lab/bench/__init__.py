@@ -111,6 +111,8 @@ def table(result: dict[str, Any]) -> str:
             f"Processor seconds per image: {job} in the job, including the start of {folder['workers']} workers; {loop} in the "
             "loop."
         )
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in folder["shares"].items())
+        notes.append(f"Shares of the loop's time: {shares}.")
     return "\n".join([aligned(("what", "ours", "baseline", "ratio", "rounds", "aim", "met"), lines), "", *notes])
 
 

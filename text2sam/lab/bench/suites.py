@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -247,17 +250,52 @@ def measure_annotate(settings: Settings) -> Result:
 
         sides = {name: Side(partial(job, name), long=True) for name in models} | {"loop": Side(loop, long=True)}
         times = alternate(sides, settings.folder_rounds)
+        shares = _shares(models["job"], loop)
     per_image = {
         name: {key: (np.array(value) / len(files)).tolist() for key, value in side.items()} for name, side in times.items()
     }
     workers = default_workers(models["job"].generator.device)
     details = {"images": len(files), "texts": labels, "workers": workers, "objects": objects, "times": per_image}
+    details["shares"] = shares
     what = f"annotate: seconds per image, {len(labels)} texts, against a loop"
     rows = [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
     if photos:
         what = "annotate in bfloat16, against the loop in float32"
         rows.append(timed_row(what, per_image["job_bfloat16"], per_image["loop"]))
     return details, rows
+
+
+def _shares(model: TextPromptedSAM, call: Callable[[], object]) -> dict[str, float]:
+    """The share of a call's time that each part of the pipeline takes."""
+    from text2sam import pipeline
+
+    places: dict[str, tuple[Any, str]] = {
+        "reading": (pipeline, "read_image"),
+        "CLIP": (model.generator, "encode"),
+        "SAM's image encoder": (model.predictor, "set_image"),
+        "SAM's prompts": (model.predictor, "predict"),
+    }
+    spent = dict.fromkeys(places, 0.0)
+
+    def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent[part] += time.perf_counter() - start
+            return result
+
+        return wrapped
+
+    with ExitStack() as stack:
+        for part, (owner, name) in places.items():
+            stack.enter_context(mock.patch.object(owner, name, clocked(part, getattr(owner, name))))
+        start = time.perf_counter()
+        call()
+        whole = time.perf_counter() - start
+    spent["maps, points and choice"] = whole - sum(spent.values())
+    return {part: seconds / whole for part, seconds in spent.items()}
 
 
 def measure_peers(settings: Settings) -> Result:
