@@ -41,6 +41,9 @@ class Exporter(ABC):
         images_root: the folder that the images' paths are relative to.
         **options: of the format.
 
+    Attributes:
+        files: the names of the files that were written, relative to ``out``.
+
     Raises:
         InputError: labels or options are not usable.
         OutputError: the folder cannot be made.
@@ -65,6 +68,7 @@ class Exporter(ABC):
         self._ids = {label: index for index, label in enumerate(self.labels)}
         self._counts = dict.fromkeys(("images", "objects", *COUNTS), 0)
         self._names = Names()
+        self.files: set[str] = set()
         self._losses: Losses | None = None
         self._open = True
         with written(self.out):
@@ -171,6 +175,8 @@ class Exporter(ABC):
             raise StateError("the exporter is closed, or was given up after an error; make a new one")
 
     def _path(self, name: str) -> Path:
+        """Where to write a file."""
+        self.files.add(name)
         return inside(self.out, name)
 
 
