@@ -374,7 +374,7 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
         ((), {}, "format names no format"),
         (("coco", "gif"), {}, "unknown format 'gif'"),
         (("coco", "png"), {"segmentation": "polygon"}, "'segmentation' belongs to which of coco, png"),
-        ({"coco": {"pictures": "none"}}, {}, "no option of coco 'pictures'"),
+        ({"coco": {"pictures": "none"}}, {}, "no coco option 'pictures'"),
         ({"coco": {"format": "png"}}, {}, "without 'format'"),
         ({"coco": None}, {}, "must be a mapping"),
     ],

@@ -63,7 +63,7 @@ class Exporter(ABC):
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
-        check_known(f"option of {self.format}", options, list(inspect.signature(self._configure).parameters))
+        check_known(f"{self.format} option", options, list(inspect.signature(self._configure).parameters))
         self._configure(**options)
         self._ids = {label: index for index, label in enumerate(self.labels)}
         self._counts = dict.fromkeys(("images", "objects", *COUNTS), 0)
