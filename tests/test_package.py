@@ -194,9 +194,7 @@ def test_importing_the_package_is_quick() -> None:
     assert seconds < 1
 
 
-LIGHT = (
-    "types errors image files zoo.table devices recipes options sam sam.session zoo.presets tasks tasks.semantic fingerprint"
-)
+LIGHT = "types errors image files zoo.table devices recipes options sam sam.session zoo.presets fingerprint"
 
 
 def test_light_modules_import_no_torch() -> None:

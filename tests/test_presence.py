@@ -36,13 +36,13 @@ def rates(scores: np.ndarray, there: np.ndarray, threshold: float) -> tuple[floa
         ([0.5, math.nan], [True, False], r"\[0, 1\]"),
     ],
 )
-def test_examples_that_are_none(presence: Any, present: Any, told: str) -> None:
+def test_unusable_examples(presence: Any, present: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         fit_threshold(presence, present)
 
 
 @pytest.mark.parametrize("cost", [0, -1, math.nan, math.inf, "1", None])
-def test_costs_that_are_none(cost: Any) -> None:
+def test_unusable_costs(cost: Any) -> None:
     with pytest.raises(InputError, match="false_cost"):
         fit_threshold([0.9, 0.1], [True, False], false_cost=cost)
 
@@ -175,7 +175,7 @@ def test_ties_are_decided_in_whole_numbers() -> None:
     assert found.threshold == pytest.approx(sigmoid((-7.3 + 3.0) / 2))
 
 
-def test_fields_that_are_none() -> None:
+def test_unusable_fields() -> None:
     for name in ("threshold", "missed_rate", "false_rate", "auroc"):
         wrong: tuple[Any, ...] = (-0.1, 1.1, math.nan, "0.5", None, True)
         for value in wrong:

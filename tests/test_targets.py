@@ -15,7 +15,7 @@ from text2sam.targets import Query, check_exclude, parse_target, parse_targets, 
 @pytest.mark.parametrize(
     "target", ["", " ", "...", None, 3, b"cat", [], (), ["cat", ""], [None], [["cat"]], "c++", "+", "cat+", "+cat", {"cat"}]
 )
-def test_texts_that_are_none(target: Any) -> None:
+def test_unusable_texts(target: Any) -> None:
     for parse in (split_target, parse_target):
         with pytest.raises(PromptError):
             parse(target)
@@ -44,7 +44,7 @@ def test_literal_plus_is_told() -> None:
         ({"car": ["auto", " auto"]}, "synonym of 'car' is given twice"),
     ],
 )
-def test_synonyms_that_are_none(target: Any, told: str) -> None:
+def test_unusable_synonyms(target: Any, told: str) -> None:
     with pytest.raises(PromptError, match=told):
         parse_target(target)
 
@@ -52,7 +52,7 @@ def test_synonyms_that_are_none(target: Any, told: str) -> None:
 @pytest.mark.parametrize(
     ("targets", "error"), [("cat", InputError), (None, InputError), (3, InputError), (b"cat", PromptError)]
 )
-def test_targets_that_are_none(targets: Any, error: Any) -> None:
+def test_unusable_targets(targets: Any, error: Any) -> None:
     with pytest.raises(error):
         parse_targets(targets)
 
@@ -67,7 +67,7 @@ def test_exclusions_that_are_no_sequence(exclude: Any) -> None:
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf"), True, False, "0.5", [0.5], np.array([0.5])])
-def test_thresholds_that_are_none(threshold: Any) -> None:
+def test_unusable_thresholds(threshold: Any) -> None:
     queries = parse_targets(["cat", "dog"])
     for given in (threshold, {"cat": 0.5, "dog": threshold}):
         with pytest.raises(InputError, match="threshold must be a number in"):

@@ -81,7 +81,7 @@ def test_flat_map(value: float) -> None:
         (COORDS, LABELS + np.uint8(1), r"not \[2\]"),
     ],
 )
-def test_points_that_are_none(coords: Any, labels: Any, told: str) -> None:
+def test_unusable_points(coords: Any, labels: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         PointPrompts(coords, labels)
 
@@ -90,7 +90,7 @@ def test_points_that_are_none(coords: Any, labels: Any, told: str) -> None:
     "values",
     [np.zeros((2, 2)), np.zeros(4, np.float32), np.zeros((1, 2, 2), np.float32), np.zeros((0, 2), np.float32), [[0.0]], None],
 )
-def test_maps_that_are_none(values: Any) -> None:
+def test_unusable_maps(values: Any) -> None:
     with pytest.raises(InputError, match="values must be a non-empty float32 array"):
         SimilarityMap(values)
 
@@ -114,7 +114,7 @@ def test_maps_that_are_not_finite(value: float) -> None:
         ({"chosen": None}, "chosen must be an int"),
     ],
 )
-def test_candidates_that_are_none(changed: dict[str, Any], told: str) -> None:
+def test_unusable_candidates(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         candidates(**changed)
 
@@ -141,7 +141,7 @@ NOTHING = {"mask": np.zeros((4, 6), np.bool_), "candidates": None}
         ({"text": None}, "must be strings"),
     ],
 )
-def test_segmentations_that_are_none(changed: dict[str, Any], told: str) -> None:
+def test_unusable_segmentations(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         segmentation(**changed)
 
@@ -149,7 +149,7 @@ def test_segmentations_that_are_none(changed: dict[str, Any], told: str) -> None
 @pytest.mark.parametrize(
     "shape", [(0, 1), (1, 0), (-1, 2), (1,), (1, 2, 3), 4, None, "44", (1.5, 2), (math.nan, 2), (math.inf, 2)]
 )
-def test_shapes_that_are_none(shape: Any) -> None:
+def test_unusable_shapes(shape: Any) -> None:
     with pytest.raises(InputError, match="shape must be"):
         check_shape(shape)
     with pytest.raises(InputError, match="shape must be"):

@@ -131,7 +131,10 @@ def test_an_empty_picture_and_one_pixel(tmp_path: Path) -> None:
         {"magic": 1},
         {"segmentation": "magic"},
         {"labels": ""},
+        {"labels": "cat " * 100},
         {"strategy": "magic"},
+        {"method": "magic"},
+        {"tiles": -1},
         {"model": 3},
         {"model": lambda: 3},
         {"glob": "*.nothing"},
@@ -374,7 +377,7 @@ def test_several_formats_are_those_of_as_many_runs(tmp_path: Path) -> None:
         ((), {}, "format names no format"),
         (("coco", "gif"), {}, "unknown format 'gif'"),
         (("coco", "png"), {"segmentation": "polygon"}, "'segmentation' belongs to which of coco, png"),
-        ({"coco": {"pictures": "none"}}, {}, "no option of coco 'pictures'"),
+        ({"coco": {"pictures": "none"}}, {}, "no coco option 'pictures'"),
         ({"coco": {"format": "png"}}, {}, "without 'format'"),
         ({"coco": None}, {}, "must be a mapping"),
     ],
@@ -422,11 +425,6 @@ def test_a_full_disk_at_the_export(
     counting = Counting()
     resumed(images, tmp_path, undisturbed, model=counting.model)
     assert counting() == 0
-
-
-def test_one_process_at_a_time(tmp_path: Path, images: Path) -> None:
-    with RunFolder(tmp_path, {}), pytest.raises(OutputError, match="another process"):
-        run(images, tmp_path)
 
 
 # memory, engines

@@ -30,7 +30,6 @@ from text2sam.annotate.worker import (
     model_settings,
     settings_of,
 )
-from text2sam.errors import InputError, PromptError
 from text2sam.options import Options
 from text2sam.recipes import Objects
 
@@ -97,20 +96,6 @@ def test_no_more_than_so_many_pixels_at_once(tmp_path: Path, monkeypatch: pytest
 
 
 # labels and options
-
-
-@pytest.mark.parametrize(
-    ("labels", "options", "error"),
-    [
-        (LabelSet((LabelSpec("cat " * 100),)), {}, PromptError),
-        (LABELS, {"method": "magic"}, InputError),
-        (LABELS, {"strategy": "magic"}, InputError),
-        (LABELS, {"tiles": -1}, InputError),
-    ],
-)
-def test_what_cannot_be_done_shows_before_the_first_image(labels: LabelSet, options: dict[str, Any], error: Any) -> None:
-    with pytest.raises(error):
-        Worker(model(), labels, Options(**options))
 
 
 def test_results_are_those_of_segment_many(undisturbed: list[Any]) -> None:

@@ -49,7 +49,7 @@ def test_texts_are_stripped() -> None:
 
 
 @pytest.mark.parametrize("templates", [[], [""], ["a photo"], ["{} and {}"], ["a {}.", "b"], [3], "a photo", ["{0}"]])
-def test_templates_that_are_none(templates: Any) -> None:
+def test_unusable_templates(templates: Any) -> None:
     with pytest.raises(PromptError, match="exactly one"):
         ensemble(templates=templates)
 

@@ -25,7 +25,7 @@ def tokens(grid: tuple[int, int], seed: int, kinds: tuple[str, ...] = ()) -> Tow
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1,), (float("nan"),), (float("inf"),), ("a",), "12", 1.0, None, (9,)])
-def test_scales_that_are_none(scales: Any) -> None:
+def test_unusable_scales(scales: Any) -> None:
     for call in (lambda: check_scales(scales), lambda: tiny_surgery(scales=scales)):
         with pytest.raises(InputError, match="scales must be numbers above 0"):
             call()

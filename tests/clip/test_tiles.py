@@ -38,7 +38,7 @@ def total_weights(layout: TileLayout) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("tiles", [0, -1, True, None, "all", "", 8.0, (8, 8), np.False_])
-def test_tiles_that_are_none(surgery: ClipSurgery, tiles: Any) -> None:
+def test_unusable_tiles(surgery: ClipSurgery, tiles: Any) -> None:
     for call in (
         lambda: tile_layout((100, 100), (16, 16), (4, 4), tiles),
         lambda: surgery.encode_image(picture(), tiles=tiles),

@@ -204,8 +204,11 @@ def test_pictures_that_lie_there_already(images: list[AnnotatedImage], labels: l
     out.mkdir()
     root.rename(out / "images")
     before = content(out)
-    written(images, out, labels, images_root=out / "images")
+    with make_exporter(out, format="yolo", labels=labels, images_root=out / "images") as exporter:
+        for image in images:
+            exporter.add(image)
     assert before.items() <= content(out).items()
+    assert not before.keys() & exporter.files, "they are not the exporter's to remove later"
 
 
 def test_a_picture_that_is_missing(root: Path, tmp_path: Path) -> None:

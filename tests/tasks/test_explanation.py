@@ -246,7 +246,7 @@ def test_json() -> None:
     assert np.array(document["nearest"]).shape == (4, 4, 3)
 
 
-def test_results_that_are_none() -> None:
+def test_unusable_results() -> None:
     found = explain_text(tiny_surgery(), picture(), TEXT)
     flat = SimilarityMap(np.zeros((2, 2), np.float32))
     for changes in (

@@ -195,7 +195,7 @@ def test_ranked() -> None:
         (("a",), {"surgery": np.full(1, np.nan, np.float32)}),
     ],
 )
-def test_results_that_are_none(labels: Any, scores: Any) -> None:
+def test_unusable_results(labels: Any, scores: Any) -> None:
     with pytest.raises(InputError):
         Recognition(labels, scores)
 

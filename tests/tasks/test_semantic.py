@@ -396,7 +396,7 @@ def result(**changes: Any) -> SemanticMap:
         {"background": 4},
     ],
 )
-def test_results_that_are_none(changes: dict[str, Any]) -> None:
+def test_unusable_results(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         result(**changes)
 

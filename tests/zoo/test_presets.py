@@ -29,7 +29,7 @@ from text2sam.errors import ChecksumError, DownloadError, InputError, Text2SamWa
 from text2sam.lab.sticker.world import THINGS
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.zoo import presets
-from text2sam.zoo.presets import PRESETS, ModelOptions, PresenceTerms, build, get_preset, load_clip, load_predictor
+from text2sam.zoo.presets import PRESETS, ModelOptions, build, get_preset, load_clip, load_predictor
 from text2sam.zoo.sticker import models
 from text2sam.zoo.table import CHECKPOINTS
 
@@ -39,8 +39,8 @@ ARCHITECTURES = {"tiny-vit": {}, "tiny-resnet": {"family": "resnet"}, "tiny-avg"
 # names
 
 
-def terms(surgery: ClipSurgery) -> PresenceTerms:
-    return PresenceTerms(surgery.presence_offset, surgery.presence_peak, surgery.presence_rivals)
+def terms(surgery: ClipSurgery) -> tuple[float, float, float]:
+    return surgery.presence_offset, surgery.presence_peak, surgery.presence_rivals
 
 
 @pytest.mark.parametrize("name", ["", "Sticker", "large", None])
@@ -69,7 +69,7 @@ def test_table() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert preset.image_size > 0
-        assert (preset.presence == PresenceTerms()) == (name != "sticker")
+        assert bool(preset.own) == (name == "sticker")
         if name not in ("photo", "sticker"):
             assert preset.clip_model in names
             clip, sam = CHECKPOINTS[preset.clip_checkpoint or ""], CHECKPOINTS[preset.sam_checkpoint or ""]
@@ -318,7 +318,7 @@ def test_options_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert predictor[0] == PRESETS["mobile"]
     assert (predictor[1].sam_checkpoint, predictor[1].device, predictor[1].progress) == ("sam.pt", torch.device("cpu"), False)
     assert (surgery.depth, surgery.image_size, surgery.prompts.templates) == (2, (24, 16), TEMPLATES)
-    assert terms(surgery) == PresenceTerms(0.0, 0.0, 1.0)  # a plain softmax
+    assert terms(surgery) == (0.0, 0.0, 1.0)  # a plain softmax
     assert surgery.vocabulary == ()
     surgery.encode_texts(["cat"])
     home = Path(os.environ["TEXT2SAM_HOME"])
@@ -335,9 +335,9 @@ def test_vocabulary_goes_with_the_clip_that_ships(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(presets, "load_predictor", lambda *_, **__: None)
     path = write("pt", tiny_clip(seed=1), tmp_path)
     _, surgery = build("sticker", clip_checkpoint=path, clip_model="tiny-vit", device="cpu", depth=1, image_size=16)
-    assert (surgery.vocabulary, terms(surgery)) == ((), PresenceTerms())
-    for name, preset in PRESETS.items():
-        assert (presets._vocabulary(preset) is None) == (name != "sticker")
+    assert (surgery.vocabulary, surgery.fine, terms(surgery)) == ((), False, (0.0, 0.0, 1.0))
+    _, surgery = build("sticker", device="cpu")
+    assert (len(surgery.vocabulary), surgery.fine, terms(surgery)) == (171, True, (-0.4, 0.3, 0.2))
 
 
 # SAM checkpoints from files
@@ -374,7 +374,7 @@ def test_sticker_pair_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
     model = TextPromptedSAM.from_pretrained("sticker", device="cpu", templates=TEMPLATES, progress=False)
     assert model.presence_threshold == 0.5
-    assert terms(model.generator) == PRESETS["sticker"].presence
+    assert terms(model.generator) == (-0.4, 0.3, 0.2)
     assert model.generator.image_size == (PRESETS["sticker"].image_size,) * 2
     assert model.generator.device == torch.device("cpu")
     assert model.generator.vocabulary == tuple(THINGS)

@@ -61,8 +61,6 @@ class Results:
         return [str(loss) for loss in losses if loss.total]
 
     def _write(self, export: Export, root: Path, *, first: bool) -> Losses:
-        out = self.folder.out
-        before = _listing(out)
         with make_exporter(export.out, format=export.format, **export.options) as exporter:
             for chunk in self.chunks:
                 for record in self.folder.records(chunk):
@@ -81,9 +79,9 @@ class Results:
                             self.failed[record.path] = f"not in the {export.format} dataset: {error}"
                             self._count(chunk, record.image, -1)
             losses = exporter.close()
-        after = _listing(out)
-        written = {name for name, state in after.items() if before.get(name) != state}
-        _forget(out, self.folder.state / _EXPORTED, root, export.format, written)
+        place = os.path.relpath(export.out, self.folder.out)
+        written = {os.path.normpath(os.path.join(place, name)) for name in exporter.files}
+        _forget(self.folder.out, self.folder.state / _EXPORTED, root, export.format, written)
         return losses
 
     def _count(self, chunk: Chunk, image: AnnotatedImage, by: int) -> None:
@@ -112,16 +110,6 @@ def _files(out: Path) -> Iterator[os.DirEntry[str]]:
                     yield entry
                 elif entry.name != STATE and not os.path.isdir(os.path.join(entry.path, STATE)):
                     pending.append(entry.path)
-
-
-def _listing(out: Path) -> dict[str, tuple[int, int, int]]:
-    """What changes when a file is written anew, by its name."""
-    found = {}
-    for entry in _files(out):
-        with contextlib.suppress(OSError):
-            status = entry.stat(follow_symlinks=False)
-            found[os.path.relpath(entry.path, out)] = (status.st_ino, status.st_mtime_ns, status.st_size)
-    return found
 
 
 def _sweep(out: Path) -> None:

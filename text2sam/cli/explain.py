@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +79,7 @@ def describe(result: Mapping[str, Any]) -> str:
     that SAM offered, of several objects for the first.
     """
     points, similarity = result["points"], result["map"]
-    on, off = ([heat for heat, label in zip(points["heat"], points["labels"], strict=True) if label == side] for side in (1, 0))
+    on = sum(points["labels"])
     height, width = result["shape"]
     gh, gw = similarity["grid"]
     facts = [
@@ -91,7 +91,7 @@ def describe(result: Mapping[str, Any]) -> str:
         ("score", f"{result['score']:.3f}"),
         ("area", f"{result['area']} pixels, {100 * result['area'] / (height * width):.1f} % of {width} x {height}"),
         ("box", corners(result["box"])),
-        ("points", f"{_heats(on)} on it, {_heats(off)} off it"),
+        ("points", f"{on} on it, {len(points['labels']) - on} off it"),
         ("map", f"{similarity['method']}, {gw} x {gh} patches, {similarity['lowest']:.4g} to {similarity['highest']:.4g}"),
         ("peak", corners(similarity["peak"])),
         ("strategy", result["strategy"]),
@@ -115,14 +115,6 @@ def describe(result: Mapping[str, Any]) -> str:
         ]
         parts.append(aligned(["mask", "chosen", "score", *names, "area"], rows))
     return "\n\n".join(parts)
-
-
-def _heats(values: Sequence[float]) -> str:
-    """The number of points, and the map's values under them."""
-    if not values:
-        return "0"
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return f"{len(values)} (heat {low if low == high else f'{low} to {high}'})"
 
 
 def _figure(value: float | None) -> str:

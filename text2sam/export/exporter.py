@@ -41,6 +41,9 @@ class Exporter(ABC):
         images_root: the folder that the images' paths are relative to.
         **options: of the format.
 
+    Attributes:
+        files: the names of the files that were written, relative to ``out``.
+
     Raises:
         InputError: labels or options are not usable.
         OutputError: the folder cannot be made.
@@ -60,11 +63,12 @@ class Exporter(ABC):
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
-        check_known(f"option of {self.format}", options, list(inspect.signature(self._configure).parameters))
+        check_known(f"{self.format} option", options, list(inspect.signature(self._configure).parameters))
         self._configure(**options)
         self._ids = {label: index for index, label in enumerate(self.labels)}
         self._counts = dict.fromkeys(("images", "objects", *COUNTS), 0)
         self._names = Names()
+        self.files: set[str] = set()
         self._losses: Losses | None = None
         self._open = True
         with written(self.out):
@@ -171,6 +175,8 @@ class Exporter(ABC):
             raise StateError("the exporter is closed, or was given up after an error; make a new one")
 
     def _path(self, name: str) -> Path:
+        """Where to write a file."""
+        self.files.add(name)
         return inside(self.out, name)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from text2sam.decode import open_picture, pillow_errors
 from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.exporter import Exporter, stem_of
+from text2sam.export.exporter import Exporter, inside, stem_of
 from text2sam.export.outlines import inset, one_polygon, outlines
 from text2sam.files import atomic_path, write_png, write_text
 from text2sam.image import read_image
@@ -79,9 +79,9 @@ class YoloExporter(Exporter):
             write_png(self._path(f"images/{stem_of(image.path)}.png"), prepared)
             self._counts["converted"] += 1
         elif self.images_root is not None and self.pictures != "none":
-            source, copy = self.images_root / image.path, self._path(f"images/{image.path}")
-            if copy != source.resolve():  # the images may lie there already
-                with atomic_path(copy) as temporary:
+            source, copy = self.images_root / image.path, f"images/{image.path}"
+            if inside(self.out, copy) != source.resolve():  # the images may lie there already
+                with atomic_path(self._path(copy)) as temporary:
                     shutil.copyfile(source, temporary)
         write_text(target, "".join(lines))
 

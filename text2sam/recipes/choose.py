@@ -136,17 +136,16 @@ def agreement(
     return {name: values.astype(np.float32) for name, values in figures.items()}
 
 
-def stability(logits: NDArray[np.float32], offset: float = 1.0) -> NDArray[np.float32]:
-    """SAM's stability score: IoU of a mask with itself, cut at ``+offset`` and at ``-offset``.
+def stability(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """SAM's stability score: IoU of a mask with itself, cut at a logit of +1 and at -1.
 
     Args:
         logits: (M, h, w) float32.
-        offset: in the units of the logits.
 
     Returns:
         (M,) float32 in [0, 1]; 0 where even the larger mask is empty.
     """
-    inner, outer = ((logits > cut).sum((1, 2)) for cut in (offset, -offset))
+    inner, outer = ((logits > cut).sum((1, 2)) for cut in (1, -1))
     ratio: NDArray[np.float32] = (inner / np.maximum(outer, 1)).astype(np.float32)
     return ratio
 
@@ -214,12 +213,10 @@ def distinct(
         Indices of the masks that stay, highest score first; the first of equals.
 
     Raises:
-        InputError: there is not one score per mask, or shapes differ.
+        InputError: there is not one score per mask.
     """
     if len(masks) != len(scores):
         raise InputError(f"there must be one score per mask, not {len(scores)} for {len(masks)}")
-    if len({m.shape for m in masks}) > 1:
-        raise InputError(f"masks must have one shape, not {sorted({m.shape for m in masks})}")
     areas = [int(m.sum()) for m in masks]
     order = [k for k in sorted(range(len(masks)), key=lambda k: (-scores[k], k)) if areas[k]]
     shared = {(a, b): int((masks[a] & masks[b]).sum()) for a in order for b in order if a != b}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import InputError, PromptError
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.targets import check_different, check_text
-
-if TYPE_CHECKING:
-    import torch
-
-    from text2sam.pipeline import TextPromptedSAM
 
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 """Class names; a mapping holds the words for each name. Texts are taken literally: ``"c++"`` joins nothing."""
@@ -76,7 +74,6 @@ def _name(name: Any) -> str:
 
 def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templates: Sequence[str] | None) -> torch.Tensor:
     """(T, C) float32 L2-normalised: the mean of the features of each class's words, each an ensemble over templates."""
-    import torch
 
     words = [tuple(group) for group in classes]
     features = surgery.prompts.using(templates)([word for group in words for word in group])

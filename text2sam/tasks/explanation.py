@@ -5,21 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number, check_shape
+from text2sam.clip.attention import check_method
+from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
+from text2sam.clip.towers import encode_token_features, evaluating, exact
 from text2sam.errors import InputError, PromptError, UnsupportedModelError
+from text2sam.image import ImageLike
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.tasks._inputs import surgery_of
 from text2sam.types import SimilarityMap
-
-if TYPE_CHECKING:
-    import torch
-
-    from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
-    from text2sam.image import ImageLike
-    from text2sam.pipeline import TextPromptedSAM
 
 NEAREST = 3
 """Number of words given for each place, as in the paper's reference."""
@@ -192,12 +192,6 @@ def explain_text(
         InputError: ``method`` or ``places`` is out of range, or the features lack the method's tokens.
         ImageError: the image cannot be read.
     """
-    import torch
-
-    from text2sam.clip.attention import check_method
-    from text2sam.clip.generator import ImageFeatures
-    from text2sam.clip.towers import encode_token_features, evaluating, exact
-    from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
     method = check_method(method)
@@ -284,7 +278,6 @@ def _spell(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
     """Tokens with zeros behind the end token, as the tokenizer pads them, for a tower that is not causal."""
-    import torch
 
     text = getattr(model, "text", model)
     if getattr(text, "attn_mask", None) is not None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number
+from text2sam.clip.generator import ClipSurgery, ImageFeatures
 from text2sam.errors import ImageError, InputError
-
-if TYPE_CHECKING:
-    from text2sam.clip.generator import ClipSurgery, ImageFeatures
-    from text2sam.image import ImageLike
-    from text2sam.pipeline import TextPromptedSAM
-    from text2sam.tasks._inputs import Labels
+from text2sam.image import ImageLike, is_single, read_image
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.tasks._inputs import Labels, class_features, parse_labels, surgery_of
 
 SCORES = ("surgery", "cosine", "softmax", "sigmoid")
 """The scores of :func:`recognize`; the first is the paper's."""
@@ -106,8 +105,6 @@ def recognize(
         InputError: ``model`` or ``labels`` is of another kind.
         ImageError: the image cannot be read.
     """
-    from text2sam.clip.generator import ImageFeatures
-    from text2sam.tasks._inputs import surgery_of
 
     surgery = surgery_of(model)
     features = image if isinstance(image, ImageFeatures) else None
@@ -135,8 +132,6 @@ def recognize_many(
         One result per image, in order. Errors are those of :func:`recognize`; an image that cannot be read is named by its
         position.
     """
-    from text2sam.image import is_single, read_image
-    from text2sam.tasks._inputs import parse_labels, surgery_of
 
     surgery = surgery_of(model)
     check_number("batch_size", batch_size, 1, whole=True)
@@ -160,9 +155,6 @@ def recognize_many(
 def _recognize(
     surgery: ClipSurgery, images: Sequence[ImageFeatures], labels: Labels, templates: Sequence[str] | None
 ) -> list[Recognition]:
-    import torch
-
-    from text2sam.tasks._inputs import class_features, parse_labels
 
     classes = parse_labels(labels)
     with torch.inference_mode():

@@ -9,27 +9,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam.checks import check_number, check_shape
-from text2sam.clip.attention import CORRCLIP
+from text2sam.clip.attention import CORRCLIP, check_method
+from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.errors import InputError, PromptError
+from text2sam.image import ImageLike, read_image
 from text2sam.paint import voc_palette
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.recipes.choose import choose_by_agreement
 from text2sam.recipes.points import patch_shares
+from text2sam.tasks._inputs import Labels, check_words, class_features, parse_labels, surgery_of
+from text2sam.tasks.corrclip import WHOLE, Box, patch_looks, patch_regions, region_attention
+from text2sam.tasks.regions import check_regions, find_regions, majority
 from text2sam.types import PointPrompts, SimilarityMap, bilinear
-
-if TYPE_CHECKING:
-    import torch
-
-    from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
-    from text2sam.image import ImageLike
-    from text2sam.pipeline import TextPromptedSAM
-    from text2sam.tasks._inputs import Labels
-    from text2sam.tasks.corrclip import Box
 
 BACKGROUND = "background"
 """Name of the class that background words, or a threshold, make."""
@@ -188,13 +187,6 @@ def segment_semantic(
         ImageError: the image cannot be read.
         UnsupportedModelError: the method is not for this image tower, or the predictor's answer is not SAM's.
     """
-    import torch
-
-    from text2sam.clip.attention import check_method
-    from text2sam.clip.generator import ImageFeatures
-    from text2sam.image import read_image
-    from text2sam.tasks._inputs import class_features, surgery_of
-    from text2sam.tasks.regions import check_regions, find_regions, majority
 
     surgery = surgery_of(model)
     scoped = method == CORRCLIP
@@ -253,7 +245,6 @@ class _Plan:
 
 
 def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | None) -> _Plan:
-    from text2sam.tasks._inputs import check_words, parse_labels
 
     classes = parse_labels(labels)
     if threshold is not None:
@@ -308,7 +299,6 @@ class _Scope:
 
     def weights(self, boxes: Sequence[Box]) -> Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor]:
         """For ``ClipSurgery.encode_mixed`` of the parts of the image in boxes."""
-        from text2sam.tasks.corrclip import patch_looks, patch_regions, region_attention
 
         def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
             if self.embedding is not None:
@@ -318,7 +308,7 @@ class _Scope:
         return weights
 
 
-Field = Callable[[int, int], "torch.Tensor"]
+Field = Callable[[int, int], torch.Tensor]
 """Similarities made on demand: ``field(start, stop)`` is (stop - start, h, w), columns of the plan on a grid."""
 
 
@@ -332,7 +322,6 @@ def _encode(
     scope: _Scope | None,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
-    from text2sam.tasks.corrclip import WHOLE
 
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
@@ -382,7 +371,6 @@ def _slide(
     batch_size: int,
 ) -> tuple[Field, tuple[int, int]]:
     """Similarities of windows, averaged where they overlap, and the grid of the whole image."""
-    import torch
 
     height, width = image.shape[:2]
     crop = (min(side, height), min(side, width))
@@ -414,7 +402,6 @@ def _enlarge(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 def _classify(field: Field, shape: tuple[int, int], scale: float, plan: _Plan) -> NDArray[np.uint16]:
     """(H, W) classes; a few columns at a time are enlarged to (H, W)."""
-    import torch
 
     count = len(plan.words)
     step = max(1, _BUDGET // (4 * shape[0] * shape[1]))
@@ -472,7 +459,6 @@ def _vote(
     model: Any, image: NDArray[np.uint8], classes: NDArray[np.uint16], probabilities: NDArray[np.float32], plan: _Plan
 ) -> NDArray[np.uint16]:
     """The classes after SAM's masks have voted, as :func:`segment_semantic` says."""
-    from text2sam.recipes.choose import choose_by_agreement
 
     shape, grid = check_shape(image.shape[:2]), check_shape(probabilities.shape[1:])
     regions = _regions(probabilities, plan)

@@ -183,11 +183,9 @@ def resolve(spec: str | os.PathLike[str], kind: Kind, *, progress: bool = True) 
         progress: draw a progress bar when it is downloaded.
 
     Raises:
-        InputError: ``kind`` is another word, or ``spec`` is neither text nor path.
+        InputError: ``spec`` is neither text nor path.
         WeightsError: ``spec`` is neither name nor file, or a checkpoint of the other kind; also the errors of :func:`pull`.
     """
-    if kind not in ("sam", "clip"):
-        raise InputError(f"kind must be 'sam' or 'clip', not {kind!r}")
     if not isinstance(spec, (str, os.PathLike)):
         raise InputError(f"a checkpoint must be a name or a path, not {type(spec).__name__} {spec!r}")
     text = os.fspath(spec)

@@ -7,13 +7,14 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from text2sam.checks import check_known
 from text2sam.errors import DownloadError, InputError, Text2SamWarning, WeightsError
+from text2sam.zoo.sticker.names import NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +32,6 @@ PHOTO, STICKER = "photo", "sticker"
 
 
 @dataclass(frozen=True)
-class PresenceTerms:
-    """The terms of :meth:`~text2sam.clip.generator.ClipSurgery.presence`; the default is a softmax.
-
-    Attributes:
-        offset, peak, rivals: ``presence_offset``, ``presence_peak`` and ``presence_rivals`` of ``ClipSurgery``.
-    """
-
-    offset: float = 0.0
-    peak: float = 0.0
-    rivals: float = 1.0
-
-
-@dataclass(frozen=True)
 class Preset:
     """A pair of a CLIP and a SAM.
 
@@ -52,32 +40,23 @@ class Preset:
         clip_model: open_clip's name of the architecture; ``"sticker"`` and ``"photo"`` for what ships with the package.
         clip_checkpoint: name in :data:`text2sam.zoo.table.CHECKPOINTS`; None for the weights that ship with the package.
         sam_checkpoint: likewise.
+        description: a few words for people.
         image_size: side in pixels of CLIP's input; for ``"photo"`` the longer side.
         depth: number of CLIP's last blocks that get the second path; 0 for a model without blocks.
-        description: a few words for people.
-        presence: terms of the presence score, fitted so that 0.5 is a good threshold; used with the preset's own CLIP only.
-            Measured for the sticker pair; the plain softmax for the others. The photo pair's are in its record.
         scales: shares of ``image_size`` at which CLIP sees an image.
-        fine: whether the maps part things that touch, see :class:`~text2sam.clip.protocol.MapGenerator`; used with the preset's
-            own CLIP only.
+        own: further arguments of ``ClipSurgery``, for the preset's own CLIP only.
     """
 
     name: str
     clip_model: str
     clip_checkpoint: str | None
     sam_checkpoint: str | None
-    image_size: int
-    depth: int
     description: str
-    presence: PresenceTerms = PresenceTerms()
+    image_size: int = 512
+    depth: int = 6
     scales: tuple[float, ...] = (1.0,)
-    fine: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
 
-
-STICKER_PRESENCE = PresenceTerms(offset=-0.4, peak=0.3, rivals=0.2)
-STICKER_SCALES = (1.0, 0.75, 4 / 3)
-# The sticker pair's image size, depth and scales were chosen on scenes of the seeds 1,000 to 1,299, its presence on
-# 3,000,000 to 3,000,259, which neither its training nor its evaluations draw.
 
 # OpenAI's weights need the -quickgelu architectures: with plain GELU they load and give wrong features.
 PRESETS: dict[str, Preset] = {
@@ -88,42 +67,39 @@ PRESETS: dict[str, Preset] = {
             "photo",
             None,
             None,
-            704,
-            0,
             "ships with the package; knows some 7,000 words for things in photos",
+            image_size=704,
+            depth=0,
             scales=(8 / 11, 1.0, 15 / 11),
         ),
-        Preset(
-            "mobile",
-            "ViT-B-16-quickgelu",
-            "clip-vit-b-16-openai",
-            "mobile-sam",
-            512,
-            6,
-            "the default: small and fast",
-        ),
-        Preset("base", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "sam-vit-b", 512, 6, "SAM's smallest own encoder"),
-        Preset("huge", "ViT-L-14-336-quickgelu", "clip-vit-l-14-336-openai", "sam-vit-h", 512, 6, "for a GPU"),
+        Preset("mobile", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "mobile-sam", "the default: small and fast"),
+        Preset("base", "ViT-B-16-quickgelu", "clip-vit-b-16-openai", "sam-vit-b", "SAM's smallest own encoder"),
+        Preset("huge", "ViT-L-14-336-quickgelu", "clip-vit-l-14-336-openai", "sam-vit-h", "for a GPU"),
         Preset(
             "siglip2",
             "ViT-B-16-SigLIP2-512",
             "siglip2-base-patch16-512",
             "sam2.1-hiera-tiny",
-            512,
-            6,
             "of 2025: many languages; its SigLIP 2 is given with --clip-checkpoint",
         ),
+        # Image size, depth and scales were chosen on scenes of the seeds 1,000 to 1,299, the presence, for a threshold of 0.5,
+        # on 3,000,000 to 3,000,259, which neither its training nor its evaluations draw.
         Preset(
             "sticker",
             "sticker",
             None,
             None,
-            192,
-            7,
             "ships with the package; knows the things of the sticker world",
-            STICKER_PRESENCE,
-            STICKER_SCALES,
-            fine=True,
+            image_size=192,
+            depth=7,
+            scales=(1.0, 0.75, 4 / 3),
+            own={
+                "vocabulary": NAMES,
+                "presence_offset": -0.4,
+                "presence_peak": 0.3,
+                "presence_rivals": 0.2,
+                "fine": True,
+            },
         ),
     )
 }
@@ -236,8 +212,6 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
     device = pick_device(options.device)
     dtype = None if options.dtype is None else check_dtype(options.dtype, device)
     model, tokenizer = load_clip(chosen, options)
-    own = not _own_clip(options)
-    terms = chosen.presence if own else PresenceTerms()
     return ClipSurgery(
         model,
         tokenizer,
@@ -248,11 +222,7 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
         dtype=dtype,
         templates=options.templates,
         text_cache=cache_folder() / "text" if options.text_cache else None,
-        vocabulary=_vocabulary(chosen) if own else None,
-        presence_offset=terms.offset,
-        presence_peak=terms.peak,
-        presence_rivals=terms.rivals,
-        fine=chosen.fine and own,
+        **({} if _own_clip(options) else chosen.own),
     )
 
 
@@ -276,14 +246,6 @@ def _word_classifier(preset: Preset, options: ModelOptions) -> WordClassifier:
         image_size=size,
         scales=preset.scales if options.scales is None else options.scales,
     )
-
-
-def _vocabulary(preset: Preset) -> tuple[str, ...] | None:
-    if preset.clip_model != STICKER:
-        return None
-    from text2sam.zoo.sticker.names import NAMES
-
-    return NAMES
 
 
 def clip_architecture(preset: Preset, options: ModelOptions) -> str:

@@ -104,14 +104,6 @@ class TextTower(Protocol):
         """(P, C) text features of (P, L) token ids, not normalised."""
         ...
 
-    def token_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(P, l, C) features of every position, not normalised.
-
-        Raises:
-            UnsupportedModelError: single tokens have no features in the space of the images.
-        """
-        ...
-
 
 _lock = threading.Lock()
 _held: dict[nn.Module, int] = {}

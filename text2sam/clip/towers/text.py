@@ -91,10 +91,6 @@ class OpenClipText:
         """(P, C) text features, see :func:`encode_tokens`."""
         return encode_tokens(self.model, tokens)
 
-    def token_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(P, l, C) features of every position, see :func:`encode_token_features`."""
-        return encode_token_features(self.model, tokens)
-
 
 def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Text features of tokens, before normalisation: what open_clip's ``encode_text`` returns.
