@@ -10,23 +10,9 @@ Each command is a module. Other packages add commands through entry points, see
 
 from __future__ import annotations
 
-from text2sam.cli import annotate, calibrate, demo, explain, models, page, segment, serve, warm
-from text2sam.cli.common import EXIT_CODES, app
-
-__all__ = [
-    "EXIT_CODES",
-    "annotate",
-    "app",
-    "calibrate",
-    "demo",
-    "explain",
-    "main",
-    "models",
-    "page",
-    "segment",
-    "serve",
-    "warm",
-]
+from text2sam.cli import annotate, calibrate, demo, explain, models, page, segment, serve, warm  # noqa: F401, they register
+from text2sam.cli.common import EXIT_CODES as EXIT_CODES
+from text2sam.cli.common import app as app
 
 
 def main() -> None:
