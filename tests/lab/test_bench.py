@@ -177,11 +177,11 @@ def test_peers_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextPromptedSAM, "from_pretrained", lambda *_, **__: pair)
     encoded = count_calls(pair.predictor.model.image_encoder)  # type: ignore[attr-defined]
     result = bench.run("peers", TINY)
-    assert len(encoded) == 2  # for memory and for the first mask
+    assert len(encoded) == 3  # for memory, the first mask and the four texts
     assert pair.session.calls >= 3
     assert asked == [True, True, False]
     assert result["benchmarks"]["peers"]["peak_tensor_bytes"]["peers"] == 4000
-    assert [row["unit"] for row in result["rows"]] == ["s", "s", "bytes"]
+    assert [row["unit"] for row in result["rows"]] == ["s", "s", "s", "bytes"]
     monkeypatch.setattr(suites, "peer_pipeline", lambda *_: None)
     assert bench.run("peers", TINY)["rows"] == []
 

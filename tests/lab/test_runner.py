@@ -161,7 +161,7 @@ def test_settings_are_checked() -> None:
         ("semantic", {"resamples": -1}, "at least 0"),
         ("instances", {}, "recognition, semantic, explainability"),
         ("semantic", {"refine": "regions", "tiles": "auto"}, "leave out tiles"),
-        ("semantic", {"refine": "crf"}, "refine must be one of sam, regions, not 'crf'"),
+        ("semantic", {"refine": "crf"}, "refine must be one of regions, not 'crf'"),
     ]:
         with pytest.raises(InputError, match=message):
             Settings(**{"task": task, "methods": ("surgery",), **options})  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def test_without_pysodmetrics_nothing_is_encoded(dataset: Dataset, monkeypatch: 
     assert not encoded
 
 
-@pytest.mark.parametrize("refine", [None, "regions", "sam"])
+@pytest.mark.parametrize("refine", [None, "regions"])
 def test_masks_of_sam_vote(surgery: ClipSurgery, dataset: Dataset, refine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     few = functools.partial(regions.find_regions, side=2)
     monkeypatch.setattr(regions, "find_regions", few)
@@ -267,7 +267,7 @@ def test_masks_of_sam_vote(surgery: ClipSurgery, dataset: Dataset, refine: Any, 
         assert result["figures"][method]["confusion"] == matrix.counts.tolist()
     assert result["sam"]["predictor"] == "segment_anything.predictor.SamPredictor"
     assert result["sam"]["fingerprint"]
-    assert result["seconds"]["regions" if refine != "sam" else "corrclip"]["mean"] > 0
+    assert result["seconds"]["regions"]["mean"] > 0
 
 
 def test_semantic_background(surgery: ClipSurgery, dataset: Dataset) -> None:

@@ -300,7 +300,6 @@ def test_patches_look_as_sam_sees_them() -> None:
     [
         ({"method": "corrclip"}, "method='corrclip' needs a TextPromptedSAM: a ClipSurgery has no SAM; or give regions"),
         ({"refine": "regions"}, "refine='regions' needs a TextPromptedSAM"),
-        ({"method": "corrclip", "refine": "sam"}, "the regions' vote is part of"),
         ({"regions": REGIONS}, "regions are for refine='regions'"),
         ({"method": "corrclip", "regions": REGIONS[:3]}, r"of shape \(30, 44\), that of the image"),
     ],

@@ -69,7 +69,7 @@ def agree(a: NDArray[Any], b: NDArray[Any]) -> None:
         ({"logit_scale": float("inf")}, InputError),
         ({"batch_size": 0}, InputError),
         ({"refine": "crf"}, InputError),
-        ({"refine": "sam"}, InputError),  # a ClipSurgery has none
+        ({"refine": "regions"}, InputError),  # a ClipSurgery has none
         ({"image": "no such file.png"}, ImageError),
     ],
 )
@@ -258,118 +258,17 @@ def test_a_large_picture_with_many_classes_stays_small(monkeypatch: pytest.Monke
 # SAM
 
 
-class Boxes(FakePredictor):
-    """Answers with the left half of the image, then with all of it but a border, whatever is asked."""
-
-    def answer(self, image: Any, point: Any, several: bool) -> Any:
-        masks = np.zeros((3, *image.shape[:2]), bool)
-        masks[:, :, : image.shape[1] // 2] = True
-        return masks, np.array([0.9, 0.5, 0.4], np.float32)
-
-
-def vote(probabilities: NDArray[Any], threshold: float | None, background: int | None, predictor: Any) -> NDArray[Any]:
-    """The vote alone, on a 4 x 8 image of 2 x 4 patches."""
-    count = len(probabilities)
-    plan = semantic._Plan(
-        tuple("abcdef"[:count]), tuple((c,) for c in "abcdef"[:count]), np.arange(count), background, threshold
-    )
-    best = probabilities.argmax(0)
-    if threshold is not None:
-        best = np.where(probabilities.max(0) < threshold, background, best)
-    classes = best.repeat(2, 0).repeat(2, 1).astype(np.uint16)
-    model = TextPromptedSAM(predictor, tiny_surgery())
-    return semantic._vote(model, np.zeros((4, 8, 3), np.uint8), classes, probabilities.astype(np.float32), plan)
-
-
-def test_a_mask_votes_for_the_class_with_the_highest_mean_inside() -> None:
-    p = np.zeros((2, 2, 4))
-    p[0] = [[0.9, 0.4, 0.1, 0.1], [0.9, 0.8, 0.1, 0.1]]  # mean over the left half 0.75
-    p[1] = 1 - p[0]
-    predictor = Boxes()
-    found = vote(p, None, None, predictor)
-    assert (found[:, :4] == 0).all()  # the one patch of class 1 in the left half is outvoted
-    assert (found[:, 4:] == 1).all()  # where no mask is, classes stay
-    # one region of class 1 (8 neighbours) and one of class 0, each asked for at the centre of its most probable patch
-    assert sorted(tuple(points[0].tolist()) for points, _ in predictor.prompts) == [(1.0, 1.0), (5.0, 1.0)]
-    assert len(predictor.images) == 1
-
-
-def test_the_threshold_makes_regions_and_does_not_judge_masks() -> None:
-    p = np.zeros((3, 2, 4))
-    p[1] = [[0.6, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]]
-    found = vote(p, 0.4, 0, Boxes())
-    assert (found[:, :4] == 1).all()  # its mean over the mask is 0.325
-    assert (found[:, 4:] == 0).all()
-    predictor = Boxes()
-    assert (vote(p, 0.7, 0, predictor) == 0).all()
-    assert not predictor.prompts
-
-
-def test_what_a_mask_leaves_of_its_region_is_background() -> None:
-    p = np.zeros((3, 2, 4))
-    p[1] = [[0.7, 0.7, 0.7, 0.1], [0.7, 0.7, 0.1, 0.1]]
-    p[2] = [[0.1, 0.1, 0.1, 0.6], [0.1, 0.1, 0.6, 0.6]]
-    p[0] = 0.05
-    found = vote(p, None, 0, Boxes())
-    assert (found[:, :4] == 1).all()
-    assert (found[:2, 4:6] == 0).all()  # class 1, beyond the mask that covers 4 of the region's 5 patches
-    assert (found[2:, 4:] == 2).all()  # class 2's mask covers nothing of its region: it stays
-    assert (found[:2, 6:] == 2).all()
-
-
-def test_the_strongest_mask_wins_where_masks_overlap() -> None:
-    class Growing(FakePredictor):
-        def answer(self, image: Any, point: Any, several: bool) -> Any:
-            masks = np.zeros((3, *image.shape[:2]), bool)
-            masks[:, :, : 6 if point[0] < 4 else 8] = True
-            if point[0] >= 4:
-                masks[:, :, :4] = False
-                masks[:, :, 3] = True
-            return masks, np.array([0.9, 0.5, 0.4], np.float32)
-
-    p = np.zeros((2, 2, 4))
-    p[0] = [[0.8, 0.8, 0.05, 0.05]] * 2
-    p[1] = [[0.2, 0.2, 0.95, 0.95]] * 2
-    found = vote(p, None, None, Growing())
-    # class 0's mask: columns 0..5, mean 0.55; class 1's: columns 3..7, mean 0.8
-    assert (found[:, :3] == 0).all()
-    assert (found[:, 3:] == 1).all()
-
-
-def test_regions_are_few_and_the_weightiest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    p = np.zeros((2, 5, 9), np.float32)
-    p[1, ::2, ::2] = 0.9
-    p[1, 0, 0] = 0.95
-    p[0] = 1 - p[1]
-    plan = semantic._Plan(("a", "b"), (("a",), ("b",)), np.arange(2), None, None)
-    found = semantic._regions(p, plan)
-    assert len(found) == 1 + 15
-    assert (found[0].label, found[1].peak) == (0, (0, 0))
-    monkeypatch.setattr(semantic, "REGIONS", 3)
-    assert len(semantic._regions(p, plan)) == 3
-    none = semantic._Plan(("a", "b"), (("a",), ("b",)), np.arange(2), 0, 0.99)
-    assert semantic._regions(p, none) == []
-
-
 def test_the_pair_keeps_its_own_image() -> None:
     predictor = FakePredictor()
     model = TextPromptedSAM(predictor, tiny_surgery(), presence_threshold=0.0)
     mine, other = picture(1), picture(2, 20, 20)
     model.set_image(mine)
     before = model.segment(text="cat", strategy="paper")
-    found = segment_semantic(model, other, LABELS, refine="sam")
+    found = segment_semantic(model, other, LABELS, refine="regions")
     assert found.refined
     assert found.classes.shape == (20, 20)
     np.testing.assert_array_equal(model.segment(text="cat", strategy="paper").mask, before.mask)
     np.testing.assert_array_equal(predictor.images[-1], mine)
-
-
-def test_nothing_to_ask_sam_for() -> None:
-    predictor = FakePredictor()
-    model = TextPromptedSAM(predictor, tiny_surgery())
-    found = segment_semantic(model, picture(), LABELS, threshold=1.0, refine="sam")
-    assert found.present == ("background",)
-    assert not predictor.images
 
 
 # the result

@@ -315,7 +315,7 @@ def evaluate_semantic(
     tiles: Tiles = None,
     refine: Annotated[
         str | None,
-        option("--refine", "sam|regions", "Take votes in SAM's masks: of each class's regions, or of the whole image."),
+        option("--refine", "regions", "Each region that SAM sees takes the class of most of its pixels."),
     ] = None,
     as_json: Json = False,
 ) -> None:

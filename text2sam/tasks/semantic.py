@@ -23,21 +23,16 @@ from text2sam.errors import InputError, PromptError
 from text2sam.image import ImageLike, read_image
 from text2sam.paint import voc_palette
 from text2sam.pipeline import TextPromptedSAM
-from text2sam.recipes.choose import choose_by_agreement
-from text2sam.recipes.points import patch_shares
 from text2sam.tasks._inputs import Labels, check_words, class_features, parse_labels, surgery_of
 from text2sam.tasks.corrclip import WHOLE, Box, patch_looks, patch_regions, region_attention
 from text2sam.tasks.regions import check_regions, find_regions, majority
-from text2sam.types import PointPrompts, SimilarityMap, bilinear
+from text2sam.types import bilinear
 
 BACKGROUND = "background"
 """Name of the class that background words, or a threshold, make."""
 
 LOGIT_SCALE = 40.0
 """What similarities are multiplied with before the softmax in the protocol of SCLIP (arXiv 2312.01597) and its followers."""
-
-REGIONS = 64
-"""``refine="sam"`` prompts SAM for at most this many regions, those with most probability first."""
 
 _BUDGET = 64 * 2**20  # bytes of logits enlarged at once
 
@@ -53,7 +48,7 @@ class SemanticMap:
         background: index of the background; None where every pixel has one of the labels asked for.
         method: how the similarities were made.
         threshold: a pixel whose best probability is below it is background; None without.
-        refined: whether SAM's masks have voted.
+        refined: whether regions have voted.
 
     Raises:
         InputError: shapes, dtypes or indices are not those above.
@@ -125,7 +120,7 @@ def segment_semantic(
     stride: int | None = None,
     short_side: int | None = None,
     logit_scale: float = LOGIT_SCALE,
-    refine: Literal["sam", "regions"] | None = None,
+    refine: Literal["regions"] | None = None,
     regions: NDArray[Any] | None = None,
     batch_size: int = 8,
 ) -> SemanticMap:
@@ -145,15 +140,6 @@ def segment_semantic(
     to ``image_size``, and upsampled similarities are averaged where windows overlap. Where one window covers the resized
     image, the image is encoded as without windows.
 
-    With ``refine="sam"``: on the patches, pixels of one class (not the background) that hang together (8 neighbours) are a
-    region; for the :data:`REGIONS` regions with the largest sum of probabilities SAM is prompted with the centre of the
-    region's most probable patch, and of its three masks the one is taken that agrees best with the class's probabilities
-    (:func:`text2sam.recipes.choose.choose_by_agreement`). A mask m covers the share g of each patch; it votes for the class c
-    with the highest mean ``sum(g * p_c) / sum(g)``; the threshold, which is one for pixels, says which patches make regions,
-    and nothing of a mask's mean. Each pixel takes the vote of the mask over it whose mean is highest. Pixels without a mask
-    keep their class, but where there is a background, what a mask that covers at least half of its region leaves of it
-    becomes that. (The papers prompt SAM with texts only; this vote is our own.)
-
     With ``refine="regions"`` the image is cut into what SAM sees at a grid of points, whatever the labels
     (:func:`text2sam.tasks.regions.find_regions`), and each region takes the class that most of its pixels have. The method
     ``"corrclip"`` (arXiv 2411.10086, :mod:`text2sam.tasks.corrclip`) also keeps patches from attending to other regions; the
@@ -172,7 +158,7 @@ def segment_semantic(
         stride: step between windows, at most ``window``; half a window by default.
         short_side: the image's shorter side is resized to this many pixels for the windows; None leaves it.
         logit_scale: above 0. It changes probabilities only, so nothing where there is neither threshold nor refinement.
-        refine: ``"sam"`` or ``"regions"`` lets SAM's masks vote.
+        refine: ``"regions"`` lets the pixels of each region vote.
         regions: for ``refine="regions"`` and ``"corrclip"``, in place of SAM's: (H, W) whole numbers, the region of each pixel
             from 1, and 0 for none; or (M, H, W) bool masks, of which the smallest has a pixel.
         batch_size: how many windows are encoded at once.
@@ -196,19 +182,17 @@ def segment_semantic(
     windows = _check_windows(window, stride, short_side)
     check_number("batch_size", batch_size, 1, whole=True)
     logit_scale = check_number("logit_scale", logit_scale, 0, sys.float_info.max, above=True)
-    if refine not in (None, "sam", "regions"):
-        raise InputError(f"refine must be 'sam', 'regions' or None, not {refine!r}")
+    if refine not in (None, "regions"):
+        raise InputError(f"refine must be 'regions' or None, not {refine!r}")
     if scoped:  # before SAM is asked for anything
         surgery.encode_mixed([], lambda *_: torch.empty(0))
-    if scoped and refine == "sam":
-        raise InputError(f"the regions' vote is part of method={method!r}; leave out refine='sam'")
-    voting = scoped or refine == "regions"
+    voting = scoped or refine is not None
     if regions is not None and not voting:
         raise InputError(f"regions are for refine='regions' and method={CORRCLIP!r}; give one of the two")
     wish = f"method={method!r}" if scoped else f"refine={refine!r}"
-    if (refine or scoped) and not hasattr(model, "session") and regions is None:
-        raise InputError(f"{wish} needs a TextPromptedSAM: a ClipSurgery has no SAM{'; or give regions' if voting else ''}")
-    if isinstance(image, ImageFeatures) and (windows or refine or scoped):
+    if voting and not hasattr(model, "session") and regions is None:
+        raise InputError(f"{wish} needs a TextPromptedSAM: a ClipSurgery has no SAM; or give regions")
+    if isinstance(image, ImageFeatures) and (windows or voting):
         raise InputError(f"windows, refine= and method={CORRCLIP!r} need the image itself, not its features")
     texts = class_features(surgery, [words or ("",) for words in plan.words], None)
     seen = image if isinstance(image, ImageFeatures) else read_image(image)
@@ -224,13 +208,9 @@ def segment_semantic(
         field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size, scope)
         classes = _classify(field, shape, logit_scale, plan)
         probabilities = _shares(field, grid, logit_scale, plan)
-    if refine == "sam" and isinstance(seen, np.ndarray):
-        classes = _vote(model, seen, classes, probabilities, plan)
     if cut is not None:
         classes = majority(classes, cut)
-    return SemanticMap(
-        plan.labels, classes, probabilities, plan.background, method, plan.threshold, refined=refine is not None or scoped
-    )
+    return SemanticMap(plan.labels, classes, probabilities, plan.background, method, plan.threshold, refined=voting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,62 +406,3 @@ def _shares(field: Field, grid: tuple[int, int], scale: float, plan: _Plan) -> N
     probabilities = np.zeros((len(plan.labels), *grid), np.float32)
     np.maximum.at(probabilities, plan.owners, columns)
     return probabilities
-
-
-@dataclass(frozen=True, eq=False)
-class _Region:
-    """Patches of one class that hang together: (gh, gw) bool, and (row, column) of the most probable one."""
-
-    label: int
-    patches: NDArray[np.bool_]
-    peak: tuple[int, int]
-    weight: float
-
-
-def _regions(probabilities: NDArray[np.float32], plan: _Plan) -> list[_Region]:
-    """The regions that SAM is asked for, largest sum of probabilities first."""
-    from skimage.measure import label
-
-    best, regions = probabilities.argmax(axis=0), []
-    if plan.threshold is not None and plan.background is not None:
-        best = np.where(probabilities.max(axis=0) < plan.threshold, plan.background, best)
-    parts = label(best, background=-1 if plan.background is None else plan.background, connectivity=2)
-    for part in range(1, int(parts.max()) + 1):
-        patches = parts == part
-        index = int(best[patches][0])
-        inside = np.where(patches, probabilities[index], -1)
-        row, column = divmod(int(inside.argmax()), inside.shape[1])
-        regions.append(_Region(index, patches, (row, column), float(probabilities[index][patches].sum())))
-    return sorted(regions, key=lambda region: -region.weight)[:REGIONS]
-
-
-def _vote(
-    model: Any, image: NDArray[np.uint8], classes: NDArray[np.uint16], probabilities: NDArray[np.float32], plan: _Plan
-) -> NDArray[np.uint16]:
-    """The classes after SAM's masks have voted, as :func:`segment_semantic` says."""
-
-    shape, grid = check_shape(image.shape[:2]), check_shape(probabilities.shape[1:])
-    regions = _regions(probabilities, plan)
-    if not regions:
-        return classes
-    encoded = model.session.image(image)
-    voted, strongest, left = classes.copy(), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
-    rows, columns = (np.minimum((np.arange(n) + 0.5) * g / n, g - 1).astype(np.intp) for n, g in zip(shape, grid, strict=True))
-    for region in regions:
-        centre = [[(i + 0.5) * n / g for i, n, g in zip(region.peak[::-1], shape[::-1], grid[::-1], strict=True)]]
-        points = PointPrompts(np.floor(np.array(centre)).astype(np.float32), np.ones(1, np.uint8))
-        masks, scores, logits = model.session.ask(encoded, points)
-        heat = SimilarityMap(np.ascontiguousarray(probabilities[region.label]))
-        mask = masks[choose_by_agreement(masks, scores, heat, points, logits).index]
-        share = patch_shares(mask[None], grid)[0]
-        if not share.any():
-            continue
-        means = (probabilities * share).sum((1, 2), dtype=np.float64) / share.sum(dtype=np.float64)  # (T,)
-        vote, value = int(means.argmax()), float(means.max())
-        won = mask & (value > strongest)
-        voted[won], strongest[won] = vote, value
-        if share[region.patches].sum() >= 0.5 * region.patches.sum():
-            left |= region.patches[np.ix_(rows, columns)] & (classes == region.label)
-    if plan.background is not None:
-        voted[left & (strongest == 0)] = plan.background
-    return voted

@@ -16,7 +16,7 @@ from text2sam.tasks.recognition import SCORES
 RunTask = Literal["recognition", "semantic", "explainability", "camouflage"]
 RUN_TASKS: tuple[RunTask, ...] = get_args(RunTask)
 
-Refinement = Literal["sam", "regions"]
+Refinement = Literal["regions"]
 """Masks that vote in semantic segmentation, see :func:`text2sam.tasks.segment_semantic`."""
 
 ThresholdRule = Literal["dataset", "class", "image"]

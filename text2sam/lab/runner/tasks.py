@@ -213,13 +213,13 @@ class Semantic:
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
         tiles, refine = self._settings.tiles, self._settings.refine
         regions: NDArray[np.uint16] | None = None
-        if self._pair is not None and (refine == "regions" or CORRCLIP in self._settings.methods):
+        if self._pair is not None:
             with clock.part("regions"):
                 regions = find_regions(self._pair.session, self._pair.session.image(sample.image))
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
             options = dict(self._options)
-            if method == CORRCLIP or refine == "regions":
+            if method == CORRCLIP or refine:
                 options["regions"] = regions
             if method != CORRCLIP:
                 options["refine"] = refine
