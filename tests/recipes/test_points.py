@@ -543,11 +543,3 @@ def test_prompts_around_a_peak_are_those_of_the_rules() -> None:
     assert PeakRule().around(similarity, (240, 320), first) == []
     at = patch_of(first.positive[0], (240, 320), (24, 32))
     assert seen[0][0].coords.tolist() == RegionRule(0.5)(similarity, (240, 320), at)[0].coords.tolist()
-
-
-def test_a_small_region_gives_no_prompt() -> None:
-    similarity, at = disc_map((10, 12, 6, 1.0)), (10, 12)
-    share = hot_component(heat_of(similarity), at, 0.5).mean()  # the median of the heat is 0
-    for smallest, count in ((share - 0.01, 4), (share + 0.01, 0)):
-        points, box = RegionRule(0.5, smallest=smallest)(similarity, (240, 320), at)
-        assert (len(points), box) == (count, None)

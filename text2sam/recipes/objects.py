@@ -17,7 +17,7 @@ from text2sam.recipes.view import Found, Recipe, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
 
-PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5, smallest=0.1), RegionRule(0.65, box=True)))
+PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65, box=True)))
 """The default points. Lower peaks are mostly other things, and one negative point parts objects that touch. Points spread over
 half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
 
@@ -28,8 +28,8 @@ class Objects(Recipe):
 
     The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
     the only one in most images, gets further prompts where the points rule has a method ``around``, as
-    :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked two or three times for the first object and once for each
-    other one, until an object comes that the map does not support; no prompt is sent twice. Maps that are fine
+    :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
+    one, until an object comes that the map does not support; no prompt is sent twice. Maps that are fine
     (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further prompts, and are searched to the end.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::

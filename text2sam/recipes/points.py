@@ -151,13 +151,11 @@ class RegionRule:
             peak; in [0, 1].
         box: whether its box is given.
         spread: how many points at most lie in it besides the peak, each as far as can be from those before.
-        smallest: share of the image in [0, 1]; for a smaller region there is no prompt.
     """
 
     level: float
     box: bool = False
     spread: int = 3
-    smallest: float = 0.0
 
     def __call__(
         self, similarity: SimilarityMap, shape: Sequence[int], peak: tuple[int, int]
@@ -171,14 +169,12 @@ class RegionRule:
 
         Returns:
             Positive points, in whole pixels at the middles of patches, the peak's first; and the region's box, (4,) float32
-            xyxy in pixels, or None. No points where the region is too small.
+            xyxy in pixels, or None.
         """
         h, w = check_shape(shape)
         heat = heat_of(similarity)
         low = float(np.median(heat))
         region = hot_component(heat, peak, low + self.level * (float(heat[peak]) - low))
-        if region.mean() < self.smallest:
-            return PointPrompts.empty(), None
         patches = [peak, *_spread(region, peak, self.spread)]
         points = PointPrompts(
             np.array([_pixel(patch, (h, w), heat.shape) for patch in patches], np.float32), np.ones(len(patches), np.uint8)
