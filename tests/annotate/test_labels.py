@@ -265,6 +265,8 @@ def test_a_text_file_has_a_name_per_line(tmp_path: Path) -> None:
         ("- name: cat\n  name: dog", "'name' is given twice"),
         ("- name: cat\n  color: red", "no field 'color'; there are name, synonyms, exclude, threshold"),
         ("cat: {name: dog}", "no field 'name'; there are synonyms, exclude, threshold"),
+        ("- name: cat\n  1: red", "no field 1; there are name"),
+        (f"cat: {{threshold: 1{'0' * 400}}}", "threshold .*must be"),
         ("- synonyms: [cat]", "label 1 has fields but no 'name'"),
         ("car: taxi", "behind 'car' stand nothing, a list"),
         ("- name: car\n  synonyms: taxi", "synonyms of 'car' must be a list of texts"),

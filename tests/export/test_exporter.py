@@ -233,6 +233,8 @@ def test_a_full_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_unknown_formats_and_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="coco, yolo"):
         export([], tmp_path, format="voc", labels=["cat"])
+    with pytest.raises(InputError, match="coco, yolo"):
+        export([], tmp_path, format=["coco"], labels=["cat"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no coco option 'segment'; there are segmentation"):
         export([], tmp_path, format="coco", labels=["cat"], segment="rle")
 
