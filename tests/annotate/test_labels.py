@@ -64,6 +64,7 @@ def test_the_target_is_called_by_the_name(spec: LabelSpec, label: str, texts: tu
         ({"name": "car", "synonyms": ("taxi", "Taxi ")}, PromptError, "synonym of 'car' is given twice.*'taxi' and 'Taxi'"),
         ({"name": "car", "synonyms": ("taxi", "")}, PromptError, "names something"),
         ({"name": "car", "exclude": ("truck", "TRUCK")}, PromptError, "excludes is given twice"),
+        ({"name": "car", "exclude": ("caf\u00e9", "cafe\u0301")}, PromptError, "excludes is given twice"),
         ({"name": "car", "exclude": ("CAR",)}, PromptError, "both looked for and excluded"),
         ({"name": "car", "synonyms": ("taxi",), "exclude": ("Taxi",)}, PromptError, "both looked for and excluded"),
         ({"name": "a+b", "exclude": ("b",)}, PromptError, "both looked for and excluded"),
