@@ -191,3 +191,10 @@ def test_demo_finds_things_in_photos_and_opens_no_connection(tmp_path: Path, mon
     assert cup.result.mask[:, 500:].mean() < 0.05, "the table"
     assert not bus.result.mask.any()
     assert json.loads((tmp_path / cup.files["figures"]).read_text())["present"] is True
+
+
+def test_rows_of_different_widths_are_on_white() -> None:
+    figure = demo._stacked([np.zeros((2, 3, 3), np.uint8), np.zeros((1, 5, 3), np.uint8)])
+    assert figure.shape == (3, 5, 3)
+    assert (figure[:2, 3:] == 255).all()
+    assert figure.sum() == 255 * 2 * 2 * 3

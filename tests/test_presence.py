@@ -217,6 +217,7 @@ def test_saved_and_loaded_bit_by_bit(tmp_path: Path) -> None:
         ({"threshold": 1.5}, "threshold must be"),
         ({"threshold": math.nan}, "threshold must be"),
         ({"model": 3}, "model must be"),
+        ({"n_absent": 10**400}, "n_absent must be"),
     ],
 )
 def test_unusable_files(tmp_path: Path, changed: dict[str, Any], told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,8 +44,9 @@ def check_number(
             operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             number = False
-    if number and low <= float(value) <= high and not (above and float(value) == low):  # type: ignore[arg-type]
-        return operator.index(value) if whole else float(value)  # type: ignore[arg-type]
+    with contextlib.suppress(OverflowError):  # an int beyond floats
+        if number and low <= float(value) <= high and not (above and float(value) == low):  # type: ignore[arg-type]
+            return operator.index(value) if whole else float(value)  # type: ignore[arg-type]
     kind = "a whole number" if whole else "a number"
     if high == float("inf"):
         span = "" if low == float("-inf") else f" {'above' if above else 'of at least'} {low:g}"
@@ -61,7 +63,7 @@ def check_known(what: str, given: Iterable[object], known: Sequence[str]) -> Non
     """
     for name in given:
         if name not in known:
-            shown = repr(name) if isinstance(name, str) and len(name) < 100 else f"a {type(name).__name__}"
+            shown = f"{name!r:.100}" if isinstance(name, (str, int, float, type(None))) else f"of type {type(name).__name__}"
             raise InputError(f"there is no {what} {shown}; there are {', '.join(known) or 'none'}")
 
 

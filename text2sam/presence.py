@@ -134,7 +134,8 @@ class Calibration:
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{where} cannot be read ({error}); save one with Calibration.save") from error
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{where} cannot be read ({reason}); save one with Calibration.save") from error
         kind = {"format": _FORMAT, "version": _VERSION}
         if not isinstance(record, dict) or any(record.get(name) != value for name, value in kind.items()):
             raise InputError(f"{where} lacks {kind}: it is none, or of another text2sam; calibrate anew")

@@ -90,7 +90,7 @@ def test_annotate_goes_on(bench: Workbench, root: Path) -> None:
         shown = job.open(0).results[0].mask
         job.accept(0, remove(job.open(0)))
         job.reject(1)
-    report = annotate(bench.model, root, LABELS, out, batch_size=1, workers=1, retry_failed=True)
+    report = annotate(bench.model, root, LABELS, out, workers=1, retry_failed=True)
     assert (report.images, report.done + report.empty, report.skipped) == (4, 1, 1)
     assert report.rejected == ("1.png",)
     assert [failure.path for failure in report.failed] == ["2.png"], "a rejected picture is a decision, no failure"

@@ -133,7 +133,8 @@ def test_verify_checks_the_shipped_pair(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("command", ["pull", "verify", "path"])
 def test_unknown_names(command: str) -> None:
-    assert "did you mean mobile-sam" in failed(run("models", command, "mobile-sma"), 2)
+    for name, meant in (("mobile-sma", "mobile-sam"), ("photo-clp", "photo-clip"), ("phto", "photo")):
+        assert f"did you mean {meant}" in failed(run("models", command, name), 2)
 
 
 # words

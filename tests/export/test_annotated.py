@@ -167,3 +167,8 @@ def test_any_json(value: Any) -> None:
 def test_mixed_keys_are_refused() -> None:
     with pytest.raises(InputError, match="fields"):
         AnnotatedImage.from_json({1: 2, "path": 3})
+
+
+def test_a_score_of_numpy_is_a_float_for_json() -> None:
+    item = AnnotatedObject.from_mask("cat", np.ones((2, 3), np.bool_))
+    assert json.dumps(AnnotatedObject("cat", item.size, item.counts, np.float32(0.5)).score) == "0.5"  # type: ignore[arg-type]

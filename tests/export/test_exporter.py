@@ -102,6 +102,18 @@ def test_the_same_bytes_again(
 
 
 @EVERY
+@pytest.mark.parametrize("options", [{}, POLYGONS])
+def test_the_files_written_are_known(
+    name: str, options: dict[str, Any], images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with make_exporter(tmp_path, format=name, labels=labels, **options.get(name, {})) as exporter:
+        for image in images:
+            exporter.add(image)
+    assert exporter.files == content(tmp_path).keys() - {"mine.txt"}
+
+
+@EVERY
 def test_an_export_given_up(
     name: str, images: list[AnnotatedImage], labels: list[str], tmp_path: Path, content: Content
 ) -> None:
@@ -221,6 +233,8 @@ def test_a_full_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_unknown_formats_and_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="coco, yolo"):
         export([], tmp_path, format="voc", labels=["cat"])
+    with pytest.raises(InputError, match="coco, yolo"):
+        export([], tmp_path, format=["coco"], labels=["cat"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no coco option 'segment'; there are segmentation"):
         export([], tmp_path, format="coco", labels=["cat"], segment="rle")
 

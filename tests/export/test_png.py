@@ -13,6 +13,8 @@ import pytest
 from helpers import exported
 from PIL import Image
 
+from text2sam.errors import InputError
+from text2sam.export import png
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.losses import Losses
 
@@ -116,3 +118,11 @@ def test_label_maps_have_a_palette_up_to_255_labels(count: int, tmp_path: Path) 
     picture = Image.open(tmp_path / "labels" / "a.png")
     assert (picture.mode == "P") == (count == 255)
     assert np.array(picture).tolist() == [[count, count]]
+
+
+@pytest.mark.parametrize(("objects", "labels"), [(2, 3), (3, 2)])
+def test_more_than_a_picture_can_number(objects: int, labels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "_MOST", 2)
+    items = (AnnotatedObject.from_mask("0", np.ones((1, 2), np.bool_)),) * objects
+    with pytest.raises(InputError, match=f"has {objects} objects of {labels} labels"):
+        written([AnnotatedImage("a.jpg", 1, 2, items)], tmp_path, [str(number) for number in range(labels)])

@@ -211,6 +211,15 @@ def test_pictures_that_lie_there_already(images: list[AnnotatedImage], labels: l
     assert not before.keys() & exporter.files, "they are not the exporter's to remove later"
 
 
+def test_copies_are_among_the_files_written(
+    images: list[AnnotatedImage], labels: list[str], root: Path, tmp_path: Path, content: Content
+) -> None:
+    with make_exporter(tmp_path / "out", format="yolo", labels=labels, images_root=root) as exporter:
+        for image in images:
+            exporter.add(image)
+    assert exporter.files == content(tmp_path / "out").keys()
+
+
 def test_a_picture_that_is_missing(root: Path, tmp_path: Path) -> None:
     with (
         make_exporter(tmp_path / "out", format="yolo", labels=["cat"], images_root=root) as exporter,

@@ -84,3 +84,5 @@ def test_options_of_readers_are_json_or_text() -> None:
     data = DataOptions("voc", reader_option=["a=1", "b=true", "c=x=y", "d=[1, 2]"])
     assert data.reader_options(False) == {"background": False, "a": 1, "b": True, "c": "x=y", "d": [1, 2]}
     assert json.dumps(data.reader_options())
+    with pytest.raises(InputError, match="'split' is none"):
+        DataOptions("voc", reader_option=["split=train"]).reader_options()

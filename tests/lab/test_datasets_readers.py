@@ -361,7 +361,9 @@ def test_a_rotated_image(tmp_path: Path, suffix: str) -> None:
     assert seen.shape == seen.image.shape[:2] == (6, 4)
     with pytest.raises(InputError, match=r"4 x 6 pixels .* its picture 6 x 4; .*frame='stored'"):
         seen.semantic  # noqa: B018
-    stored = open_dataset("voc", tmp_path, frame="stored")[0]
+    data = open_dataset("voc", tmp_path, frame="stored")
+    assert data.options["frame"] == "stored", "the journal of a run with the other frame is another"
+    stored = data[0]
     assert stored.shape == stored.image.shape[:2] == SHAPE
     assert stored.semantic.shape == SHAPE
     turned = photo(base / f"JPEGImages/2007_000033.{suffix}", (6, 4), orientation=8)

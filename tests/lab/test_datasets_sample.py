@@ -197,7 +197,7 @@ def test_registry() -> None:
     assert len(TASKS) == 4
     with pytest.raises(InputError, match="no data set is called 'pascal'; there are voc,"):
         open_dataset("pascal")
-    with pytest.raises(InputError, match="no option 'size'; its options are: background, labels"):
+    with pytest.raises(InputError, match="no option 'size'; its options are: background, labels, frame"):
         open_dataset("voc", ".", size=3)
     with pytest.raises(InputError, match="needs the folder"):
         open_dataset("voc")

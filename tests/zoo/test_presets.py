@@ -108,7 +108,12 @@ def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest
     command = ["segment", str(tmp_path / "photo.png"), "cat", "--preset", "siglip2", "--out", str(tmp_path / "out"), "--json"]
     refused = CliRunner().invoke(cli.app, command)
     assert refused.exit_code == cli.common.EXIT_WEIGHTS
-    for part in ("siglip2-base-patch16-512 is not downloaded", "https://huggingface.co/google/siglip2", "--clip-checkpoint"):
+    for part in (
+        "siglip2-base-patch16-512 is not downloaded",
+        "https://huggingface.co/google/siglip2",
+        "--clip-checkpoint",
+        "--preset photo",
+    ):
         assert part in refused.stderr
     with pytest.raises(DownloadError, match="no SHA-256 of it is published"):
         TextPromptedSAM.from_pretrained("siglip2", device="cpu")

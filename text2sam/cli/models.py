@@ -92,14 +92,18 @@ def named_files(names: Sequence[str]) -> list[ModelFile]:
     Raises:
         InputError: there is no checkpoint or preset of a name.
     """
+    import difflib
+
     from text2sam.zoo.presets import PRESETS
-    from text2sam.zoo.table import known_names
 
     known = model_files()
     chosen: dict[str, ModelFile] = {}
     for name in names:
         if name not in known and name not in PRESETS:
-            raise InputError(f"no model is called {name!r}; presets are {', '.join(PRESETS)}; {known_names(name)}")
+            close = difflib.get_close_matches(name, [*PRESETS, *known], n=2)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            listed = f"presets are {', '.join(PRESETS)}, files {', '.join(known)}"
+            raise InputError(f"no model is called {name!r}; {hint}{listed}")
         for file in [name] if name in known else preset_files(name):
             chosen[file] = known[file]
     return list(chosen.values())

@@ -95,7 +95,7 @@ class YoloExporter(Exporter):
     def _finish(self) -> None:
         import yaml
 
-        self._path("images").mkdir(exist_ok=True)
+        inside(self.out, "images").mkdir(exist_ok=True)
         data = {"train": "images", "val": "images", "nc": len(self.labels), "names": dict(enumerate(self.labels))}
         write_text(self._path("data.yaml"), yaml.safe_dump(data, sort_keys=False))
 

@@ -272,6 +272,8 @@ class DataOptions(OptionGroup):
             key, sign, text = (part.strip() for part in value.partition("="))
             if not sign or not key.isidentifier():
                 raise InputError(f"--option must be KEY=VALUE, not {value!r}")
+            if key in ("name", "root", "split"):
+                raise InputError(f"--option is for options of the reader, and {key!r} is none")
             if key in options:
                 raise InputError(f"the option {key!r} is given twice")
             try:

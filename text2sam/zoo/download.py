@@ -37,6 +37,7 @@ BACKOFF_SECONDS = 1.0
 """Pause before the first retry; it doubles with each further retry."""
 
 _CHUNK = 1 << 20
+_NO_DOWNLOAD = 'The preset photo (--preset photo) needs no download; "text2sam models words" lists the words it knows.'
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def known_sha256(item: Checkpoint) -> str:
     if item.sha256 is None:
         raise DownloadError(
             f"{item.name} is not downloaded, as no SHA-256 of it is published: get {item.get}, and give its path as "
-            f"{item.option}= (on the command line --{item.option.replace('_', '-')})"
+            f"{item.option}= (on the command line --{item.option.replace('_', '-')}). {_NO_DOWNLOAD}"
         )
     return item.sha256
 
@@ -206,8 +207,7 @@ def _help(item: Checkpoint, path: Path) -> str:
     return (
         f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n"
         f"  {path}\n"
-        f"or give its path as {option}= (on the command line --{option.replace('_', '-')}). "
-        'The preset photo (--preset photo) needs no download; "text2sam models words" lists the words it knows.'
+        f"or give its path as {option}= (on the command line --{option.replace('_', '-')}). {_NO_DOWNLOAD}"
     )
 
 

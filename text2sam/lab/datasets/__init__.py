@@ -100,7 +100,7 @@ def open_dataset(
     known = reader_options(name)
     unknown = sorted(options.keys() - known.keys())
     if unknown:
-        raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {', '.join(known)}")
+        raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {', '.join([*known, 'frame'])}")
     if frame not in get_args(Frame):
         raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
     folder = None if root is None else Path(root).expanduser()
