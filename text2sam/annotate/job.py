@@ -212,6 +212,8 @@ def open_run(
     """
     if limit is not None:
         limit = int(check_number("limit", limit, 1, whole=True))
+    if batch_size is not None:  # before a model is made
+        batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
     options = options or Options()
     wanted = label_set(labels)
     if os.path.realpath(out) == os.path.realpath(root):
