@@ -48,7 +48,7 @@ def make_exporter(
         InputError: the format or an option is unknown, or a value is not usable.
         OutputError: the folder cannot be made.
     """
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise InputError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
     return FORMATS[format](out, labels, images_root, **options)
 
