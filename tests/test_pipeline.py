@@ -809,7 +809,10 @@ def test_examples_that_cannot_be_used() -> None:
     for arguments, error, told in (
         (([TWO], ["red", "blue"], [True]), InputError, "not 1, 2 and 1"),
         (([TWO, TWO], ["red", "blue"], [True]), InputError, "not 2, 2 and 1"),
-        (([TWO] * 3, "red", [True] * 3), InputError, "not 3, 'red' and 3"),
+        (([TWO] * 3, "red", [True] * 3), InputError, "must be sequences"),
+        (([TWO, TWO], ["red", "blue"], None), InputError, "must be sequences"),
+        ((TWO, ["red", "blue"], [True, False]), InputError, "a sequence of images"),
+        ((None, ["red", "blue"], [True, False]), InputError, "a sequence of images"),
         (([], [], []), InputError, "both kinds"),
         (([TWO, TWO], ["red", "blue"], [True, True]), InputError, r"\(absent\)"),
         (([TWO, TWO], ["red", ""], [True, False]), PromptError, "example 1 of 2: .*names something"),
@@ -819,6 +822,8 @@ def test_examples_that_cannot_be_used() -> None:
         with pytest.raises(error, match=told):
             model.calibrate(*arguments)  # type: ignore[arg-type]
         assert model.presence_threshold == 0.3
+    with pytest.raises(InputError, match="path of a file"):
+        model.use(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="false_cost"):
         model.calibrate([TWO, TWO], ["red", "absent"], [True, False], false_cost=0)
     assert model.presence_threshold == 0.3
@@ -1136,6 +1141,18 @@ def test_a_script_that_the_clip_does_not_read_is_hinted_at() -> None:
     for text in ("猫", "кот", "cat+子"):
         with pytest.warns(Text2SamWarning, match="not written in Latin letters"):
             c.segment(picture(), text)
+    model = c.model
+    for call in (  # at the line of the user, whatever was called
+        lambda: model.segment(picture(), "猫"),
+        lambda: model.segment_instances(picture(), "猫"),
+        lambda: model.segment_many(picture(), ["猫"]),
+        lambda: model.segment_batch([picture()], ["猫"]),
+        lambda: model.check_texts(["猫"]),
+        lambda: model.check_texts(["cat, dog"]),
+    ):
+        with pytest.warns(Text2SamWarning) as caught:
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
     for text in ("café", "naïve cat", "🐱", "cat 2", "1ª"):
         c.segment(picture(), text)  # warnings are errors here
 

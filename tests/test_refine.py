@@ -184,6 +184,8 @@ def test_points_that_cannot_be_asked_about() -> None:
             m.refine(image, absent, points)
     with pytest.raises(InputError, match="points must be PointPrompts"):
         m.refine(image, absent, [[20, 15]])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="result must be the Segmentation of one text, not list"):
+        m.refine(image, [absent], point)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="number"):
         m.refine(image, absent, point, number=1)
     for x, y in ((44, 3), (-1, 3), (3, 30), (3, -0.6)):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
-from text2sam.errors import ImageError, Text2SamWarning
+from text2sam.errors import ImageError, warn
 from text2sam.tiff import ForPillow, count_pages, is_tiff, read_tiff
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.\-]+://|data:)", re.IGNORECASE)
@@ -196,11 +196,7 @@ def _check_page(name: str, page: int, pages: int, full: int) -> None:
     if page >= pages:
         raise ImageError(f"there is no page {page} in {name}: it has {pages}, counted from 0")
     if page == 0 and full > 1:
-        warnings.warn(
-            f"{name} has {full} pages or frames; the first is read, {full - 1} left out (page=1 reads the second)",
-            Text2SamWarning,
-            stacklevel=2,
-        )
+        warn(f"{name} has {full} pages or frames; the first is read, {full - 1} left out (page=1 reads the second)")
 
 
 def _open_heic(file: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:

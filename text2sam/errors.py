@@ -6,8 +6,13 @@ raises on purpose derives from :class:`Text2SamError`, so one ``except`` catches
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+_HOME = os.path.dirname(__file__) + os.sep
 
 
 class Text2SamError(Exception):
@@ -72,6 +77,14 @@ class MissingDependencyError(Text2SamError, ImportError):
         target = f'"text2sam[{extra}]"' if extra else package
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install {target}")
         self.package = package
+
+
+def warn(message: str, category: type[Warning] = Text2SamWarning) -> None:
+    """Warns at the line that called text2sam."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HOME):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from text2sam.checks import check_number
 from text2sam.decode import Pixels, decode_file, decode_picture, pillow_errors, short
-from text2sam.errors import ImageError, InputError, Text2SamWarning
+from text2sam.errors import ImageError, InputError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -244,11 +243,9 @@ def _to_uint8(
     if value_range is None:
         value_range = _own_range(dtype, low, high, given)
         if dtype.itemsize > 1 and value_range[1] != 255 and not alpha and 0 < high - low < _NARROW * value_range[1]:
-            warnings.warn(
+            warn(
                 f"the values of {given} span {low:g} to {high:g} of 0 to {value_range[1]:g}, so the picture has hardly any "
-                "contrast; value_range=(black, white) (--range on the command line) says what black and white are",
-                Text2SamWarning,
-                stacklevel=3,
+                "contrast; value_range=(black, white) (--range on the command line) says what black and white are"
             )
     if dtype in (np.uint8, np.uint16):
         return np.take(_table(dtype.itemsize, *value_range), values)

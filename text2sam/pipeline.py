@@ -416,11 +416,14 @@ class TextPromptedSAM:
             InputError: there is not one text and one answer per image, or one of the two answers is missing.
             ImageError, PromptError: an example is not usable; it is named by its position, and the threshold stays.
         """
-        images, present = list(images), [bool(p) for p in present]
-        if isinstance(texts, str) or not len(images) == len(texts) == len(present):
-            count = repr(texts) if isinstance(texts, str) else len(texts)
+        check_several(images)
+        if isinstance(texts, str) or not (isinstance(texts, Iterable) and isinstance(present, Iterable)):
+            raise InputError(f"texts and present must be sequences, a text and a bool per example, not {texts!r}, {present!r}")
+        images, texts, present = list(images), list(texts), [bool(p) for p in present]
+        if not len(images) == len(texts) == len(present):
             raise InputError(
-                f"calibrate takes one image, one text and one answer per example, not {len(images)}, {count} and {len(present)}"
+                "calibrate takes one image, one text and one answer per example, "
+                f"not {len(images)}, {len(texts)} and {len(present)}"
             )
         scores: list[float] = []
         features: Any = None

@@ -130,6 +130,8 @@ class Calibration:
             InputError: the file is missing or unreadable, is no calibration, is of another version, or a value is missing
                 or out of range.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"a calibration is the path of a file, not {path!r}")
         where = f"the calibration {os.fspath(path)!r}"
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -115,6 +115,8 @@ def corrected(session: Session, image: SamImage, result: Segmentation, number: i
     Raises:
         InputError: an argument is not usable, or the image is of another size than the result.
     """
+    if not isinstance(result, Segmentation):
+        raise InputError(f"result must be the Segmentation of one text, not {type(result).__name__}")
     if not isinstance(points, PointPrompts):
         raise InputError(f"points must be PointPrompts, such as PointPrompts([[x, y]], [1]), not {type(points).__name__}")
     number = int(check_number("number", number, 0, len(result.instances), whole=True))

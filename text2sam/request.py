@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from text2sam.errors import PromptError, Text2SamWarning
+from text2sam.errors import PromptError, warn
 from text2sam.options import Options
 from text2sam.targets import Query, Texts, check_exclude, parse_targets, thresholds_of
 
@@ -62,7 +61,7 @@ def prepare(generator: Any, request: Request) -> None:
     hint, encode = (getattr(generator, name, None) for name in ("hint", "prepare"))
     if callable(hint):
         for advice in filter(None, map(hint, request.texts)):
-            warnings.warn(advice, Text2SamWarning, stacklevel=4)
+            warn(advice)
     _tell_apart(generator, request)
     if callable(encode):
         encode(request.texts, against=request.options.against, method=request.options.method)
@@ -80,8 +79,7 @@ def _tell_apart(generator: Any, request: Request) -> None:
         for text in query.texts:
             label, first = looked_for.setdefault(sense(text), (query.label, text))
             if label != query.label and text != first:
-                message = f"{first!r} and {text!r} are one thing to this model, so the same is found for both"
-                warnings.warn(message, Text2SamWarning, stacklevel=5)
+                warn(f"{first!r} and {text!r} are one thing to this model, so the same is found for both")
     for text in request.exclude:
         if (found := looked_for.get(sense(text))) is not None:
             raise PromptError(f"{found[1]!r} is looked for and {text!r} is excluded, but to this model they are one thing")

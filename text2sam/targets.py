@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from text2sam.checks import check_number
-from text2sam.errors import InputError, PromptError, Text2SamWarning
+from text2sam.errors import InputError, PromptError, warn
 
 Target = str | Sequence[str] | Mapping[str, Sequence[str]]
 """A text; ``"person+bench"`` and ``["person", "bench"]`` are one target, any of two joined texts;
@@ -95,11 +94,9 @@ def split_target(text: str | Sequence[str]) -> tuple[str, ...]:
     if len(set(texts)) < len(texts):
         raise PromptError(f"a text is joined twice in {text!r}")
     if isinstance(text, str) and len(texts) == 1 and _LIST.search(text):
-        warnings.warn(
+        warn(
             f"{text!r} is looked for as one text; to look for several things give several texts, or join them with '+' for "
-            "one mask of any of them",
-            Text2SamWarning,
-            stacklevel=3,
+            "one mask of any of them"
         )
     return texts
 

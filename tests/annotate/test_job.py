@@ -516,6 +516,8 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
         with pytest.raises(OutputError, match="cannot be written"):
             warm(counting.model, items, tmp_path / "file" / "kept")
     assert warm(counting.model, [], tmp_path / "kept") == WarmReport(0, 0)
+    with pytest.raises(InputError, match="workers must be"):
+        warm(counting.model, items, tmp_path / "kept", workers=0)
 
 
 # a pair that sees

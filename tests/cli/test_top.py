@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import PIL.Image
 import pytest
 import typer
 from hypothesis import given
@@ -131,6 +132,36 @@ def test_bugs_and_interrupts(photo: Path, model: Model) -> None:
     error = KeyboardInterrupt()
     result = run("segment", photo, "cat", "--out", photo.parent / "out")
     assert (result.exit_code, result.stderr) == (130, "text2sam: interrupted\n")
+
+
+def test_a_second_interrupt_while_a_folder_job_computes(tmp_path: Path) -> None:
+    """Python's end aborts the process where a thread is within torch."""
+    code = """
+import os, signal, sys, threading, time, torch
+from text2sam.annotate.worker import Worker
+from text2sam.cli import main
+
+def compute(*_):
+    threading.Thread(target=interrupt).start()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        torch.ones(500, 500) @ torch.ones(500, 500)
+
+def interrupt():
+    for _ in range(2):
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Worker.run = compute
+main()
+"""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    PIL.Image.new("RGB", (32, 32)).save(folder / "a.png")
+    command = ["annotate", folder, "--labels", "cat", "--out", tmp_path / "out", "--preset", "sticker"]
+    ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stderr) == (130, "text2sam: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,14 @@ def test_other_networks_are_refused(model: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"image_size": 0}, {"scales": ()}, {"presence_slope": -1}, {"learned": torch.zeros(2, 3)}, {"offsets": torch.zeros(3)}],
+    [
+        {"image_size": 0},
+        {"image_size": 8193},
+        {"scales": ()},
+        {"presence_slope": -1},
+        {"learned": torch.zeros(2, 3)},
+        {"offsets": torch.zeros(3)},
+    ],
 )
 def test_arguments_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):

@@ -62,6 +62,7 @@ def test_towers_that_cannot_be_operated_on() -> None:
         {"dtype": torch.float16},
         {"dtype": "complex"},
         {"image_size": 0},
+        {"image_size": 100_000},
         {"image_size": (16,)},
         {"image_size": (16, 16, 16)},
         {"image_size": (15.5, 16)},

@@ -299,7 +299,7 @@ def test_a_box_and_nothing_usable(backend: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"address": "/data/local-files/?d=../secret.png"}, "cannot be read"),
+        ({"address": "/data/local-files/?d=../secret.png"}, "is not in the folder"),
         ({"address": "http://127.0.0.1:1/a.png"}, "--images"),
         ({"config": CONFIG.replace("$picture", "$other")}, "no 'other'"),
         ({"drawn": [{"type": "keypointlabels"}]}, "percent"),

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from text2sam.clip.attention import METHODS
-from text2sam.errors import InputError, OutputError, Text2SamWarning
+from text2sam.errors import InputError, OutputError, warn
 from text2sam.files import write_bytes
 from text2sam.fingerprint import fingerprint
 from text2sam.options import Options
@@ -136,7 +135,7 @@ class EmbeddingStore:
                 first = not self._broken.is_set()
                 self._broken.set()
             if first:
-                warnings.warn(f"embeddings are no longer kept: {error}", Text2SamWarning, stacklevel=2)
+                warn(f"embeddings are no longer kept: {error}")
             return False
         for other in before:
             try:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import queue
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from text2sam.annotate.labels import LabelSet
 from text2sam.annotate.process import GIVEN_UP, Answer, CannotStart, Died, Process, packed
 from text2sam.annotate.sources import ImageItem
 from text2sam.annotate.worker import Loaded, Stopped, Worker, load_batches
-from text2sam.errors import Text2SamError, Text2SamWarning
+from text2sam.errors import Text2SamError, Text2SamWarning, warn
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
 
@@ -113,7 +112,7 @@ def run_workers(plan: Plan) -> Iterator[Done]:
             if isinstance(answer, BaseException):
                 raise answer
             for category, message in answer.warned:
-                warnings.warn(message, category, stacklevel=2)
+                warn(message, category)
             if plan.embeddings is not None:
                 plan.embeddings.count(writable=answer.writable, **answer.counts)
             chunk, records = plan.todo[number], parts.setdefault(number, {})

@@ -296,6 +296,8 @@ def warm(
         OutputError: the folder cannot be written; what was written before stays.
     """
     built, make_model = _built(model)
+    if workers is not None:
+        workers = int(check_number("workers", workers, 1, whole=True))
     options = Options.of({"method": method, "tiles": tiles, **reading})
     store = EmbeddingStore(embeddings, built, options)
     chunks = chunks_of(items, default_batch(built) if batch_size is None else batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ COMMANDS = "text2sam.commands"
 
 _ORDER = ("demo", "app", "segment", "annotate", "explain", "calibrate", "warm", "models")
 _NAME_BYTES = 80
+_WORKER = "text2sam-worker"  # as annotate.engine calls its threads
 
 
 def exit_code(error: Text2SamError) -> int:
@@ -113,6 +115,8 @@ class _Commands(TyperGroup):
                 raise typer.Exit(exit_code(error)) from error
             except KeyboardInterrupt:
                 echo("text2sam: interrupted", to_stderr=True)
+                if any(thread.name == _WORKER for thread in threading.enumerate()):
+                    os._exit(EXIT_INTERRUPTED)  # a second Ctrl-C left it computing, and Python's end would abort in it
                 raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

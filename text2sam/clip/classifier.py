@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from text2sam.checks import check_number
 from text2sam.clip.attention import check_method
 from text2sam.clip.labels import check_request, without
-from text2sam.clip.pixels import normalise, per_channel, resize, whole_patches
+from text2sam.clip.pixels import MAX_SIDE, normalise, per_channel, resize, whole_patches
 from text2sam.clip.scales import check_scales
 from text2sam.clip.towers import evaluating, exact
 from text2sam.clip.towers.cnn import PooledCNN
@@ -100,7 +100,7 @@ class WordClassifier:
     ) -> None:
         self.tower = PooledCNN(model)
         self.words = words
-        self.image_size = int(check_number("image_size", image_size, 1, whole=True))
+        self.image_size = int(check_number("image_size", image_size, 1, MAX_SIDE, whole=True))
         self.scales = check_scales(scales)
         self.presence_offset = check_number("presence_offset", presence_offset)
         self.presence_slope = check_number("presence_slope", presence_slope, 0)

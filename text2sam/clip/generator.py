@@ -17,7 +17,7 @@ from text2sam.clip.attention import Method as Method
 from text2sam.clip.features import ImageFeatures as ImageFeatures
 from text2sam.clip.features import pack, tokens_for, unpack
 from text2sam.clip.labels import check_labels, check_request, without
-from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
+from text2sam.clip.pixels import MAX_SIDE, OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
@@ -104,6 +104,8 @@ class ClipSurgery:
         self.depth = check_depth(self.tower, depth)
         self.device = pick_device(device)
         self.image_size = whole_patches(image_size, self.tower.patch)
+        if max(self.image_size) > MAX_SIDE:
+            raise InputError(f"image_size must be at most {MAX_SIDE}, not {image_size!r}")
         self.scales = check_scales(scales)
         self.fine = bool(fine)
         if weighting not in get_args(Weighting):

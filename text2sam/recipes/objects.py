@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number, name_of
-from text2sam.errors import InputError, Text2SamWarning
+from text2sam.errors import InputError, warn
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of
 from text2sam.recipes.view import Found, Recipe, View
@@ -96,11 +95,9 @@ class Objects(Recipe):
             if not len(points.positive):  # a flat map points nowhere
                 break
             if len(found) == view.max_objects:
-                warnings.warn(
+                warn(
                     f"the search for {similarity.text!r} ended at {len(found)} objects; max_objects= (--max-objects) sets how "
-                    "many are looked for",
-                    Text2SamWarning,
-                    stacklevel=2,
+                    "many are looked for"
                 )
                 break
             # a point comes again where its peak lies in the patch beside it; SAM would answer as before

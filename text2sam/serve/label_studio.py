@@ -143,10 +143,13 @@ class Pictures:
             if path.stat().st_size > self.limits.bytes:
                 raise ImageError(f"the picture {name!r} has more than {self.limits.megabytes} MB")
             return path.read_bytes()
-        except (OSError, ValueError, InputError, OutputError) as error:
-            if isinstance(error, ImageError):
-                raise
-            raise ImageError(f"the picture {name!r} cannot be read: {type(error).__name__}") from error
+        except ImageError:
+            raise
+        except OutputError as error:  # which names folders of this machine
+            raise ImageError(f"the picture {name!r} is not in the folder of --images") from error
+        except (OSError, ValueError, InputError) as error:
+            why = getattr(error, "strerror", None) or type(error).__name__
+            raise ImageError(f"the picture {name!r} cannot be read: {why}") from error
 
     def _download(self, address: str) -> bytes:
         import httpx

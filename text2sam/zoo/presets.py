@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from text2sam.checks import check_known
-from text2sam.errors import DownloadError, InputError, Text2SamWarning, WeightsError
+from text2sam.errors import DownloadError, InputError, WeightsError, warn
 from text2sam.zoo.sticker.names import NAMES
 
 if TYPE_CHECKING:
@@ -373,7 +372,7 @@ def _check_activation(architecture: str, path: Path, *, openai: bool, named: boo
         )
     else:
         return
-    warnings.warn(message, Text2SamWarning, stacklevel=2)
+    warn(message)
 
 
 def load_predictor(preset: Preset, options: ModelOptions) -> Any:
