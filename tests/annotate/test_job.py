@@ -241,7 +241,7 @@ def test_interrupted(tmp_path: Path, images: Path, undisturbed: dict[str, bytes]
     [
         ({"labels": "cat"}, "labels was"),
         ({"strategy": "objects"}, "strategy.name was"),
-        ({"batch_size": 5}, "batch_size was 4, now is 5"),
+        ({"batch_size": 5}, r"batch_size was 4, now is 5.* \(text2sam annotate --batch-size 4\)"),
         ({"method": "itsm"}, "method was"),
         ({"tiles": "auto"}, "tiles was"),
     ],

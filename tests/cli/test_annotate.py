@@ -101,6 +101,8 @@ def test_formats_from_one_run(folder: Path, tmp_path: Path, built: Any) -> None:
     assert review.read_text().count("<img") == 5
     unknown = failed(annotate(folder, out, "--format", "voc"), common.EXIT_INPUT)
     assert all(name in unknown for name in FORMATS)
+    assert "is a folder" in failed(annotate(folder, tmp_path / "new", "--review", folder), common.EXIT_ERROR)
+    assert not (tmp_path / "new").exists()
 
 
 def test_which_images(folder: Path, tmp_path: Path, built: Any) -> None:

@@ -281,7 +281,9 @@ class Journal:
         lines = differences(before, settings)
         if lines:
             shown = "; ".join(lines[:_MOST_SHOWN]) + ("; ..." if len(lines) > _MOST_SHOWN else "")
-            raise InputError(f"{self._name} holds a run with other settings: {shown}. Use those settings, or {_ADVICE}")
+            size = before.get("batch_size")
+            how = f" (text2sam annotate --batch-size {size})" if size != settings.get("batch_size") else ""
+            raise InputError(f"{self._name} holds a run with other settings: {shown}. Use those settings{how}, or {_ADVICE}")
         self.notes = notes
 
     def _execute(self, statement: str, *values: Any) -> list[Any]:
