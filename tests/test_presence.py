@@ -214,6 +214,7 @@ def test_saved_and_loaded_bit_by_bit(tmp_path: Path) -> None:
     [
         ({"format": "coco"}, "lacks .*text2sam calibration"),
         ({"version": 2}, "another text2sam"),
+        ({"version": True}, "another text2sam"),
         ({"threshold": 1.5}, "threshold must be"),
         ({"threshold": math.nan}, "threshold must be"),
         ({"model": 3}, "model must be"),

@@ -59,7 +59,7 @@ def check_known(what: str, given: Iterable[object], known: Sequence[str]) -> Non
     """Checks that all given names are known.
 
     Raises:
-        InputError: one is not; ``what`` says what the names are of.
+        InputError: a name is unknown; ``what`` is the kind of names, such as ``"option"``.
     """
     for name in given:
         if name not in known:

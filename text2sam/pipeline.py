@@ -285,9 +285,7 @@ class TextPromptedSAM:
         """
         request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
-            held = self._set if image is None else image
-            if held is None:
-                raise StateError("no image is set: pass one, or call set_image first")
+            held = self._given(image)
             if isinstance(held, EncodedImage):
                 if request.options.tiles is not False:
                     raise InputError("tiles= is for images that are encoded by this call; give it to set_image or encode")
@@ -382,9 +380,7 @@ class TextPromptedSAM:
             StateError: no image was given and none is set.
         """
         with self._lock:
-            held = self._set if image is None else image
-            if held is None:
-                raise StateError("no image is set: pass one, or call set_image first")
+            held = self._given(image)
             sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
             return corrected(self.session, sam, result, number, points)
 
@@ -453,6 +449,13 @@ class TextPromptedSAM:
                 f"here {self._fingerprint()}); calibrate this one, or set presence_threshold yourself"
             )
         self.presence_threshold = calibration.threshold
+
+    def _given(self, image: ImageLike | EncodedImage | None) -> ImageLike | EncodedImage:
+        """An image, or the one that is set."""
+        held = self._set if image is None else image
+        if held is None:
+            raise StateError("no image is set: pass one, or call set_image first")
+        return held
 
     def _fingerprint(self) -> str:
         made = getattr(self.generator, "fingerprint", None)

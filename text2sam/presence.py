@@ -139,7 +139,8 @@ class Calibration:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{where} cannot be read ({reason}); save one with Calibration.save") from error
         kind = {"format": _FORMAT, "version": _VERSION}
-        if not isinstance(record, dict) or any(record.get(name) != value for name, value in kind.items()):
+        own = isinstance(record, dict) and all(record.get(name) == value for name, value in kind.items())
+        if not own or isinstance(record["version"], bool):
             raise InputError(f"{where} lacks {kind}: it is none, or of another text2sam; calibrate anew")
         try:
             return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})

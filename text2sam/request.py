@@ -1,4 +1,4 @@
-"""What one call looks for: its texts, checked against its options and told to the map generator."""
+"""What a call looks for: its texts, checked against its options and passed to the map generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from text2sam.targets import Query, Texts, check_exclude, parse_targets, thresho
 
 @dataclass(frozen=True)
 class Request:
-    """What one call looks for.
+    """What a call looks for.
 
     Attributes:
         queries: the targets, each with the presence score from which it counts as present.
@@ -53,7 +53,7 @@ class Request:
 
 
 def prepare(generator: Any, request: Request) -> None:
-    """Encodes texts ahead of an image, so that a bad text is told before anything is computed; warns of odd ones.
+    """Encodes texts ahead of an image, so that a bad text fails before anything is computed; warns of ambiguous texts.
 
     Raises:
         PromptError: a text is not usable, or what is excluded is the same to the generator as what is looked for.

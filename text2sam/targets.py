@@ -37,7 +37,7 @@ def check_text(text: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """What texts have in common that differ in case or in how Unicode writes them; CLIP's tokenizer knows no case."""
+    """A key that is equal for texts that differ only in case or Unicode form. CLIP's tokenizer ignores case."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
@@ -45,7 +45,7 @@ def check_different(texts: Iterable[str], what: str) -> None:
     """Checks that no text comes twice.
 
     Raises:
-        PromptError: one does; ``what`` says what they are.
+        PromptError: a text comes twice; ``what`` describes a text, such as ``"a label"``.
     """
     seen: dict[str, str] = {}
     for text in texts:

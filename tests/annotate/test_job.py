@@ -518,6 +518,8 @@ def test_warm_makes_what_annotate_needs(tmp_path: Path, images: Path, undisturbe
     assert warm(counting.model, [], tmp_path / "kept") == WarmReport(0, 0)
     with pytest.raises(InputError, match="workers must be"):
         warm(counting.model, items, tmp_path / "kept", workers=0)
+    with pytest.raises(InputError, match="batch_size must be"):
+        warm(lambda: pytest.fail("a model was made"), items, tmp_path / "kept", batch_size=0)
 
 
 # a pair that sees

@@ -193,6 +193,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
     message = run("segment", "x.png", "cat", "--method", "magic").stderr
     helped = run("segment", "--help").stdout.replace("\n", " ")
     assert all(name in message and name in helped for name in METHODS)
+    assert "text2sam evaluate semantic" in " ".join(run("segment", "x.png", "cat", "--method", "corrclip").stderr.split())
 
 
 def test_other_packages_are_kept_quiet(photo: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,6 +321,11 @@ def test_objects_want_a_score_each(scores: list[float]) -> None:
         distinct([box(0, 0, 5, 5), box(5, 5, 9, 9)], scores)
 
 
+def test_objects_are_of_one_image() -> None:
+    with pytest.raises(InputError, match="one shape"):
+        distinct([box(0, 0, 5, 5), box(0, 0, 5, 5)[1:]], [0.5, 0.5])
+
+
 def test_touching_objects_stay_apart() -> None:
     left, right = box(5, 2, 20, 12), box(5, 12, 20, 22)
     assert distinct([left, right], [0.7, 0.8]) == [1, 0]

@@ -78,7 +78,7 @@ def default_workers(device: torch.device) -> int:
 
 
 def default_batch(model: TextPromptedSAM) -> int:
-    """How many images CLIP encodes at once: 1 on a CPU, where more are no faster, take more memory and share the work worse."""
+    """How many images CLIP encodes at once, 1 on a CPU: more are no faster there, take more memory, and leave workers idle."""
     return 1 if on_cpu(model) else 8
 
 

@@ -227,7 +227,7 @@ def open_run(
     for export in exports:
         export.check()
     built, make_model = _built(model)
-    size = default_batch(built) if batch_size is None else batch_size
+    size = batch_size or default_batch(built)
     chunks = tuple(chunks_of(found.items[:limit], size))
     thresholds = Worker(built, wanted, options).thresholds  # labels and options that cannot be used are found now
     settings = {
@@ -295,12 +295,14 @@ def warm(
         InputError: an argument is not usable.
         OutputError: the folder cannot be written; what was written before stays.
     """
-    built, make_model = _built(model)
     if workers is not None:
         workers = int(check_number("workers", workers, 1, whole=True))
+    if batch_size is not None:  # before a model is made
+        batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
+    built, make_model = _built(model)
     options = Options.of({"method": method, "tiles": tiles, **reading})
     store = EmbeddingStore(embeddings, built, options)
-    chunks = chunks_of(items, default_batch(built) if batch_size is None else batch_size)
+    chunks = chunks_of(items, batch_size or default_batch(built))
     plan = Plan(built, make_model, None, options, tuple(chunks), workers, store)
     failed: dict[str, str] = {}
     with _progress(progress, 0, sum(map(len, chunks))) as tell:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from text2sam.cli.common import one_of, split_list
-from text2sam.clip.attention import METHODS
+from text2sam.clip.attention import METHODS, check_method
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ def option(name: str, metavar: str, text: str, **more: Any) -> Any:
     return typer.Option(name, metavar=metavar, help=text, **more)
 
 
+def _known_method(value: str) -> str:
+    try:
+        return check_method(value)
+    except InputError as error:
+        raise typer.BadParameter(f"{error}.", param_hint="--method") from None
+
+
 Device = Annotated[str | None, option("--device", "NAME", "cpu, cuda, cuda:N or mps (default: the best).")]
 Against = Annotated[
     list[str] | None, option("--against", "TEXT", "What else may be in the image; repeat it or give a comma list.")
@@ -52,7 +59,7 @@ Method = Annotated[
         "--method",
         "NAME",
         f"How similarity maps are made: {', '.join(METHODS)}.",
-        callback=one_of("--method", tuple(METHODS)),
+        callback=_known_method,
     ),
 ]
 BatchSize = Annotated[

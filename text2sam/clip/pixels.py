@@ -16,7 +16,7 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_SIDE = 8192
-"""The largest ``image_size`` in pixels: one with a digit too many would take all memory."""
+"""The largest ``image_size`` in pixels. A size with a digit too many would take all memory."""
 
 
 def whole_patches(size: int | tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:

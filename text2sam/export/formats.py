@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from text2sam.errors import InputError
+from text2sam.errors import InputError, warn
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.coco import CocoExporter
 from text2sam.export.exporter import Exporter
@@ -86,5 +85,5 @@ def export(
             exporter.add(image)
         losses = exporter.close()
     if losses.total:
-        warnings.warn(str(losses), LossWarning, stacklevel=2)
+        warn(str(losses), LossWarning)
     return losses

@@ -213,10 +213,12 @@ def distinct(
         Indices of the masks that stay, highest score first; the first of equals.
 
     Raises:
-        InputError: there is not one score per mask.
+        InputError: there is not one score per mask, or shapes differ.
     """
     if len(masks) != len(scores):
         raise InputError(f"there must be one score per mask, not {len(scores)} for {len(masks)}")
+    if len({m.shape for m in masks}) > 1:
+        raise InputError(f"masks must have one shape, not {sorted({m.shape for m in masks})}")
     areas = [int(m.sum()) for m in masks]
     order = [k for k in sorted(range(len(masks)), key=lambda k: (-scores[k], k)) if areas[k]]
     shared = {(a, b): int((masks[a] & masks[b]).sum()) for a in order for b in order if a != b}

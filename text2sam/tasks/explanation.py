@@ -192,7 +192,6 @@ def explain_text(
         InputError: ``method`` or ``places`` is out of range, or the features lack the method's tokens.
         ImageError: the image cannot be read.
     """
-
     surgery = surgery_of(model)
     method = check_method(method)
     if not isinstance(text, str):
@@ -278,7 +277,6 @@ def _spell(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
     """Tokens with zeros behind the end token, as the tokenizer pads them, for a tower that is not causal."""
-
     text = getattr(model, "text", model)
     if getattr(text, "attn_mask", None) is not None:
         return tokens

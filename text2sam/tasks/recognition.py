@@ -105,7 +105,6 @@ def recognize(
         InputError: ``model`` or ``labels`` is of another kind.
         ImageError: the image cannot be read.
     """
-
     surgery = surgery_of(model)
     features = image if isinstance(image, ImageFeatures) else None
     if features is None:
@@ -132,7 +131,6 @@ def recognize_many(
         One result per image, in order. Errors are those of :func:`recognize`; an image that cannot be read is named by its
         position.
     """
-
     surgery = surgery_of(model)
     check_number("batch_size", batch_size, 1, whole=True)
     if is_single(images):

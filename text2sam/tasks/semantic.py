@@ -173,7 +173,6 @@ def segment_semantic(
         ImageError: the image cannot be read.
         UnsupportedModelError: the method is not for this image tower, or the predictor's answer is not SAM's.
     """
-
     surgery = surgery_of(model)
     scoped = method == CORRCLIP
     if not scoped:
@@ -302,7 +301,6 @@ def _encode(
     scope: _Scope | None,
 ) -> tuple[Field, tuple[int, int], tuple[int, int]]:
     """Similarities of an image (or its features), the grid that probabilities are given on, and (H, W) of the image."""
-
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
@@ -351,7 +349,6 @@ def _slide(
     batch_size: int,
 ) -> tuple[Field, tuple[int, int]]:
     """Similarities of windows, averaged where they overlap, and the grid of the whole image."""
-
     height, width = image.shape[:2]
     crop = (min(side, height), min(side, width))
     corners = [(y, x) for y in window_starts(height, side, step) for x in window_starts(width, side, step)]
@@ -376,13 +373,11 @@ def _slide(
 
 def _enlarge(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """(columns, h, w) -> (columns, H, W), bilinear with half-pixel centres."""
-
     return bilinear(values[None], shape)[0]
 
 
 def _classify(field: Field, shape: tuple[int, int], scale: float, plan: _Plan) -> NDArray[np.uint16]:
     """(H, W) classes; a few columns at a time are enlarged to (H, W)."""
-
     count = len(plan.words)
     step = max(1, _BUDGET // (4 * shape[0] * shape[1]))
     for start in range(0, count, step):

@@ -255,8 +255,14 @@ def measure_annotate(settings: Settings) -> Result:
         name: {key: (np.array(value) / len(files)).tolist() for key, value in side.items()} for name, side in times.items()
     }
     workers = default_workers(models["job"].generator.device)
-    details = {"images": len(files), "texts": labels, "workers": workers, "objects": objects, "times": per_image}
-    details["shares"] = shares
+    details = {
+        "images": len(files),
+        "texts": labels,
+        "workers": workers,
+        "objects": objects,
+        "times": per_image,
+        "shares": shares,
+    }
     what = f"annotate: seconds per image, {len(labels)} texts, against a loop"
     rows = [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
     if photos:
