@@ -35,7 +35,7 @@ HOUSE = [
     ["errors"],
     ["tiff"],
     ["checks", "decode", "devices", "files", "fingerprint", "folding", "paint", "rle", "tables"],
-    ["image", "targets", "zoo.table"],
+    ["image", "masks", "targets", "zoo.table"],
     ["types", "presence", "zoo.download", "zoo.state_dicts"],
     ["zoo.shipped"],
     ["clip", "sam", "zoo.sticker"],

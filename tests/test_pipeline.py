@@ -29,7 +29,7 @@ from text2sam.errors import (
 )
 from text2sam.pipeline import EncodedImage, TextPromptedSAM
 from text2sam.recipes import RECIPES, Objects, Recipe
-from text2sam.recipes.choose import Choice, choose_by_agreement, choose_by_score, mask_iou
+from text2sam.recipes.choose import Choice, Offer, choose_by_agreement, choose_by_score, mask_iou
 from text2sam.recipes.paper import paper_points
 from text2sam.recipes.points import PeakRule
 from text2sam.recipes.smoothing import affinity
@@ -403,30 +403,25 @@ def test_own_rules_are_used() -> None:
         seen["from"], seen["shape"] = similarity, shape
         return PointPrompts([[5, 7]], [1])
 
-    def choose(
-        masks: NDArray[np.bool_],
-        scores: NDArray[np.float32],
-        similarity: SimilarityMap,
-        points: PointPrompts,
-        logits: NDArray[np.float32],
-    ) -> Choice:
-        seen["masks"], seen["scores"], seen["map"], seen["points"] = masks, scores, similarity, points
-        seen["logits"] = logits
-        return Choice(2, "the last one", {"area": masks.sum((1, 2)).astype(np.float32)})
+    def choose(offer: Offer) -> Choice:
+        seen["offer"] = offer
+        return Choice(2, "the last one", {"area": offer.masks.sum((1, 2)).astype(np.float32)})
 
     c = Counted()
     result = c.segment(picture(), "cat", strategy=Objects(points, choose, name="own"), threshold=0.0)
     assert seen["from"].text == "cat"
     assert seen["shape"] == (30, 44)
     assert c.predictor.prompts[0][0].tolist() == [[5, 7]]
-    assert seen["points"].coords.tolist() == result.points.coords.tolist() == [[5, 7]]
-    assert seen["map"] is seen["from"] is result.similarity
-    assert seen["logits"].shape == (3, 4, 4)
-    assert seen["scores"].tolist() == pytest.approx([0.3, 0.9, 0.5])
+    offer = seen["offer"]
+    assert offer.points.coords.tolist() == result.points.coords.tolist() == [[5, 7]]
+    assert offer.similarity is seen["from"] is result.similarity
+    assert offer.shape == (30, 44)
+    assert offer.logits.shape == (3, 4, 4)
+    assert offer.scores.tolist() == pytest.approx([0.3, 0.9, 0.5])
     assert result.candidates is not None
     assert (result.candidates.chosen, result.candidates.reason) == (2, "the last one")
-    assert result.candidates.figures["area"].tolist() == seen["masks"].sum((1, 2)).tolist()
-    assert np.array_equal(result.mask, seen["masks"][2])
+    assert result.candidates.figures["area"].tolist() == offer.masks.sum((1, 2)).tolist()
+    assert np.array_equal(result.mask, offer.masks[2])
     assert result.score == pytest.approx(0.5 * result.presence)
     assert result.strategy == "own"
 
@@ -918,9 +913,9 @@ def test_support_drops_what_stands_out_less() -> None:
 
 @pytest.mark.parametrize(("contrasts", "kept"), [((-0.2, -0.1), 1), ((0.0, 0.0), 2), ((-0.1, 0.4), 1), ((0.2, 0.4), 2)])
 def test_the_best_object_stays_even_where_none_stands_out(contrasts: tuple[float, float], kept: int) -> None:
-    def choose(masks: Any, scores: Any, similarity: Any, points: PointPrompts, logits: Any) -> Choice:
-        contrast = contrasts[int(points.positive[0, 0] > 80)]
-        return Choice(1, "the second", {"contrast": np.full(len(masks), contrast, np.float32)})
+    def choose(offer: Offer) -> Choice:
+        contrast = contrasts[int(offer.points.positive[0, 0] > 80)]
+        return Choice(1, "the second", {"contrast": np.full(3, contrast, np.float32)})
 
     model, _, _ = painted()
     result = model.segment(TWO, "red", strategy=replace(EASY, choose=choose, support=0.5))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from text2sam import TextPromptedSAM
 from text2sam.errors import InputError, StateError
-from text2sam.recipes.choose import choose_by_agreement
+from text2sam.recipes.choose import Offer, choose_by_agreement
 from text2sam.refine import choose_by_clicks, with_answer, with_candidate, with_objects, without_object
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 
@@ -109,12 +109,13 @@ def test_clicks_go_before_agreement() -> None:
     logits, similarity = np.zeros((3, 4, 4), np.float32), SimilarityMap(np.eye(4, dtype=np.float32))
     scores = np.array([0.9, 0.5, 0.1], np.float32)
     points = PointPrompts([[4, 6], [7, 6]], [1, 1])  # type: ignore[arg-type]
-    assert choose_by_agreement(masks, scores, similarity, points, logits).index == 0
-    assert choose_by_clicks(masks, scores, similarity, points, logits).index == 2
+    assert choose_by_agreement(Offer(masks, scores, similarity, points, logits)).index == 0
+    assert choose_by_clicks(Offer(masks, scores, similarity, points, logits)).index == 2
     outside = PointPrompts([[4, 6], [7, 6]], [1, 0])  # type: ignore[arg-type]
-    assert choose_by_clicks(masks, scores, similarity, outside, logits).index == 0
-    assert choose_by_clicks(masks, scores, similarity, outside, logits, before=disc(4, 6, 2)).index == 1, "near what was"
-    assert choose_by_clicks(masks, scores, similarity, outside, logits, before=disc(4, 6, 4)).index == 1, "clicks go first"
+    miss = Offer(masks, scores, similarity, outside, logits)
+    assert choose_by_clicks(miss).index == 0
+    assert choose_by_clicks(miss, before=disc(4, 6, 2)).index == 1, "near what was"
+    assert choose_by_clicks(miss, before=disc(4, 6, 4)).index == 1, "clicks go first"
 
 
 def test_a_point_brings_in_what_was_not_there() -> None:

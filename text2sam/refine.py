@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.recipes.choose import Choice, MaskRule, choose_by_agreement, mask_iou
-from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
+from text2sam.masks import Masks
+from text2sam.recipes.choose import Choice, MaskRule, Offer, agreement, choose_by_agreement, mask_iou
+from text2sam.types import PointPrompts, Segmentation, box_of
 
 if TYPE_CHECKING:
     from text2sam.sam.session import SamImage, Session
@@ -26,41 +27,26 @@ CLICKS = "clicks"
 """The ``strategy`` of an object that a person's points made."""
 
 
-def choose_by_clicks(
-    masks: NDArray[np.bool_],
-    scores: NDArray[np.float32],
-    similarity: SimilarityMap,
-    points: PointPrompts,
-    logits: NDArray[np.float32],
-    before: NDArray[np.bool_] | None = None,
-) -> Choice:
+def choose_by_clicks(offer: Offer, before: NDArray[np.bool_] | None = None) -> Choice:
     """The mask with the most points on their right side; of equals the one of the highest total, as in
     :func:`~text2sam.recipes.choose.choose_by_agreement`, plus IoU with the mask that the points correct.
 
     Args:
-        masks, scores, similarity, points, logits: as there, errors too.
+        offer: SAM's answer.
         before: (H, W) bool, the mask that the points correct; None for a new object.
     """
-    choice = choose_by_agreement(masks, scores, similarity, points, logits)
+    choice, points = choose_by_agreement(offer), offer.points
     right = choice.figures["points"]
-    near = np.zeros(len(masks)) if before is None else np.array([mask_iou(mask, before) for mask in masks])
+    near = 0 if before is None else np.array([mask_iou(mask, before) for mask in offer.masks])
     index = int(np.lexsort((choice.figures["total"] + near, right))[-1])
     share = round(float(right[index]) * len(points))
     reason = f"{share} of {len(points)} points are on its right side; its total {choice.figures['total'][index]:.3f}"
     return Choice(index, reason, choice.figures)
 
 
-def choose_first(
-    masks: NDArray[np.bool_],
-    scores: NDArray[np.float32],
-    similarity: SimilarityMap,
-    points: PointPrompts,
-    logits: NDArray[np.float32],
-) -> Choice:
-    """The first mask, with the figures of :func:`~text2sam.recipes.choose.choose_by_agreement`; arguments and errors are the
-    same."""
-    figures = choose_by_agreement(masks, scores, similarity, points, logits).figures
-    return Choice(0, "SAM's single mask for several points and the mask before", figures)
+def choose_first(offer: Offer) -> Choice:
+    """The first mask, with the figures of :func:`~text2sam.recipes.choose.choose_by_agreement`."""
+    return Choice(0, "SAM's single mask for several points and the mask before", agreement(offer))
 
 
 def with_candidate(result: Segmentation, number: int, index: int) -> Segmentation:
@@ -145,7 +131,7 @@ def with_answer(
     result: Segmentation,
     number: int,
     points: PointPrompts,
-    answer: tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]],
+    answer: tuple[Masks, NDArray[np.float32], NDArray[np.float32]],
     choose: MaskRule | None = None,
 ) -> Segmentation:
     """A result in which an object is what SAM answered to a person's points.
@@ -169,15 +155,16 @@ def with_answer(
     if masks.shape[1:] != result.mask.shape:
         raise InputError(f"the masks are of {masks.shape[1:]}, the result is of {result.mask.shape}")
     rule = choose or functools.partial(choose_by_clicks, before=None if new else part.mask)
-    choice = rule(masks, scores, part.similarity, points, logits)
-    mask = masks[choice.index]
+    offer = Offer(masks, scores, part.similarity, points, logits)
+    choice = rule(offer)
+    mask = offer.mask(choice.index)
     changed = replace(
         part,
         mask=mask,
         box=box_of(mask),
         score=float(choice.figures.get("total", scores)[choice.index]),
         points=points,
-        candidates=Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures),
+        candidates=offer.taken(choice),
         strategy=CLICKS,
         objects=(),
         present=False,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError
 from text2sam.files import write_png
+from text2sam.masks import LogitMasks, keeps, kept, pack
 from text2sam.paint import overlay
-from text2sam.rle import roll, unroll
 
 if TYPE_CHECKING:
     import torch
 
     from text2sam.image import ImageLike
-
-_T = TypeVar("_T")
 
 NOISE = 1e-5
 """A map whose range is below this share of its magnitude is flat: float32 rounding alone leaves such a range."""
@@ -56,42 +54,6 @@ def bilinear(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     import torch
 
     return torch.nn.functional.interpolate(maps, tuple(shape), mode="bilinear", align_corners=False)
-
-
-class _Packed:
-    """A field of bool masks (..., H, W) that may be kept as run lengths, and is always given as an array."""
-
-    def __init__(self, name: str) -> None:
-        self._kept = f"_{name}_kept"
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[self._kept] = value
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        kept = instance.__dict__[self._kept]
-        if not isinstance(kept, tuple):
-            return kept
-        shape, runs = kept
-        return np.stack([unroll(lengths, shape[-2:]) for lengths in runs]).reshape(shape)
-
-    def pack(self, instance: Any) -> None:
-        """Keeps the masks of an instance as run lengths from here on."""
-        kept = instance.__dict__[self._kept]
-        if isinstance(kept, np.ndarray) and kept.size:
-            runs = tuple(roll(mask).astype(np.uint32) for mask in kept.reshape(-1, *kept.shape[-2:]))
-            instance.__dict__[self._kept] = kept.shape, runs
-
-
-def _packed(name: str) -> Callable[[type[_T]], type[_T]]:
-    """Makes a field of a dataclass a :class:`_Packed`."""
-
-    def decorate(cls: type[_T]) -> type[_T]:
-        setattr(cls, name, _Packed(name))
-        return cls
-
-    return decorate
 
 
 def _require(condition: bool, what: str) -> None:
@@ -230,13 +192,13 @@ class SimilarityMap:
         return (column + 0.5) * w / gw, (row + 0.5) * h / gh
 
 
-@_packed("masks")
+@keeps("masks")
 @dataclass(frozen=True, eq=False, repr=False)
 class Candidates:
     """The masks SAM offered for one object, and which one was taken.
 
     Attributes:
-        masks: (M, H, W) bool; kept as run lengths, and made anew when they are asked for.
+        masks: (M, H, W) bool; kept as run lengths, or as the logits they are made of, and made anew when they are asked for.
         scores: (M,) float32, SAM's own estimate of each mask's IoU.
         low_res_logits: (M, h, w) float32 as ``SamPredictor.predict`` returns them.
         chosen: index of the mask that was taken.
@@ -255,8 +217,8 @@ class Candidates:
     figures: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        m, s, low = self.masks, self.scores, self.low_res_logits
-        ok = isinstance(m, np.ndarray) and m.ndim == 3 and len(m) > 0 and m.dtype == np.bool_
+        m, s, low = kept(self, "masks"), self.scores, self.low_res_logits
+        ok = isinstance(m, (np.ndarray, LogitMasks)) and m.ndim == 3 and len(m) > 0 and m.dtype == np.bool_
         _require(ok, f"masks must be a bool array of shape (M, H, W), not {_describe(m)}")
         for name, value in {"scores": s, **self.figures}.items():
             ok = isinstance(value, np.ndarray) and value.shape == (len(m),) and value.dtype == np.float32
@@ -265,7 +227,7 @@ class Candidates:
         _require(ok, f"low_res_logits must be a float32 array of shape ({len(m)}, h, w), not {_describe(low)}")
         ok = isinstance(self.chosen, (int, np.integer)) and 0 <= self.chosen < len(m)
         _require(ok, f"chosen must be an int in [0, {len(m)}), not {self.chosen!r}")
-        Candidates.__dict__["masks"].pack(self)
+        pack(self, "masks")
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{score:.2f}" for score in self.scores)
@@ -277,12 +239,16 @@ class Candidates:
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of the masks."""
-        kept = self.__dict__["_masks_kept"]
-        h, w = (kept[0] if isinstance(kept, tuple) else kept.shape)[-2:]
+        h, w = kept(self, "masks").shape[-2:]
         return h, w
 
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """(H, W) bool, one of ``masks``."""
+        mask: NDArray[np.bool_] = kept(self, "masks")[index]
+        return mask
 
-@_packed("mask")
+
+@keeps("mask")
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """What ``TextPromptedSAM.segment`` returns.
@@ -373,7 +339,7 @@ class Segmentation:
             mask = part.mask
             _require(mask.shape == union.shape, "the masks of objects must have the mask's shape")
             union |= mask
-            Segmentation.__dict__["mask"].pack(part)
+            pack(part, "mask")
         _require(bool((union == self.mask).all()), "mask is not the union of the masks of objects")
 
     def __repr__(self) -> str:

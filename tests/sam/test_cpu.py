@@ -14,8 +14,9 @@ from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
+from text2sam.masks import upsampled
 from text2sam.sam import build_predictor
-from text2sam.sam.cpu import CPUPredictor, hasten_decoder, masks_of
+from text2sam.sam.cpu import CPUPredictor, hasten_decoder
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_masks_are_those_of_two_interpolations(shape: tuple[int, int]) -> None:
     sam.image_encoder.img_size = side
     expected = sam.postprocess_masks(logits, filled, shape)
     for threshold in (0.0, 0.7):
-        masks = masks_of(logits, side, filled, shape, threshold)
+        masks = upsampled(logits, side, filled, shape, threshold)
         assert masks.shape == (2, 3, *shape)
         assert not ((masks != (expected > threshold)) & ((expected - threshold).abs() > 1e-5)).any()
 

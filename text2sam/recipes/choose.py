@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
+from text2sam.masks import LogitMasks, Masks
 from text2sam.recipes.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
-from text2sam.types import PointPrompts, SimilarityMap
+from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
 _WEIGHTS = {"correlation": 1.0, "stability": 0.5, "points": 0.25}
 """How much each figure counts in the total; SAM's own score counts 1."""
+
+SMALL = 640
+"""Longer side, in pixels, in which masks are compared with maps."""
 
 
 @dataclass(frozen=True)
@@ -32,46 +37,68 @@ class Choice:
     figures: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-MaskRule: TypeAlias = Callable[
-    [NDArray[np.bool_], NDArray[np.float32], SimilarityMap, PointPrompts, NDArray[np.float32]],
-    Choice,
-]
-"""Masks (M, H, W), scores (M,), the map, points, low-resolution logits (M, h, w) -> which mask. The figure ``"total"`` of a
-mask, where the rule gives it, is the object's score; else SAM's score is. The figure ``"contrast"`` decides whether an object
-stays."""
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """SAM's answer to a prompt, of which a mask rule takes one mask.
 
-
-def choose_by_score(
-    masks: NDArray[np.bool_],
-    scores: NDArray[np.float32],
-    similarity: SimilarityMap,
-    points: PointPrompts,
-    logits: NDArray[np.float32],
-) -> Choice:
-    """The papers' choice: the mask SAM itself scores highest; the first of equals.
-
-    Args:
-        masks: (M, H, W) bool.
+    Attributes:
+        kept: (M, H, W) bool masks, or the :class:`~text2sam.masks.LogitMasks` they are made of.
         scores: (M,) float32, SAM's estimates of the masks' IoU.
-        similarity: the map; not looked at.
-        points: the prompts the masks answer; not looked at.
-        logits: (M, h, w) float32; not looked at.
+        similarity: the map the prompt came from.
+        points: the prompt's points.
+        logits: (M, h, w) float32, SAM's low-resolution logits.
 
     Raises:
         InputError: there is no mask, or not one score per mask.
     """
-    _check_scores(masks, scores)
-    index = int(np.argmax(scores))
-    return Choice(index, f"SAM's own score {scores[index]:.3f} is the highest of {len(scores)}")
+
+    kept: Masks
+    scores: NDArray[np.float32]
+    similarity: SimilarityMap
+    points: PointPrompts
+    logits: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        count, scores = len(self.kept), self.scores.shape
+        if not count or scores != (count,):
+            raise InputError(f"there must be one score per mask and at least one mask, not {scores} for {count}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the image in pixels."""
+        return self.kept.shape[1], self.kept.shape[2]
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """(M, H, W) bool."""
+        return np.asarray(self.kept)
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """(H, W) bool: one of ``masks``, without the others."""
+        return self.masks[index] if "masks" in vars(self) else self.kept[index]
+
+    @cached_property
+    def small(self) -> NDArray[np.bool_]:
+        """(M, h, w) bool: the masks; where they are made of logits, with a longer side of at most :data:`SMALL` pixels."""
+        return self.kept.within(SMALL) if isinstance(self.kept, LogitMasks) and max(self.shape) > SMALL else self.masks
+
+    def taken(self, choice: Choice) -> Candidates:
+        """The candidates of a result, with the choice that was made; errors are those of :class:`Candidates`."""
+        return Candidates(self.kept, self.scores, self.logits, choice.index, choice.reason, choice.figures)
 
 
-def choose_by_agreement(
-    masks: NDArray[np.bool_],
-    scores: NDArray[np.float32],
-    similarity: SimilarityMap,
-    points: PointPrompts,
-    logits: NDArray[np.float32],
-) -> Choice:
+MaskRule: TypeAlias = Callable[[Offer], Choice]
+"""SAM's answer -> which mask. The figure ``"total"`` of a mask, where the rule gives it, is the object's score, else SAM's own
+score is. The figure ``"contrast"`` decides whether an object stays."""
+
+
+def choose_by_score(offer: Offer) -> Choice:
+    """The papers' choice: the mask SAM itself scores highest; the first of equals."""
+    index = int(np.argmax(offer.scores))
+    return Choice(index, f"SAM's own score {offer.scores[index]:.3f} is the highest of {len(offer.scores)}")
+
+
+def choose_by_agreement(offer: Offer) -> Choice:
     """The mask that agrees best with the similarity map, with the points, and with SAM itself; the first of equals.
 
     The figures of a mask, with g the share of each patch it covers and heat the smoothed min-max map
@@ -87,22 +114,12 @@ def choose_by_agreement(
     - ``points`` in [0, 1]: the share of points on their right side.
     - ``total = (score + correlation + stability / 2 + points / 4) / 2.75``, at least 0: what is decided by. An empty mask has
       0. The weights were chosen on tuning photos (COCO, MobileSAM).
-
-    Args:
-        masks: (M, H, W) bool.
-        scores: (M,) float32, SAM's estimates of the masks' IoU.
-        similarity: the map.
-        points: the prompts the masks answer.
-        logits: (M, h, w) float32, SAM's low-resolution logits.
-
-    Raises:
-        InputError: there is no mask, or not one score per mask.
     """
-    figures = agreement(masks, scores, similarity, points, logits)
+    figures, scores = agreement(offer), offer.scores
     total = figures["total"]
     index = int(np.argmax(total))
     by_score = int(np.argmax(scores))
-    others = "" if len(masks) == 1 else f" of {len(masks)}"
+    others = "" if len(scores) == 1 else f" of {len(scores)}"
     also = (
         "also SAM's highest score" if by_score == index else f"SAM's score alone would take the one of {scores[by_score]:.3f}"
     )
@@ -113,26 +130,19 @@ def choose_by_agreement(
     return Choice(index, reason, figures)
 
 
-def agreement(
-    masks: NDArray[np.bool_],
-    scores: NDArray[np.float32],
-    similarity: SimilarityMap,
-    points: PointPrompts,
-    logits: NDArray[np.float32],
-) -> dict[str, NDArray[np.float32]]:
-    """The figures of :func:`choose_by_agreement`, each (M,) float32, by name; arguments and errors are the same."""
-    _check_scores(masks, scores)
-    heat = heat_of(similarity)
-    shares = patch_shares(masks, heat.shape)
-    near = _near(heat, points, masks.shape[1:])
+def agreement(offer: Offer) -> dict[str, NDArray[np.float32]]:
+    """The figures of :func:`choose_by_agreement`, each (M,) float32, by name."""
+    heat = heat_of(offer.similarity)
+    shares = patch_shares(offer.small, heat.shape)
+    near = _near(heat, offer.points, offer.shape)
     figures = {
         "correlation": _correlation(shares, near),
         "contrast": np.array([_contrast(share, near) for share in shares]),
-        "stability": stability(logits),
-        "points": _right_points(masks, points),
+        "stability": stability(offer.logits),
+        "points": _right_points(offer),
     }
-    total = sum((weight * figures[name] for name, weight in _WEIGHTS.items()), scores) / (1 + sum(_WEIGHTS.values()))
-    figures["total"] = np.where(masks.any((1, 2)), np.clip(total, 0, 1), 0)
+    total = sum((weight * figures[name] for name, weight in _WEIGHTS.items()), offer.scores) / (1 + sum(_WEIGHTS.values()))
+    figures["total"] = np.where(offer.small.any((1, 2)), np.clip(total, 0, 1), 0)
     return {name: values.astype(np.float32) for name, values in figures.items()}
 
 
@@ -182,17 +192,14 @@ def _correlation(shares: NDArray[np.float32], heat: NDArray[np.float32]) -> NDAr
     return correlation
 
 
-def _right_points(masks: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.float64]:
+def _right_points(offer: Offer) -> NDArray[np.float64]:
+    masks, points = offer.small, offer.points
     if not len(points):
         return np.ones(len(masks))
-    rows, columns = pixels_under(points.coords, masks.shape[1:])
+    places = zip(pixels_under(points.coords, offer.shape), masks.shape[1:], offer.shape, strict=True)
+    rows, columns = ((2 * at + 1) * length // (2 * whole) for at, length, whole in places)
     right: NDArray[np.float64] = (masks[:, rows, columns] == (points.labels == 1)).mean(1)
     return right
-
-
-def _check_scores(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> None:
-    if not len(masks) or scores.shape != (len(masks),):
-        raise InputError(f"there must be one score per mask and at least one mask, not {scores.shape} for {len(masks)}")
 
 
 def distinct(

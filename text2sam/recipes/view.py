@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from text2sam.checks import name_of
 from text2sam.clip.protocol import make_maps
 from text2sam.errors import InputError, UnsupportedModelError
-from text2sam.recipes.choose import Choice
+from text2sam.recipes.choose import Choice, Offer
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
 from text2sam.recipes.smoothing import affinity, smooth
 from text2sam.targets import Query
@@ -170,17 +170,18 @@ class View:
             UnsupportedModelError: the predictor's answer is not usable.
         """
         masks, scores, logits = self.session.ask(self.image, points, box=box)
-        choice, rule = choose(masks, scores, similarity, points, logits), f"the mask rule {name_of(choose)}"
+        offer = Offer(masks, scores, similarity, points, logits)
+        choice, rule = choose(offer), f"the mask rule {name_of(choose)}"
         if not isinstance(choice, Choice):
             raise InputError(f"{rule} must return a Choice, not {type(choice).__name__}")
         try:
-            candidates = Candidates(masks, scores, logits, choice.index, choice.reason, choice.figures)
+            candidates = offer.taken(choice)
         except InputError as error:
             raise InputError(f"{rule} returned a Choice that does not fit: {error}") from error
         for name in ("total", "contrast"):  # an object stays or goes by these
             if not np.isfinite(candidates.figures.get(name, 0)).all():
                 raise InputError(f"{rule} must return {name!r} figures that are finite, not {candidates.figures[name]}")
-        return Found(masks[choice.index], points, candidates, similarity)
+        return Found(offer.mask(choice.index), points, candidates, similarity)
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
         """How much better a place fits the best of texts than it fits the generator's vocabulary.

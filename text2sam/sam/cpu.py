@@ -5,10 +5,10 @@ Weights are kept; modules get a subclass that computes the same. Outputs change 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from segment_anything import SamPredictor
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.common import LayerNorm2d
@@ -16,8 +16,7 @@ from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_BLOCK = 32
-"""Rows of pixels that are upsampled at once."""
+from text2sam.masks import LogitMasks, upsampled
 
 
 class _Attention(Attention):  # type: ignore[misc]
@@ -96,7 +95,17 @@ def _doubles(layer: nn.ConvTranspose2d) -> bool:
 
 
 class CPUPredictor(SamPredictor):  # type: ignore[misc]
-    """A ``SamPredictor`` that upsamples masks by :func:`masks_of`, which is faster, most of all for large images."""
+    """A ``SamPredictor`` that upsamples masks by :func:`~text2sam.masks.upsampled`, which is faster, most of all for large
+    images, and that need not upsample them at once."""
+
+    def predict(self, *prompts: Any, lazy: bool = False, **options: Any) -> tuple[Any, NDArray[Any], NDArray[Any]]:
+        """As ``SamPredictor``'s; ``lazy`` gives masks that are made when they are asked for, on a CPU."""
+        if not lazy or self.device.type != "cpu":
+            return super().predict(*prompts, **options)  # type: ignore[no-any-return]
+        _, scores, logits = super().predict(*prompts, **options, return_logits=None)
+        model = self.model
+        side, threshold = model.image_encoder.img_size, model.mask_threshold
+        return LogitMasks(logits, side, self.input_size, self.original_size, threshold), scores, logits
 
     @torch.no_grad()
     def predict_torch(
@@ -106,9 +115,10 @@ class CPUPredictor(SamPredictor):  # type: ignore[misc]
         boxes: Tensor | None = None,
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
-        return_logits: bool = False,
+        return_logits: bool | None = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``SamPredictor``'s: masks (B, M, H, W) bool, or logits; scores (B, M); logits (B, M, 256, 256)."""
+        """As ``SamPredictor``'s: masks (B, M, H, W) bool, or logits; scores (B, M); logits (B, M, 256, 256). With
+        ``return_logits=None`` no masks are made, and the last stand in their place."""
         prompts = (point_coords, point_labels, boxes, mask_input, multimask_output)
         if return_logits or not self.is_image_set or self.device.type != "cpu":
             return super().predict_torch(*prompts, return_logits)  # type: ignore[no-any-return]
@@ -123,41 +133,7 @@ class CPUPredictor(SamPredictor):  # type: ignore[misc]
             dense_prompt_embeddings=dense,
             multimask_output=multimask_output,
         )
+        if return_logits is None:
+            return logits, scores, logits
         side = model.image_encoder.img_size
-        return masks_of(logits, side, self.input_size, self.original_size, model.mask_threshold), scores, logits
-
-
-def masks_of(logits: Tensor, side: int, input_size: tuple[int, int], shape: tuple[int, int], threshold: float = 0.0) -> Tensor:
-    """Masks in the image's size, as ``Sam.postprocess_masks`` and a threshold make them.
-
-    SAM upsamples its logits to its square input, cuts the padding off and resizes to the image, both times bilinearly. Together
-    this is linear, with one matrix for rows and one for columns that have few entries other than 0.
-
-    Args:
-        logits: (..., h, w) float32.
-        side: of SAM's square input, in pixels.
-        input_size: (H, W) in it that the image fills.
-        shape: (H, W) of the image in pixels.
-        threshold: logits above it are on.
-
-    Returns:
-        (..., H, W) bool.
-    """
-    (h, w), (height, width) = logits.shape[-2:], shape
-    down = _resampling(h, side, input_size[0], height)
-    across = _resampling(w, side, input_size[1], width)
-    columns = logits @ across.T  # (..., h, W)
-    masks = torch.empty(*logits.shape[:-2], height, width, dtype=torch.bool)
-    for top in range(0, height, _BLOCK):
-        some = down[top : top + _BLOCK]
-        used = some.any(dim=0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        torch.gt(some[:, first:last] @ columns[..., first:last, :], threshold, out=masks[..., top : top + _BLOCK, :])
-    return masks
-
-
-@functools.lru_cache(maxsize=16)
-def _resampling(places: int, side: int, filled: int, length: int) -> Tensor:
-    """(length, places): the share that each pixel takes from each place of the logits."""
-    large = F.interpolate(torch.eye(places)[None], size=side, mode="linear", align_corners=False)[..., :filled]
-    return F.interpolate(large, size=length, mode="linear", align_corners=False)[0].T.contiguous()
+        return upsampled(logits, side, self.input_size, self.original_size, model.mask_threshold), scores, logits

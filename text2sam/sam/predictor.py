@@ -5,6 +5,8 @@ The protocol is ``SamPredictor``'s (Kirillov et al. 2023, "Segment Anything", ar
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import accepts
 from text2sam.errors import InputError, StateError, UnsupportedModelError
+from text2sam.masks import LogitMasks, Masks
 from text2sam.types import PointPrompts
 
 _KEYWORDS = ("point_coords", "point_labels", "box", "mask_input", "multimask_output", "return_logits")
@@ -86,7 +89,8 @@ def predict_points(
     mask_input: NDArray[np.float32] | None = None,
     box: NDArray[np.float32] | None = None,
     shape: tuple[int, int] | None = None,
-) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    lazy: bool = False,
+) -> tuple[Masks, NDArray[np.float32], NDArray[np.float32]]:
     """Masks for point prompts, in one form whatever the predictor returns.
 
     Points go to the predictor as they are: SAM itself shifts them to the middle of the pixel.
@@ -98,12 +102,13 @@ def predict_points(
         mask_input: (1, h, w) float32 logits of an earlier answer.
         box: (4,) float32 xyxy in pixels.
         shape: (H, W) of the image, when known: masks of another size are refused.
+        lazy: takes masks that are made when they are asked for, where ``predict`` has an argument of this name.
 
     Returns:
-        ``(masks, scores, low_res_logits)``. Masks are (M, H, W) bool; where the predictor does not answer
-        in bool, above 0 is on. Scores are (M,) float32, the predicted IoUs clipped to [0, 1]: SAM's
-        regression may leave that range a little, and ``predictor.predict`` gives it raw. Logits are
-        (M, h, w) float32.
+        ``(masks, scores, low_res_logits)``. Masks are (M, H, W) bool, or, with ``lazy``, :class:`~text2sam.masks.LogitMasks`;
+        where the predictor does not answer in bool, above 0 is on. Scores are (M,) float32, the predicted IoUs clipped to
+        [0, 1]: SAM's regression may leave that range a little, and ``predictor.predict`` gives it raw. Logits are (M, h, w)
+        float32.
 
     Raises:
         InputError: there is neither a point nor a box nor a mask, or one of them has another shape.
@@ -113,6 +118,9 @@ def predict_points(
     prompts = _prompts(points, mask_input, box)
     if getattr(predictor, "is_image_set", True) is False:
         raise StateError("no image is set: call set_image before asking for masks")
+    with contextlib.suppress(TypeError, ValueError):  # compiled functions need not tell
+        if lazy and "lazy" in inspect.signature(predictor.predict).parameters:  # not accepts: arguments may be passed on
+            prompts["lazy"] = True
     answer = predictor.predict(**prompts, multimask_output=multimask_output)
     name = type(predictor).__name__
     if not isinstance(answer, (tuple, list)) or len(answer) != 3:
@@ -122,7 +130,7 @@ def predict_points(
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
         raise UnsupportedModelError(f"{name}.predict must return three arrays: {error}") from error
     count = len(scores) if scores.ndim == 1 else 0
-    fits = count > 0 and masks.ndim == 3 and logits.ndim == 3 and len(masks) == len(logits) == count and masks.size > 0
+    fits = count > 0 and masks.ndim == 3 and logits.ndim == 3 and len(masks) == len(logits) == count and 0 not in masks.shape
     if not fits:
         shapes = ", ".join(str(a.shape) for a in (masks, scores, logits))
         raise UnsupportedModelError(
@@ -139,6 +147,8 @@ def predict_points(
     for kind, values in (("masks", masks), ("low_res_logits", logits)):
         if values.dtype.kind == "f" and np.isnan(values).any():  # above 0 nowhere, which would read as "not here"
             raise UnsupportedModelError(f"{name}.predict returned {kind} with NaN in them; in half precision try float32")
+    if isinstance(masks, LogitMasks):
+        return masks, scores.astype(np.float32).clip(0, 1), masks.logits
     on = masks.copy() if masks.dtype == np.bool_ else masks > 0  # a predictor may use its arrays again
     return on, scores.astype(np.float32).clip(0, 1), logits.astype(np.float32)
 
@@ -163,7 +173,9 @@ def _prompts(points: PointPrompts, mask_input: NDArray[Any] | None, box: NDArray
     return prompts
 
 
-def _to_numpy(value: Any) -> NDArray[Any]:
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, LogitMasks):
+        return value
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         # NumPy has no bfloat16.

@@ -20,6 +20,7 @@ from text2sam.errors import ImageError, InputError
 from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
 
 if TYPE_CHECKING:
+    from text2sam.masks import Masks
     from text2sam.types import PointPrompts
 
 SAM = frozenset({"features", "is_image_set"})
@@ -116,15 +117,21 @@ class Session:
         multimask_output: bool = True,
         mask_input: NDArray[np.float32] | None = None,
         box: NDArray[np.float32] | None = None,
-    ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
-        """Masks of an image for point prompts; see :func:`~text2sam.sam.predictor.predict_points`."""
+    ) -> tuple[Masks, NDArray[np.float32], NDArray[np.float32]]:
+        """Masks of an image for point prompts; see :func:`~text2sam.sam.predictor.predict_points`, with ``lazy``."""
         h, w = image.pixels.shape[:2]
         with self._lock, self._float32():
             self._use(image)
             self.calls += 1
             try:
                 return predict_points(
-                    self._predictor, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w)
+                    self._predictor,
+                    points,
+                    multimask_output=multimask_output,
+                    mask_input=mask_input,
+                    box=box,
+                    shape=(h, w),
+                    lazy=True,
                 )
             finally:
                 if self._left is not None:  # what predict left behind is no other image
