@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -58,7 +58,8 @@ class LogitMasks:
     def within(self, side: int) -> NDArray[np.bool_]:
         """(M, h, w) bool: masks of the image shrunk to a longer side of at most so many pixels."""
         share = min(1.0, side / max(self.size))
-        return np.asarray(replace(self, size=tuple(max(1, round(length * share)) for length in self.size)))
+        height, width = (max(1, round(length * share)) for length in self.size)
+        return np.asarray(replace(self, size=(height, width)))
 
     def _made(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
         import torch
@@ -90,6 +91,15 @@ class RunMasks:
 
 Masks: TypeAlias = NDArray[np.bool_] | LogitMasks
 """(M, H, W) bool; an index makes one of them."""
+
+
+def joined(parts: Sequence[Masks]) -> Masks:
+    """The masks of several answers about one image."""
+    lazy = [part for part in parts if isinstance(part, LogitMasks)]
+    if len(lazy) == len(parts):
+        return replace(lazy[0], logits=np.concatenate([part.logits for part in lazy]))
+    masks: NDArray[np.bool_] = np.concatenate([np.asarray(part) for part in parts])
+    return masks
 
 
 class _Kept:

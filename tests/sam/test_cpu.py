@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import pickle
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
-from text2sam.masks import upsampled
-from text2sam.sam import build_predictor
+from text2sam.masks import LogitMasks, upsampled
+from text2sam.sam import build_predictor, predict_points
 from text2sam.sam.cpu import CPUPredictor, hasten_decoder
+from text2sam.types import Candidates, PointPrompts
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,75 @@ def test_several_prompts_at_once(pair: tuple[Any, Any]) -> None:
 def test_no_image() -> None:
     with pytest.raises(RuntimeError, match="set_image"):
         CPUPredictor(tiny_predictor().model).predict_torch(None, None)
+
+
+@pytest.mark.parametrize("shape", [(30, 44), (700, 500), (1, 90)])
+def test_masks_made_later_are_the_same(shape: tuple[int, int]) -> None:
+    predictor = CPUPredictor(draw_weights(tiny_predictor().model, 0.3))
+    predictor.set_image(np.resize(picture(4), (*shape, 3)))
+    points = PointPrompts([[shape[1] // 2, shape[0] // 2], [3, 0]], [1, 0])
+    masks, scores, logits = predict_points(predictor, points)
+    assert isinstance(masks, np.ndarray)
+    later, *others = predict_points(predictor, points, lazy=True)
+    assert isinstance(later, LogitMasks)
+    assert all(np.array_equal(a, b) for a, b in zip(others, (scores, logits), strict=True))
+    assert len(later) == 3
+    assert later.shape == masks.shape
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert np.array_equal(later, masks)
+            assert all(np.array_equal(later[k], masks[k]) for k in range(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(pickle.loads(pickle.dumps(later)), masks)
+    offered = Candidates(later, scores, logits, 1, "")  # type: ignore[arg-type]
+    assert np.array_equal(pickle.loads(pickle.dumps(offered)).masks, masks)
+    assert np.array_equal(offered.mask(2), masks[2])
+    assert offered.shape == shape
+
+
+def test_who_changes_the_masks_is_asked_for_them() -> None:
+    class Inverse(CPUPredictor):
+        def predict(self, *prompts: Any, **options: Any) -> Any:
+            masks, *others = super().predict(*prompts, **options)
+            return ~masks, *others
+
+    found = []
+    for kind in (CPUPredictor, Inverse):
+        predictor = kind(tiny_predictor().model)
+        predictor.set_image(picture(4))
+        found.append(predict_points(predictor, PointPrompts([[9, 9]], [1]), lazy=True)[0])
+    assert np.array_equal(~np.asarray(found[0]), found[1])
+
+
+def test_projections_of_an_image_are_kept_until_something_changes() -> None:
+    model = draw_weights(tiny_predictor().model, 0.3)
+    predictor = CPUPredictor(hastened := copy.deepcopy(model))
+    hasten_decoder(hastened)
+    prompts = [
+        {"point_coords": np.array([[9.0, 9.0]]), "point_labels": np.array([1])},
+        {"mask_input": np.linspace(-9, 9, 16 * 16, dtype=np.float32).reshape(1, 16, 16)},
+        {"box": np.array([3.0, 4.0, 30.0, 25.0])},
+    ]
+
+    def compare(*images: Any) -> None:
+        for image, prompt in itertools.product(images, prompts):
+            fresh = CPUPredictor(copy.deepcopy(hastened))
+            for each in (predictor, fresh):
+                each.set_image(image)
+            for one, other in zip(predictor.predict(**prompt), fresh.predict(**prompt), strict=True):
+                assert np.array_equal(one, other)
+
+    compare(picture(4), picture(5), picture(4))
+    layer = hastened.mask_decoder.transformer.layers[0].cross_attn_token_to_image.k_proj
+    assert "_held" in vars(layer)
+    assert "_held" not in vars(copy.deepcopy(layer))
+    with torch.no_grad():
+        layer.weight.mul_(-1)
+    compare(picture(4))
+    layer.bias.data = layer.bias + 1
+    compare(picture(4))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (31, 7), (480, 640), (1024, 1024), (1500, 2001)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,8 @@ class Offer:
 
     def taken(self, choice: Choice) -> Candidates:
         """The candidates of a result, with the choice that was made; errors are those of :class:`Candidates`."""
-        return Candidates(self.kept, self.scores, self.logits, choice.index, choice.reason, choice.figures)
+        kept: Any = self.kept
+        return Candidates(kept, self.scores, self.logits, choice.index, choice.reason, choice.figures)
 
 
 MaskRule: TypeAlias = Callable[[Offer], Choice]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segment_anything import SamPredictor
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.transformer import Attention
+from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,8 +41,25 @@ class _Doubling(nn.ConvTranspose2d):
         matrix = self.weight.permute(2, 3, 1, 0).reshape(-1, self.in_channels)  # (2 * 2 * O, C)
         four = F.linear(x.permute(0, 2, 3, 1), matrix).view(b, h, w, 2, 2, self.out_channels)
         if self.bias is not None:
-            four = four + self.bias
+            four += self.bias
         return four.transpose(2, 3).reshape(b, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)
+
+
+class _Remembering(nn.Linear):
+    """A projection that is made anew when its input is another: prompts without a mask all give the image's embedding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.weight.is_inference():
+            return super().forward(x)
+        key = [(each.data_ptr(), each._version) for each in self.parameters()], x.dtype, x.shape
+        held = self.__dict__.get("_held")
+        if held is None or held[0] != key or not torch.equal(held[1], x):
+            held = self.__dict__["_held"] = key, x, super().forward(x)
+        made: Tensor = held[2]
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_held"}
 
 
 class _PromptEncoder(PromptEncoder):  # type: ignore[misc]
@@ -82,11 +99,18 @@ def hasten_decoder(sam: nn.Module) -> None:
         MaskDecoder: _MaskDecoder,
         PromptEncoder: _PromptEncoder,
     }
+    module: Any
     for module in sam.modules():
         if type(module) in faster:
             module.__class__ = faster[type(module)]
         elif type(module) is nn.ConvTranspose2d and _doubles(module):
             module.__class__ = _Doubling
+        if type(module) is TwoWayTransformer:
+            first = module.layers[0]
+            to_image, from_image = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+            for projection in (to_image.k_proj, to_image.v_proj, from_image.q_proj):
+                if type(projection) is nn.Linear:
+                    projection.__class__ = _Remembering
 
 
 def _doubles(layer: nn.ConvTranspose2d) -> bool:

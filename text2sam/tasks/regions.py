@@ -50,8 +50,8 @@ def find_regions(
         at = np.array([[(2 * column + 1) * w // (2 * side), (2 * row + 1) * h // (2 * side)]], np.float32)
         point = PointPrompts(at, np.ones(1, np.uint8))
         masks, scores, logits = session.ask(image, point, multimask_output=False)
-        if scores[0] >= score and stability(logits)[0] >= stable and masks[0].any():
-            found.append((float(scores[0]), masks[0][::step, ::step], np.packbits(masks[0])))
+        if scores[0] >= score and stability(logits)[0] >= stable and (mask := masks[0]).any():
+            found.append((float(scores[0]), mask[::step, ::step].copy(), np.packbits(mask)))
     kept: list[tuple[NDArray[np.bool_], NDArray[np.uint8]]] = []
     for _, small, packed in sorted(found, key=lambda each: -each[0]):
         if all(mask_iou(small, other) <= SAME for other, _ in kept):
