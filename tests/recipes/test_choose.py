@@ -17,6 +17,7 @@ from segment_anything.utils.amg import calculate_stability_score
 from skimage.measure import label
 
 from text2sam.errors import InputError
+from text2sam.masks import LogitMasks
 from text2sam.recipes import choose as select
 from text2sam.recipes.choose import (
     Choice,
@@ -218,6 +219,29 @@ def test_the_total_is_the_weighted_mean(seed: int) -> None:
     total = scores + sum(weight * figures[name] for name, weight in select._WEIGHTS.items())
     assert set(select._WEIGHTS) == set(figures) - {"total", "contrast"}
     np.testing.assert_allclose(figures["total"], np.maximum(total / (1 + sum(select._WEIGHTS.values())), 0), atol=1e-6)
+
+
+def discs(shape: tuple[int, int]) -> LogitMasks:
+    """Three discs around the middle of an image, as SAM's logits."""
+    filled = (round(256 * shape[0] / max(shape)), round(256 * shape[1] / max(shape)))
+    y, x = np.mgrid[:64, :64] + 0.5
+    away = np.hypot(y - filled[0] / 8, x - filled[1] / 8)
+    return LogitMasks(np.stack([radius - away for radius in (3, 9, 20)]).astype(np.float32), 256, filled, shape)
+
+
+@pytest.mark.parametrize(("shape", "within"), [((480, 640), 0), ((3000, 4000), 0.01), ((2000, 700), 0.01)])
+def test_masks_need_not_be_made_for_the_choice(shape: tuple[int, int], within: float) -> None:
+    masks, scores, similarity = discs(shape), np.full(3, 0.8, np.float32), blobs((9.5, 9.5, 1))
+    points = prompt((shape[1] / 2, shape[0] / 2), (0, shape[0] - 1), labels=[1, 0])
+    later, now = (Offer(kept, scores, similarity, points, masks.logits) for kept in (masks, np.asarray(masks)))
+    choice, expected = choose_by_agreement(later), choose_by_agreement(now)
+    assert choice.index == expected.index
+    for name, values in expected.figures.items():
+        np.testing.assert_allclose(choice.figures[name], values, atol=within)
+    assert ("masks" in vars(later)) == (not within)
+    assert np.array_equal(later.mask(1), now.masks[1])
+    assert np.array_equal(later.taken(choice).masks, now.taken(choice).masks)
+    assert np.array_equal(later.masks, now.masks)
 
 
 # agreement, behaviour
