@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -24,8 +24,12 @@ _BLOCK = 32
 class LogitMasks:
     """SAM's masks of an image, as its low-resolution logits. Indexed, or as an array, they are bool masks of the image's size.
 
+    These are the masks of ``Sam.postprocess_masks`` and a threshold. SAM upsamples its logits to its square input, cuts the
+    padding off and resizes to the image, both times bilinearly. Together this is linear, with one matrix for rows and one for
+    columns that have few entries other than 0.
+
     Attributes:
-        logits: (M, h, w) float32.
+        logits: (..., h, w) float32.
         side: of SAM's square input, in pixels.
         filled: (H, W) in it that the image fills.
         size: (H, W) of the image in pixels.
@@ -39,34 +43,39 @@ class LogitMasks:
     threshold: float = 0.0
 
     dtype = np.dtype(np.bool_)
-    ndim = 3
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(M, H, W)."""
-        return len(self.logits), *self.size
+    def shape(self) -> tuple[int, ...]:
+        """(..., H, W)."""
+        return *self.logits.shape[:-2], *self.size
 
     def __len__(self) -> int:
         return len(self.logits)
 
     def __getitem__(self, index: int) -> NDArray[np.bool_]:
-        return self._made(self.logits[index])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self._made(self.logits).astype(dtype or np.bool_, copy=False)
+        return np.asarray(replace(self, logits=self.logits[index]))
 
     def within(self, side: int) -> NDArray[np.bool_]:
-        """(M, h, w) bool: masks of the image shrunk to a longer side of at most so many pixels."""
-        share = min(1.0, side / max(self.size))
-        height, width = (max(1, round(length * share)) for length in self.size)
+        """(..., h, w) bool: masks of the image shrunk to a longer side of so many pixels."""
+        height, width = (max(1, round(length * side / max(self.size))) for length in self.size)
         return np.asarray(replace(self, size=(height, width)))
 
-    def _made(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.bool_]:
         import torch
 
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            made = upsampled(torch.from_numpy(logits), self.side, self.filled, self.size, self.threshold)
-        masks: NDArray[np.bool_] = made.numpy()
+        (h, w), (height, width) = self.logits.shape[-2:], self.size
+        down = _resampling(h, self.side, self.filled[0], height)
+        across = _resampling(w, self.side, self.filled[1], width)
+        masks = np.empty(self.shape, np.bool_)
+        out = torch.from_numpy(masks)
+        with torch.autocast("cpu", enabled=False):
+            columns = torch.from_numpy(self.logits) @ across.T  # (..., h, W)
+            for top in range(0, height, _BLOCK):
+                some = down[top : top + _BLOCK]
+                used = some.any(dim=0).nonzero()
+                first, last = int(used[0]), int(used[-1]) + 1
+                part = some[:, first:last] @ columns[..., first:last, :]
+                torch.gt(part, self.threshold, out=out[..., top : top + _BLOCK, :])
         return masks
 
 
@@ -82,24 +91,13 @@ class RunMasks:
     shape: tuple[int, ...]
     runs: tuple[NDArray[np.uint32], ...]
 
-    def __getitem__(self, index: int) -> NDArray[np.bool_]:
-        return unroll(self.runs[index], (self.shape[-2], self.shape[-1]))
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.stack([self[k] for k in range(len(self.runs))]).reshape(self.shape).astype(dtype or np.bool_, copy=False)
+        h, w = self.shape[-2:]
+        return np.stack([unroll(lengths, (h, w)) for lengths in self.runs]).reshape(self.shape)
 
 
 Masks: TypeAlias = NDArray[np.bool_] | LogitMasks
 """(M, H, W) bool; an index makes one of them."""
-
-
-def joined(parts: Sequence[Masks]) -> Masks:
-    """The masks of several answers about one image."""
-    lazy = [part for part in parts if isinstance(part, LogitMasks)]
-    if len(lazy) == len(parts):
-        return replace(lazy[0], logits=np.concatenate([part.logits for part in lazy]))
-    masks: NDArray[np.bool_] = np.concatenate([np.asarray(part) for part in parts])
-    return masks
 
 
 class _Kept:
@@ -139,34 +137,6 @@ def pack(instance: object, name: str) -> None:
     if isinstance(value, np.ndarray) and value.size:
         runs = tuple(roll(mask).astype(np.uint32) for mask in value.reshape(-1, *value.shape[-2:]))
         instance.__dict__[f"_{name}_kept"] = RunMasks(value.shape, runs)
-
-
-def upsampled(logits: Tensor, side: int, filled: tuple[int, int], shape: tuple[int, int], threshold: float = 0.0) -> Tensor:
-    """Masks in the image's size, as ``Sam.postprocess_masks`` and a threshold make them.
-
-    SAM upsamples its logits to its square input, cuts the padding off and resizes to the image, both times bilinearly. Together
-    this is linear, with one matrix for rows and one for columns that have few entries other than 0.
-
-    Args:
-        logits: (..., h, w) float32.
-        side, filled, shape, threshold: as :class:`LogitMasks` has them; ``shape`` is its ``size``.
-
-    Returns:
-        (..., H, W) bool.
-    """
-    import torch
-
-    (h, w), (height, width) = logits.shape[-2:], shape
-    down = _resampling(h, side, filled[0], height)
-    across = _resampling(w, side, filled[1], width)
-    columns = logits @ across.T  # (..., h, W)
-    masks = torch.empty(*logits.shape[:-2], height, width, dtype=torch.bool)
-    for top in range(0, height, _BLOCK):
-        some = down[top : top + _BLOCK]
-        used = some.any(dim=0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        torch.gt(some[:, first:last] @ columns[..., first:last, :], threshold, out=masks[..., top : top + _BLOCK, :])
-    return masks
 
 
 @functools.lru_cache(maxsize=32)

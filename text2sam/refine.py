@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.masks import Masks, joined
+from text2sam.masks import Masks
 from text2sam.recipes.choose import Choice, MaskRule, Offer, agreement, choose_by_agreement, mask_iou
 from text2sam.types import PointPrompts, Segmentation, box_of
 
@@ -123,8 +123,8 @@ def corrected(session: Session, image: SamImage, result: Segmentation, number: i
         return with_answer(result, number, every, answer)
     # SAM's single mask is made for several points and a mask before them; the three stay for the person to choose from
     single = session.ask(image, every, mask_input=mask, multimask_output=False)
-    scores, logits = (np.concatenate([single[k], answer[k]]) for k in (1, 2))
-    return with_answer(result, number, every, (joined([single[0], answer[0]]), scores, logits), choose_first)
+    both: Any = tuple(np.concatenate(pair) for pair in zip(single, answer, strict=True))
+    return with_answer(result, number, every, both, choose_first)
 
 
 def with_answer(

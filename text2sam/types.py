@@ -218,7 +218,7 @@ class Candidates:
 
     def __post_init__(self) -> None:
         m, s, low = kept(self, "masks"), self.scores, self.low_res_logits
-        ok = isinstance(m, (np.ndarray, LogitMasks)) and m.ndim == 3 and len(m) > 0 and m.dtype == np.bool_
+        ok = isinstance(m, (np.ndarray, LogitMasks)) and len(m.shape) == 3 and len(m) > 0 and m.dtype == np.bool_
         _require(ok, f"masks must be a bool array of shape (M, H, W), not {_describe(m)}")
         for name, value in {"scores": s, **self.figures}.items():
             ok = isinstance(value, np.ndarray) and value.shape == (len(m),) and value.dtype == np.float32
@@ -241,11 +241,6 @@ class Candidates:
         """(H, W) of the masks."""
         h, w = kept(self, "masks").shape[-2:]
         return h, w
-
-    def mask(self, index: int) -> NDArray[np.bool_]:
-        """(H, W) bool, one of ``masks``."""
-        mask: NDArray[np.bool_] = kept(self, "masks")[index]
-        return mask
 
 
 @keeps("mask")

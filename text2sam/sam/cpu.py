@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
@@ -16,7 +17,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from text2sam.masks import LogitMasks, upsampled
+from text2sam.masks import LogitMasks
 
 
 class _Attention(Attention):  # type: ignore[misc]
@@ -119,17 +120,19 @@ def _doubles(layer: nn.ConvTranspose2d) -> bool:
 
 
 class CPUPredictor(SamPredictor):  # type: ignore[misc]
-    """A ``SamPredictor`` that upsamples masks by :func:`~text2sam.masks.upsampled`, which is faster, most of all for large
-    images, and that need not upsample them at once."""
+    """A ``SamPredictor`` that upsamples masks as :class:`~text2sam.masks.LogitMasks` do, which is faster, most of all for large
+    images, and not before they are asked for where ``lazy`` is given."""
 
     def predict(self, *prompts: Any, lazy: bool = False, **options: Any) -> tuple[Any, NDArray[Any], NDArray[Any]]:
-        """As ``SamPredictor``'s; ``lazy`` gives masks that are made when they are asked for, on a CPU."""
+        """As ``SamPredictor``'s; with ``lazy``, on a CPU, masks are :class:`~text2sam.masks.LogitMasks`."""
         if not lazy or self.device.type != "cpu":
             return super().predict(*prompts, **options)  # type: ignore[no-any-return]
         _, scores, logits = super().predict(*prompts, **options, return_logits=None)
-        model = self.model
-        side, threshold = model.image_encoder.img_size, model.mask_threshold
-        return LogitMasks(logits, side, self.input_size, self.original_size, threshold), scores, logits
+        return self._masks(logits), scores, logits
+
+    def _masks(self, logits: NDArray[np.float32]) -> LogitMasks:
+        side, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
+        return LogitMasks(logits, side, self.input_size, self.original_size, threshold)
 
     @torch.no_grad()
     def predict_torch(
@@ -157,7 +160,5 @@ class CPUPredictor(SamPredictor):  # type: ignore[misc]
             dense_prompt_embeddings=dense,
             multimask_output=multimask_output,
         )
-        if return_logits is None:
-            return logits, scores, logits
-        side = model.image_encoder.img_size
-        return upsampled(logits, side, self.input_size, self.original_size, model.mask_threshold), scores, logits
+        masks = logits if return_logits is None else torch.from_numpy(np.asarray(self._masks(logits.numpy())))
+        return masks, scores, logits

@@ -130,7 +130,7 @@ def predict_points(
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
         raise UnsupportedModelError(f"{name}.predict must return three arrays: {error}") from error
     count = len(scores) if scores.ndim == 1 else 0
-    fits = count > 0 and masks.ndim == 3 and logits.ndim == 3 and len(masks) == len(logits) == count and 0 not in masks.shape
+    fits = count > 0 and len(masks.shape) == logits.ndim == 3 and len(masks) == len(logits) == count and 0 not in masks.shape
     if not fits:
         shapes = ", ".join(str(a.shape) for a in (masks, scores, logits))
         raise UnsupportedModelError(
