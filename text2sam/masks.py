@@ -60,17 +60,27 @@ class LogitMasks:
         height, width = (max(1, round(length * side / max(self.size))) for length in self.size)
         return np.asarray(replace(self, size=(height, width)))
 
+    def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """(..., N) bool: the masks at N pixels."""
+        down, across = self._matrices
+        values = (down[rows].numpy() @ self.logits * across[columns].numpy()).sum(-1)  # (..., N)
+        on: NDArray[np.bool_] = values > self.threshold
+        return on
+
+    @property
+    def _matrices(self) -> list[Tensor]:
+        sides = zip(self.logits.shape[-2:], self.filled, self.size, strict=True)
+        return [_resampling(places, self.side, filled, length) for places, filled, length in sides]
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.bool_]:
         import torch
 
-        (h, w), (height, width) = self.logits.shape[-2:], self.size
-        down = _resampling(h, self.side, self.filled[0], height)
-        across = _resampling(w, self.side, self.filled[1], width)
+        down, across = self._matrices
         masks = np.empty(self.shape, np.bool_)
         out = torch.from_numpy(masks)
         with torch.autocast("cpu", enabled=False):
             columns = torch.from_numpy(self.logits) @ across.T  # (..., h, W)
-            for top in range(0, height, _BLOCK):
+            for top in range(0, len(down), _BLOCK):
                 some = down[top : top + _BLOCK]
                 used = some.any(dim=0).nonzero()
                 first, last = int(used[0]), int(used[-1]) + 1

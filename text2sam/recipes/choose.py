@@ -194,12 +194,13 @@ def _correlation(shares: NDArray[np.float32], heat: NDArray[np.float32]) -> NDAr
 
 
 def _right_points(offer: Offer) -> NDArray[np.float64]:
-    masks, points = offer.small, offer.points
+    points, masks = offer.points, offer.small
     if not len(points):
         return np.ones(len(masks))
-    places = zip(pixels_under(points.coords, offer.shape), masks.shape[1:], offer.shape, strict=True)
-    rows, columns = ((2 * at + 1) * length // (2 * whole) for at, length, whole in places)
-    right: NDArray[np.float64] = (masks[:, rows, columns] == (points.labels == 1)).mean(1)
+    rows, columns = pixels_under(points.coords, offer.shape)
+    kept = offer.kept  # a pixel of small masks is several of the image's
+    on = kept.at(rows, columns) if isinstance(kept, LogitMasks) else masks[:, rows, columns]
+    right: NDArray[np.float64] = (on == (points.labels == 1)).mean(1)
     return right
 
 
