@@ -53,7 +53,11 @@ class LogitMasks:
         return len(self.logits)
 
     def __getitem__(self, index: int) -> NDArray[np.bool_]:
-        return np.asarray(replace(self, logits=self.logits[index]))
+        return np.asarray(self.only(index))
+
+    def only(self, index: int) -> LogitMasks:
+        """One mask, (H, W)."""
+        return replace(self, logits=self.logits[index])
 
     def within(self, side: int) -> NDArray[np.bool_]:
         """(..., h, w) bool: masks of the image shrunk to a longer side of so many pixels."""
@@ -113,8 +117,8 @@ Masks: TypeAlias = NDArray[np.bool_] | LogitMasks
 class _Kept:
     """A field of masks that may be kept as :class:`LogitMasks` or :class:`RunMasks`, and is always given as an array."""
 
-    def __init__(self, name: str) -> None:
-        self._name = f"_{name}_kept"
+    def __init__(self, name: str, *, once: bool) -> None:
+        self._name, self._once = f"_{name}_kept", once
 
     def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[self._name] = value
@@ -123,14 +127,18 @@ class _Kept:
         if instance is None:
             return self
         value = instance.__dict__[self._name]
-        return np.asarray(value) if isinstance(value, (LogitMasks, RunMasks)) else value
+        if isinstance(value, (LogitMasks, RunMasks)):
+            value = np.asarray(value)
+            if self._once:
+                self.__set__(instance, value)
+        return value
 
 
-def keeps(name: str) -> Callable[[type[_T]], type[_T]]:
-    """Makes a field of a dataclass one in which bool masks (..., H, W) may be kept in less memory."""
+def keeps(name: str, *, once: bool = False) -> Callable[[type[_T]], type[_T]]:
+    """Makes a field of a dataclass one that may keep bool masks (..., H, W) in less memory; with ``once`` until asked for."""
 
     def decorate(cls: type[_T]) -> type[_T]:
-        setattr(cls, name, _Kept(name))
+        setattr(cls, name, _Kept(name, once=once))
         return cls
 
     return decorate

@@ -75,7 +75,13 @@ class Offer:
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """(H, W) bool: one of ``masks``, without the others."""
-        return self.masks[index] if "masks" in vars(self) else self.kept[index]
+        return np.asarray(self.only(index))
+
+    def only(self, index: int) -> Any:
+        """One of ``masks``, which need not be made yet."""
+        if "masks" in vars(self) or not isinstance(self.kept, LogitMasks):
+            return self.masks[index]
+        return self.kept.only(index)
 
     @cached_property
     def small(self) -> NDArray[np.bool_]:

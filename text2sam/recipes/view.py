@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from text2sam.checks import name_of
 from text2sam.clip.protocol import make_maps
 from text2sam.errors import InputError, UnsupportedModelError
+from text2sam.masks import keeps
 from text2sam.recipes.choose import Choice, Offer
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
 from text2sam.recipes.smoothing import affinity, smooth
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
     from text2sam.recipes.choose import MaskRule
     from text2sam.sam.session import SamImage, Session
 
+_AFFINITY: WeakKeyDictionary[SamImage, NDArray[np.float32]] = WeakKeyDictionary()
+"""Of the image that was last asked about, for its next texts; 38 MB for most photos."""
 
+
+@keeps("mask", once=True)
 @dataclass(frozen=True, eq=False)
 class Found:
     """One object that a recipe found.
@@ -104,7 +110,6 @@ class View:
     vocabulary: bool = False
     smooth: bool | None = None
     _made: dict[Query, list[SimilarityMap]] = field(default_factory=dict, init=False, repr=False)
-    _weights: list[NDArray[np.float32] | None] = field(default_factory=list, init=False, repr=False)
 
     def maps(self, query: Query) -> list[SimilarityMap]:
         """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query.
@@ -141,10 +146,10 @@ class View:
     def _over_embedding(self, similarity: SimilarityMap) -> SimilarityMap:
         if similarity.flat:
             return similarity
-        if not self._weights:
-            embedding = self.session.embedding(self.image)
-            self._weights.append(None if embedding is None else affinity(embedding))
-        [weights] = self._weights
+        weights = _AFFINITY.get(self.image)
+        if weights is None and (embedding := self.session.embedding(self.image)) is not None:
+            _AFFINITY.clear()
+            weights = _AFFINITY[self.image] = affinity(embedding)
         if weights is None and self.smooth:
             raise UnsupportedModelError(
                 "maps are smoothed over SAM's embedding of the image, and this predictor keeps none; leave out smooth=True "
@@ -181,7 +186,7 @@ class View:
         for name in ("total", "contrast"):  # an object stays or goes by these
             if not np.isfinite(candidates.figures.get(name, 0)).all():
                 raise InputError(f"{rule} must return {name!r} figures that are finite, not {candidates.figures[name]}")
-        return Found(offer.mask(choice.index), points, candidates, similarity)
+        return Found(offer.only(choice.index), points, candidates, similarity)
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
         """How much better a place fits the best of texts than it fits the generator's vocabulary.

@@ -119,19 +119,13 @@ class Session:
         box: NDArray[np.float32] | None = None,
     ) -> tuple[Masks, NDArray[np.float32], NDArray[np.float32]]:
         """Masks of an image for point prompts; see :func:`~text2sam.sam.predictor.predict_points`, with ``lazy``."""
-        h, w = image.pixels.shape[:2]
+        sam, (h, w) = self._predictor, image.pixels.shape[:2]
         with self._lock, self._float32():
             self._use(image)
             self.calls += 1
             try:
                 return predict_points(
-                    self._predictor,
-                    points,
-                    multimask_output=multimask_output,
-                    mask_input=mask_input,
-                    box=box,
-                    shape=(h, w),
-                    lazy=True,
+                    sam, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w), lazy=True
                 )
             finally:
                 if self._left is not None:  # what predict left behind is no other image
