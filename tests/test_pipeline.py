@@ -1006,6 +1006,17 @@ def test_smoothing_is_an_option_of_every_recipe(name: str, fine: bool) -> None:
         assert as_made.points.positive.tolist() != smoothed.points.positive.tolist()
 
 
+def test_the_affinity_of_an_image_serves_its_next_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("text2sam.recipes.view.affinity", lambda embedding: made.append(embedding) or affinity(embedding))
+    model = TextPromptedSAM(tiny_predictor(), Colours())
+    one, other = model.encode([TWO, drawn(("red", 30, 30, BIG))])
+    for image, count in ((one, 1), (one, 1), (other, 2), (one, 3), (other, 4)):
+        found = model.segment(image, "red")
+        assert len(made) == count
+    assert np.array_equal(found.mask, model.segment(other.image, "red").mask)
+
+
 def test_smoothing_that_is_asked_for_needs_an_embedding() -> None:
     model = TextPromptedSAM(FakePredictor(), Colours())
     assert model.segment(TWO, "red", strategy=Objects(smooth=False)).present
