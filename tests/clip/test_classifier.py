@@ -11,7 +11,8 @@ import torch
 from helpers import LEARNED, SYNSETS, WORDS, FakePredictor, picture, word_network
 
 from text2sam import TextPromptedSAM
-from text2sam.clip.classifier import RIVALRY, WordClassifier
+from text2sam.clip.classifier import CUTOUT, RIVALRY, WordClassifier
+from text2sam.clip.pixels import cutout, normalise
 from text2sam.clip.protocol import MapGenerator
 from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import WordTable
@@ -252,3 +253,46 @@ def test_features_on_disk() -> None:
     for broken in ({}, {"0": packed["0"]}, {"0": packed["0"][0], "1": packed["1"]}, packed | {"1": packed["1"].double()}):
         with pytest.raises((KeyError, ValueError)):
             classifier.unpack(broken, features.shape)
+
+
+# cutouts
+
+
+def test_a_cutout_is_the_mask_in_the_middle_of_a_blur() -> None:
+    image = np.full((40, 60, 3), (0, 0, 200), np.uint8)
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 50:60] = True  # at the border
+    image[mask] = (200, 0, 0)
+    small = mask[::2, ::2]  # a mask may be of another size
+    for each in (mask, small):
+        cut = cutout(image, each, 130)
+        assert cut.shape == (130, 130, 3)
+        assert cut[60, 60].tolist() == [200, 0, 0]
+        assert (np.abs(cut[30:100, 30:100].astype(int) - (200, 0, 0)) < 50).all()
+        assert cut[2, 2, 2] > 150  # the surroundings
+    whole = cutout(image, np.ones((40, 60), bool), 30)
+    assert whole.shape == (30, 30, 3)
+    assert cutout(image, np.eye(1, 2400, 7, dtype=bool).reshape(40, 60), 16).shape == (16, 16, 3)  # a single pixel
+
+
+def test_likeness_is_that_of_the_whole_cutout() -> None:
+    classifier = tiny(taught=True)
+    image, masks = picture(height=60, width=80), np.zeros((3, 60, 80), bool)
+    masks[0, 10:40, 20:50], masks[2] = True, True
+    expected = []
+    for text in ("cat", "person"):
+        vectors, offset = classifier._vectors(classifier.words.meaning(text))
+        values = [0.0]
+        for mask in masks[[0, 2]]:
+            pixels = normalise(cutout(image, mask, CUTOUT), classifier.mean, classifier.std)
+            with torch.inference_mode():
+                pooled = classifier.model.forward_features(pixels)[0].mean((1, 2))
+            values.append(float(torch.sigmoid(((vectors @ pooled).max() - offset - 3) / 2)))
+        expected.append([values[1], values[0], values[2]])
+    for text, values in zip(("cat", "person"), expected, strict=True):
+        np.testing.assert_allclose(classifier.likeness(image, masks, [text]), values, atol=1e-5)
+    np.testing.assert_allclose(classifier.likeness(image, masks, ["cat", "person"]), np.max(expected, axis=0), atol=1e-5)
+    assert classifier.likeness(image, masks[1:2], ["cat"]).tolist() == [0]
+    assert classifier.likeness(image, masks[:0], ["cat"]).shape == (0,)
+    with pytest.raises(PromptError):
+        classifier.likeness(image, masks, ["cat", "unicorn"])

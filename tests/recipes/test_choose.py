@@ -215,10 +215,14 @@ def test_points_on_their_right_side(points: PointPrompts, share: float) -> None:
 def test_the_total_is_the_weighted_mean(seed: int) -> None:
     random = np.random.default_rng(seed)
     logits, scores = random.normal(0, 2, (4, 8, 8)).astype(np.float32), random.random(4, np.float32)
-    figures = agreement(Offer(some_masks(seed), scores, some_map(seed), prompt((7, 33), (1, 1), labels=[1, 0]), logits))
-    total = scores + sum(weight * figures[name] for name, weight in select._WEIGHTS.items())
-    assert set(select._WEIGHTS) == set(figures) - {"total", "contrast"}
-    np.testing.assert_allclose(figures["total"], np.maximum(total / (1 + sum(select._WEIGHTS.values())), 0), atol=1e-6)
+    looked = random.random(4, np.float32)
+    for look, told in ((None, ()), (lambda masks: looked, ("likeness",))):
+        offer = Offer(some_masks(seed), scores, some_map(seed), prompt((7, 33), (1, 1), labels=[1, 0]), logits, look)
+        figures = agreement(offer)
+        weights = {name: weight for name, weight in select._WEIGHTS.items() if name != "likeness" or told}
+        assert set(figures) == {"total", "contrast", *weights}
+        total = scores + sum(weight * figures[name] for name, weight in weights.items())
+        np.testing.assert_allclose(figures["total"], np.maximum(total / (1 + sum(weights.values())), 0), atol=1e-6)
 
 
 def discs(shape: tuple[int, int]) -> LogitMasks:
@@ -419,3 +423,12 @@ def test_limits_are_not_yet_above() -> None:
     half = [box(0, 0, 10, 10), box(0, 0, 10, 5)]
     assert distinct(half, [0.9, 0.8], iou=0.5, containment=1.0) == [0, 1]
     assert distinct(half, [0.9, 0.8], iou=0.49, containment=1.0) == [0]
+
+
+def test_likeness_decides_among_masks_that_fit_alike() -> None:
+    masks, scores = np.stack([disc(10, 10, 3), disc(10, 10, 5)]), np.array([0.8, 0.7], np.float32)
+    prompted = blobs((10, 10, 1.0)), prompt((100, 100)), logits_of(2)
+    assert choose_by_agreement(Offer(masks, scores, *prompted)).index == 0
+    choice = choose_by_agreement(Offer(masks, scores, *prompted, lambda masks: np.array([0.1, 0.9], np.float32)))
+    assert choice.index == 1
+    assert "likeness 0.900" in choice.reason

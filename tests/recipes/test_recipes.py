@@ -9,7 +9,7 @@ import pytest
 from helpers import FakePredictor
 
 from text2sam import TextPromptedSAM
-from text2sam.errors import InputError
+from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.recipes import RECIPES, Objects, get_recipe
 from text2sam.recipes.paper import paper_points
 from text2sam.recipes.points import joint_map, mean_map, points_from_similarity
@@ -42,7 +42,15 @@ def test_flat_maps() -> None:
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"support": -0.1}, {"support": 1.1}, {"support": "a"}, {"fine_support": 1.1}, {"margin": -1.0}, {"margin": float("nan")}],
+    [
+        {"support": -0.1},
+        {"support": 1.1},
+        {"support": "a"},
+        {"fine_support": 1.1},
+        {"alike": -0.1},
+        {"margin": -1.0},
+        {"margin": float("nan")},
+    ],
 )
 def test_numbers_out_of_range(numbers: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(numbers))} must be a number"):
@@ -112,3 +120,50 @@ def test_the_search_ends_at_the_first_object_that_a_coarse_map_does_not_support(
     assert {(22, 22), (34, 98)} <= places
     assert ((98, 98) in places) == fine
     assert len(places) == 2 or fine
+
+
+class Looking:
+    """Two hot places, left and right; what is cut out on the right looks more like the text by ``gain``."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain, self.asked = gain, set[tuple[str, ...]]()
+
+    def encode(self, images: Sequence[Any]) -> list[None]:
+        return [None for _ in images]
+
+    def maps(self, features: None, texts: Sequence[str], *, against: Any = None) -> list[SimilarityMap]:
+        values = np.zeros((32, 32), np.float32)
+        values[14:18, 6:10], values[14:18, 22:26] = 1, 0.8
+        return [SimilarityMap(values, text) for text in texts]
+
+    def likeness(self, image: Any, masks: Any, texts: Sequence[str]) -> Any:
+        self.asked.add(tuple(texts))
+        assert image.shape == (128, 128, 3)
+        right = np.array([mask[:, 64:].any() for mask in masks])
+        return np.where(right, 0.5 + self.gain / 2, 0.5 - self.gain / 2)
+
+
+@pytest.mark.parametrize(("gain", "centres"), [(-0.8, [(32, 64)]), (0.0, [(32, 64), (96, 64)]), (0.8, [(96, 64)])])
+def test_objects_are_those_whose_cutouts_look_like_the_text(gain: float, centres: list[tuple[int, int]]) -> None:
+    generator = Looking(gain)
+    result = TextPromptedSAM(FakePredictor(), generator).segment(np.zeros((128, 128, 3), np.uint8), {"cat": ["cat", "kitty"]})
+    found = [tuple(np.argwhere(each.mask).mean(0)[::-1].round(-1).tolist()) for each in result.objects]
+    assert found == [tuple(round(v, -1) for v in centre) for centre in centres]
+    assert generator.asked == {("cat", "kitty")}
+    assert result.candidates is not None
+    assert "likeness" in result.candidates.reason
+
+
+def test_the_best_place_may_be_the_second_where_one_object_is_wanted() -> None:
+    model = TextPromptedSAM(FakePredictor(), Looking(0.8))
+    result = model.segment(np.zeros((128, 128, 3), np.uint8), "cat", max_objects=1)
+    assert result.mask[64, 96]
+    assert not result.mask[64, 32]
+
+
+@pytest.mark.parametrize("answer", [0.5, [0.5], [2.0, 0.5, 0.5], [float("nan")] * 3])
+def test_a_likeness_that_is_none(answer: Any) -> None:
+    generator = Looking(0.0)
+    generator.likeness = lambda image, masks, texts: answer  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModelError, match=r"Looking.likeness must return one number in \[0, 1\] per mask"):
+        TextPromptedSAM(FakePredictor(), generator).segment(np.zeros((128, 128, 3), np.uint8), "cat")

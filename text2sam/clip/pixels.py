@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,3 +59,37 @@ def normalise(image: NDArray[np.uint8], mean: Sequence[float], std: Sequence[flo
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     means, stds = (torch.tensor(v, dtype=torch.float32).reshape(1, 3, 1, 1) for v in (mean, std))
     return (pixels - means) / stds
+
+
+def cutout(image: NDArray[np.uint8], mask: NDArray[np.bool_], side: int) -> NDArray[np.uint8]:
+    """What a mask covers, on a blur of its surroundings, in a square that is a third wider than its box.
+
+    Beyond the border of the image its last pixels go on.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (h, w) bool over the image, at any size; not empty.
+        side: of the result in pixels.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    length = max(2, round(1.3 * max(int(span[-1] - span[0]) + 1 for span in spans)))
+    corner = [(int(span[0] + span[-1]) + 1 - length) // 2 for span in spans]  # in the mask's pixels
+    square = Image.fromarray(_square(image, corner, length, image.shape[0] / mask.shape[0]))
+    shape = Image.fromarray(_square(mask.astype(np.uint8) * 255, corner, length, 1, mode="constant"))
+    size = (side, side)
+    blur = square.resize((7, 7), Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
+    return np.array(Image.composite(square.resize(size, Image.Resampling.BICUBIC), blur, shape.resize(size)))
+
+
+def _square(
+    array: NDArray[np.uint8], corner: Sequence[int], length: int, scale: float, mode: Any = "edge"
+) -> NDArray[np.uint8]:
+    """A square of an array, padded where it leaves it; corner and length are multiplied by a scale."""
+    length = round(length * scale)
+    starts = [round(start * scale) for start in corner]
+    beyond = [(max(0, -start), max(0, start + length - size)) for start, size in zip(starts, array.shape[:2], strict=True)]
+    inside = array[tuple(slice(max(0, start), start + length) for start in starts)]
+    return np.pad(inside, [*beyond, (0, 0)][: array.ndim], mode=mode)

@@ -41,6 +41,9 @@ class MapGenerator(Protocol):
     - ``fine: bool``: True where maps part things that touch. The default recipe takes these as they are and asks SAM at their
       peaks. Others it smooths over SAM's embedding of the image (unless its ``smooth`` decides otherwise), and it also asks for
       the region around the first peak.
+    - ``likeness(image, masks, texts)``: for each of M masks (h, w) bool over an image, at any size, how much what it cuts out
+      looks like the best of texts, (M,) in [0, 1]. It costs the model a pass for each mask, and lets the default recipe tell
+      which of several places, and how much of a thing, is meant.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``sense(text)``: what a text stands for, any hashable value; equal for texts that are one thing to the model.
     - ``fingerprint() -> str``: stands for the model in calibrations.

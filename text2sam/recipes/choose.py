@@ -15,7 +15,7 @@ from text2sam.masks import LogitMasks, Masks
 from text2sam.recipes.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
-_WEIGHTS = {"correlation": 1.0, "stability": 0.5, "points": 0.25}
+_WEIGHTS = {"correlation": 1.0, "stability": 0.5, "points": 0.25, "likeness": 2.5}
 """How much each figure counts in the total; SAM's own score counts 1."""
 
 SMALL = 640
@@ -47,6 +47,8 @@ class Offer:
         similarity: the map the prompt came from.
         points: the prompt's points.
         logits: (M, h, w) float32, SAM's low-resolution logits.
+        look: masks -> their likeness in [0, 1] to what is looked for, from a generator that tells it
+            (:class:`~text2sam.clip.protocol.MapGenerator`); else None.
 
     Raises:
         InputError: there is no mask, or not one score per mask.
@@ -57,6 +59,7 @@ class Offer:
     similarity: SimilarityMap
     points: PointPrompts
     logits: NDArray[np.float32]
+    look: Callable[[NDArray[np.bool_]], NDArray[np.float32]] | None = None
 
     def __post_init__(self) -> None:
         count, scores = len(self.kept), self.scores.shape
@@ -119,8 +122,10 @@ def choose_by_agreement(offer: Offer) -> Choice:
       total; the default recipe keeps or drops objects by it.
     - ``stability`` in [0, 1]: SAM's, the IoU of the mask with logits cut at +1 and at -1 (arXiv 2304.02643, section 5).
     - ``points`` in [0, 1]: the share of points on their right side.
-    - ``total = (score + correlation + stability / 2 + points / 4) / 2.75``, at least 0: what is decided by. An empty mask has
-      0. The weights were chosen on tuning photos (COCO, MobileSAM).
+    - ``likeness`` in [0, 1], where :attr:`Offer.look` tells it: of what the mask cuts out.
+    - ``total``, at least 0: what is decided by, the mean of SAM's score and the figures with the weights 1 for score and
+      correlation, 1/2 for stability, 1/4 for points and 5/2 for likeness. An empty mask has 0. The weights were chosen on
+      tuning photos (COCO, MobileSAM).
     """
     figures, scores = agreement(offer), offer.scores
     total = figures["total"]
@@ -130,9 +135,10 @@ def choose_by_agreement(offer: Offer) -> Choice:
     also = (
         "also SAM's highest score" if by_score == index else f"SAM's score alone would take the one of {scores[by_score]:.3f}"
     )
+    like = f", likeness {figures['likeness'][index]:.3f}" if "likeness" in figures else ""
     reason = (
         f"its total {total[index]:.3f} is the highest{others}: score {scores[index]:.3f}, correlation "
-        f"{figures['correlation'][index]:.3f}, contrast {figures['contrast'][index]:.3f}; {also}"
+        f"{figures['correlation'][index]:.3f}, contrast {figures['contrast'][index]:.3f}{like}; {also}"
     )
     return Choice(index, reason, figures)
 
@@ -148,7 +154,10 @@ def agreement(offer: Offer) -> dict[str, NDArray[np.float32]]:
         "stability": stability(offer.logits),
         "points": _right_points(offer),
     }
-    total = sum((weight * figures[name] for name, weight in _WEIGHTS.items()), offer.scores) / (1 + sum(_WEIGHTS.values()))
+    if offer.look is not None:
+        figures["likeness"] = offer.look(offer.small)
+    weights = {name: weight for name, weight in _WEIGHTS.items() if name in figures}
+    total = sum((weight * figures[name] for name, weight in weights.items()), offer.scores) / (1 + sum(weights.values()))
     figures["total"] = np.where(offer.small.any((1, 2)), np.clip(total, 0, 1), 0)
     return {name: values.astype(np.float32) for name, values in figures.items()}
 

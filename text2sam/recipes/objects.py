@@ -28,8 +28,10 @@ class Objects(Recipe):
     The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
     the only one in most images, gets further prompts where the points rule has a method ``around``, as
     :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
-    one, until an object comes that the map does not support; no prompt is sent twice. Maps that are fine
-    (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further prompts, and are searched to the end.
+    one, until an object comes that the map does not support; no prompt is sent twice. Where the generator tells how much what a
+    mask cuts out looks like a text (:attr:`~text2sam.recipes.view.View.looks`), the search goes on to the third place at
+    least, since the hottest is often beside a small thing. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) are
+    not smoothed, get no further prompts, and are searched to the end.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 
@@ -43,9 +45,12 @@ class Objects(Recipe):
             the search.
         choose: chooses among SAM's masks.
         name: what ``Segmentation.strategy`` says.
-        support: an object stays when the map's contrast at it reaches this share of the contrast at the best object, in
-            [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
+        support: an object stays when the map's contrast at it reaches this share of the contrast at the object where it is
+            highest, in [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
         fine_support: the same for fine maps, whose weaker peaks are more often objects.
+        alike: an object stays when its likeness reaches this share of that of the object of the highest score, in [0, 1] (the
+            figure ``"likeness"``).
+        places: how many places are tried at least where the generator tells likeness.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
@@ -60,6 +65,8 @@ class Objects(Recipe):
     name: str = "objects"
     support: float = 0.7
     fine_support: float = 0.5
+    alike: float = 0.5
+    places: int = 3
     margin: float = 5.0
     answers_absent: bool = False
     smooth: bool | None = None
@@ -67,6 +74,8 @@ class Objects(Recipe):
     def __post_init__(self) -> None:
         check_number("support", self.support, 0, 1)
         check_number("fine_support", self.fine_support, 0, 1)
+        check_number("alike", self.alike, 0, 1)
+        check_number("places", self.places, 1, whole=True)
         check_number("margin", self.margin, 0)
 
     def find(self, view: View, query: Query) -> list[Found]:
@@ -86,7 +95,9 @@ class Objects(Recipe):
         smoothed = view.smoothed(similarity)
         around = None if view.fine else getattr(self.points, "around", None)
         taken = [] if view.avoid.mask is None else [view.avoid.mask]
-        for _ in range(3 * view.max_objects):  # a rule need not heed what was tried
+        least = self.places if view.looks else 1
+        most = max(view.max_objects, least)
+        for _ in range(3 * most):  # a rule need not heed what was tried
             points = self.points(smoothed, view.shape, taken)
             if not isinstance(points, PointPrompts):
                 raise InputError(
@@ -94,7 +105,7 @@ class Objects(Recipe):
                 )
             if not len(points.positive):  # a flat map points nowhere
                 break
-            if len(found) == view.max_objects:
+            if len(found) == most:
                 warn(
                     f"the search for {similarity.text!r} ended at {len(found)} objects; max_objects= (--max-objects) sets how "
                     "many are looked for"
@@ -119,17 +130,23 @@ class Objects(Recipe):
                 found.append(replace(best, similarity=similarity))
                 taken[-1] |= best.mask
                 # lower peaks are mostly other things still, and each costs a call
-                if not view.fine and self._supported(view, found)[-1] is not found[-1]:
+                if not view.fine and len(found) >= least and found[-1] not in self._supported(view, found):
                     break
         return found
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
-        """The objects at which the map stands out enough, compared with the object where it does most."""
-        values = [each.figure("contrast", np.ones_like(each.candidates.scores)) for each in found]
-        best = max(values, default=0.0)
+        """The objects that look enough like what is meant, compared with the best, and at which the map stands out enough,
+        compared with the object of these where it does most."""
+        best = max(found, key=lambda each: each.score, default=None)
+        if best is None:
+            return []
+        ones = np.ones_like(best.candidates.scores)
+        alike = self.alike * best.figure("likeness", ones)
+        found = [each for each in found if each.figure("likeness", ones) >= alike]
+        most = max(each.figure("contrast", ones) for each in found)
         share = self.fine_support if view.fine else self.support
-        least = share * best if best > 0 else best  # where nothing stands out, the object that does least badly stays
-        return [each for each, value in zip(found, values, strict=True) if value >= least]
+        least = share * most if most > 0 else most  # where nothing stands out, the object that does least badly stays
+        return [each for each in found if each.figure("contrast", ones) >= least]
 
     def _fitting(self, view: View, found: list[Found], words: Sequence[str]) -> list[Found]:
         """The objects that another name of the vocabulary does not fit far better than it fits the best of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,11 @@ class View:
         """Whether the generator's maps part things that touch; see :class:`~text2sam.clip.protocol.MapGenerator`."""
         return bool(getattr(self.generator, "fine", False))
 
+    @property
+    def looks(self) -> bool:
+        """Whether the generator tells how much what a mask cuts out looks like a text."""
+        return callable(getattr(self.generator, "likeness", None))
+
     def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
         """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`), unless :attr:`smooth` decides.
 
@@ -175,7 +181,8 @@ class View:
             UnsupportedModelError: the predictor's answer is not usable.
         """
         masks, scores, logits = self.session.ask(self.image, points, box=box)
-        offer = Offer(masks, scores, similarity, points, logits)
+        look = functools.partial(self._likeness, similarity.text) if self.looks else None
+        offer = Offer(masks, scores, similarity, points, logits, look)
         choice, rule = choose(offer), f"the mask rule {name_of(choose)}"
         if not isinstance(choice, Choice):
             raise InputError(f"{rule} must return a Choice, not {type(choice).__name__}")
@@ -187,6 +194,15 @@ class View:
             if not np.isfinite(candidates.figures.get(name, 0)).all():
                 raise InputError(f"{rule} must return {name!r} figures that are finite, not {candidates.figures[name]}")
         return Found(offer.only(choice.index), points, candidates, similarity)
+
+    def _likeness(self, text: str, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+        words = next((query.texts for query in self._made if query.synonyms and query.label == text), (text,))
+        like = np.asarray(self.generator.likeness(self.image.pixels, masks, words), np.float32)
+        if like.shape != (len(masks),) or not ((like >= 0) & (like <= 1)).all():
+            raise UnsupportedModelError(
+                f"{type(self.generator).__name__}.likeness must return one number in [0, 1] per mask, not {like!r:.80}"
+            )
+        return like
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
         """How much better a place fits the best of texts than it fits the generator's vocabulary.
