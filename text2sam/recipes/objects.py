@@ -47,7 +47,7 @@ class Objects(Recipe):
         name: what ``Segmentation.strategy`` says.
         support: an object stays when the map's contrast at it reaches this share of the contrast at the object where it is
             highest, in [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
-        fine_support: the same for fine maps, whose weaker peaks are more often objects.
+        fine_support: the same for fine maps, whose weaker peaks are more often objects, and where likeness is told.
         alike: an object stays when its likeness reaches this share of that of the object of the highest score, in [0, 1] (the
             figure ``"likeness"``).
         places: how many places are tried at least where the generator tells likeness.
@@ -65,7 +65,7 @@ class Objects(Recipe):
     name: str = "objects"
     support: float = 0.7
     fine_support: float = 0.5
-    alike: float = 0.5
+    alike: float = 0.7
     places: int = 3
     margin: float = 5.0
     answers_absent: bool = False
@@ -144,7 +144,7 @@ class Objects(Recipe):
         alike = self.alike * best.figure("likeness", ones)
         found = [each for each in found if each.figure("likeness", ones) >= alike]
         most = max(each.figure("contrast", ones) for each in found)
-        share = self.fine_support if view.fine else self.support
+        share = self.fine_support if view.fine or view.looks else self.support
         least = share * most if most > 0 else most  # where nothing stands out, the object that does least badly stays
         return [each for each in found if each.figure("contrast", ones) >= least]
 
