@@ -14,13 +14,12 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from text2sam.errors import InputError, OutputError, Text2SamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LONGEST_SUFFIX = 16
 
@@ -48,6 +47,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target, mode = _resolve(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         suffix = target.suffix if len(target.suffix) <= _LONGEST_SUFFIX else ""
         fresh = target.with_name(f".text2sam-{secrets.token_hex(8)}{suffix}")
         # tempfile's 0600 would outlive the rename, and the umask cannot be read without setting it
@@ -74,9 +74,8 @@ def _resolve(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     """The file that a plain write to ``path`` would reach, and its permissions if it is there."""
     try:
         target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
         status = target.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return target, None
     except (TypeError, ValueError) as error:  # no path at all, or a NUL inside
         raise OutputError(f"cannot write {path!r}: {error}") from error
@@ -87,6 +86,31 @@ def _resolve(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     if not os.access(target, os.W_OK):
         raise OutputError(f"cannot write {os.fspath(path)!r}: the file is read-only")
     return target, stat.S_IMODE(status.st_mode)
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Checks that a folder can be written to, before the work begins. Creates nothing.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"cannot write to the folder {os.fspath(folder)!r}: {str(place)!r} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to the folder {os.fspath(folder)!r}: no permission to write in {str(place)!r}")
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Checks that a file can be written, before the work begins. Creates nothing.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    target, _ = _resolve(path)
+    check_folder(target.parent)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -142,6 +166,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
 
 
 def _plain(value: Any) -> Any:
+    import numpy as np
+
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not a JSON type")
@@ -162,6 +188,9 @@ def write_png(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
         InputError: the array is of another kind, or empty.
         OutputError: the file cannot be written.
     """
+    import numpy as np
+    from PIL import Image
+
     if not isinstance(array, np.ndarray):
         raise InputError(f"a PNG is written from a NumPy array, not from {type(array).__name__}")
     grey, dtype = array.ndim == 2, array.dtype.newbyteorder("=")

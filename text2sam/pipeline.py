@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from text2sam.checks import check_number
+from text2sam.checks import check_known, check_number
 from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
@@ -194,8 +194,7 @@ class TextPromptedSAM:
             ImageError: the image cannot be read; the image set before stays.
             InputError: ``methods`` or ``tiles`` is not usable.
         """
-        [encoded] = self.encode([image], sam=True, methods=methods, tiles=tiles, **reading)
-        self._set = encoded
+        [self._set] = self._encode([_read(image, reading)], methods, tiles, sam=True)
 
     def encode(
         self,
@@ -221,7 +220,10 @@ class TextPromptedSAM:
         """
         check_several(images)
         images = list(images)
-        pixels = [_read(image, reading, position, len(images)) for position, image in enumerate(images)]
+        pixels = []
+        for position, image in enumerate(images):
+            with _numbered(position, len(images)):
+                pixels.append(_read(image, reading))
         return self._encode(pixels, methods, tiles, sam=sam)
 
     def reset_image(self) -> None:
@@ -335,7 +337,8 @@ class TextPromptedSAM:
                 bad: ImageError | None = None
                 for image in batch:
                     try:
-                        pixels.append(_read(image, request.options.reading, len(results) + len(pixels), count))
+                        with _numbered(len(results) + len(pixels), count):
+                            pixels.append(read_image(image, **request.options.reading))
                     except ImageError as error:  # the images before it are answered first
                         bad = error
                         break
@@ -381,7 +384,7 @@ class TextPromptedSAM:
         """
         with self._lock:
             held = self._given(image)
-            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
+            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(_read(held, reading))
             return corrected(self.session, sam, result, number, points)
 
     def calibrate(
@@ -427,7 +430,7 @@ class TextPromptedSAM:
             try:
                 query = parse_target(text)
                 if features is None or image is not images[position - 1]:
-                    [features] = encode_images(self.generator, [read_image(image, **reading)])
+                    [features] = encode_images(self.generator, [_read(image, reading)])
                 scores.append(max(presence_scores(self.generator, features, query.texts, against)))
             except Text2SamError as error:
                 raise type(error)(f"example {position} of {len(images)}: {error}") from error
@@ -539,9 +542,9 @@ class TextPromptedSAM:
         return result(found, () if recipe.single else tuple(result([each]) for each in found))
 
 
-def _read(image: ImageLike, reading: ReadOptions, position: int, count: int | None) -> NDArray[np.uint8]:
-    with _numbered(position, count):
-        return read_image(image, **reading)
+def _read(image: ImageLike, reading: ReadOptions) -> NDArray[np.uint8]:
+    check_known("option", reading, list(ReadOptions.__annotations__))
+    return read_image(image, **reading)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def test_texts_are_stripped() -> None:
     assert check_text("🐱") == "🐱"
 
 
-@pytest.mark.parametrize("templates", [[], [""], ["a photo"], ["{} and {}"], ["a {}.", "b"], [3], "a photo", ["{0}"]])
+@pytest.mark.parametrize("templates", [[], [""], ["a photo"], ["{} and {}"], ["a {}.", "b"], [3], "a photo", ["{0}"], 5])
 def test_unusable_templates(templates: Any) -> None:
     with pytest.raises(PromptError, match="exactly one"):
         ensemble(templates=templates)

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, one_of, split_list
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, one_of, split_list
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
-from text2sam.errors import InputError, OutputError
+from text2sam.errors import InputError
+from text2sam.files import check_folder
 
 _POLYGONS = {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
 _ENGINES = ("local", "ray")
@@ -82,10 +83,6 @@ def annotate(
     options = how.options()
     build = how.builder(models)
     check_folder(out)
-    if review is not None:
-        if review.is_dir():
-            raise OutputError(f"cannot write the file {str(review)!r}: it is a folder")
-        check_folder(review.parent)
 
     from text2sam.annotate.job import annotate as run
 

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, app, check_folder, split_list
+from text2sam.cli.common import CODES_HELP, Json, app, split_list
 from text2sam.cli.options import Against, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
-from text2sam.errors import InputError, OutputError
+from text2sam.errors import InputError
+from text2sam.files import check_file
 from text2sam.tables import aligned
 
 _PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -56,9 +57,7 @@ def calibrate(
         if example.image not in pictures:
             with _in_line(source, example.line):
                 pictures[example.image] = reading.read(example.image)
-    if out.is_dir():
-        raise OutputError(f"cannot write the file {str(out)!r}: it is a folder")
-    check_folder(out.parent)
+    check_file(out)
     model = models.build()
     prepare: Any = getattr(model.generator, "prepare", None)
     for example in examples if callable(prepare) else ():  # only the model knows which texts are too long

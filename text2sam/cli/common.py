@@ -18,7 +18,6 @@ from text2sam.cli.output import echo, hints, quiet, warn
 from text2sam.errors import (
     InputError,
     MissingDependencyError,
-    OutputError,
     Text2SamError,
     UnsupportedModelError,
     WeightsError,
@@ -200,21 +199,6 @@ def file_stems(image: Path, texts: Sequence[str]) -> list[str]:
         taken.add(unicodedata.normalize("NFC", name).casefold())
         stems.append(f"{slug(image.stem)}_{name}")
     return stems
-
-
-def check_folder(out: Path) -> None:
-    """Checks that a folder can be written to, before the work begins. Creates nothing.
-
-    Raises:
-        OutputError: it cannot.
-    """
-    place = Path(os.path.abspath(out))
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise OutputError(f"cannot write to the folder {str(out)!r}: {str(place)!r} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to the folder {str(out)!r}: no permission to write in {str(place)!r}")
 
 
 def check_matplotlib() -> None:

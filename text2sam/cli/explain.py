@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
+from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_matplotlib, file_stems
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
 from text2sam.cli.output import corners, echo, print_json
 from text2sam.errors import InputError
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles", "smooth")

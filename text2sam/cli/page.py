@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, app, check_folder, split_list
+from text2sam.cli.common import CODES_HELP, app, split_list
 from text2sam.cli.options import ModelOptions, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
+from text2sam.files import check_folder
 
 
 @dataclass(frozen=True)

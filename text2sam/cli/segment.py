@@ -17,7 +17,6 @@ from text2sam.cli.common import (
     Json,
     Out,
     app,
-    check_folder,
     check_matplotlib,
     file_stems,
     split_list,
@@ -25,6 +24,7 @@ from text2sam.cli.common import (
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
 from text2sam.cli.output import corners, echo, figures, print_json
 from text2sam.errors import InputError, one_line
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 if TYPE_CHECKING:

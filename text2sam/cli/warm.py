@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app
 from text2sam.cli.options import (
     BatchSize,
     FolderOptions,
@@ -22,6 +22,7 @@ from text2sam.cli.options import (
 )
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import one_line
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 

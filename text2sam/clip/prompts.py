@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     Raises:
         PromptError: there is none, or one does not have exactly one ``{}``.
     """
-    given = (templates,) if isinstance(templates, str) else tuple(templates)
+    given = tuple(templates) if isinstance(templates, Iterable) and not isinstance(templates, str) else (templates,)
     wrong = [t for t in given if not isinstance(t, str) or t.count("{}") != 1]
     if wrong or not given:
         raise PromptError(f"each template has exactly one '{{}}' for the text; there is {wrong[0] if wrong else 'none'!r}")

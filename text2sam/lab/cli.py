@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
+from text2sam.cli.common import CODES_HELP, Json, new_app, one_of, split_list
 from text2sam.cli.options import Device, ModelOptions, OptionGroup, Tiles, option, parse_tiles, with_options
 from text2sam.errors import InputError
+from text2sam.files import check_file, check_folder
 from text2sam.lab.output import reporting
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class DataOptions(OptionGroup):
         if clip.sam_checkpoint is not None and not chosen.needs_sam:
             raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         if self.out is not None:
-            check_folder(self.out.parent)
+            check_file(self.out)
         choice, options = clip.choice(self.untrained), self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)

@@ -54,7 +54,7 @@ class Preset:
     image_size: int = 512
     depth: int = 6
     scales: tuple[float, ...] = (1.0,)
-    own: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 # OpenAI's weights need the -quickgelu architectures: with plain GELU they load and give wrong features.
