@@ -260,7 +260,7 @@ def test_bad_image_keeps_the_one_set() -> None:
     c.model.set_image(picture())
     before = c.segment(text="cat")
     for bad in ("not/there.png", None, np.zeros((3,))):
-        with pytest.raises(ImageError, match="^(?!image 0)"):
+        with pytest.raises(ImageError, match=r"^(?!image 0)"):
             c.model.set_image(bad)  # type: ignore[arg-type]
     with pytest.raises(ImageError):
         c.segment("not/there.png", "cat")

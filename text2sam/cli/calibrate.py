@@ -26,14 +26,9 @@ _COLUMNS = ("image", "text", "present")
 @with_options
 def calibrate(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CSV",
-            help="Examples: columns image (relative to this file), text and present (1 or 0).",
-            show_default=False,
-        ),
+        Path, typer.Argument(metavar="CSV", help="Examples: columns image (relative to this file), text and present (1 or 0).")
     ],
-    out: Annotated[Path, option("--out", "FILE", "The calibration is written to this JSON file.", show_default=False)],
+    out: Annotated[Path, option("--out", "FILE", "The calibration is written to this JSON file.")],
     models: ModelOptions,
     reading: ImageOptions,
     against: Against = None,

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,28 +148,16 @@ def _hold_hints(value: bool) -> bool:
 
 
 Json = Annotated[
-    bool,
-    typer.Option("--json", callback=_hold_hints, help="Print one JSON document to standard output and nothing else."),
+    bool, typer.Option("--json", callback=_hold_hints, help="Print one JSON document to standard output and nothing else.")
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the files.")]
-ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")]
 
 
 def split_list(values: Sequence[str] | None) -> list[str]:
     """The values of an option that is repeated or given a comma list, without repeats."""
     parts = [part.strip() for value in values or () for part in value.split(",")]
     return list(dict.fromkeys(part for part in parts if part))
-
-
-def one_of(option: str, names: Sequence[str]) -> Callable[[str], str]:
-    """A callback for Typer that accepts only the given names."""
-
-    def check(value: str) -> str:
-        if value not in names:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.", param_hint=option)
-        return value
-
-    return check
 
 
 def slug(text: str) -> str:

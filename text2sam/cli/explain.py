@@ -22,7 +22,7 @@ _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "
 @with_options
 def explain(
     image: ImageFile,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.", show_default=False)],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.")],
     models: ModelOptions,
     how: SegmentOptions,
     reading: ImageOptions,

@@ -29,16 +29,11 @@ class PageModels(ModelOptions):
 @with_options
 def page(
     models: PageModels,
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Go through these images one by one.", show_default=False)
-    ] = None,
-    labels: Annotated[
-        str | None, option("--labels", "A,B|FILE", "With a folder: what to look for, as for annotate.", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, option("--out", "FOLDER", "With a folder: where the dataset goes.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Go through these images one by one.")] = None,
+    labels: Annotated[str | None, option("--labels", "A,B|FILE", "With a folder: what to look for, as for annotate.")] = None,
+    out: Annotated[Path | None, option("--out", "FOLDER", "With a folder: where the dataset goes.")] = None,
     formats: Annotated[
-        list[str] | None,
-        option("--format", "NAME", "With a folder: the dataset's format, as for annotate (default: coco).", show_default=False),
+        list[str] | None, option("--format", "NAME", "With a folder: the dataset's format, as for annotate (default: coco).")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",

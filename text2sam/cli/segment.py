@@ -45,8 +45,7 @@ _FIGURES = ("map", "explain")
 def segment(
     image: ImageFile,
     texts: Annotated[
-        list[str],
-        typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is either of two things.", show_default=False),
+        list[str], typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is either of two things.")
     ],
     models: ModelOptions,
     how: SegmentOptions,
@@ -57,7 +56,6 @@ def segment(
             "--format",
             "NAME",
             f"Files for each text: {', '.join(FORMATS)}; repeat it or give a comma list (default: mask,overlay).",
-            show_default=False,
         ),
     ] = None,
     out: Out = Path("text2sam-out"),

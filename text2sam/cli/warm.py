@@ -30,7 +30,7 @@ from text2sam.tables import aligned
 @with_options
 def warm(
     images: FolderOptions,
-    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.", show_default=False)],
+    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.")],
     models: ModelOptions,
     reading: ImageOptions,
     method: Method = "surgery",
