@@ -28,7 +28,7 @@ from text2sam.errors import (
     Text2SamWarning,
     UnsupportedModelError,
 )
-from text2sam.pipeline import EncodedImage, TextPromptedSAM
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import RECIPES, Objects, Recipe
 from text2sam.recipes.choose import Choice, choose_by_agreement, choose_by_score, mask_iou
 from text2sam.recipes.paper import paper_points
@@ -327,11 +327,6 @@ def test_what_cannot_be_encoded() -> None:
     with pytest.raises(ImageError, match="image 1 of 2"):
         c.model.encode([picture(), "missing.png"])
     assert c.encodings == (0, 0)
-    encoded = c.model.encode([picture()])[0]
-    with pytest.raises(InputError, match="features"):
-        EncodedImage(picture(1, 50, 20), encoded.features, encoded.sam)
-    with pytest.raises(InputError, match="image must be"):
-        EncodedImage(picture()[..., 0], encoded.features, encoded.sam)
 
 
 @pytest.mark.parametrize("where", ["set_image", "predict"])

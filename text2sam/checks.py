@@ -121,13 +121,11 @@ def name_of(function: object) -> str:
 def accepts(function: Callable[..., Any], positional: int, keywords: Iterable[str]) -> bool:
     """Whether a function takes so many arguments by position, and arguments of these names; True where it does not tell."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # compiled functions need not tell; the call will
         return True
-    kinds = [p.kind for p in parameters]
-    by_position = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
-    by_name = {
-        p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    }
-    enough = by_position >= positional or inspect.Parameter.VAR_POSITIONAL in kinds
-    return enough and (by_name.issuperset(keywords) or inspect.Parameter.VAR_KEYWORD in kinds)
+    try:
+        signature.bind_partial(*[None] * positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True

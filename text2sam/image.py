@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -155,6 +156,15 @@ def check_several(images: Any) -> None:
     """
     if is_single(images):
         raise InputError("images must be a sequence of images; for one image pass [image]")
+
+
+@contextlib.contextmanager
+def numbered(position: int, count: int | None = None) -> Iterator[None]:
+    """Names an image that cannot be used by its position among several."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"image {position}{'' if count is None else f' of {count}'}: {error}") from error
 
 
 def _check_range(value_range: object) -> tuple[float, float]:

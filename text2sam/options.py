@@ -70,10 +70,6 @@ class Options:
         if not isinstance(self.method, str):
             raise InputError(f"method must be the name of a method, not {self.method!r}")
         check_reading(**self.reading)
-        if self.threshold is not None:
-            values = self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
-            for value in values:
-                check_number("threshold", value, 0, 1)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:

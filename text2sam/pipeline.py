@@ -7,12 +7,11 @@ predictor holds. This module puts them together.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,10 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from text2sam.checks import check_known, check_number
-from text2sam.clip.features import ImageFeatures
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
-from text2sam.image import ImageLike, ReadOptions, check_several, is_single, read_image
+from text2sam.image import ImageLike, ReadOptions, check_several, is_single, numbered, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
@@ -56,22 +54,11 @@ class EncodedImage:
         image: (H, W, 3) uint8 RGB.
         features: what the map generator knows.
         sam: what SAM knows; it is encoded when the first text needs it.
-
-    Raises:
-        InputError: the image is of another kind, or the features belong to an image of another size.
     """
 
     image: NDArray[np.uint8]
     features: Any
     sam: SamImage
-
-    def __post_init__(self) -> None:
-        image = self.image
-        ok = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-        if not ok:
-            raise InputError(f"image must be a uint8 array of shape (H, W, 3), not {type(image).__name__}")
-        if isinstance(self.features, ImageFeatures) and self.features.shape != self.shape:
-            raise InputError(f"features must be those of an image of {self.shape}, not {self.features!r:.80}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -222,7 +209,7 @@ class TextPromptedSAM:
         images = list(images)
         pixels = []
         for position, image in enumerate(images):
-            with _numbered(position, len(images)):
+            with numbered(position, len(images)):
                 pixels.append(_read(image, reading))
         return self._encode(pixels, methods, tiles, sam=sam)
 
@@ -337,14 +324,14 @@ class TextPromptedSAM:
                 bad: ImageError | None = None
                 for image in batch:
                     try:
-                        with _numbered(len(results) + len(pixels), count):
+                        with numbered(len(results) + len(pixels), count):
                             pixels.append(read_image(image, **request.options.reading))
                     except ImageError as error:  # the images before it are answered first
                         bad = error
                         break
                 with self._lock:
                     for encoded in self._encode(pixels, [request.options.method], request.options.tiles):
-                        with _numbered(len(results), count):
+                        with numbered(len(results), count):
                             results.append(self._segment_all(encoded, request))
                 if bad is not None:
                     raise bad
@@ -545,12 +532,3 @@ class TextPromptedSAM:
 def _read(image: ImageLike, reading: ReadOptions) -> NDArray[np.uint8]:
     check_known("option", reading, list(ReadOptions.__annotations__))
     return read_image(image, **reading)
-
-
-@contextlib.contextmanager
-def _numbered(position: int, count: int | None) -> Iterator[None]:
-    """Names an image that cannot be used by its position among several."""
-    try:
-        yield
-    except ImageError as error:
-        raise ImageError(f"image {position}{'' if count is None else f' of {count}'}: {error}") from error

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2sam.checks import check_number, check_shape
+from text2sam.checks import check_number
 from text2sam.clip.attention import check_method
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.clip.towers import encode_token_features, evaluating, exact
-from text2sam.errors import InputError, PromptError, UnsupportedModelError
+from text2sam.errors import PromptError, UnsupportedModelError
 from text2sam.image import ImageLike
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import surgery_of
@@ -76,9 +76,6 @@ class TextExplanation:
         score: cosine in [-1, 1] of the image and the text: plain CLIP's, without a prompt template.
         method: of the maps.
         shape: (H, W) of the image in pixels.
-
-    Raises:
-        InputError: there is no word, or maps and ``nearest`` do not belong together.
     """
 
     text: str
@@ -89,17 +86,6 @@ class TextExplanation:
     score: float
     method: str
     shape: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        if not self.words:
-            raise InputError("words must be at least one")
-        check_shape(self.shape)
-        grid = self.similarity.values.shape
-        if any(word.similarity.values.shape != grid for word in self.words):
-            raise InputError(f"the maps of the words must be on the grid of the text's, {grid}")
-        wanted = (*grid, min(NEAREST, len(self.words)))
-        if self.nearest.shape != wanted or self.nearest.min() < 0 or self.nearest.max() >= len(self.words):
-            raise InputError(f"nearest must be indices of words of shape {wanted}, not of shape {self.nearest.shape}")
 
     @property
     def shares(self) -> NDArray[np.float32]:
