@@ -183,15 +183,16 @@ def explain_text(
     if not isinstance(text, str):
         raise PromptError(f"text must be a string, not {type(text).__name__}: {text!r}")
     places = int(check_number("places", places, 0, whole=True))
-    ids, spans = tokenize_words(surgery.prompts.tokenizer, text)
+    tokenizer = surgery.prompts.tokenizer
+    ids, spans = tokenize_words(tokenizer, text)
     words = [tuple(ids[i] for i in range(*span)) for span in spans]
     rows = [ids, [ids[0], ids[-1]], *([i for k, i in enumerate(ids) if not a <= k < b] for a, b in spans)]
-    tokens = torch.zeros(len(rows), len(ids), dtype=torch.long)
+    tokens = torch.zeros(len(rows), tokenizer([text]).shape[1], dtype=torch.long)
     for row, values in zip(tokens, rows, strict=True):
         row[: len(values)] = torch.tensor(values)
     ends = torch.tensor([len(values) - 1 for values in rows])
     with exact(surgery.device), evaluating(surgery.model):
-        encoded = encode_token_features(surgery.model, _padded(tokens, surgery.model).to(surgery.device)).float()
+        encoded = encode_token_features(surgery.model, tokens.to(surgery.device)).float()
         encoded = torch.nn.functional.normalize(encoded, dim=-1)  # (2 + W, l, C)
         pooled = encoded[torch.arange(len(rows)), ends]  # (2 + W, C): the text, the empty one, the text less each word
         features = torch.stack([encoded[0, a:b].mean(dim=0) for a, b in spans])
@@ -200,9 +201,8 @@ def explain_text(
         cosines = (pooled @ seen.raw[0]).cpu().numpy().astype(np.float64)
         maps = _maps(surgery, seen, features, encoded[0, :1], method)  # (W, gh, gw)
         whole = _maps(surgery, seen, pooled[:1], pooled[1:2], method)[0]  # (gh, gw)
-    decoder = surgery.prompts.tokenizer
-    pieces = [tuple(_spell(decoder, [i]) for i in word) for word in words]
-    named = [_spell(decoder, word) for word in words]
+    pieces = [tuple(_spell(tokenizer, [i]) for i in word) for word in words]
+    named = [_spell(tokenizer, word) for word in words]
     similarity = SimilarityMap(whole, text, method)
     order = np.argsort(-maps, axis=0, kind="stable")[:NEAREST]  # (k, gh, gw)
     nearest = np.ascontiguousarray(order.transpose(1, 2, 0))
@@ -259,14 +259,6 @@ def _spell(tokenizer: Any, ids: Sequence[int]) -> str:
     """Tokens as text; a piece of a character that takes several tokens is a replacement character."""
     letters = "".join(tokenizer.decoder[i] for i in ids).removesuffix("</w>")
     return bytes(tokenizer.byte_decoder[c] for c in letters).decode("utf-8", errors="replace")
-
-
-def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
-    """Tokens with zeros behind the end token, as the tokenizer pads them, for a tower that is not causal."""
-    text = getattr(model, "text", model)
-    if getattr(text, "attn_mask", None) is not None:
-        return tokens
-    return torch.nn.functional.pad(tokens, (0, max(0, int(getattr(text, "context_length", 0)) - tokens.shape[1])))
 
 
 def _maps(

@@ -218,34 +218,31 @@ def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | N
     classes = parse_labels(labels)
     if threshold is not None:
         threshold = check_number("threshold", threshold, 0, 1)
-    named = [i for i, name in enumerate(classes) if name.casefold() == BACKGROUND]
-    names, words, owners = list(classes), list(classes.values()), list(range(len(classes)))
-    place = named[0] if named else None
+    named = next((i for i, name in enumerate(classes) if name.casefold() == BACKGROUND), None)
     apart: list[tuple[str, ...]] = []
     if background is not None:
-        if named:
-            raise PromptError(f"{names[named[0]]!r} is among the labels, and background words make a class of that name")
+        if named is not None:
+            raise PromptError(f"{list(classes)[named]!r} is among the labels, and background words make a class of that name")
         apart = [(word,) for word in check_words(background, "background")]
-        taken = {word.casefold() for group in words for word in group}
+        taken = {word.casefold() for group in classes.values() for word in group}
         both = [word for (word,) in apart if word.casefold() in taken]
         if both:
             raise PromptError(f"{both[0]!r} is both a label and background; take it out of one of the two")
-    elif threshold is None and len(words) == 1:
-        raise PromptError(
-            f"{names[0]!r} alone has nothing to be compared with; name further labels, background words, or a threshold"
-        )
-    elif threshold is not None and len(words) == 1:
-        if named:
+    elif len(classes) == 1:
+        [name] = classes
+        if threshold is None:
+            raise PromptError(
+                f"{name!r} alone has nothing to be compared with; name further labels, background words, or a threshold"
+            )
+        if named is not None:
             raise PromptError("the background needs at least one label beside it; name a label")
         apart = [()]  # the empty text
-    if background is not None or (threshold is not None and not named):
-        place = 0
-        names.insert(0, BACKGROUND)
-        owners = [0] * len(apart) + [i + 1 for i in owners]
-        words = apart + words
+    added = named is None and (background is not None or threshold is not None)
+    names = (BACKGROUND, *classes) if added else tuple(classes)
     if len(names) > 65535:
         raise InputError(f"there can be at most 65535 classes, not {len(names)}")
-    return _Plan(tuple(names), tuple(words), np.array(owners, np.intp), place, threshold)
+    owners = np.array([*[0] * len(apart), *range(added, len(names))], np.intp)
+    return _Plan(names, (*apart, *classes.values()), owners, 0 if added else named, threshold)
 
 
 def _check_windows(window: int | None, stride: int | None, short_side: int | None) -> tuple[int, int, int | None] | None:
@@ -303,7 +300,9 @@ def _encode(
             return [columns(features) for features in surgery.encode(images, methods=[method])]
         return [columns(features) for features in surgery.encode_mixed(images, scope.weights(boxes))]
 
-    if isinstance(image, np.ndarray):
+    if isinstance(image, ImageFeatures):
+        shape, values = image.shape, columns(image)
+    else:
         shape = check_shape(image.shape[:2])
         if windows is not None:
             side, step, short = windows
@@ -314,9 +313,7 @@ def _encode(
                 field, grid = _slide(np.asarray(picture), look, side, step, batch_size)
                 return field, grid, shape
         [values] = look([image], [WHOLE])
-        return lambda start, stop: values[start:stop], check_shape(values.shape[1:]), shape
-    values = columns(image)
-    return lambda start, stop: values[start:stop], image.grid, image.shape
+    return lambda start, stop: values[start:stop], check_shape(values.shape[1:]), shape
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
