@@ -1,7 +1,8 @@
 """Writing files: whole or not at all.
 
 Every writer fills a temporary file in the target's folder, flushes it to the disk and renames it, so
-that a reader, or a run that resumes, never meets half a file.
+that a reader, or a run that resumes, never meets half a file; see :func:`atomic_path`. It returns the
+path as a ``Path``, and raises OutputError where the file cannot be written.
 """
 
 from __future__ import annotations
@@ -114,28 +115,17 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write bytes to a file, whole or not at all; see :func:`atomic_path`.
-
-    Returns:
-        ``path`` as a ``Path``.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write bytes to a file."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write text as UTF-8, line ends as they are; see :func:`atomic_path`.
-
-    Returns:
-        ``path`` as a ``Path``.
+    """Write text as UTF-8, line ends as they are.
 
     Raises:
         InputError: the text holds a lone surrogate, which UTF-8 cannot express.
-        OutputError: the file cannot be written.
     """
     try:
         data = text.encode("utf-8")
@@ -150,12 +140,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
     NumPy scalars and arrays are written as numbers and lists. File names that are not valid Unicode
     (lone surrogates) survive as escapes.
 
-    Returns:
-        ``path`` as a ``Path``.
-
     Raises:
         InputError: a value is NaN, infinite or nothing JSON knows.
-        OutputError: the file cannot be written.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -174,19 +160,15 @@ def _plain(value: Any) -> Any:
 
 
 def write_png(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
-    """Write an array as PNG, whatever suffix ``path`` has; see :func:`atomic_path`.
+    """Write an array as PNG, whatever suffix ``path`` has.
 
     Args:
         path: the file to write.
         array: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; uint8, or bool (written as 0 and 255), or
             uint16 for (H, W) only (16-bit grey).
 
-    Returns:
-        ``path`` as a ``Path``.
-
     Raises:
         InputError: the array is of another kind, or empty.
-        OutputError: the file cannot be written.
     """
     import numpy as np
     from PIL import Image

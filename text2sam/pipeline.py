@@ -197,9 +197,7 @@ class TextPromptedSAM:
         Args:
             images: as for :meth:`set_image`; CLIP encodes them as one batch.
             sam: also run SAM's image encoder now, not when the first text needs it.
-            methods, tiles: as for :meth:`set_image`.
-            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
-                :func:`text2sam.image.read_image`.
+            methods, tiles, reading: as for :meth:`set_image`.
 
         Raises:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
@@ -360,7 +358,7 @@ class TextPromptedSAM:
             result: what :meth:`segment` or this method returned.
             points: on the object (1) or off it (0), in pixels of the image and within it.
             number: of the object in ``result.instances``, from 0; their count adds an object, which needs a positive point.
-            **reading: how images are read, as for :meth:`encode`.
+            **reading: as for :meth:`set_image`.
 
         Returns:
             The result with that object changed, and with ``present`` True where there is a mask.
@@ -392,8 +390,7 @@ class TextPromptedSAM:
             present: whether the text is in the image; there must be examples of both.
             against: as later for :meth:`segment`.
             false_cost: what an absent text called present costs, in units of a present text missed.
-            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
-                :func:`text2sam.image.read_image`.
+            **reading: as for :meth:`set_image`.
 
         Returns:
             The threshold and its errors on the examples; ``save`` it, and :meth:`use` it later.

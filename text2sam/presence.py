@@ -112,14 +112,7 @@ class Calibration:
             raise InputError(f"model must be a string, not {self.model!r}")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the calibration as JSON, whole or not at all.
-
-        Returns:
-            ``path`` as a ``Path``.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
+        """Writes the calibration as JSON, whole or not at all; returns ``path``. Raises OutputError where it cannot."""
         return write_json(path, {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)})
 
     @classmethod

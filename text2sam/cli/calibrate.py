@@ -83,14 +83,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the CSV file that ``calibrate`` reads.
-
-    Attributes:
-        line: of the file, from 1, where the row ends.
-        image: path of the image.
-        text: what is or is not in it.
-        present: whether it is.
-    """
+    """A row of the CSV file, which ends at a line: whether a text is present in an image."""
 
     line: int
     image: Path
