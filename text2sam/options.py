@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from text2sam.checks import check_known, check_number
 from text2sam.clip.tiles import Tiles, check_tiles
@@ -84,12 +84,7 @@ class Options:
     @property
     def reading(self) -> ReadOptions:
         """How an image is read: keyword arguments of :func:`text2sam.image.read_image`."""
-        return {
-            "channel_order": self.channel_order,
-            "value_range": self.value_range,
-            "page": self.page,
-            "max_pixels": self.max_pixels,
-        }
+        return cast("ReadOptions", {name: getattr(self, name) for name in ReadOptions.__annotations__})
 
     @property
     def recipe(self) -> Recipe:

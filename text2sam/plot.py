@@ -271,9 +271,9 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     longest = np.argsort([-abs(word.carries) for word in every], kind="stable").tolist()
     maps, bars = sorted(longest[:_MOST]), sorted(longest[: 3 * _MOST])
     figure, axes = _grid(len(maps) + 4, pixels.shape[:2], 4)
+    grid: Any = axes[0].get_gridspec()
     for ax in axes[:4]:
         ax.remove()
-    grid = figure.add_gridspec(-(-len(axes) // 4), 4)
     whole, bar = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[0, 2:])
 
     heat(pixels, explanation.similarity, whole)
@@ -326,11 +326,22 @@ def _png(figure: Figure, dpi: float | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(**options: Any) -> Figure:
+def check_installed() -> None:
+    """Checks that figures can be drawn, before the work begins.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("matplotlib", "text2sam.plot", "plot") from error
+        raise MissingDependencyError("matplotlib", "drawing figures", "plot") from error
+
+
+def _figure(**options: Any) -> Figure:
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure: Any = Figure(**options)
     figure._repr_png_ = functools.partial(_png, figure)  # notebooks show it, with and without %matplotlib inline
     return figure  # type: ignore[no-any-return]

@@ -17,7 +17,6 @@ from text2sam import __version__
 from text2sam.cli.output import echo, hints, quiet, warn
 from text2sam.errors import (
     InputError,
-    MissingDependencyError,
     Text2SamError,
     UnsupportedModelError,
     WeightsError,
@@ -187,15 +186,3 @@ def file_stems(image: Path, texts: Sequence[str]) -> list[str]:
         taken.add(unicodedata.normalize("NFC", name).casefold())
         stems.append(f"{slug(image.stem)}_{name}")
     return stems
-
-
-def check_matplotlib() -> None:
-    """Checks that figures can be drawn, before the work begins.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("matplotlib", "drawing figures", "plot")

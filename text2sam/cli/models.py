@@ -64,13 +64,10 @@ def model_files() -> dict[str, ModelFile]:
             licence, about = pair.licences[path.name], "ships with the package"
             files.append(ModelFile(f"{pair.name}-{kind}", kind, size, licence, path, size is not None, pair, about))
     for item in CHECKPOINTS.values():
-        if item.sha256 is None:
-            files.append(ModelFile(item.name, item.kind, item.size, item.licence, None, False, None, item.description))
-            continue
-        path = cache_path(item.name)
-        size = path.stat().st_size if path.is_file() else None
+        place = None if item.sha256 is None else cache_path(item.name)
+        size = place.stat().st_size if place is not None and place.is_file() else None
         there = size is not None and item.size in (None, size)
-        files.append(ModelFile(item.name, item.kind, item.size or size, item.licence, path, there, None, item.description))
+        files.append(ModelFile(item.name, item.kind, item.size or size, item.licence, place, there, None, item.description))
     return {file.name: file for file in files}
 
 

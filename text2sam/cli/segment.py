@@ -17,7 +17,6 @@ from text2sam.cli.common import (
     Json,
     Out,
     app,
-    check_matplotlib,
     file_stems,
     split_list,
 )
@@ -74,7 +73,9 @@ def segment(
     if unknown or not wanted:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0] if unknown else ''!r}")
     if set(wanted) & set(_FIGURES):
-        check_matplotlib()
+        from text2sam import plot
+
+        plot.check_installed()
     models.check()
     pixels = reading.read(image)
     check_folder(out)
