@@ -104,8 +104,5 @@ def _bytes_of(value: Any) -> Iterator[bytes]:
         yield str(len(value)).encode()
         for part in value:
             yield from _bytes_of(part)
-    elif isinstance(value, torch.ScriptObject):
-        state: Any = value
-        yield from _bytes_of(state.__getstate__())
     else:
         yield repr(_setting(value) if _is_setting(value) else type(value)).encode()

@@ -187,8 +187,6 @@ def _describe(value: object) -> str:
 
 
 def _from_array(array: NDArray[Any], given: str) -> Pixels:
-    if array.dtype.kind not in "buif":
-        raise ImageError(f"{given} does not hold pixels; {_ACCEPTED}")
     if array.ndim == 4:
         hint = "image[0]" if array.shape[-1] in _CHANNELS else "image[0].transpose(1, 2, 0)"
         raise ImageError(f"{given} is a batch; pass one image of it, such as {hint}, or use segment_batch")
@@ -196,8 +194,6 @@ def _from_array(array: NDArray[Any], given: str) -> Pixels:
 
 
 def _from_tensor(tensor: torch.Tensor, given: str) -> Pixels:
-    if tensor.is_complex() or tensor.is_quantized:
-        raise ImageError(f"{given} does not hold pixels; {_ACCEPTED}")
     if tensor.ndim == 4 and len(tensor) > 1:
         raise ImageError(f"{given} is a batch of {len(tensor)}; use segment_batch, or pass one image of it, such as image[0]")
     tensor = tensor.detach()
@@ -237,7 +233,7 @@ def _to_uint8(
     """Values of any number type as 0..255; may share memory with ``values``."""
     dtype = values.dtype.newbyteorder("=")
     if dtype.kind not in "buif":
-        raise ImageError(f"{given} holds {dtype} values, which are no pixels")
+        raise ImageError(f"{given} holds {dtype} values, not pixels; {_ACCEPTED}")
     if dtype == np.bool_:
         return np.where(values, 255, 0).astype(np.uint8)
     if dtype == np.uint8 and value_range is None:
