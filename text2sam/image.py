@@ -143,18 +143,13 @@ def check_reading(
     return None if value_range is None else _check_range(value_range)
 
 
-def is_single(images: Any) -> bool:
-    """Whether this is one image (a path, a PIL image, an array of up to three axes) where several are expected."""
-    return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
-
-
 def check_several(images: Any) -> None:
     """Checks that several images are given.
 
     Raises:
-        InputError: it is one, see :func:`is_single`.
+        InputError: it is one: a path, a PIL image, or an array of up to three axes.
     """
-    if is_single(images):
+    if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4:
         raise InputError("images must be a sequence of images; for one image pass [image]")
 
 

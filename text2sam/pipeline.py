@@ -24,7 +24,7 @@ from text2sam.checks import check_known, check_number
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
-from text2sam.image import ImageLike, ReadOptions, check_several, is_single, numbered, read_image
+from text2sam.image import ImageLike, ReadOptions, check_several, numbered, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
@@ -307,8 +307,7 @@ class TextPromptedSAM:
             Text2SamError: as :meth:`segment_many`. An image that cannot be used is named by its position, counted from 0, and
                 the results of the images before it are the error's ``results``.
         """
-        if isinstance(texts, str) or is_single(images):
-            raise InputError("images and texts must be sequences; for one image and text call segment")
+        check_several(images)
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:

@@ -84,13 +84,10 @@ def annotate(
         runner = ray_engine(workers=workers)
     report = run(
         build,
-        images.folder,
-        wanted,
-        out,
+        labels=wanted,
+        out=out,
+        **vars(images),
         format={kind: _POLYGONS.get(kind, {}) if polygons else {} for kind in kinds},
-        recursive=images.recursive,
-        glob=images.glob,
-        list_file=images.list_file,
         limit=limit,
         strategy=options.strategy,
         method=options.method,

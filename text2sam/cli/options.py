@@ -142,26 +142,22 @@ class ModelOptions:
         """The pair of models."""
         from text2sam.pipeline import TextPromptedSAM
 
-        return TextPromptedSAM.from_pretrained(self.preset, sam_checkpoint=self.sam_checkpoint, **self._clip())
+        return TextPromptedSAM.from_pretrained(**self.keywords())
 
     def build_clip(self) -> ClipSurgery:
         """CLIP alone."""
         from text2sam.zoo.presets import build_clip
 
-        return build_clip(self.preset, **self._clip())
+        return build_clip(**self.keywords())
 
-    def _clip(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
+        """The options as the keyword arguments of ``from_pretrained``."""
         from text2sam.clip.prompts import SHORT_TEMPLATES
 
         return {
-            "clip_checkpoint": self.clip_checkpoint,
-            "clip_model": self.clip_model,
-            "device": self.device,
-            "dtype": self.dtype,
+            **vars(self),
             "templates": SHORT_TEMPLATES if self.templates == "short" else None,
-            "image_size": self.image_size,
             "scales": self._scales(),
-            "depth": self.depth,
             "progress": sys.stderr.isatty(),
         }
 
@@ -175,9 +171,9 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """The images of a folder job."""
+    """The images of a folder job, as :func:`text2sam.annotate.sources.find_images` takes them."""
 
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.")]
+    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.")]
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
     glob: Annotated[str | None, option("--glob", "PATTERN", "Only these, such as '*.png' or 'day-*/**/*.jpg'.")] = None
     list_file: Annotated[Path | None, option("--list", "FILE", "Only the images that this file names, a path per line.")] = None

@@ -44,9 +44,7 @@ def warm(
 
     models.check()
     side, keywords = parse_tiles(tiles), reading.keywords()
-    found = find_images(
-        images.folder, recursive=images.recursive, glob=images.glob, list_file=images.list_file, skip=embeddings
-    )
+    found = find_images(**vars(images), skip=embeddings)
     check_folder(embeddings)
     shown = sys.stderr.isatty()
     report = run(

@@ -164,7 +164,7 @@ class ClipOptions(ModelOptions):
         from text2sam.lab.runner import ModelChoice
 
         self.check()
-        return ModelChoice(preset=self.preset, untrained=untrained, sam_checkpoint=self.sam_checkpoint, **self._clip())
+        return ModelChoice(untrained=untrained, **self.keywords())
 
 
 @dataclass(frozen=True)

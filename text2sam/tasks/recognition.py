@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number
 from text2sam.clip.generator import ClipSurgery, ImageFeatures
 from text2sam.errors import InputError
-from text2sam.image import ImageLike, is_single, numbered, read_image
+from text2sam.image import ImageLike, check_several, numbered, read_image
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import Labels, class_features, parse_labels, surgery_of
 
@@ -127,8 +127,7 @@ def recognize_many(
     """
     surgery = surgery_of(model)
     check_number("batch_size", batch_size, 1, whole=True)
-    if is_single(images):
-        raise InputError("images must be a sequence of images; for one image call recognize")
+    check_several(images)
     classes = parse_labels(labels)
     results: list[Recognition] = []
     pending = enumerate(images)

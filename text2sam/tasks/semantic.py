@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -193,7 +193,7 @@ def segment_semantic(
         held: Any = None if session is None else session.image(seen)
         cut = find_regions(session, held) if regions is None else check_regions(regions, check_shape(seen.shape[:2]))
         if scoped:
-            scope = _Scope(cut, None if session is None else session.embedding(held))
+            scope = cut, None if session is None else session.embedding(held)
     with torch.inference_mode():
         field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size, scope)
         classes = _classify(field, shape, logit_scale, plan)
@@ -256,23 +256,8 @@ def _check_windows(window: int | None, stride: int | None, short_side: int | Non
     return side, step, None if short_side is None else int(check_number("short_side", short_side, 1, whole=True))
 
 
-@dataclass(frozen=True, eq=False)
-class _Scope:
-    """What limits attention: (H, W) regions, and SAM's embedding (C, h, w), if there is one."""
-
-    regions: NDArray[Any]
-    embedding: NDArray[np.float32] | None
-
-    def weights(self, boxes: Sequence[Box]) -> Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor]:
-        """For ``ClipSurgery.encode_mixed`` of the parts of the image in boxes."""
-
-        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
-            if self.embedding is not None:
-                looks = patch_looks(self.embedding, grid, boxes[i]).to(looks.device)
-            return region_attention(patch_regions(self.regions, grid, boxes[i]), looks)
-
-        return weights
-
+_Scope: TypeAlias = tuple[NDArray[Any], NDArray[np.float32] | None]
+"""What limits attention: (H, W) regions, and SAM's embedding (C, h, w), if there is one."""
 
 Field = Callable[[int, int], torch.Tensor]
 """Similarities made on demand: ``field(start, stop)`` is (stop - start, h, w), columns of the plan on a grid."""
@@ -298,7 +283,14 @@ def _encode(
     def look(images: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[torch.Tensor]:
         if scope is None:
             return [columns(features) for features in surgery.encode(images, methods=[method])]
-        return [columns(features) for features in surgery.encode_mixed(images, scope.weights(boxes))]
+        regions, embedding = scope
+
+        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
+            if embedding is not None:
+                looks = patch_looks(embedding, grid, boxes[i]).to(looks.device)
+            return region_attention(patch_regions(regions, grid, boxes[i]), looks)
+
+        return [columns(features) for features in surgery.encode_mixed(images, weights)]
 
     if isinstance(image, ImageFeatures):
         shape, values = image.shape, columns(image)
