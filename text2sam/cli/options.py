@@ -192,22 +192,15 @@ class ImageOptions:
     page: Annotated[int, option("--page", "N", "Page of a file that has several, counted from 0.", min=0)] = 0
 
     def keywords(self) -> dict[str, Any]:
-        """The options that are given, as keyword arguments of :func:`text2sam.image.read_image`.
+        """The options as keyword arguments of :func:`text2sam.image.read_image`.
 
         Raises:
             InputError: the range is not two numbers.
         """
-        given: dict[str, Any] = {}
-        if self.max_pixels is not None:
-            given["max_pixels"] = self.max_pixels
-        if self.value_range is not None:
-            black_white = _numbers("--range", self.value_range, "0,4095")
-            if len(black_white) != 2:
-                raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
-            given["value_range"] = tuple(black_white)
-        if self.page:
-            given["page"] = self.page
-        return given
+        limits = None if self.value_range is None else _numbers("--range", self.value_range, "0,4095")
+        if limits is not None and len(limits) != 2:
+            raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
+        return {**vars(self), "value_range": limits}
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB."""
@@ -376,9 +369,9 @@ def parse_tiles(value: str | None) -> Any:
     return check_tiles(side)
 
 
-def _numbers(option: str, value: str, example: str) -> list[float]:
+def _numbers(option: str, value: str, example: str) -> tuple[float, ...]:
     """A comma list of numbers."""
     try:
-        return [float(part) for part in value.split(",")]
+        return tuple(float(part) for part in value.split(","))
     except ValueError:
         raise InputError(f"{option} must be a comma list of numbers, such as {example}, not {value!r}") from None
