@@ -48,7 +48,7 @@ class Options:
         channel_order, value_range, page, max_pixels: how an image is read, see :func:`text2sam.image.read_image`.
 
     Raises:
-        InputError: a value is not of the kind above.
+        InputError: a value is not of the kind above; thresholds are checked with the texts that they are for.
     """
 
     against: Sequence[str] | None = None

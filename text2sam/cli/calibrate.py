@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,8 +41,6 @@ def calibrate(
 
     A calibration belongs to the models and the settings it was made with, including --against.
     """
-    from text2sam.targets import parse_target
-
     models.check()
     if not 0 < false_cost < float("inf"):
         raise InputError(f"--false-cost must be a number above 0, not {false_cost!r}")
@@ -54,10 +52,9 @@ def calibrate(
                 pictures[example.image] = reading.read(example.image)
     check_file(out)
     model = models.build()
-    prepare: Any = getattr(model.generator, "prepare", None)
-    for example in examples if callable(prepare) else ():  # only the model knows which texts are too long
+    for example in examples:  # only the model knows which texts are too long
         with _in_line(source, example.line):
-            prepare(parse_target(example.text).texts)
+            model.check_texts([example.text])
     calibration = model.calibrate(
         [pictures[example.image] for example in examples],
         [example.text for example in examples],
