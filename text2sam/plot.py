@@ -3,7 +3,7 @@
 Functions that draw one picture take the image, what is drawn on it and the axes, in this order, and return the axes; without
 axes they draw on a new figure that has the image's size in pixels, of a tiny image a multiple. Functions that draw several
 pictures return a figure. Nothing goes through ``pyplot`` and no setting of matplotlib is changed. matplotlib comes with the
-extra ``text2sam[plot]``; :mod:`text2sam.paint` draws on arrays without it.
+extra ``text2sam[plot]``, and without it every function raises MissingDependencyError; :mod:`text2sam.paint` draws on arrays.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def points(image: ImageLike | None, prompts: PointPrompts, ax: Axes | None = Non
 
     Raises:
         InputError: there is neither an image nor axes.
-        MissingDependencyError: matplotlib is not installed.
     """
     ax = _show(image, ax)
     diameter = 8 * _lettering().unit(ax)
@@ -87,9 +86,6 @@ def heat(
         alpha: opacity of the map.
         limits: similarities that get the lowest and the highest colour; None takes the map's own. Maps with the same limits
             can be compared.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
     pixels = read_image(image)
     ax = _show(np.asarray(Image.fromarray(pixels).convert("L")), ax)
@@ -120,7 +116,6 @@ def overlay(
 
     Raises:
         InputError: there is neither an image nor axes, or the image has another size than the mask.
-        MissingDependencyError: matplotlib is not installed.
     """
     ax = _show(image, ax, result)
     _draw_masks(ax, [result.mask], [colour], alpha)
@@ -140,7 +135,7 @@ def objects(image: ImageLike | None, result: Segmentation, ax: Axes | None = Non
         alpha: opacity of the masks.
 
     Raises:
-        InputError, MissingDependencyError: as for :func:`overlay`.
+        InputError: as for :func:`overlay`.
     """
     ax = _show(image, ax, result)
     instances = result.instances
@@ -170,7 +165,6 @@ def compare(
 
     Raises:
         InputError: there is not one title for each result, or a result is of another kind or another image.
-        MissingDependencyError: matplotlib is not installed.
     """
     for result in results:
         if not isinstance(result, (Segmentation, SimilarityMap)):
@@ -208,7 +202,6 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
 
     Raises:
         InputError: the image has another size than the mask.
-        MissingDependencyError: matplotlib is not installed.
     """
     pixels = read_image(image)
     best = result.objects[0] if result.objects else result
@@ -263,7 +256,6 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
 
     Raises:
         InputError: the image has another size than the explanation's.
-        MissingDependencyError: matplotlib is not installed.
     """
     pixels = read_image(image)
     _check_size(pixels, explanation.shape)
