@@ -118,12 +118,16 @@ def test_the_lower_of_gaps_as_wide() -> None:
     scores = [1.0, 1 - 2.0**-12, 2.0**-12, 0.0]  # the same distance at both ends
     assert fit_threshold(scores, [True, False, True, False]).threshold < 0.5
     # as probabilities the other gap is the wider: 0.02 to 0.73 against 0.88 to 0.9999
+    logits = [6.0, 3.0, 2.0, -1.0]  # rounding makes the upper gap wider by 5e-14
+    assert fit_threshold([sigmoid(v) for v in logits], [True, False, True, False]).threshold == pytest.approx(sigmoid(0.5))
 
 
 def test_a_gap_between_scores_goes_before_the_ends() -> None:
     found = fit_threshold([0.3, 0.4, 0.5], [True, False, True], false_cost=0.5)  # everything present costs 0.5 too
     assert 0.4 < found.threshold <= 0.5
     assert (found.missed_rate, found.false_rate) == (0.5, 0)
+    near = [1e-12, 2e-12, 3e-12]  # the gaps have no width on the logit scale
+    assert fit_threshold(near, [True, False, True], false_cost=0.5).threshold > 2e-12
     # everything absent costs 1 too
     found = fit_threshold([0.4, 0.5, 0.6, 0.6], [False, True, False, False], false_cost=1.5)
     assert found.missed_rate + 1.5 * found.false_rate == pytest.approx(1.0)
