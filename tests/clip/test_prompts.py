@@ -14,12 +14,10 @@ from text2sam.clip.prompts import (
     SCENE_TEMPLATES,
     SHORT_TEMPLATES,
     PromptEnsemble,
-    check_text,
-    encode_token_features,
-    encode_tokens,
     ensemble_templates,
     text_tower_fingerprint,
 )
+from text2sam.clip.towers.text import encode_token_features, encode_tokens
 from text2sam.errors import PromptError, UnsupportedModelError
 
 
@@ -34,18 +32,6 @@ def ensemble(model: Any = None, **options: Any) -> PromptEnsemble:
 def test_no_texts(texts: Any) -> None:
     with pytest.raises(PromptError, match="non-empty sequence of strings"):
         ensemble()(texts)
-
-
-@pytest.mark.parametrize("text", ["", " ", "\t\n", "...", "+", "-"])
-def test_texts_that_name_nothing(text: str) -> None:
-    with pytest.raises(PromptError, match="names something"):
-        check_text(text)
-
-
-def test_texts_are_stripped() -> None:
-    assert check_text(" a black cat\n") == "a black cat"
-    assert check_text("猫") == "猫"
-    assert check_text("🐱") == "🐱"
 
 
 @pytest.mark.parametrize("templates", [[], [""], ["a photo"], ["{} and {}"], ["a {}.", "b"], [3], "a photo", ["{0}"]])

@@ -11,7 +11,7 @@ from helpers import picture, tiny_clip, tiny_surgery
 from torch.nn.functional import normalize
 
 from text2sam.clip.scales import average_scales, check_scales
-from text2sam.clip.towers import TowerTokens
+from text2sam.clip.towers.base import TowerTokens
 from text2sam.errors import InputError
 
 
@@ -21,7 +21,7 @@ def tokens(grid: tuple[int, int], seed: int, kinds: tuple[str, ...] = ()) -> Tow
     def some() -> torch.Tensor:
         return normalize(torch.randn(2, 1 + grid[0] * grid[1], 5, generator=generator), dim=-1)
 
-    return TowerTokens(some(), some(), grid, {kind: some() for kind in kinds})
+    return TowerTokens({path: some() for path in ("raw", "architecture", *kinds)}, grid)
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1,), (float("nan"),), (float("inf"),), ("a",), "12", 1.0, None, (9,)])
@@ -41,11 +41,8 @@ def test_the_mean_is_that_of_loops_over_patches() -> None:
     a, b = tokens(grid, 0, ("gem",)), tokens(fine, 1, ("gem",))
     found = average_scales([a, b], grid)
     assert found.grid == grid
-    for mean, coarse, finer in (
-        (found.surgery, a.surgery, b.surgery),
-        (found.raw, a.raw, b.raw),
-        (found.others["gem"], a.others["gem"], b.others["gem"]),
-    ):
+    assert found.paths.keys() == a.paths.keys()
+    for mean, coarse, finer in ((found.paths[path], a.paths[path], b.paths[path]) for path in found.paths):
         assert mean.shape == coarse.shape
         torch.testing.assert_close(mean[:, 0], normalize(coarse[:, 0] + finer[:, 0], dim=-1))
         patches = finer[:, 1:].reshape(2, *fine, 5)

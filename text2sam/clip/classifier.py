@@ -16,7 +16,7 @@ from text2sam.clip.attention import check_method
 from text2sam.clip.labels import check_request, without
 from text2sam.clip.pixels import MAX_SIDE, normalise, per_channel, resize, whole_patches
 from text2sam.clip.scales import check_scales
-from text2sam.clip.towers import evaluating, exact
+from text2sam.clip.towers.base import evaluating, exact
 from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import Meaning, WordTable
 from text2sam.devices import check_dtype, pick_device
@@ -268,12 +268,10 @@ class WordClassifier:
         height, width = image.shape[:2]
         maps = []
         for scale in self.scales:
-            share = scale * self.image_size / max(height, width)
-            size = whole_patches((max(1, round(height * share)), max(1, round(width * share))), self.tower.patch)
-            pixels = normalise(resize(image, size), self.mean, self.std).to(self.device, self._dtype)
+            size = whole_patches((height, width), self.tower.patch, scale * self.image_size / max(height, width))
+            pixels = normalise(resize(image, size), self.mean, self.std).to(self.device, self.tower.weight.dtype)
             with exact(self.device), evaluating(self.tower.module):
-                tokens = self.tower.tokens(pixels)
-            maps.append(tokens.raw[0, 1:].float().T.unflatten(1, tokens.grid).contiguous())
+                maps.append(self.tower.features(pixels)[0].float().contiguous())
         return PlaceFeatures(tuple(maps), (height, width))
 
     def _similarity(self, features: PlaceFeatures, meaning: Meaning) -> torch.Tensor:
@@ -293,10 +291,6 @@ class WordClassifier:
         if meaning.learned is None:
             return rows, rows.new_zeros(())
         return rows + self.learned[meaning.learned], self.offsets[meaning.learned]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.tower.weight.dtype
 
 
 def _check_method(method: str) -> None:

@@ -12,32 +12,25 @@ import torch
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number
-from text2sam.clip.attention import KINDS, METHODS, check_method
+from text2sam.clip.attention import METHODS, check_method
 from text2sam.clip.attention import Method as Method
 from text2sam.clip.features import ImageFeatures as ImageFeatures
-from text2sam.clip.features import pack, tokens_for, unpack
 from text2sam.clip.labels import check_labels, check_request, without
 from text2sam.clip.pixels import MAX_SIDE, OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
-from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
+from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
-from text2sam.clip.towers import (
-    TowerTokens,
-    check_depth,
-    check_faithful,
-    check_kinds,
-    evaluating,
-    exact,
-    image_tower,
-    opened,
-    run_tower,
-)
+from text2sam.clip.towers import check_depth, check_faithful, image_tower, run_tower
+from text2sam.clip.towers.base import TowerTokens, evaluating, exact
+from text2sam.clip.towers.hf import opened
+from text2sam.clip.towers.text import Tokenizer
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike, check_several, read_image
 from text2sam.presence import presence_logit
+from text2sam.targets import check_text
 from text2sam.types import SimilarityMap
 
 
@@ -144,7 +137,7 @@ class ClipSurgery:
             raise InputError(
                 f"pixels must be a tensor (B, 3, H, W), not {type(pixels).__name__}; for an image call encode_image"
             )
-        return self._run(pixels, ()).surgery
+        return self._run()(pixels).surgery
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(T, C) float32 prompt-ensemble features of texts, L2-normalised.
@@ -186,7 +179,7 @@ class ClipSurgery:
             return [self.encode_image(image, methods=methods, tiles=tiles) for image in images]
         kinds = self._kinds(methods)
         read = [read_image(image) for image in images]
-        return self._encoded(read, kinds) if read else []
+        return self._encoded(read, self._run(kinds)) if read else []
 
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
@@ -196,19 +189,18 @@ class ClipSurgery:
         side = check_tiles(tiles)
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         pixels = read_image(image)
-        whole = self._encoded([pixels], kinds)[0]
+        [whole] = self._encoded([pixels], self._run(kinds))
         if side is False:
             return whole
         layout = tile_layout(whole.shape, self.image_size, whole.grid, side)
         if len(layout) == 1:
             return whole
-        patches = blend_tiles(self._tiles(pixels, layout, batch_size, kinds), layout)  # (gh, gw, 2 + K, C)
+        patches = blend_tiles(self._tiles(pixels, layout, batch_size, kinds), layout)  # (gh, gw, P, C)
         tiled = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
-        surgery, raw, *others = (
-            torch.cat([tokens[:1], blended])
-            for tokens, blended in zip((whole.surgery, whole.raw, *whole.others.values()), tiled, strict=True)
-        )
-        return ImageFeatures(surgery, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
+        paths = {
+            name: torch.cat([tokens[:1], blended]) for (name, tokens), blended in zip(whole.paths.items(), tiled, strict=True)
+        }
+        return ImageFeatures(paths, layout.grid, whole.shape)
 
     def encode_mixed(
         self,
@@ -240,21 +232,16 @@ class ClipSurgery:
             )
 
         def run(pixels: torch.Tensor) -> TowerTokens:
-            dtype = next(self.tower.module.parameters()).dtype
             with exact(self.device), evaluating(self.tower.module):
                 tokens: TowerTokens = mixed(
-                    pixels.to(self.device, dtype),
+                    self._placed(pixels),
                     lambda grid, looks: torch.stack([weights(i, grid, own.float()) for i, own in enumerate(looks)]),
                 )
             return tokens
 
         check_several(images)
         read = [read_image(image) for image in images]
-        if not read:
-            return []
-        tokens = self._at_scales(read, run)
-        shapes = [(image.shape[0], image.shape[1]) for image in read]
-        return [ImageFeatures(tokens.surgery[i], tokens.raw[i], tokens.grid, shape) for i, shape in enumerate(shapes)]
+        return self._encoded(read, run) if read else []
 
     def similarity(
         self,
@@ -316,8 +303,7 @@ class ClipSurgery:
         wanted, labels = check_request(texts, against, method)
         if not wanted:
             return []
-        tokens = tokens_for(features, method)
-        with exact(tokens.device):
+        with exact(features.tokens(method).device):
             if not METHODS[method].removes:
                 columns = self.similarities(features, self.encode_texts(wanted), method)
             elif labels is None and vocabulary and self.vocabulary:
@@ -346,7 +332,8 @@ class ClipSurgery:
         Raises:
             InputError: ``method`` is unknown, or its tokens are not in ``features``.
         """
-        tokens, recipe = tokens_for(features, method).float(), METHODS[check_method(method)]
+        recipe = METHODS[check_method(method)]
+        tokens = features.tokens(method).float()
         with exact(tokens.device):
             if not recipe.removes:
                 found = tokens @ texts.T
@@ -451,11 +438,11 @@ class ClipSurgery:
 
     def pack(self, features: ImageFeatures) -> dict[str, torch.Tensor]:
         """Features as named tensors, for files."""
-        return pack(features)
+        return features.pack()
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> ImageFeatures:
         """The features that :meth:`pack` made of an image of (H, W) pixels; KeyError or ValueError where they are others."""
-        return unpack(tensors, shape)
+        return ImageFeatures.unpack(tensors, shape)
 
     def logit_scale(self) -> torch.Tensor:
         """The factor that CLIP learned for its cosines, 100 for OpenAI's: a float32 scalar on the model's device."""
@@ -494,25 +481,25 @@ class ClipSurgery:
             return self.similarities(features, self.encode_texts([text]), method, self.encode_texts([""]))[:, 0]
         return self.similarities(features, torch.cat([self.encode_texts([text]), self._names(others)]), method)[:, 0]
 
-    def _kinds(self, methods: Sequence[Method] | None) -> tuple[str, ...]:
-        """The kinds of attention that must be computed for methods, besides what always is."""
+    def _kinds(self, methods: Sequence[Method] | None) -> set[str]:
+        """The kinds of attention that must be computed for methods, besides architecture surgery."""
         if methods is None:
-            return ()
+            return set()
         if isinstance(methods, str) or not isinstance(methods, Collection):
             raise InputError(f"methods must be a sequence of method names, such as ['sclip'], not {methods!r}")
-        further = {METHODS[check_method(method)].tokens for method in methods} & set(KINDS)
-        return tuple(kind.name for kind in check_kinds(self.tower, further))
-
-    def _encoded(self, images: list[NDArray[np.uint8]], kinds: tuple[str, ...]) -> list[ImageFeatures]:
-        tokens = self._at_scales(images, lambda pixels: self._run(pixels, kinds))
-        return [
-            ImageFeatures(
-                tokens.surgery[i],
-                tokens.raw[i],
-                tokens.grid,
-                (image.shape[0], image.shape[1]),
-                others={name: others[i] for name, others in tokens.others.items()},
+        kinds = {METHODS[check_method(method)].tokens for method in methods} - {"raw", "architecture"}
+        for name in sorted(kinds - set(self.tower.kinds)):
+            raise UnsupportedModelError(
+                f"attention of the kind {name!r} is defined on a transformer's blocks, which "
+                f"{type(self.tower.module).__name__} has not; it offers {', '.join(self.tower.kinds)} and the original tokens. "
+                "A ViT such as ViT-B-16 has all"
             )
+        return kinds
+
+    def _encoded(self, images: Sequence[NDArray[np.uint8]], run: Callable[[torch.Tensor], TowerTokens]) -> list[ImageFeatures]:
+        tokens = self._at_scales(images, run)
+        return [
+            ImageFeatures({name: path[i] for name, path in tokens.paths.items()}, tokens.grid, (image.shape[0], image.shape[1]))
             for i, image in enumerate(images)
         ]
 
@@ -521,32 +508,34 @@ class ClipSurgery:
         (height, width), patch = self.image_size, self.tower.patch
         sets = []
         for scale in self.scales:
-            size = whole_patches((max(1, round(height * scale)), max(1, round(width * scale))), patch)
-            pixels = torch.cat([normalise(resize(image, size), self.mean, self.std) for image in images])
-            tokens = run(pixels)
-            others = {name: _normalized(kind) for name, kind in tokens.others.items()}
-            sets.append(TowerTokens(_normalized(tokens.surgery), _normalized(tokens.raw), tokens.grid, others))
+            size = whole_patches((height, width), patch, scale)
+            tokens = run(torch.cat([normalise(resize(image, size), self.mean, self.std) for image in images]))
+            paths = {name: torch.nn.functional.normalize(path.float(), dim=-1) for name, path in tokens.paths.items()}
+            sets.append(TowerTokens(paths, tokens.grid))
         return average_scales(sets, (height // patch[0], width // patch[1]))
 
-    def _run(self, pixels: torch.Tensor, kinds: tuple[str, ...]) -> TowerTokens:
-        dtype = next(self.tower.module.parameters()).dtype
-        with exact(self.device):
-            return run_tower(self.tower, pixels.to(self.device, dtype), depth=self.depth, kinds=kinds)
+    def _run(self, kinds: Collection[str] = ()) -> Callable[[torch.Tensor], TowerTokens]:
+        """The tower as a function of normalised pixels."""
+
+        def run(pixels: torch.Tensor) -> TowerTokens:
+            with exact(self.device):
+                return run_tower(self.tower, self._placed(pixels), depth=self.depth, kinds=kinds)
+
+        return run
+
+    def _placed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels on the model's device, in its number format."""
+        return pixels.to(self.device, next(self.tower.module.parameters()).dtype)
 
     def _tiles(
-        self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, kinds: tuple[str, ...]
+        self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, kinds: Collection[str]
     ) -> Iterator[torch.Tensor]:
-        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2 + K, C), surgery, raw and K kinds."""
+        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, P, C) of P paths."""
         (height, width), (th, tw) = self.image_size, layout.tile
         ph, pw = height // th, width // tw
         resized = resize(image, (layout.grid[0] * ph, layout.grid[1] * pw))
         for start in range(0, len(layout), batch_size):
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
-            tokens = self._at_scales(cut, lambda pixels: self._run(pixels, kinds))
-            every = (tokens.surgery, tokens.raw, *tokens.others.values())
-            yield torch.stack([kind[:, 1:] for kind in every], dim=2).unflatten(1, (th, tw))
-
-
-def _normalized(tokens: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(tokens.float(), dim=-1)
+            tokens = self._at_scales(cut, self._run(kinds))
+            yield torch.stack([path[:, 1:] for path in tokens.paths.values()], dim=2).unflatten(1, (th, tw))

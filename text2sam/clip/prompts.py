@@ -18,14 +18,11 @@ from typing import Any
 
 import torch
 
-from text2sam.clip.towers import Tokenizer as Tokenizer
-from text2sam.clip.towers import encode_token_features as encode_token_features
-from text2sam.clip.towers import encode_tokens as encode_tokens
-from text2sam.clip.towers import evaluating, text_tower
+from text2sam.clip.towers.base import evaluating
+from text2sam.clip.towers.text import TextTower, Tokenizer, encode_tokens
 from text2sam.errors import OutputError, PromptError, UnsupportedModelError
 from text2sam.files import write_bytes
 from text2sam.fingerprint import fingerprint
-from text2sam.targets import check_text as check_text
 
 SCENE_TEMPLATES: tuple[str, ...] = (
     "there is a {} in the scene.",
@@ -99,7 +96,7 @@ class PromptEnsemble:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._tower = text_tower(model, tokenizer)
+        self._tower = TextTower(model, tokenizer)
         self.templates = ensemble_templates() if templates is None else check_templates(templates)
         self._cache = None if cache is None else Path(cache)
         self._batch = batch
@@ -204,7 +201,7 @@ class PromptEnsemble:
         prompts = tokens.flatten(0, 1)
         order = prompts.argmax(dim=-1).argsort()  # prompts of like length together: each batch runs on its own longest
         with torch.autocast(device.type, enabled=False), evaluating(self._model):
-            parts = [self._tower.features(part.to(device)).float() for part in prompts[order].split(self._batch)]
+            parts = [encode_tokens(self._model, part.to(device)).float() for part in prompts[order].split(self._batch)]
             encoded: torch.Tensor = torch.cat(parts)[order.argsort().to(device)]
             features = torch.nn.functional.normalize(encoded, dim=-1).unflatten(0, (len(tokens), -1))  # (T, P, C)
             means: torch.Tensor = torch.nn.functional.normalize(features.mean(dim=1), dim=-1)

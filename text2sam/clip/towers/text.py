@@ -18,15 +18,22 @@ _LATIN = ("LATIN", "FEMININE", "MASCULINE")  # how Unicode names begin; the latt
 _WORD = " x"  # a word put behind a prompt, to see whether the tokenizer still sees what stands there
 
 
-class OpenClipText:
-    """Adapter of an open_clip model's text tower; see :class:`text2sam.clip.towers.base.TextTower`.
+class TextTower:
+    """An open_clip model's text tower with its tokenizer.
 
     Args:
         model: with ``encode_text``.
         tokenizer: strings -> (P, L) token ids, padded on either side with any token.
+
+    Raises:
+        UnsupportedModelError: the model encodes no texts.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        if not callable(getattr(model, "encode_text", None)):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no encode_text; ClipSurgery needs a CLIP built by open_clip"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self._a: torch.Tensor | None = None
@@ -86,10 +93,6 @@ class OpenClipText:
                 "belongs to another model; take open_clip.get_tokenizer with the name of this one"
             )
         return tokens.to("cpu", torch.int64)
-
-    def features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(P, C) text features, see :func:`encode_tokens`."""
-        return encode_tokens(self.model, tokens)
 
 
 def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from text2sam.clip.towers.base import Grid, join_heads, pair, split_heads
+from text2sam.clip.towers.base import Grid, join_heads, split_heads
 from text2sam.clip.towers.blocks import AFTER_MEAN, Block, TransformerTower
 from text2sam.errors import UnsupportedModelError
 
@@ -30,23 +30,14 @@ class TimmViT(TransformerTower):
     """
 
     def __init__(self, visual: Any) -> None:
-        self.module: Any = visual
-        self.trunk: Any = getattr(visual, "trunk", visual)
-        self.head: Any = getattr(visual, "head", nn.Identity()) if self.trunk is not visual else nn.Identity()
-        embed = self.trunk.patch_embed
-        self.patch = pair(embed.feat_ratio(as_scalar=False))
-        self.size = pair(embed.img_size)
-        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
-        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
-        self.blocks: int | None = len(self.trunk.blocks)
-        self.prefix = int(self.trunk.num_prefix_tokens)
-
-    @property
-    def note(self) -> str:
-        """What is an approximation in the patches' features; may be empty."""
-        trunk = self.trunk
-        normalised = trunk.attn_pool is None and trunk.global_pool == "avg" and not isinstance(trunk.fc_norm, nn.Identity)
-        return AFTER_MEAN if normalised else ""
+        trunk = getattr(visual, "trunk", visual)
+        super().__init__(visual, trunk.patch_embed.feat_ratio(as_scalar=False), trunk.patch_embed.img_size)
+        self.trunk: Any = trunk
+        self.head: Any = nn.Identity() if trunk is visual else visual.head
+        self.blocks = len(trunk.blocks)
+        self.prefix = int(trunk.num_prefix_tokens)
+        if trunk.attn_pool is None and trunk.global_pool == "avg" and not isinstance(trunk.fc_norm, nn.Identity):
+            self.note = AFTER_MEAN
 
     def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
         """What ``trunk.forward_features`` does before its blocks, on any grid."""
