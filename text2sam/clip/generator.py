@@ -116,8 +116,6 @@ class ClipSurgery:
             model = model.to(dtype)
         self.model = model.to(self.device)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
-        # a few templates do for telling names apart, and a vocabulary is long
-        self._names = self.prompts.using(SHORT_TEMPLATES)
         if check:
             check_faithful(model, self.tower)
 
@@ -353,7 +351,7 @@ class ClipSurgery:
 
     def hint(self, text: str) -> str | None:
         """Advice about a text, such as one in a script that the tokenizer was not made for; None when there is none."""
-        return self.prompts.hint(text)
+        return self.prompts.tower.hint(text)
 
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""
@@ -453,6 +451,10 @@ class ClipSurgery:
         """What a model trained with a sigmoid (SigLIP) adds to its logits, float32 on the model's device; None without."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else bias.detach().float().mean()
+
+    def _names(self, texts: Sequence[str]) -> torch.Tensor:
+        """(T, C) features; a few templates do for telling names apart, and a vocabulary is long."""
+        return self.prompts(texts, SHORT_TEMPLATES)
 
     def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:
         """(gh, gw) float32: 1 in the patch most similar to a text and in the patches around it, else 0."""
