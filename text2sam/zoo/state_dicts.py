@@ -8,7 +8,6 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +23,12 @@ _PREFIXES = ("module.", "model.", "sam.", "clip.")
 _LISTED = 4
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """The content of a checkpoint file.
-
-    Attributes:
-        tensors: by key, shapes and dtypes as stored, without gradient.
-        openai: whether the file has OpenAI's own form of CLIP; those weights were trained with QuickGELU.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    openai: bool
-
-
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint; arguments and errors are those of :func:`load_checkpoint`."""
-    return load_checkpoint(path).tensors
+    return load_checkpoint(path)[0]
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], bool]:
     """Reads a checkpoint of any supported form without running Python code from it.
 
     The form is recognised by the content, not by the file name: safetensors, a TorchScript archive (as OpenAI publishes
@@ -55,6 +41,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
 
     Args:
         path: a local file. It is not hashed here; :func:`~text2sam.zoo.download.pull` does that.
+
+    Returns:
+        The tensors by key, shapes and dtypes as stored, without gradient; and whether the file has OpenAI's own form of CLIP,
+        whose weights were trained with QuickGELU.
 
     Raises:
         WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors.
@@ -80,7 +70,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
     else:
         content = _load_pickled(file)
     tensors, extras = _only_tensors(content, file)
-    return Loaded(tensors, archive or extras)
+    return tensors, archive or extras
 
 
 def misfit(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
