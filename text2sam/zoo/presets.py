@@ -161,15 +161,12 @@ class ModelOptions:
         return replace(options or cls(), **keywords)
 
 
-def build(
-    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
-) -> tuple[Any, ClipSurgery | WordClassifier]:
+def build(preset: str = "mobile", **options: Any) -> tuple[Any, ClipSurgery | WordClassifier]:
     """Builds the models of a preset.
 
     Args:
         preset: name in :data:`PRESETS`.
-        options: how to build them.
-        **keywords: fields of :class:`ModelOptions`, which replace those of ``options``.
+        **options: fields of :class:`ModelOptions`.
 
     Returns:
         The predictor and the map generator.
@@ -178,26 +175,22 @@ def build(
         InputError: the preset, the device or the number format is unknown or not available.
         WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
     """
-    options = ModelOptions.of(options, keywords)
-    generator = build_generator(preset, options)
-    return load_predictor(get_preset(preset), replace(options, device=generator.device)), generator
-
-
-def build_generator(
-    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
-) -> ClipSurgery | WordClassifier:
-    """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
-    chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
-    if chosen.clip_model == PHOTO and not _own_clip(options):
-        return _word_classifier(chosen, options)
-    return build_clip(preset, options)
+    chosen, given = get_preset(preset), ModelOptions.of(None, options)
+    words = chosen.clip_model == PHOTO and not _own_clip(given)
+    generator = _word_classifier(chosen, given) if words else build_clip(preset, given)
+    return load_predictor(chosen, replace(given, device=generator.device)), generator
 
 
 def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> ClipSurgery:
-    """Builds the CLIP of a preset alone, for what only a CLIP can do; arguments and errors are those of :func:`build`.
+    """Builds the CLIP of a preset alone, for what only a CLIP can do.
+
+    Args:
+        preset: name in :data:`PRESETS`.
+        options: how to build it.
+        **keywords: fields of :class:`ModelOptions`, which replace those of ``options``.
 
     Raises:
-        InputError: the preset has a word classifier in its place.
+        InputError, WeightsError: as :func:`build`; or the preset has a word classifier in its place.
     """
     chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
     if chosen.clip_model == PHOTO:
