@@ -215,7 +215,7 @@ def attend(
     else:
         assert length is not None
         sharpness = length[:, None, None, None] * q.shape[-1] ** -0.5  # the inverse temperature
-        results = [_iterated(sides[p[0]], v, sharpness, kind.iterations, bias) for p in kind.products]
+        results = [_iterated(sides[p[0]], v, sharpness, kind.iterations) for p in kind.products]
     total = reduce(add, results)
     total = total / len(results) if kind.mean else total
     return total if middle is None or not kind.middle else (1 - kind.middle) * total + kind.middle * (middle @ v)
@@ -248,12 +248,10 @@ def rotated(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     return turned.to(keys)
 
 
-def _iterated(
-    x: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor, iterations: int, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _iterated(x: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor, iterations: int) -> torch.Tensor:
     from torch.nn import functional as F
 
     for last in (False,) * iterations + (True,):
         x = F.normalize(x, dim=-1)
-        x = F.scaled_dot_product_attention(x * sharpness, x, v if last else x, attn_mask=bias, scale=1.0)
+        x = F.scaled_dot_product_attention(x * sharpness, x, v if last else x, scale=1.0)
     return x

@@ -33,6 +33,9 @@ from text2sam.presence import presence_logit
 from text2sam.targets import check_text
 from text2sam.types import SimilarityMap
 
+Run = Callable[[torch.Tensor], TowerTokens]
+"""A tower as a function of (B, 3, H, W) normalised pixels."""
+
 
 class ClipSurgery:
     """Similarity maps from a CLIP model by CLIP Surgery (arXiv 2304.05653); a :class:`~text2sam.clip.protocol.MapGenerator`.
@@ -175,25 +178,22 @@ class ClipSurgery:
         check_several(images)
         if check_tiles(tiles) is not False:
             return [self.encode_image(image, methods=methods, tiles=tiles) for image in images]
-        kinds = self._kinds(methods)
-        read = [read_image(image) for image in images]
-        return self._encoded(read, self._run(kinds)) if read else []
+        run = self._run(self._kinds(methods))
+        return self._encoded([read_image(image) for image in images], run)
 
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
     ) -> ImageFeatures:
         """Features of one image, see :meth:`encode`; ``batch_size`` tiles are encoded at once."""
-        kinds = self._kinds(methods)
         side = check_tiles(tiles)
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
+        run = self._run(self._kinds(methods))
         pixels = read_image(image)
-        [whole] = self._encoded([pixels], self._run(kinds))
-        if side is False:
-            return whole
+        [whole] = self._encoded([pixels], run)
         layout = tile_layout(whole.shape, self.image_size, whole.grid, side)
         if len(layout) == 1:
             return whole
-        patches = blend_tiles(self._tiles(pixels, layout, batch_size, kinds), layout)  # (gh, gw, P, C)
+        patches = blend_tiles(self._tiles(pixels, layout, batch_size, run), layout)  # (gh, gw, P, C)
         tiled = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
         paths = {
             name: torch.cat([tokens[:1], blended]) for (name, tokens), blended in zip(whole.paths.items(), tiled, strict=True)
@@ -238,8 +238,7 @@ class ClipSurgery:
             return tokens
 
         check_several(images)
-        read = [read_image(image) for image in images]
-        return self._encoded(read, run) if read else []
+        return self._encoded([read_image(image) for image in images], run)
 
     def similarity(
         self,
@@ -498,14 +497,16 @@ class ClipSurgery:
             )
         return kinds
 
-    def _encoded(self, images: Sequence[NDArray[np.uint8]], run: Callable[[torch.Tensor], TowerTokens]) -> list[ImageFeatures]:
+    def _encoded(self, images: Sequence[NDArray[np.uint8]], run: Run) -> list[ImageFeatures]:
+        if not images:
+            return []
         tokens = self._at_scales(images, run)
         return [
             ImageFeatures({name: path[i] for name, path in tokens.paths.items()}, tokens.grid, (image.shape[0], image.shape[1]))
             for i, image in enumerate(images)
         ]
 
-    def _at_scales(self, images: Sequence[NDArray[np.uint8]], run: Callable[[torch.Tensor], TowerTokens]) -> TowerTokens:
+    def _at_scales(self, images: Sequence[NDArray[np.uint8]], run: Run) -> TowerTokens:
         """Tokens of images, each resized to ``image_size`` at every scale: float32, L2-normalised, on its grid."""
         (height, width), patch = self.image_size, self.tower.patch
         sets = []
@@ -516,9 +517,7 @@ class ClipSurgery:
             sets.append(TowerTokens(paths, tokens.grid))
         return average_scales(sets, (height // patch[0], width // patch[1]))
 
-    def _run(self, kinds: Collection[str] = ()) -> Callable[[torch.Tensor], TowerTokens]:
-        """The tower as a function of normalised pixels."""
-
+    def _run(self, kinds: Collection[str] = ()) -> Run:
         def run(pixels: torch.Tensor) -> TowerTokens:
             with exact(self.device):
                 return run_tower(self.tower, self._placed(pixels), depth=self.depth, kinds=kinds)
@@ -529,9 +528,7 @@ class ClipSurgery:
         """Pixels on the model's device, in its number format."""
         return pixels.to(self.device, next(self.tower.module.parameters()).dtype)
 
-    def _tiles(
-        self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, kinds: Collection[str]
-    ) -> Iterator[torch.Tensor]:
+    def _tiles(self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, run: Run) -> Iterator[torch.Tensor]:
         """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, P, C) of P paths."""
         (height, width), (th, tw) = self.image_size, layout.tile
         ph, pw = height // th, width // tw
@@ -539,5 +536,5 @@ class ClipSurgery:
         for start in range(0, len(layout), batch_size):
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
-            tokens = self._at_scales(cut, self._run(kinds))
+            tokens = self._at_scales(cut, run)
             yield torch.stack([path[:, 1:] for path in tokens.paths.values()], dim=2).unflatten(1, (th, tw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +37,6 @@ class TextTower:
             )
         self.model = model
         self.tokenizer = tokenizer
-        self._a: torch.Tensor | None = None
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """(P, L) int64 token ids on the CPU.
@@ -48,7 +48,7 @@ class TextTower:
             UnsupportedModelError: the tokenizer gives no token ids, or ids that the text tower does not know.
         """
         tokens = self._ids(prompts)
-        padding = int(self._short()[-1])
+        padding = int(self._short[-1])
         # rows that end in two padding tokens are not cut; padding may be the end token, which a cut row has once
         rows = (tokens[:, -2:] != padding).any(dim=1).nonzero().flatten().tolist()
         longer = self._ids([prompts[row] + _WORD for row in rows]) if rows else tokens[:0]
@@ -62,18 +62,17 @@ class TextTower:
         """Advice about a text in letters of another script than the tokenizer was made for; None when there is none."""
         letters = [c for c in text if c.isalpha()]
         foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith(_LATIN)]
-        if 2 * len(foreign) <= len(letters) or tuple(self._short()[:3].tolist()) != _CLIPS_A:
+        if 2 * len(foreign) <= len(letters) or tuple(self._short[:3].tolist()) != _CLIPS_A:
             return None
         return (
             f"{text!r} is not written in Latin letters, and this CLIP was trained on English texts: what it finds, or misses, "
             "says little; translate the text, or use a multilingual CLIP"
         )
 
+    @functools.cached_property
     def _short(self) -> torch.Tensor:
         """(L,) token ids of a text that is padded for certain."""
-        if self._a is None:
-            self._a = self._ids(["a"])[0]
-        return self._a
+        return self._ids(["a"])[0]
 
     def _ids(self, prompts: Sequence[str]) -> torch.Tensor:
         try:
