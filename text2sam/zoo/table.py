@@ -44,11 +44,6 @@ class Checkpoint:
     pretrained: str | None = None
     get: str = ""
 
-    @property
-    def option(self) -> str:
-        """The option that takes a file of its kind, ``"clip_checkpoint"`` or ``"sam_checkpoint"``."""
-        return f"{self.kind}_checkpoint"
-
 
 def _sam(model: str, filename: str, size: int, sha256: str) -> Checkpoint:
     return Checkpoint(
