@@ -141,7 +141,8 @@ class PromptEnsemble:
         tokens = self._tokenize(texts, templates)
         digests = [hashlib.blake2b(rows.numpy().tobytes(), digest_size=16).digest() for rows in tokens]
         _check_tokens(texts, digests, self._texts[templates])
-        stored = {text: feature for text, rows in zip(texts, tokens, strict=True) if (feature := self._read(rows)) is not None}
+        files = [self._file(rows) for rows in tokens]
+        stored = {text: feature for text, file in zip(texts, files, strict=True) if (feature := _read(file)) is not None}
         new = [i for i, text in enumerate(texts) if text not in stored]
         if new:
             # what is kept must serve later calls too, which may want gradients
@@ -149,7 +150,7 @@ class PromptEnsemble:
                 features = dict(zip((texts[i] for i in new), self._encode(tokens[new]), strict=True))
             self._check_features(features | self._memory[templates])
             for i in new:
-                self._write(tokens[i], features[texts[i]])
+                _write(files[i], features[texts[i]])
             stored |= features
         self._texts[templates].update(zip(digests, texts, strict=True))
         self._memory[templates].update(stored)
@@ -200,7 +201,8 @@ class PromptEnsemble:
                 "belong to this model; take open_clip.get_tokenizer with the model's name"
             )
 
-    def _path(self, tokens: torch.Tensor) -> Path | None:
+    def _file(self, tokens: torch.Tensor) -> Path | None:
+        """The file of a text's (P, L) tokens; None without a cache."""
         if self._cache is None:
             return None
         if self._weights is None:
@@ -210,27 +212,24 @@ class PromptEnsemble:
         digest.update(tokens.numpy().tobytes())
         return self._cache / f"{digest.hexdigest()}.text"
 
-    def _read(self, tokens: torch.Tensor) -> torch.Tensor | None:
-        path = self._path(tokens)
-        if path is None:
-            return None
-        try:
-            content = path.read_bytes()
-        except (OSError, ValueError):  # ValueError: a NUL in the folder's name
-            return None
-        checksum, payload = content[:32], content[32:]
-        if not payload or len(payload) % 4 or hashlib.sha256(payload).digest() != checksum:
-            return None
-        return torch.frombuffer(bytearray(payload), dtype=torch.float32)
 
-    def _write(self, tokens: torch.Tensor, feature: torch.Tensor) -> None:
-        path = self._path(tokens)
-        if path is None:
-            return
-        payload = feature.numpy().astype("<f4").tobytes()
-        # the cache is a convenience: where it cannot be written, the features are computed again next time
-        with contextlib.suppress(OutputError):
-            write_bytes(path, hashlib.sha256(payload).digest() + payload)
+def _read(file: Path | None) -> torch.Tensor | None:
+    try:
+        content = b"" if file is None else file.read_bytes()
+    except (OSError, ValueError):  # ValueError: a NUL in the folder's name
+        return None
+    checksum, payload = content[:32], content[32:]
+    if not payload or len(payload) % 4 or hashlib.sha256(payload).digest() != checksum:
+        return None
+    return torch.frombuffer(bytearray(payload), dtype=torch.float32)
+
+
+def _write(file: Path | None, feature: torch.Tensor) -> None:
+    payload = feature.numpy().astype("<f4").tobytes()
+    # the cache is a convenience: where it cannot be written, the features are computed again next time
+    with contextlib.suppress(OutputError):
+        if file is not None:
+            write_bytes(file, hashlib.sha256(payload).digest() + payload)
 
 
 def _check_tokens(texts: list[str], digests: list[bytes], known: Mapping[bytes, str]) -> None:

@@ -79,10 +79,6 @@ def tile_layout(shape: tuple[int, int], image_size: tuple[int, int], tile: tuple
         tiles: side of a tile (the longer one where ``image_size`` is not square) in pixels of the picture. ``"auto"``:
             one tile, unless a side of the picture is more than ``AUTO_FACTOR`` times the model's input; then the model's
             own resolution, or tiles as high as the picture where that is less. False: one tile.
-
-    Returns:
-        The layout; of one tile where one covers the picture.
-
     """
     (height, width), (h, w), (th, tw) = shape, image_size, tile
     small, large = sorted((height / h, width / w))  # the picture's sides, measured in inputs of the model

@@ -170,9 +170,7 @@ class WordTable:
         """At most five words: those inside the text, the longest first, then those spelt alike."""
         parts = text.split()
         count = len(parts)
-        spans = [
-            parts[i : i + size] for size in range(count - 1, 0, -1) for i in range(count - size, -1, -1)
-        ]
+        spans = [parts[i : i + size] for size in range(count - 1, 0, -1) for i in range(count - size, -1, -1)]
         inside = [word for span in spans if (word := self._find(" ".join(span))) is not None]
         alike = [self._keys[key] for key in difflib.get_close_matches(_key(text), list(self._keys), n=_NEAR, cutoff=0.7)]
         return list(dict.fromkeys([*inside, *alike]))[:_NEAR]
