@@ -49,15 +49,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
     Raises:
         WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors.
     """
+    file = Path(path).expanduser()
+    name = f"checkpoint {str(file)!r}"
+    if not os.path.isfile(file):
+        raise WeightsError(f"{name} is {'a folder' if file.is_dir() else 'missing'}; {_ACCEPTED}")
     import pickle
 
     import torch
     from safetensors.torch import load_file
 
-    file = Path(path).expanduser()
-    name = f"checkpoint {str(file)!r}"
-    if not os.path.isfile(file):
-        raise WeightsError(f"{name} is {'a folder' if file.is_dir() else 'missing'}; {_ACCEPTED}")
     archive = False
     try:
         with file.open("rb") as stream:
@@ -78,17 +78,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
     except WeightsError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = next(iter(str(error).strip().splitlines()), "")
+        if isinstance(error, OSError) and error.strerror:
+            raise WeightsError(f"{name} cannot be read: {error.strerror}") from error
         named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has the second form
         if isinstance(error, pickle.UnpicklingError) and named is not None:
             raise WeightsError(
                 f"{name} holds a pickled {named[1]}, and unpickling such objects can run code, so it was not loaded; save its "
                 f"weights alone, torch.save(model.state_dict(), path); {_ACCEPTED}"
             ) from None
+        reason, kind = next(iter(str(error).strip().splitlines()), ""), type(error).__name__
         # torch's own text advises to load such a file unsafely; text2sam does not.
-        reason = f"{type(error).__name__}: {reason}" if reason and "weights_only" not in str(error) else type(error).__name__
+        detail = f"{kind}: {reason}" if reason and "weights_only" not in str(error) else kind
         raise WeightsError(
-            f"{name} cannot be read ({reason}): it is cut short, damaged or no checkpoint; {_ACCEPTED}"
+            f"{name} cannot be read ({detail}): it is cut short, damaged or no checkpoint; {_ACCEPTED}"
         ) from error
     tensors, extras = _only_tensors(content, name)
     return tensors, archive or extras
