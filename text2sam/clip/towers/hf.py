@@ -95,7 +95,7 @@ def opened(model: Any, tokenizer: Any) -> tuple[Any, Tokenizer]:
         model = openai_model(model.state_dict())
     if any(base.__module__.startswith("transformers.") for base in type(tokenizer).__mro__):
         inner = getattr(tokenizer, "tokenizer", tokenizer)
-        tokenizer = padded_tokenizer(inner, _context_length(model), zeros=_has_eos_pool(model))
+        tokenizer = padded_tokenizer(inner, model)
     return model, tokenizer
 
 
@@ -221,18 +221,17 @@ def folder_tokenizer(folder: Path, model: Any) -> Tokenizer:
         raise WeightsError(
             f"{str(folder)!r} has no tokenizer that transformers can read (tokenizer.json, or spiece.model): {error}"
         ) from error
-    return padded_tokenizer(found, _context_length(model), zeros=_has_eos_pool(model))
+    return padded_tokenizer(found, model)
 
 
-def padded_tokenizer(tokenizer: Any, length: int, *, zeros: bool) -> Tokenizer:
-    """A tokenizer of transformers as a function of strings.
+def padded_tokenizer(tokenizer: Any, model: Any) -> Tokenizer:
+    """A tokenizer of transformers as a function of strings, for a model of open_clip.
 
-    Args:
-        tokenizer: of transformers.
-        length: the text tower's context.
-        zeros: pad with 0, as open_clip does, and not with the tokenizer's own padding, which CLIP's tower never sees and
-            SigLIP's was trained with.
+    Texts are padded with 0, as open_clip does, for a causal tower whose feature is read at the end token: it never sees what
+    stands behind that. Others were trained with the tokenizer's own padding.
     """
+    length = _context_length(model)
+    zeros = getattr(model, "text_pool_type", "") in ("argmax", "eos") and getattr(model, "attn_mask", None) is not None
 
     def tokens(texts: Sequence[str]) -> torch.Tensor:
         made = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -415,11 +414,6 @@ def _side(count: int) -> int:
 
 def _context_length(model: Any) -> int:
     return int(getattr(getattr(model, "text", model), "context_length", 77))
-
-
-def _has_eos_pool(model: Any) -> bool:
-    """Whether the text feature is read at the end token of a causal tower, which never looks at the padding behind it."""
-    return getattr(model, "text_pool_type", "") in ("argmax", "eos") and getattr(model, "attn_mask", None) is not None
 
 
 def _json(path: Path) -> dict[str, Any]:
