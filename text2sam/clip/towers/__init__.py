@@ -100,7 +100,7 @@ def run_tower(tower: ImageTower, pixels: torch.Tensor, *, depth: int, kinds: Col
     Args:
         tower: from :func:`image_tower`.
         pixels: (B, 3, H, W) normalised pixels in the tower's dtype, at least one patch high and wide; a
-            remainder smaller than a patch at the right or lower edge is not seen, as in CLIP itself.
+            remainder smaller than a patch at the right or lower edge is cut off.
         depth: how many of the last blocks get the second path; see :func:`check_depth`.
         kinds: names in the tower's ``kinds`` of what to compute besides architecture surgery.
 
@@ -113,6 +113,7 @@ def run_tower(tower: ImageTower, pixels: torch.Tensor, *, depth: int, kinds: Col
             f"pixels must be (B, 3, H, W) with B at least 1 and H, W at least {height} and {width}, not {tuple(pixels.shape)}"
         )
     further = [kind for name, kind in KINDS.items() if name in kinds and name != "architecture"]
+    pixels = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
     with evaluating(tower.module):
         return tower.tokens(pixels, depth, further)
 

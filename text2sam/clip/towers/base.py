@@ -67,7 +67,7 @@ class ImageTower(Protocol):
         """Tokens of (B, 3, H, W) normalised pixels; the module is in evaluation mode, the arguments are checked.
 
         Args:
-            pixels: at least one patch high and wide.
+            pixels: whole patches, at least one.
             depth: how many of the last blocks have the second path.
             kinds: of attention, besides ``"architecture"``.
         """

@@ -45,8 +45,7 @@ class TimmCNN(Adapter):
 
     def features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """(B, gh, gw, D) last feature map, and whether the trunk keeps its channels last."""
-        trunk, (height, width) = self.module.trunk, self.patch
-        pixels = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
+        trunk = self.module.trunk
         if hasattr(trunk, "set_input_size"):
             trunk = _for_size(trunk, (int(pixels.shape[2]), int(pixels.shape[3])))
         x = trunk.forward_features(pixels)

@@ -41,8 +41,8 @@ class TimmViT(TransformerTower):
 
     def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
         """What ``trunk.forward_features`` does before its blocks, on any grid."""
-        trunk, (height, width) = self.trunk, self.patch
-        x = _patches(trunk.patch_embed, pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width])
+        trunk = self.trunk
+        x = _patches(trunk.patch_embed, pixels)
         grid = (int(x.shape[1]), int(x.shape[2]))
         x = x.flatten(1, 2)  # (B, N, D)
         before = [token.expand(len(x), -1, -1) for token in (trunk.cls_token, trunk.reg_token) if token is not None]
