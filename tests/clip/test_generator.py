@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, count_calls, further, picture, raising, surgery_tokens, tiny_clip, tiny_surgery, tokenizer
+from helpers import count_calls, further, picture, surgery_tokens, tiny_clip, tiny_surgery, tokenizer
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
@@ -125,8 +125,9 @@ def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: Im
 
 def test_methods_of_a_resnet() -> None:
     surgery = tiny_surgery(tiny_clip("resnet"), image_size=64)
-    for method in ("sclip", "clearclip", "naclip", "gem"):
-        with pytest.raises(UnsupportedModelError, match=f"'{method}' is defined on a transformer's blocks"):
+    for method in ("sclip", "clearclip", "naclip", "gem", "pearl", "resclip"):
+        told = f"'{method}' is defined on .* ModifiedResNet .* architecture, maskclip and .* ViT-B-16"
+        with pytest.raises(UnsupportedModelError, match=told):
             surgery.similarity(picture(), ["cat"], method=method)
     defined = ["surgery", "architecture", "features", "itsm", "rclip", "maskclip"]
     found = surgery.compare(picture(), ["cat"], methods=defined)  # type: ignore[arg-type]
@@ -580,19 +581,6 @@ def test_fingerprint_stands_for_what_presence_depends_on() -> None:
 
 
 # what is known
-
-
-@pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_nothing_of_the_model_changes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_clip(family).train()
-    surgery = tiny_surgery(model, image_size=64)
-    before = condition(model)
-    surgery.similarity(picture(), ["cat"], against=["dog"])
-    assert condition(model) == before
-    monkeypatch.setattr("text2sam.clip.towers.F.scaled_dot_product_attention", raising)
-    with pytest.raises(ZeroDivisionError):
-        surgery.encode_image(picture())
-    assert condition(model) == before
 
 
 def test_region_odds_against_plain_numpy() -> None:
