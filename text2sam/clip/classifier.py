@@ -197,13 +197,13 @@ class WordClassifier:
         return float(1 / (1 + np.exp(-logit)))
 
     def hottest(self, features: PlaceFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
-        """The similarity of the hottest place to a text, less what many vectors reach by chance; it raises as :meth:`maps`."""
+        """A text's similarity at its hottest place, less the share of chance among many vectors; raises as :meth:`maps`."""
         [found] = self.maps(features, [text], against=against)
         vectors = max(1, len(self.words.meaning(text).classes))
         return float(found.values.max()) - self.presence_crowd * float(np.log(vectors))
 
     def hint(self, text: str) -> str | None:
-        """Advice about a word that another one is looked for in place of, or that is too general; None when there is none."""
+        """Advice about a word that stands for a wider one, or is too general; None for others."""
         meaning = self.words.meaning(text)
         if meaning.wider is not None:
             return f"{text!r} is looked for as {meaning.wider!r}, which this model cannot tell it from"
@@ -213,7 +213,7 @@ class WordClassifier:
         return f"{text!r} stands for {count} kinds of things at once; a word for one kind is found better"
 
     def sense(self, text: str) -> Meaning:
-        """What a text stands for; what is found for texts of equal sense is the same.
+        """What a text stands for; texts of equal sense have equal results.
 
         Raises:
             PromptError: the text is empty, or is no word of the table.

@@ -43,7 +43,7 @@ class ClipSurgery:
     Args:
         model: a CLIP built by open_clip, of a family in :mod:`text2sam.clip.towers`. Its weights are never changed; it is
             moved to ``device`` in place. Models of OpenAI's ``clip`` and transformers' ``CLIPModel``, ``SiglipModel``,
-            ``Siglip2Model`` and ``MetaClip2Model`` become open_clip's first; what is hooked into them does not.
+            ``Siglip2Model`` and ``MetaClip2Model`` become open_clip's first, without their hooks.
         tokenizer: the model's tokenizer, ``open_clip.get_tokenizer(name)``; or transformers' tokenizer or processor.
         image_size: side in pixels to which images are resized, squarely, as the papers do; or (height, width).
             Rounded to whole patches.
@@ -54,7 +54,8 @@ class ClipSurgery:
         templates: prompt templates; the papers' 85 by default, ``prompts.SHORT_TEMPLATES`` for speed.
         text_cache: folder that keeps text features between runs; None keeps them in memory only.
         tau, weighting: see :func:`text2sam.clip.similarity.feature_surgery`.
-        vocabulary: names of what else an image may show. A text's presence is scored against them; see :meth:`presence`.
+        vocabulary: names of other things that an image may show. A text's presence is scored against them; see
+            :meth:`presence`.
         presence_offset: added to a text's logit in :meth:`presence`. A larger one calls more texts present.
         presence_peak: with a vocabulary, how much the log-odds at a map's peak add to its text's logit in :meth:`presence`.
         presence_rivals: weight in [0, 1] of the other texts in :meth:`presence`. A smaller one makes the score less sensitive
@@ -159,16 +160,15 @@ class ClipSurgery:
 
         Args:
             images: anything :func:`text2sam.image.read_image` accepts. Without tiles they are encoded as one batch.
-            methods: what maps will be asked for, names in :data:`text2sam.clip.attention.METHODS`. Those made of the original
-                tokens or the surgery tokens, such as ``"surgery"``, can always be; each of the others costs some attention of
-                its own beside the one encoding.
-            tiles: for pictures far larger than ``image_size``, whose small objects are lost when it is resized to that.
-                ``"auto"`` encodes overlapping tiles where a side is more than three times that of ``image_size``; an int
-                is the side of a tile in pixels of the image; False never does. The features then have a grid of up to 16
-                times as many patches, made of the tiles' (:mod:`text2sam.clip.tiles`), at the cost of encoding up to
-                about 40 tiles, and the class token of the whole image encoded at once: scores are those without
-                tiles, and presence but for what ``presence_peak`` adds. Where one tile covers the image the result is exactly
-                that of False.
+            methods: of the maps to come, names in :data:`text2sam.clip.attention.METHODS`. Maps of the original tokens or the
+                surgery tokens, such as ``"surgery"``, can always be made; each of the others costs some attention of its own
+                beside the one encoding.
+            tiles: for pictures far larger than ``image_size``, whose small objects are lost in resizing. ``"auto"`` encodes
+                overlapping tiles where a side is more than three times that of ``image_size``; an int is the side of a tile
+                in pixels of the image; False makes none. Tiles give up to 16 times as many patches
+                (:mod:`text2sam.clip.tiles`) and cost up to about 40 encodings. The class token is that of the whole image, so
+                scores stay, and presence changes only by what ``presence_peak`` adds. Where one tile covers the image the
+                result is exactly that of False.
 
         Raises:
             ImageError: an image cannot be read.
@@ -205,7 +205,7 @@ class ClipSurgery:
         images: Sequence[ImageLike],
         weights: Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor],
     ) -> list[ImageFeatures]:
-        """Features of images whose patches mix the values of the last block by weights of the caller's, in every head.
+        """Features of images whose patches mix the values of the last block by the caller's weights, in every head.
 
         The block's residual and MLP are left out, as in ClearCLIP (arXiv 2407.12442).
 
@@ -216,7 +216,7 @@ class ClipSurgery:
                 the patches, heads side by side; gives (gh*gw, gh*gw), what each patch takes of each.
 
         Returns:
-            Features whose ``raw`` and ``surgery`` tokens are those; the class token is the model's own.
+            Features with these tokens on both paths; the class token is the model's own.
 
         Raises:
             ImageError: an image cannot be read.
@@ -281,7 +281,7 @@ class ClipSurgery:
 
         Args:
             features: from :meth:`encode`.
-            texts: T texts. Each is taken by itself: which others are asked for in the same call changes nothing.
+            texts: T texts, independent of each other.
             against: the label set for feature surgery. Each text is set against these, itself added. None
                 subtracts the prompt ensemble of the empty text, as the papers do for a single text.
             method: how a map is made; :data:`text2sam.clip.attention.METHODS` lists the methods with their sources.
@@ -289,8 +289,8 @@ class ClipSurgery:
                 that, embedded with the short templates, and not against the empty text.
 
         Returns:
-            T maps whose ``values`` are (gh, gw) float32 similarities, not yet min-max. A map that feature surgery leaves
-            nothing but rounding noise of is flat.
+            T maps whose ``values`` are (gh, gw) float32 similarities, before min-max. Where feature surgery leaves only
+            rounding noise, the map is flat.
 
         Raises:
             PromptError: a text is empty or too long.
@@ -359,7 +359,7 @@ class ClipSurgery:
         return np.asarray(cosines.cpu().numpy(), np.float32)
 
     def presence(self, features: ImageFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
-        """Whether a text is in the image at all, as a score in [0, 1].
+        """The presence score of a text, in [0, 1].
 
         It is the sigmoid of :func:`text2sam.presence.presence_logit` of the class token's similarities (original path)
         times CLIP's own logit scale. The text's rivals are the vocabulary and ``against``; without a vocabulary the empty text

@@ -50,7 +50,7 @@ class Meaning:
         name: the table's word that the text was understood as; words for one thing are equal all the same.
         classes: indices of the classifier's classes that are kinds of it; empty for a learned word that no class is of.
         learned: index of its learned vector; None where it has none.
-        wider: the word that is looked for in its place; None where it is looked for itself.
+        wider: the more general word that is looked for instead; None where it is looked for itself.
     """
 
     name: str = field(compare=False)

@@ -46,7 +46,7 @@ class VerifyResult:
     Attributes:
         name: of the file.
         status: ``"ok"``, ``"missing"`` or ``"corrupt"``; ``"own"`` for a file that users get themselves.
-        detail: the finding in words.
+        detail: the reason in words.
     """
 
     name: str

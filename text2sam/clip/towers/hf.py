@@ -81,7 +81,7 @@ class SigLIP(nn.Module):
 
 
 def opened(model: Any, tokenizer: Any) -> tuple[Any, Tokenizer]:
-    """A model and its tokenizer as open_clip has them; what is no model of transformers or OpenAI's ``clip`` is given back.
+    """A model of transformers or OpenAI's ``clip`` as open_clip's, any other as it is; and its tokenizer.
 
     A tokenizer or processor of transformers becomes a function of strings, whatever the model.
     """

@@ -14,9 +14,9 @@ from text2sam.errors import PromptError, UnsupportedModelError
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
-_CLIPS_A = (49406, 320, 49407)  # what "a" is to CLIP's own tokenizer, whoever's code it is in
-_LATIN = ("LATIN", "FEMININE", "MASCULINE")  # how Unicode names begin; the latter two of Spanish ordinals
-_WORD = " x"  # a word put behind a prompt, to see whether the tokenizer still sees what stands there
+_CLIPS_A = (49406, 320, 49407)  # "a" in every implementation of CLIP's own tokenizer
+_LATIN = ("LATIN", "FEMININE", "MASCULINE")  # beginnings of Unicode names; the latter two are Spanish ordinals
+_WORD = " x"  # put behind a prompt, to see whether the tokenizer still reads what stands there
 
 
 class TextTower:
@@ -41,7 +41,7 @@ class TextTower:
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """(P, L) int64 token ids on the CPU.
 
-        Tokenizers cut what is too long without a word. A prompt fits when a word put behind it changes its tokens.
+        Tokenizers cut long prompts silently. A prompt fits when another word behind it changes its tokens.
 
         Raises:
             PromptError: a prompt does not fit.
@@ -59,7 +59,7 @@ class TextTower:
         return tokens
 
     def hint(self, text: str) -> str | None:
-        """Advice about a text in letters of another script than the tokenizer was made for; None when there is none."""
+        """Advice about a text in a script that the tokenizer was not made for; None for others."""
         letters = [c for c in text if c.isalpha()]
         foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith(_LATIN)]
         if 2 * len(foreign) <= len(letters) or tuple(self._short[:3].tolist()) != _CLIPS_A:
