@@ -204,6 +204,9 @@ def attend(
 
     Returns:
         (B, heads, L, d).
+
+    Raises:
+        InputError: the kind needs ``length`` and there is none.
     """
     from torch.nn import functional as F
 
@@ -212,8 +215,9 @@ def attend(
     sides = {"q": q, "k": rotated(k, q) if kind.rotate else k, "v": v}
     if kind.iterations is None:
         results = [F.scaled_dot_product_attention(sides[a], sides[b], v, attn_mask=bias) for a, b in kind.products]
+    elif length is None:
+        raise InputError(f"attention of the kind {kind.name!r} needs the mean length of its tokens; pass length (B,)")
     else:
-        assert length is not None
         sharpness = length[:, None, None, None] * q.shape[-1] ** -0.5  # the inverse temperature
         results = [_iterated(sides[p[0]], v, sharpness, kind.iterations) for p in kind.products]
     total = reduce(add, results)

@@ -36,7 +36,8 @@ from text2sam.clip.towers.base import ImageTower, TowerTokens, evaluating, exact
 from text2sam.errors import InputError, UnsupportedModelError
 
 FAMILIES = (vit.adapt, resnet.adapt, timm_vit.adapt, timm_cnn.adapt)
-"""Each takes an image tower, and gives its adapter, or None for a tower of another family."""
+"""Each takes an image tower, and gives its adapter, or None for a tower of another family. For one of the family that cannot be
+read it raises ``UnsupportedModelError``, whose message goes on from "surgery cannot be applied to"."""
 
 _WORKS = (
     "Surgery works on open_clip's VisionTransformer and ModifiedResNet, and on timm's VisionTransformer, Eva, ConvNeXt, "
@@ -76,7 +77,7 @@ def tower_of(visual: nn.Module) -> ImageTower:
             if tower is not None:
                 return tower
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{error}. {_WORKS}") from None
+        raise UnsupportedModelError(f"surgery cannot be applied to {error}. {_WORKS}") from None
     name, trunk = type(visual).__name__, getattr(visual, "trunk", None)
     what = name if trunk is None else f"{name} around timm's {type(trunk).__name__}"
     raise UnsupportedModelError(f"surgery cannot be applied to the image tower {what}. {_WORKS}")

@@ -160,25 +160,23 @@ def adapt(visual: nn.Module) -> TimmViT | None:
     name = f"timm's {type(trunk).__name__}"
     if type(trunk).__name__ == "VisionTransformerRelPos":
         raise UnsupportedModelError(
-            f"surgery cannot be applied to {name}, whose positions are a bias on queries times keys, which the other kinds of "
-            "attention have not"
+            f"{name}, whose positions are a bias on queries times keys, which the other kinds of attention have not"
         )
     if not isinstance(trunk, (VisionTransformer, Eva)):
         return None
     if type(trunk) not in (VisionTransformer, Eva):
-        raise UnsupportedModelError(f"surgery cannot be applied to {name}, which changes timm's own forward pass")
+        raise UnsupportedModelError(f"{name}, which changes timm's own forward pass")
     for block in trunk.blocks:
         parts = {"blocks": (block, _BLOCKS), "attention": (getattr(block, "attn", None), _ATTENTIONS)}
         for what, (part, known) in parts.items():
             if type(part).__name__ not in known or not type(part).__module__.startswith("timm."):
-                raise UnsupportedModelError(f"surgery cannot be applied to {name} with {what} of {_name(part)}")
+                raise UnsupportedModelError(f"{name} with {what} of {_name(part)}")
     pool = trunk.attn_pool
     if trunk.global_pool not in _POOLS or (pool is None and trunk.global_pool == "map"):
-        raise UnsupportedModelError(f"surgery cannot be applied to {name} with the pooling {trunk.global_pool!r}")
+        raise UnsupportedModelError(f"{name} with the pooling {trunk.global_pool!r}")
     if pool is not None and (type(pool).__name__ != "AttentionPoolLatent" or pool.pos_embed is not None):
         raise UnsupportedModelError(
-            f"surgery cannot be applied to {name} with {_name(pool)}: a patch alone must make sense to the attention pool, "
-            "which has positions of its own"
+            f"{name} with {_name(pool)}: a patch alone must make sense to the attention pool, which has positions of its own"
         )
     return TimmViT(visual)
 

@@ -89,20 +89,19 @@ def adapt(visual: nn.Module) -> ViT | None:
     name = type(visual).__name__
     if visual.attn_pool is not None and (visual.attn_pool_contrastive is not None or visual.pool_type != "tok"):
         how = visual.attn_pool_type or f"pool_type {visual.pool_type!r}"
-        raise UnsupportedModelError(f"surgery cannot be applied to a {name} whose attentional pooling is of the kind {how}")
+        raise UnsupportedModelError(f"a {name} whose attentional pooling is of the kind {how}")
     if visual.pool_type not in ("tok", "avg"):
-        raise UnsupportedModelError(f"surgery cannot be applied to a {name} with pool_type {visual.pool_type!r}")
+        raise UnsupportedModelError(f"a {name} with pool_type {visual.pool_type!r}")
     for block in visual.transformer.resblocks:
         attention, kind = block.attn, f"{type(block.attn).__module__}.{type(block.attn).__qualname__}"
         if hasattr(attention, "base_layer") or kind.startswith("peft."):
             raise UnsupportedModelError(
-                f"surgery cannot be applied to a {name} with an adapter on its attention ({kind}): call the model's "
-                "merge_and_unload() first, which adds the adapter to the weights"
+                f"a {name} with an adapter on its attention ({kind}): call the model's merge_and_unload() first, which adds "
+                "the adapter to the weights"
             )
         if not isinstance(attention, nn.MultiheadAttention):
             raise UnsupportedModelError(
-                f"surgery cannot be applied to a {name} whose blocks use {type(attention).__name__} attention "
-                f"({type(block).__name__})"
+                f"a {name} whose blocks use {type(attention).__name__} attention ({type(block).__name__})"
             )
     return ViT(visual)
 
