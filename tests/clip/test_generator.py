@@ -223,6 +223,22 @@ def test_features_of_an_image(surgery: ClipSurgery, features: ImageFeatures) -> 
     assert not pixels.requires_grad
 
 
+def test_features_on_disk(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    packed = surgery.pack(features)
+    again = surgery.unpack(packed, features.shape)
+    assert (again.grid, again.shape, again.paths.keys()) == (features.grid, features.shape, features.paths.keys())
+    assert all(torch.equal(again.paths[path], features.paths[path]) for path in features.paths)
+    raw = packed["raw"]
+    for broken in (
+        {"grid": packed["grid"]},
+        packed | {"raw": raw[1:]},
+        packed | {"raw": raw.double()},
+        packed | {"grid": -packed["grid"]},
+    ):
+        with pytest.raises((KeyError, ValueError)):
+            surgery.unpack(broken, features.shape)
+
+
 def test_images_are_encoded_as_one_batch() -> None:
     surgery = tiny_surgery()
     calls = count_calls(surgery.model.visual.conv1)

@@ -10,6 +10,7 @@ import torch
 from helpers import picture, tiny_clip, tiny_surgery
 from torch.nn.functional import normalize
 
+from text2sam.clip.pixels import whole_patches
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.towers.base import TowerTokens
 from text2sam.errors import InputError
@@ -85,6 +86,10 @@ def test_another_scale_alone_keeps_the_grid_of_the_image_size() -> None:
 def test_a_scale_of_less_than_a_patch_is_one_patch() -> None:
     features = tiny_surgery(scales=(1e-6, 1.0)).encode_image(np.zeros((1, 1, 3), np.uint8))
     assert torch.isfinite(features.surgery).all()
+
+
+def test_sizes_are_whole_pixels_before_they_are_whole_patches() -> None:
+    assert whole_patches((100, 10), (32, 4), 5.596) == (576, 56)  # 559.6 is 560, and 17.5 patches are 18
 
 
 def test_batches_and_tiles_are_encoded_at_every_scale() -> None:
