@@ -69,8 +69,9 @@ def adapt(visual: nn.Module) -> TimmCNN | None:
     if type(trunk).__name__ not in _FAMILIES or not type(trunk).__module__.startswith("timm."):
         return None
     if hasattr(visual.head, "pool"):
-        pool = type(visual.head.pool).__name__
-        raise UnsupportedModelError(f"timm's {type(trunk).__name__} with {pool}: its positions are pooled by attention")
+        raise UnsupportedModelError(
+            f"timm's {type(trunk).__name__} with {type(visual.head.pool).__name__}: its positions are pooled by attention"
+        )
     pool = getattr(getattr(trunk, "head", trunk), "global_pool", None)
     if getattr(pool, "pool_type", None) != "avg":
         raise UnsupportedModelError(f"timm's {type(trunk).__name__} with the pooling {getattr(pool, 'pool_type', pool)!r}")
