@@ -58,7 +58,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
     import torch
     from safetensors.torch import load_file
 
-    archive = False
     try:
         with file.open("rb") as stream:
             head = stream.read(9)
@@ -69,7 +68,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
             content: Any = load_file(file)
         elif not zipfile.is_zipfile(file) and head.startswith(b"PK\x03\x04"):
             raise WeightsError(f"{name} is cut short ({size:,} bytes): its directory is missing; copy it again")
-        elif archive := _is_torchscript(file):
+        elif _is_torchscript(file):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.* is deprecated")
                 content = torch.jit.load(str(file), map_location="cpu").state_dict()  # type: ignore[no-untyped-call, unused-ignore]
@@ -92,8 +91,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
         raise WeightsError(
             f"{name} cannot be read ({detail}): it is cut short, damaged or no checkpoint; {_ACCEPTED}"
         ) from error
-    tensors, extras = _only_tensors(content, name)
-    return tensors, archive or extras
+    return _only_tensors(content, name)
 
 
 def misfit(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
