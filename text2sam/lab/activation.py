@@ -116,9 +116,9 @@ def last_step(tower: ImageTower, pixels: torch.Tensor) -> LastStep:
             lambda layer: layer[:, tower.prefix :].transpose(1, 2).unflatten(2, grid),
         )
     if isinstance(tower, TimmCNN):
-        x, channels_last = tower.features(pixels)
+        x = tower.features(pixels)
         grid = (int(x.shape[1]), int(x.shape[2]))
-        return LastStep(x, grid, lambda x, tap: tower.head(tap(x), channels_last), lambda layer: layer.permute(0, 3, 1, 2))
+        return LastStep(x, grid, lambda x, tap: tower.head(tap(x)), lambda layer: layer.permute(0, 3, 1, 2))
     visual: Any = tower.module
     x = resnet_features(visual, pixels)
     grid = (int(x.shape[2]), int(x.shape[3]))

@@ -29,6 +29,7 @@ class TimmCNN(Adapter):
 
     def __init__(self, visual: Any) -> None:
         super().__init__(visual, patch=int(visual.trunk.feature_info[-1]["reduction"]), size=visual.image_size)
+        self._channels_last = getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC"
         heads = (getattr(visual.trunk, "head", nn.Identity()), visual.head)
         made = {type(part).__name__ for head in heads for part in head.modules() if not next(part.children(), None)}
         curved = sorted(name for name in made if "Norm" in name or name.endswith(("GELU", "GELUTanh")))
@@ -37,25 +38,23 @@ class TimmCNN(Adapter):
 
     def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
         """One path; ``depth`` has no effect."""
-        x, channels_last = self.features(pixels)  # (B, gh, gw, D)
-        pooled = self.head(x, channels_last)[:, None]
-        alone = self.head(x.flatten(0, 2)[:, None, None], channels_last).unflatten(0, x.shape[:3])
-        tokens = torch.cat([pooled, alone.flatten(1, 2)], dim=1)
+        x = self.features(pixels)  # (B, gh, gw, D)
+        alone = self.head(x.flatten(0, 2)[:, None, None]).unflatten(0, x.shape[:3])
+        tokens = torch.cat([self.head(x)[:, None], alone.flatten(1, 2)], dim=1)
         return TowerTokens({"raw": tokens, "architecture": tokens}, (int(x.shape[1]), int(x.shape[2])))
 
-    def features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """(B, gh, gw, D) last feature map, and whether the trunk keeps its channels last."""
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, gh, gw, D) last feature map."""
         trunk = self.module.trunk
         if hasattr(trunk, "set_input_size"):
             trunk = _for_size(trunk, (int(pixels.shape[2]), int(pixels.shape[3])))
-        x = trunk.forward_features(pixels)
-        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
-        return x if channels_last else x.permute(0, 2, 3, 1), channels_last
+        x: torch.Tensor = trunk.forward_features(pixels)
+        return x if self._channels_last else x.permute(0, 2, 3, 1)
 
-    def head(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    def head(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) image features from (B, h, w, D)."""
         visual = self.module
-        features: torch.Tensor = visual.head(visual.trunk.forward_head(x if channels_last else x.permute(0, 3, 1, 2)))
+        features: torch.Tensor = visual.head(visual.trunk.forward_head(x if self._channels_last else x.permute(0, 3, 1, 2)))
         return features
 
 
