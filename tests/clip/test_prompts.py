@@ -123,6 +123,14 @@ def test_wrong_tokenizers(tokenize: Any, error: Any, told: str) -> None:
         PromptEnsemble(tiny_clip(), tokenize, templates=["{}"])(["cat", "dog"])
 
 
+def test_same_tokens_are_seen_across_calls_with_the_same_templates() -> None:
+    twins = PromptEnsemble(tiny_clip(), lambda texts: tokenizer()([text.replace("kitten", "cat") for text in texts]))
+    twins(["cat"], ["{}"])
+    assert twins(["kitten"], ["a {}"]).shape == (1, 16)
+    with pytest.raises(PromptError, match="same tokens of 'cat' and 'kitten'"):
+        twins(["kitten"], ["{}"])
+
+
 def raising_tokenizer() -> None:
     raise RuntimeError("Input is too long for context length 77")
 
