@@ -501,7 +501,7 @@ class Colours(ClipSurgery):
 
     def encode_image(self, image: Any, *, methods: Any = None, tiles: Any = False, batch_size: int = 8) -> ImageFeatures:
         self.encoded.append((image.shape[:2], tiles))
-        return Seen(torch.zeros(1, 1), torch.zeros(1, 1), (12, 16), image.shape[:2], image)
+        return Seen({}, (12, 16), image.shape[:2], image)
 
     def encode(self, images: Any, *, methods: Any = None, tiles: Any = False) -> list[ImageFeatures]:
         return [self.encode_image(image, tiles=tiles) for image in images]

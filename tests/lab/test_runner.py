@@ -427,7 +427,7 @@ def test_one_pass_clears_its_cache_and_shares_the_model(surgery: ClipSurgery) ->
     assert passing.encode_image(image) is not first
     assert passing.model is surgery.model
     assert passing.prompts is surgery.prompts
-    assert set(first.others) == {"gem"}
+    assert set(first.paths) == {"raw", "architecture", "gem"}
     assert "_kept" not in vars(surgery)
 
 

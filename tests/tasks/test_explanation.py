@@ -131,10 +131,7 @@ def test_against_one_prompt_at_a_time(method: Any) -> None:
     assert len(ids) == 9  # peacock is three tokens
     f = positions(surgery.model, ids)
     seen = surgery.encode_image(image, methods=[method])
-    kind = METHODS[method].tokens
-    tokens = {"architecture": seen.surgery, "raw": seen.raw}.get(kind, seen.others.get(kind))
-    assert tokens is not None
-    patches = tokens[1:].double().numpy()
+    patches = seen.paths[METHODS[method].tokens][1:].double().numpy()
     sign = -1 if METHODS[method].reverses else 1
     remove = METHODS[method].removes
     spans = [[1], [2], [3], [4], [5, 6, 7]]

@@ -11,7 +11,7 @@ from helpers import count_calls, picture, tiny_clip, tiny_predictor, tiny_surger
 from numpy.typing import NDArray
 
 from text2sam import TextPromptedSAM
-from text2sam.clip.towers import vit_stream
+from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.sam.session import Session
 from text2sam.tasks import segment_semantic

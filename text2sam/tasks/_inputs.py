@@ -71,6 +71,6 @@ def check_words(words: Sequence[str], what: str) -> tuple[str, ...]:
 def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templates: Sequence[str] | None) -> torch.Tensor:
     """(T, C) float32 L2-normalised: the mean of the features of each class's words, each an ensemble over templates."""
     words = [tuple(group) for group in classes]
-    features = surgery.prompts.using(templates)([word for group in words for word in group])
+    features = surgery.prompts([word for group in words for word in group], templates)
     means = torch.stack([part.mean(dim=0) for part in features.split([len(group) for group in words])])
     return torch.nn.functional.normalize(means, dim=-1)

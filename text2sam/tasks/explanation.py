@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number
 from text2sam.clip.attention import check_method
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
-from text2sam.clip.towers import encode_token_features, evaluating, exact
+from text2sam.clip.towers.base import evaluating, exact
+from text2sam.clip.towers.text import encode_token_features
 from text2sam.errors import PromptError, UnsupportedModelError
 from text2sam.image import ImageLike
 from text2sam.pipeline import TextPromptedSAM
@@ -150,7 +151,7 @@ def explain_text(
     """Which words of a text an image bears out, and where.
 
     Every token of the text has a feature of its own before the end token is pooled
-    (:func:`text2sam.clip.prompts.encode_token_features`). The feature of a word is the normalised mean of its tokens'
+    (:func:`text2sam.clip.towers.text.encode_token_features`). The feature of a word is the normalised mean of its tokens'
     normalised features. Words are the tokenizer's: every digit, a run of punctuation and endings such as ``'s`` are words. The
     text is taken as it is, without templates.
 

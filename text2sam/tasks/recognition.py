@@ -148,7 +148,7 @@ def _recognize(
 ) -> list[Recognition]:
     with torch.inference_mode():
         texts = class_features(surgery, classes.values(), templates)  # (T, C)
-        empty = surgery.prompts.using(templates)([""])  # (1, C)
+        empty = surgery.prompts([""], templates)  # (1, C)
         tokens = torch.stack([features.raw[0] for features in images])  # (B, C)
         cosines, neutral = tokens @ texts.T, tokens @ empty.T  # (B, T), (B, 1)
         single = len(classes) == 1
