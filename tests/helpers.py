@@ -18,6 +18,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from text2sam.clip.generator import ClipSurgery
+from text2sam.clip.towers import run_tower, tower_of
+from text2sam.clip.towers.base import TowerTokens
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
@@ -105,6 +107,16 @@ def tokenizer() -> Any:
 def tiny_surgery(model: Any = None, **options: Any) -> ClipSurgery:
     arguments = {"image_size": 16, "depth": 2, "device": "cpu", "templates": TEMPLATES} | options
     return ClipSurgery(tiny_clip() if model is None else model, tokenizer(), **arguments)
+
+
+def surgery_tokens(visual: nn.Module, pixels: torch.Tensor, *, depth: int = 6, kinds: Iterable[str] = ()) -> TowerTokens:
+    """What a tower gives for normalised pixels."""
+    return run_tower(tower_of(visual), pixels, depth=depth, kinds=set(kinds))
+
+
+def further(tokens: TowerTokens) -> dict[str, torch.Tensor]:
+    """Tokens of the kinds of attention that have to be asked for."""
+    return {name: path for name, path in tokens.paths.items() if name not in ("raw", "architecture")}
 
 
 def tiny_predictor(seed: int = 0) -> SamPredictor:

@@ -53,17 +53,14 @@ def test_shipped_scenes_hold_what_they_say() -> None:
         assert scene.seed < 1_000_000_000, "training draws from there upwards"
 
 
-def test_broken_scenes_are_said_to_be(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        demo.load_scenes(tmp_path)
+def test_broken_scenes_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "scenes"
     shutil.copytree(demo.SCENES, folder)
-    (folder / "pets.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="cannot be read"):
-        demo.load_scenes(folder)
-    (folder / "scenes.json").write_text("[]")
-    with pytest.raises(InputError, match="cannot be read"):
-        demo.load_scenes(folder)
+    monkeypatch.setattr(demo, "SCENES", folder)
+    for file, content in (("pets.png", b"no picture"), ("scenes.json", b"[]"), ("scenes.json", b"")):
+        (folder / file).write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read"):
+            demo.load_scenes()
 
 
 def test_demo_writes_pictures_and_a_record(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from text2sam.errors import InputError, OutputError
-from text2sam.files import atomic_path, write_bytes, write_json, write_png, write_text
+from text2sam.files import atomic_path, check_file, check_folder, write_bytes, write_json, write_png, write_text
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions and links are POSIX's")
 
@@ -134,6 +134,27 @@ def test_read_only_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OutputError, match="read-only"):
         write_text(path, "new")
     assert path.read_text() == "old"
+
+
+def test_places_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "locked").mkdir()
+    check_folder(tmp_path / "not" / "yet")
+    check_file(tmp_path / "not" / "yet.json")
+    check_file(tmp_path / "file")
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).name not in ("locked", "file"))  # root may write anything
+    for check, path, told in (
+        (check_folder, tmp_path / "locked" / "out", "no permission to write in .*locked"),
+        (check_file, tmp_path / "locked" / "a.html", "no permission to write in .*locked"),
+        (check_folder, tmp_path / "file" / "out", "file' is a file"),
+        (check_file, tmp_path / "file" / "a.html", "file' is a file"),
+        (check_file, tmp_path / "file", "read-only"),
+        (check_file, tmp_path, "is a folder"),
+        (check_file, 5, "5"),
+    ):
+        with pytest.raises(OutputError, match=told):
+            check(path)  # type: ignore[operator]
+    assert listing(tmp_path) == ["file", "locked"]
 
 
 @POSIX

@@ -86,15 +86,17 @@ def test_parts_may_be_left_out(wrapped: bool) -> None:
 
 
 def test_packed_weights_of_quantised_layers() -> None:
-    def quantised(change: float = 0.0) -> Any:
+    def quantised(change: float = 0.0, factor: float = 1.0) -> Any:
         model = layer()
         model.linear.weight.data[0, 0] += change
+        model.linear.weight.data *= factor
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
 
     assert fingerprint(quantised()) == fingerprint(quantised()) != fingerprint(quantised(1.0))
     assert fingerprint(quantised()) != fingerprint(layer())
+    assert fingerprint(quantised()) != fingerprint(quantised(factor=2.0))  # the same whole numbers
 
 
 def test_is_the_same_in_another_process_and_loads_no_torch_by_itself() -> None:

@@ -724,7 +724,7 @@ def test_rounding_overshoot() -> None:
         (np.full((2, 2), 200.0), "divide by 255"),
         (np.full((2, 2), -2.0), "normalised"),
         (np.zeros((2, 2), object), "object"),
-        (np.zeros((2, 2), [("r", np.uint8)]), "does not hold pixels"),
+        (np.zeros((2, 2), [("r", np.uint8)]), "values, not pixels"),
     ],
     ids=lambda v: f"{v.dtype.kind}{v.shape}" if isinstance(v, np.ndarray) else "",
 )

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import io
 import pickle
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from text2sam.errors import (
     Text2SamWarning,
     UnsupportedModelError,
 )
-from text2sam.pipeline import EncodedImage, TextPromptedSAM
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import RECIPES, Objects, Recipe
 from text2sam.recipes.choose import Choice, Offer, choose_by_agreement, choose_by_score, mask_iou
 from text2sam.recipes.paper import paper_points
@@ -141,12 +142,25 @@ def test_bad_words_cost_no_encoding(options: dict[str, Any], error: Any) -> None
     assert c.encodings == (0, 0)
 
 
+def test_unknown_options_of_reading() -> None:
+    c = Counted()
+    result = c.segment(picture(), "cat")
+    for call in (
+        lambda: c.model.set_image(picture(), pages=1),  # type: ignore[call-arg]
+        lambda: c.model.encode([picture()], pages=1),  # type: ignore[call-arg]
+        lambda: c.model.refine(picture(), result, PointPrompts([[1, 1]], [1]), pages=1),  # type: ignore[call-arg]
+        lambda: c.model.calibrate([picture()], ["cat"], [True], pages=1),  # type: ignore[call-arg]
+    ):
+        with pytest.raises(InputError, match="no option 'pages'; there are channel_order, value_range, page, max_pixels"):
+            call()
+
+
 def test_texts_must_be_several() -> None:
     c = Counted()
     with pytest.raises(InputError, match="for one text call segment"):
         c.segment_many(picture(), "cat")
     for images in (picture(), "scene.png", Path("scene.png"), torch.zeros(3, 8, 8), None):
-        with pytest.raises(InputError, match="call segment"):
+        with pytest.raises(InputError, match=r"for one image pass \[image\]"):
             c.segment_batch(images, ["cat"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="call segment"):
         c.segment_batch([picture()], "cat")
@@ -246,7 +260,7 @@ def test_bad_image_keeps_the_one_set() -> None:
     c.model.set_image(picture())
     before = c.segment(text="cat")
     for bad in ("not/there.png", None, np.zeros((3,))):
-        with pytest.raises(ImageError):
+        with pytest.raises(ImageError, match=r"^(?!image 0)"):
             c.model.set_image(bad)  # type: ignore[arg-type]
     with pytest.raises(ImageError):
         c.segment("not/there.png", "cat")
@@ -313,11 +327,6 @@ def test_what_cannot_be_encoded() -> None:
     with pytest.raises(ImageError, match="image 1 of 2"):
         c.model.encode([picture(), "missing.png"])
     assert c.encodings == (0, 0)
-    encoded = c.model.encode([picture()])[0]
-    with pytest.raises(InputError, match="features"):
-        EncodedImage(picture(1, 50, 20), encoded.features, encoded.sam)
-    with pytest.raises(InputError, match="image must be"):
-        EncodedImage(picture()[..., 0], encoded.features, encoded.sam)
 
 
 @pytest.mark.parametrize("where", ["set_image", "predict"])
@@ -487,7 +496,7 @@ class Colours(ClipSurgery):
 
     def encode_image(self, image: Any, *, methods: Any = None, tiles: Any = False, batch_size: int = 8) -> ImageFeatures:
         self.encoded.append((image.shape[:2], tiles))
-        return Seen(torch.zeros(1, 1), torch.zeros(1, 1), (12, 16), image.shape[:2], image)
+        return Seen({}, (12, 16), image.shape[:2], image)
 
     def encode(self, images: Any, *, methods: Any = None, tiles: Any = False) -> list[ImageFeatures]:
         return [self.encode_image(image, tiles=tiles) for image in images]
@@ -1183,8 +1192,9 @@ def test_results_are_light_and_can_be_looked_at(tmp_path: Path) -> None:
     assert (over[result.mask] != image[result.mask]).any()
     with pytest.raises(InputError, match="the image is"):
         result.save(tmp_path / "x.png", image[:-1])
-    with pytest.raises(InputError, match=r"PNG file, not 'x\.jpg'"):
-        result.save(tmp_path / "x.jpg")
+    for path in (tmp_path / "x.jpg", 5):
+        with pytest.raises(InputError, match=re.escape(f"ends in .png, not {path!r}")):
+            result.save(path)  # type: ignore[arg-type]
     nothing = model.segment(image, "absent")
     assert "not here" in repr(nothing)
     assert nothing._repr_png_()

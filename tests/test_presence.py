@@ -118,12 +118,16 @@ def test_the_lower_of_gaps_as_wide() -> None:
     scores = [1.0, 1 - 2.0**-12, 2.0**-12, 0.0]  # the same distance at both ends
     assert fit_threshold(scores, [True, False, True, False]).threshold < 0.5
     # as probabilities the other gap is the wider: 0.02 to 0.73 against 0.88 to 0.9999
+    logits = [6.0, 3.0, 2.0, -1.0]  # rounding makes the upper gap wider by 5e-14
+    assert fit_threshold([sigmoid(v) for v in logits], [True, False, True, False]).threshold == pytest.approx(sigmoid(0.5))
 
 
 def test_a_gap_between_scores_goes_before_the_ends() -> None:
     found = fit_threshold([0.3, 0.4, 0.5], [True, False, True], false_cost=0.5)  # everything present costs 0.5 too
     assert 0.4 < found.threshold <= 0.5
     assert (found.missed_rate, found.false_rate) == (0.5, 0)
+    near = [1e-12, 2e-12, 3e-12]  # the gaps have no width on the logit scale
+    assert fit_threshold(near, [True, False, True], false_cost=0.5).threshold > 2e-12
     # everything absent costs 1 too
     found = fit_threshold([0.4, 0.5, 0.6, 0.6], [False, True, False, False], false_cost=1.5)
     assert found.missed_rate + 1.5 * found.false_rate == pytest.approx(1.0)
@@ -238,25 +242,19 @@ def test_files_that_lack_a_value(tmp_path: Path) -> None:
             Calibration.load(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"nonsense"])
-def test_files_that_are_not_json(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [(data, "cannot be read") for data in (b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"nonsense")]
+    + [(data, r"lacks .*text2sam calibration") for data in (b"[]", b"3", b"null", b"{}")],
+)
+def test_files_that_are_no_calibration(tmp_path: Path, data: bytes, told: str) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="cannot be read"):
-        Calibration.load(path)
-
-
-@pytest.mark.parametrize("data", [b"[]", b"3", b"null", b"{}"])
-def test_json_that_is_no_calibration(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "c.json"
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=r"lacks .*text2sam calibration"):
+    with pytest.raises(InputError, match=told):
         Calibration.load(path)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path):
+    for path in (tmp_path / "none.json", tmp_path, "a\0b"):
         with pytest.raises(InputError, match="cannot be read"):
             Calibration.load(path)
-    with pytest.raises(InputError):
-        Calibration.load("a\0b")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from text2sam.errors import InputError, PromptError
-from text2sam.targets import Query, check_exclude, parse_target, parse_targets, split_target, thresholds_of
+from text2sam.targets import Query, check_exclude, check_text, parse_target, parse_targets, split_target, thresholds_of
 
 # what is refused
 
@@ -19,6 +19,13 @@ def test_unusable_texts(target: Any) -> None:
     for parse in (split_target, parse_target):
         with pytest.raises(PromptError):
             parse(target)
+
+
+def test_texts_are_stripped() -> None:
+    for given, text in ((" a black cat\n", "a black cat"), ("猫", "猫"), ("🐱", "🐱")):
+        assert check_text(given) == text
+    with pytest.raises(PromptError, match="names something"):
+        check_text("\t\n")
 
 
 @pytest.mark.parametrize("target", ["cat+cat", "cat + cat", ["cat", " cat "]])

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from text2sam.errors import InputError, Text2SamError
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 def check_number(
     name: str,
-    value: object,
+    value: Any,
     low: float = float("-inf"),
     high: float = float("inf"),
     *,
@@ -38,15 +38,10 @@ def check_number(
     Raises:
         InputError: it is no number or outside the range. NaN is outside every range.
     """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and whole:
-        try:
-            operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            number = False
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     with contextlib.suppress(OverflowError):  # an int beyond floats
-        if number and low <= float(value) <= high and not (above and float(value) == low):  # type: ignore[arg-type]
-            return operator.index(value) if whole else float(value)  # type: ignore[arg-type]
+        if number and low <= float(value) <= high and not (above and float(value) == low):
+            return int(value) if whole else float(value)
     kind = "a whole number" if whole else "a number"
     if high == float("inf"):
         span = "" if low == float("-inf") else f" {'above' if above else 'of at least'} {low:g}"
@@ -121,13 +116,11 @@ def name_of(function: object) -> str:
 def accepts(function: Callable[..., Any], positional: int, keywords: Iterable[str]) -> bool:
     """Whether a function takes so many arguments by position, and arguments of these names; True where it does not tell."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # compiled functions need not tell; the call will
         return True
-    kinds = [p.kind for p in parameters]
-    by_position = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
-    by_name = {
-        p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    }
-    enough = by_position >= positional or inspect.Parameter.VAR_POSITIONAL in kinds
-    return enough and (by_name.issuperset(keywords) or inspect.Parameter.VAR_KEYWORD in kinds)
+    try:
+        signature.bind_partial(*[None] * positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True

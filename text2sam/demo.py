@@ -98,20 +98,19 @@ class DemoRow:
         return "found" if self.result.present else "not here"
 
 
-def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...]:
-    """The scenes in a folder; by default those that ship with the package.
+def load_scenes() -> tuple[DemoScene, ...]:
+    """The scenes that ship with the package.
 
     Raises:
         InputError: a file is missing or broken.
     """
-    folder = Path(folder)
     try:
-        table = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
+        table = json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))
         return tuple(
             DemoScene(
                 name=entry["name"],
-                image=np.array(_open(folder / entry["file"], "RGB")),
-                masks={name: np.array(_open(folder / file, "1")) for name, file in entry["masks"].items()},
+                image=np.array(_open(SCENES / entry["file"], "RGB")),
+                masks={name: np.array(_open(SCENES / file, "1")) for name, file in entry["masks"].items()},
                 find=tuple(entry["find"]),
                 absent=entry["absent"],
                 seed=entry["seed"],
@@ -119,7 +118,7 @@ def load_scenes(folder: str | os.PathLike[str] = SCENES) -> tuple[DemoScene, ...
             for entry in table["scenes"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the scenes in {folder} cannot be read ({error}); reinstall text2sam") from error
+        raise InputError(f"the scenes in {SCENES} cannot be read ({error}); reinstall text2sam") from error
 
 
 def load_photos() -> tuple[DemoScene, ...]:

@@ -70,9 +70,7 @@ def check_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> 
     kind = torch.device(device).type
     if name == "float16" and kind == "cpu":
         raise InputError("dtype float16 is for cuda and mps; on the CPU use float32, or bfloat16 where it has AMX")
-    chosen = getattr(torch, name)
-    if not isinstance(chosen, torch.dtype):
-        raise InputError(f"torch has no dtype {name}")
+    chosen: torch.dtype = getattr(torch, name)
     return chosen
 
 

@@ -1,7 +1,8 @@
 """Writing files: whole or not at all.
 
 Every writer fills a temporary file in the target's folder, flushes it to the disk and renames it, so
-that a reader, or a run that resumes, never meets half a file.
+that a reader, or a run that resumes, never meets half a file; see :func:`atomic_path`. It returns the
+path as a ``Path``, and raises OutputError where the file cannot be written.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from text2sam.errors import InputError, OutputError, Text2SamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LONGEST_SUFFIX = 16
 
@@ -48,6 +48,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target, mode = _resolve(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         suffix = target.suffix if len(target.suffix) <= _LONGEST_SUFFIX else ""
         fresh = target.with_name(f".text2sam-{secrets.token_hex(8)}{suffix}")
         # tempfile's 0600 would outlive the rename, and the umask cannot be read without setting it
@@ -74,9 +75,8 @@ def _resolve(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     """The file that a plain write to ``path`` would reach, and its permissions if it is there."""
     try:
         target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
         status = target.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return target, None
     except (TypeError, ValueError) as error:  # no path at all, or a NUL inside
         raise OutputError(f"cannot write {path!r}: {error}") from error
@@ -89,29 +89,43 @@ def _resolve(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     return target, stat.S_IMODE(status.st_mode)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write bytes to a file, whole or not at all; see :func:`atomic_path`.
-
-    Returns:
-        ``path`` as a ``Path``.
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Checks that a folder can be written to, before the work begins. Creates nothing.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: it cannot.
     """
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"cannot write to the folder {os.fspath(folder)!r}: {str(place)!r} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to the folder {os.fspath(folder)!r}: no permission to write in {str(place)!r}")
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Checks that a file can be written, before the work begins. Creates nothing.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    target, _ = _resolve(path)
+    check_folder(target.parent)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write bytes to a file."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write text as UTF-8, line ends as they are; see :func:`atomic_path`.
-
-    Returns:
-        ``path`` as a ``Path``.
+    """Write text as UTF-8, line ends as they are.
 
     Raises:
         InputError: the text holds a lone surrogate, which UTF-8 cannot express.
-        OutputError: the file cannot be written.
     """
     try:
         data = text.encode("utf-8")
@@ -126,12 +140,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
     NumPy scalars and arrays are written as numbers and lists. File names that are not valid Unicode
     (lone surrogates) survive as escapes.
 
-    Returns:
-        ``path`` as a ``Path``.
-
     Raises:
         InputError: a value is NaN, infinite or nothing JSON knows.
-        OutputError: the file cannot be written.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -142,26 +152,27 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
 
 
 def _plain(value: Any) -> Any:
+    import numpy as np
+
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 def write_png(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
-    """Write an array as PNG, whatever suffix ``path`` has; see :func:`atomic_path`.
+    """Write an array as PNG, whatever suffix ``path`` has.
 
     Args:
         path: the file to write.
         array: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; uint8, or bool (written as 0 and 255), or
             uint16 for (H, W) only (16-bit grey).
 
-    Returns:
-        ``path`` as a ``Path``.
-
     Raises:
         InputError: the array is of another kind, or empty.
-        OutputError: the file cannot be written.
     """
+    import numpy as np
+    from PIL import Image
+
     if not isinstance(array, np.ndarray):
         raise InputError(f"a PNG is written from a NumPy array, not from {type(array).__name__}")
     grey, dtype = array.ndim == 2, array.dtype.newbyteorder("=")

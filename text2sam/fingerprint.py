@@ -96,14 +96,7 @@ def _bytes_of(value: Any) -> Iterator[bytes]:
             return
         value = value.detach().cpu()
         if value.is_quantized:
-            per_channel = value.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
-            scale = (
-                (value.q_per_channel_scales(), value.q_per_channel_zero_points())
-                if per_channel
-                else (value.q_scale(), value.q_zero_point())
-            )
-            yield from _bytes_of(scale)
-            value = value.int_repr()
+            value = value.dequantize()
         yield value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         yield from _bytes_of([part for key in sorted(value, key=repr) for part in (repr(key), value[key])])
@@ -111,8 +104,5 @@ def _bytes_of(value: Any) -> Iterator[bytes]:
         yield str(len(value)).encode()
         for part in value:
             yield from _bytes_of(part)
-    elif isinstance(value, torch.ScriptObject):
-        state: Any = value
-        yield from _bytes_of(state.__getstate__())
     else:
         yield repr(_setting(value) if _is_setting(value) else type(value)).encode()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -142,19 +143,23 @@ def check_reading(
     return None if value_range is None else _check_range(value_range)
 
 
-def is_single(images: Any) -> bool:
-    """Whether this is one image (a path, a PIL image, an array of up to three axes) where several are expected."""
-    return isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4
-
-
 def check_several(images: Any) -> None:
     """Checks that several images are given.
 
     Raises:
-        InputError: it is one, see :func:`is_single`.
+        InputError: it is one: a path, a PIL image, or an array of up to three axes.
     """
-    if is_single(images):
+    if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4:
         raise InputError("images must be a sequence of images; for one image pass [image]")
+
+
+@contextlib.contextmanager
+def numbered(position: int, count: int | None = None) -> Iterator[None]:
+    """Names an image that cannot be used by its position among several."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"image {position}{'' if count is None else f' of {count}'}: {error}") from error
 
 
 def _check_range(value_range: object) -> tuple[float, float]:
@@ -177,38 +182,15 @@ def _describe(value: object) -> str:
 
 
 def _from_array(array: NDArray[Any], given: str) -> Pixels:
-    if array.dtype.kind not in "buif":
-        raise ImageError(f"{given} does not hold pixels; {_ACCEPTED}")
     if array.ndim == 4:
         hint = "image[0]" if array.shape[-1] in _CHANNELS else "image[0].transpose(1, 2, 0)"
         raise ImageError(f"{given} is a batch; pass one image of it, such as {hint}, or use segment_batch")
-    if array.ndim not in (2, 3):
-        raise ImageError(f"{given} is not an image; {_ACCEPTED}")
-    if not array.size:
-        raise ImageError(f"{given} has no pixels; height, width and channels must be at least 1")
-    if array.ndim == 3 and array.shape[2] not in _CHANNELS:
-        if array.shape[0] in _CHANNELS:
-            raise ImageError(f"{given} looks like channels first; pass image.transpose(1, 2, 0), which is (H, W, C)")
-        raise ImageError(f"{given} has {array.shape[2]} channels; {_ACCEPTED}")
-    return _split(np.asarray(array if array.ndim == 3 else array[..., None]))
+    return _split(np.asarray(array), given)
 
 
 def _from_tensor(tensor: torch.Tensor, given: str) -> Pixels:
-    shape = tuple(tensor.shape)
-    if tensor.is_complex() or tensor.is_quantized:
-        raise ImageError(f"{given} does not hold pixels; {_ACCEPTED}")
-    if len(shape) == 4 and shape[0] > 1:
-        raise ImageError(f"{given} is a batch of {shape[0]}; use segment_batch, or pass one image of it, such as image[0]")
-    if 0 in shape:
-        raise ImageError(f"{given} has no pixels; channels, height and width must be at least 1")
-    if len(shape) == 4:
-        tensor, shape = tensor[0], shape[1:]
-    if len(shape) not in (2, 3):
-        raise ImageError(f"{given} is not an image; {_ACCEPTED}")
-    if len(shape) == 3 and shape[0] not in _CHANNELS:
-        if shape[2] in _CHANNELS:
-            raise ImageError(f"{given} looks like channels last; tensors are (C, H, W): pass image.permute(2, 0, 1)")
-        raise ImageError(f"{given} has {shape[0]} channels, counted on the first axis; {_ACCEPTED}")
+    if tensor.ndim == 4 and len(tensor) > 1:
+        raise ImageError(f"{given} is a batch of {len(tensor)}; use segment_batch, or pass one image of it, such as image[0]")
     tensor = tensor.detach()
     try:
         if tensor.is_floating_point() and tensor.element_size() < 4:
@@ -216,14 +198,28 @@ def _from_tensor(tensor: torch.Tensor, given: str) -> Pixels:
         values: NDArray[Any] = tensor.cpu().numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, meta, ...
         raise ImageError(f"{given} cannot be turned into an array: {error}") from error
-    return _split(values.transpose(1, 2, 0) if values.ndim == 3 else values[..., None])
+    return _split(values[0] if values.ndim == 4 and len(values) else values, given, first=True)
 
 
-def _split(values: NDArray[Any]) -> Pixels:
-    """(H, W, C) with 1 to 4 channels, alpha last."""
-    if values.shape[2] in (2, 4):
-        return Pixels(values[..., :-1], values[..., -1])
-    return Pixels(values)
+def _split(values: NDArray[Any], given: str, *, first: bool = False) -> Pixels:
+    """(H, W), or with 1 to 4 channels, alpha last, on the last axis or on the first one."""
+    if not values.size:
+        raise ImageError(f"{given} has no pixels; height, width and channels must be at least 1")
+    if values.ndim not in (2, 3):
+        raise ImageError(f"{given} is not an image; {_ACCEPTED}")
+    if values.ndim == 2:
+        return Pixels(values[..., None])
+    channels, other = values.shape[0 if first else 2], values.shape[2 if first else 0]
+    if channels not in _CHANNELS and other in _CHANNELS:
+        looks, turned = ("last", "permute(2, 0, 1)") if first else ("first", "transpose(1, 2, 0)")
+        raise ImageError(
+            f"{given} looks like channels {looks}, and {'tensors' if first else 'arrays'} are taken as "
+            f"{'(C, H, W)' if first else '(H, W, C)'}; pass image.{turned}"
+        )
+    if channels not in _CHANNELS:
+        raise ImageError(f"{given} has {channels} channels{', counted on the first axis' if first else ''}; {_ACCEPTED}")
+    values = values.transpose(1, 2, 0) if first else values
+    return Pixels(values[..., :-1], values[..., -1]) if channels in (2, 4) else Pixels(values)
 
 
 def _to_uint8(
@@ -232,7 +228,7 @@ def _to_uint8(
     """Values of any number type as 0..255; may share memory with ``values``."""
     dtype = values.dtype.newbyteorder("=")
     if dtype.kind not in "buif":
-        raise ImageError(f"{given} holds {dtype} values, which are no pixels")
+        raise ImageError(f"{given} holds {dtype} values, not pixels; {_ACCEPTED}")
     if dtype == np.bool_:
         return np.where(values, 255, 0).astype(np.uint8)
     if dtype == np.uint8 and value_range is None:

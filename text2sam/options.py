@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from text2sam.checks import check_known, check_number
 from text2sam.clip.tiles import Tiles, check_tiles
@@ -48,7 +48,7 @@ class Options:
         channel_order, value_range, page, max_pixels: how an image is read, see :func:`text2sam.image.read_image`.
 
     Raises:
-        InputError: a value is not of the kind above.
+        InputError: a value is not of the kind above; thresholds are checked with the texts that they are for.
     """
 
     against: Sequence[str] | None = None
@@ -70,10 +70,6 @@ class Options:
         if not isinstance(self.method, str):
             raise InputError(f"method must be the name of a method, not {self.method!r}")
         check_reading(**self.reading)
-        if self.threshold is not None:
-            values = self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
-            for value in values:
-                check_number("threshold", value, 0, 1)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:
@@ -88,12 +84,7 @@ class Options:
     @property
     def reading(self) -> ReadOptions:
         """How an image is read: keyword arguments of :func:`text2sam.image.read_image`."""
-        return {
-            "channel_order": self.channel_order,
-            "value_range": self.value_range,
-            "page": self.page,
-            "max_pixels": self.max_pixels,
-        }
+        return cast("ReadOptions", {name: getattr(self, name) for name in ReadOptions.__annotations__})
 
     @property
     def recipe(self) -> Recipe:

@@ -7,12 +7,11 @@ predictor holds. This module puts them together.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from text2sam.checks import check_number
-from text2sam.clip.features import ImageFeatures
+from text2sam.checks import check_known, check_number
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import ImageError, InputError, StateError, Text2SamError
-from text2sam.image import ImageLike, ReadOptions, check_several, is_single, read_image
+from text2sam.image import ImageLike, ReadOptions, check_several, numbered, read_image
 from text2sam.options import Options, SegmentOptions
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
@@ -56,22 +54,11 @@ class EncodedImage:
         image: (H, W, 3) uint8 RGB.
         features: what the map generator knows.
         sam: what SAM knows; it is encoded when the first text needs it.
-
-    Raises:
-        InputError: the image is of another kind, or the features belong to an image of another size.
     """
 
     image: NDArray[np.uint8]
     features: Any
     sam: SamImage
-
-    def __post_init__(self) -> None:
-        image = self.image
-        ok = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-        if not ok:
-            raise InputError(f"image must be a uint8 array of shape (H, W, 3), not {type(image).__name__}")
-        if isinstance(self.features, ImageFeatures) and self.features.shape != self.shape:
-            raise InputError(f"features must be those of an image of {self.shape}, not {self.features!r:.80}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -194,8 +181,7 @@ class TextPromptedSAM:
             ImageError: the image cannot be read; the image set before stays.
             InputError: ``methods`` or ``tiles`` is not usable.
         """
-        [encoded] = self.encode([image], sam=True, methods=methods, tiles=tiles, **reading)
-        self._set = encoded
+        [self._set] = self._encode([_read(image, reading)], methods, tiles, sam=True)
 
     def encode(
         self,
@@ -211,9 +197,7 @@ class TextPromptedSAM:
         Args:
             images: as for :meth:`set_image`; CLIP encodes them as one batch.
             sam: also run SAM's image encoder now, not when the first text needs it.
-            methods, tiles: as for :meth:`set_image`.
-            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
-                :func:`text2sam.image.read_image`.
+            methods, tiles, reading: as for :meth:`set_image`.
 
         Raises:
             ImageError: an image cannot be read; it is named by its position, before anything is computed.
@@ -221,7 +205,10 @@ class TextPromptedSAM:
         """
         check_several(images)
         images = list(images)
-        pixels = [_read(image, reading, position, len(images)) for position, image in enumerate(images)]
+        pixels = []
+        for position, image in enumerate(images):
+            with numbered(position, len(images)):
+                pixels.append(_read(image, reading))
         return self._encode(pixels, methods, tiles, sam=sam)
 
     def reset_image(self) -> None:
@@ -320,8 +307,7 @@ class TextPromptedSAM:
             Text2SamError: as :meth:`segment_many`. An image that cannot be used is named by its position, counted from 0, and
                 the results of the images before it are the error's ``results``.
         """
-        if isinstance(texts, str) or is_single(images):
-            raise InputError("images and texts must be sequences; for one image and text call segment")
+        check_several(images)
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
         request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
@@ -335,13 +321,14 @@ class TextPromptedSAM:
                 bad: ImageError | None = None
                 for image in batch:
                     try:
-                        pixels.append(_read(image, request.options.reading, len(results) + len(pixels), count))
+                        with numbered(len(results) + len(pixels), count):
+                            pixels.append(read_image(image, **request.options.reading))
                     except ImageError as error:  # the images before it are answered first
                         bad = error
                         break
                 with self._lock:
                     for encoded in self._encode(pixels, [request.options.method], request.options.tiles):
-                        with _numbered(len(results), count):
+                        with numbered(len(results), count):
                             results.append(self._segment_all(encoded, request))
                 if bad is not None:
                     raise bad
@@ -370,7 +357,7 @@ class TextPromptedSAM:
             result: what :meth:`segment` or this method returned.
             points: on the object (1) or off it (0), in pixels of the image and within it.
             number: of the object in ``result.instances``, from 0; their count adds an object, which needs a positive point.
-            **reading: how images are read, as for :meth:`encode`.
+            **reading: as for :meth:`set_image`.
 
         Returns:
             The result with that object changed, and with ``present`` True where there is a mask.
@@ -381,7 +368,7 @@ class TextPromptedSAM:
         """
         with self._lock:
             held = self._given(image)
-            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
+            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(_read(held, reading))
             return corrected(self.session, sam, result, number, points)
 
     def calibrate(
@@ -402,8 +389,7 @@ class TextPromptedSAM:
             present: whether the text is in the image; there must be examples of both.
             against: as later for :meth:`segment`.
             false_cost: what an absent text called present costs, in units of a present text missed.
-            **reading: how images are read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``; see
-                :func:`text2sam.image.read_image`.
+            **reading: as for :meth:`set_image`.
 
         Returns:
             The threshold and its errors on the examples; ``save`` it, and :meth:`use` it later.
@@ -427,7 +413,7 @@ class TextPromptedSAM:
             try:
                 query = parse_target(text)
                 if features is None or image is not images[position - 1]:
-                    [features] = encode_images(self.generator, [read_image(image, **reading)])
+                    [features] = encode_images(self.generator, [_read(image, reading)])
                 scores.append(max(presence_scores(self.generator, features, query.texts, against)))
             except Text2SamError as error:
                 raise type(error)(f"example {position} of {len(images)}: {error}") from error
@@ -539,15 +525,6 @@ class TextPromptedSAM:
         return result(found, () if recipe.single else tuple(result([each]) for each in found))
 
 
-def _read(image: ImageLike, reading: ReadOptions, position: int, count: int | None) -> NDArray[np.uint8]:
-    with _numbered(position, count):
-        return read_image(image, **reading)
-
-
-@contextlib.contextmanager
-def _numbered(position: int, count: int | None) -> Iterator[None]:
-    """Names an image that cannot be used by its position among several."""
-    try:
-        yield
-    except ImageError as error:
-        raise ImageError(f"image {position}{'' if count is None else f' of {count}'}: {error}") from error
+def _read(image: ImageLike, reading: ReadOptions) -> NDArray[np.uint8]:
+    check_known("option", reading, list(ReadOptions.__annotations__))
+    return read_image(image, **reading)

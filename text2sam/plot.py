@@ -3,7 +3,7 @@
 Functions that draw one picture take the image, what is drawn on it and the axes, in this order, and return the axes; without
 axes they draw on a new figure that has the image's size in pixels, of a tiny image a multiple. Functions that draw several
 pictures return a figure. Nothing goes through ``pyplot`` and no setting of matplotlib is changed. matplotlib comes with the
-extra ``text2sam[plot]``; :mod:`text2sam.paint` draws on arrays without it.
+extra ``text2sam[plot]``, and without it every function raises MissingDependencyError; :mod:`text2sam.paint` draws on arrays.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def points(image: ImageLike | None, prompts: PointPrompts, ax: Axes | None = Non
 
     Raises:
         InputError: there is neither an image nor axes.
-        MissingDependencyError: matplotlib is not installed.
     """
     ax = _show(image, ax)
     diameter = 8 * _lettering().unit(ax)
@@ -87,9 +86,6 @@ def heat(
         alpha: opacity of the map.
         limits: similarities that get the lowest and the highest colour; None takes the map's own. Maps with the same limits
             can be compared.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
     pixels = read_image(image)
     ax = _show(np.asarray(Image.fromarray(pixels).convert("L")), ax)
@@ -120,7 +116,6 @@ def overlay(
 
     Raises:
         InputError: there is neither an image nor axes, or the image has another size than the mask.
-        MissingDependencyError: matplotlib is not installed.
     """
     ax = _show(image, ax, result)
     _draw_masks(ax, [result.mask], [colour], alpha)
@@ -140,7 +135,7 @@ def objects(image: ImageLike | None, result: Segmentation, ax: Axes | None = Non
         alpha: opacity of the masks.
 
     Raises:
-        InputError, MissingDependencyError: as for :func:`overlay`.
+        InputError: as for :func:`overlay`.
     """
     ax = _show(image, ax, result)
     instances = result.instances
@@ -170,7 +165,6 @@ def compare(
 
     Raises:
         InputError: there is not one title for each result, or a result is of another kind or another image.
-        MissingDependencyError: matplotlib is not installed.
     """
     for result in results:
         if not isinstance(result, (Segmentation, SimilarityMap)):
@@ -208,7 +202,6 @@ def explain(image: ImageLike, result: Segmentation) -> Figure:
 
     Raises:
         InputError: the image has another size than the mask.
-        MissingDependencyError: matplotlib is not installed.
     """
     pixels = read_image(image)
     best = result.objects[0] if result.objects else result
@@ -263,7 +256,6 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
 
     Raises:
         InputError: the image has another size than the explanation's.
-        MissingDependencyError: matplotlib is not installed.
     """
     pixels = read_image(image)
     _check_size(pixels, explanation.shape)
@@ -271,9 +263,9 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     longest = np.argsort([-abs(word.carries) for word in every], kind="stable").tolist()
     maps, bars = sorted(longest[:_MOST]), sorted(longest[: 3 * _MOST])
     figure, axes = _grid(len(maps) + 4, pixels.shape[:2], 4)
+    grid: Any = axes[0].get_gridspec()
     for ax in axes[:4]:
         ax.remove()
-    grid = figure.add_gridspec(-(-len(axes) // 4), 4)
     whole, bar = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[0, 2:])
 
     heat(pixels, explanation.similarity, whole)
@@ -326,11 +318,22 @@ def _png(figure: Figure, dpi: float | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(**options: Any) -> Figure:
+def check_installed() -> None:
+    """Checks that figures can be drawn, before the work begins.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("matplotlib", "text2sam.plot", "plot") from error
+        raise MissingDependencyError("matplotlib", "drawing figures", "plot") from error
+
+
+def _figure(**options: Any) -> Figure:
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure: Any = Figure(**options)
     figure._repr_png_ = functools.partial(_png, figure)  # notebooks show it, with and without %matplotlib inline
     return figure  # type: ignore[no-any-return]

@@ -112,14 +112,7 @@ class Calibration:
             raise InputError(f"model must be a string, not {self.model!r}")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the calibration as JSON, whole or not at all.
-
-        Returns:
-            ``path`` as a ``Path``.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
+        """Writes the calibration as JSON, whole or not at all; returns ``path``. Raises OutputError where it cannot."""
         return write_json(path, {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)})
 
     @classmethod
@@ -178,31 +171,23 @@ def fit_threshold(presence: ArrayLike, present: ArrayLike, *, false_cost: float 
     check_number("false_cost", false_cost, 0, float(np.finfo(np.float64).max), above=True)
     hits, misses = np.sort(scores[there]), np.sort(scores[~there])
     levels = np.unique(scores)  # (K,) ascending
-    # gap k: the scores from levels[k] on count as present; K is the gap above all scores
-    missed = [*np.searchsorted(hits, levels, "left").tolist(), len(hits)]
-    false = [len(misses) - below for below in [*np.searchsorted(misses, levels, "left").tolist(), len(misses)]]
-    # whole numbers: in floats rounding would decide ties
-    weight, unit = float(false_cost).as_integer_ratio()
-    costs = [unit * a * len(misses) + weight * b * len(hits) for a, b in zip(missed, false, strict=True)]
-    logits = _logit(levels)
-
-    def rank(gap: int) -> tuple[int, bool, float, int]:
-        inside = 0 < gap < len(levels)
-        width = round(float(logits[gap] - logits[gap - 1]), 9) if inside else 0.0  # equal in spite of rounding
-        return costs[gap], not inside, -width, gap
-
+    above = np.append(levels, np.inf)  # gap k of K + 1: the scores from above[k] on count as present
+    missed, false = np.searchsorted(hits, above), len(misses) - np.searchsorted(misses, above)
+    weight, unit = float(false_cost).as_integer_ratio()  # whole numbers: in floats rounding would decide ties
+    costs = [unit * int(a) * len(misses) + weight * int(b) * len(hits) for a, b in zip(missed, false, strict=True)]
+    widths = np.pad(np.diff(_logit(levels)).round(9), 1)  # equal in spite of rounding; 0 at the ends
+    ends = (0, len(levels))
     # nothing in [0, 1] is above a score of 1
-    best = min(range(len(levels) + bool(levels[-1] < 1)), key=rank)
-    at_end = best in (0, len(levels))
-    threshold = float(best > 0) if at_end else _middle(float(levels[best - 1]), float(levels[best]))
+    best = min(range(len(levels) + bool(levels[-1] < 1)), key=lambda gap: (costs[gap], gap in ends, -widths[gap], gap))
+    threshold = float(best > 0) if best in ends else _middle(float(levels[best - 1]), float(levels[best]))
+    below = np.searchsorted(misses, hits, "left") + np.searchsorted(misses, hits, "right")  # twice the misses below a hit
     return Calibration(
         threshold=threshold,
         n_present=len(hits),
         n_absent=len(misses),
-        missed_rate=missed[best] / len(hits),
-        false_rate=false[best] / len(misses),
-        auroc=float((np.searchsorted(misses, hits, "left") + np.searchsorted(misses, hits, "right")).sum() / 2)
-        / (len(hits) * len(misses)),
+        missed_rate=int(missed[best]) / len(hits),
+        false_rate=int(false[best]) / len(misses),
+        auroc=float(below.sum() / 2) / (len(hits) * len(misses)),
     )
 
 

@@ -27,11 +27,7 @@ class Request:
 
     @classmethod
     def of(cls, texts: Texts, options: Options, default: float) -> Request:
-        """The texts of a call, checked against its options.
-
-        Args:
-            texts, options: of the call.
-            default: the presence threshold of texts without one of their own.
+        """The texts of a call, checked against its options; ``default`` is the threshold of texts without one of their own.
 
         Raises:
             PromptError, InputError: a text or an option is not usable.

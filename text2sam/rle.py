@@ -74,14 +74,12 @@ def roll(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """The run lengths of a mask.
 
     Args:
-        mask: (H, W) bool, fewer than 2**31 pixels.
+        mask: (H, W) bool, of at least 1 and fewer than 2**31 pixels.
 
     Returns:
         (R,) int32, R at least 1; only the first run may be 0.
     """
     height, width = mask.shape
-    if not mask.size:
-        return np.zeros(1, np.int32)
     row, column = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
     across = np.flatnonzero(mask[-1, :-1] != mask[0, 1:]) + 1  # from the bottom of a column to the top of the next
     edges = np.sort(np.concatenate([column * height + row + 1, across * height]))
@@ -93,10 +91,8 @@ def unroll(runs: NDArray[np.integer[Any]] | Sequence[int], size: tuple[int, int]
     """The mask (H, W) bool of run lengths that fill ``size``."""
     height, width = size
     edges = np.cumsum(runs, dtype=np.int64)[:-1]
-    column, row = np.divmod(edges, max(1, height))
+    column, row = np.divmod(edges, height)
     mask = np.zeros((height, width), np.bool_)
-    if not mask.size:
-        return mask
     # the first row from the number of edges up to it, each further row from the one above and the edges between them
     mask[0] = np.searchsorted(edges, np.arange(width) * height, side="right") % 2 == 1
     below = row > 0

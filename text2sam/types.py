@@ -369,7 +369,8 @@ class Segmentation:
             ImageError: the image cannot be read.
             InputError: the file is not named ``.png``, or the image is of another size.
         """
-        _require(Path(path).suffix.lower() == ".png", f"save writes a PNG file, not {Path(path).name!r}; name it .png")
+        ok = isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() == ".png"
+        _require(ok, f"save writes a PNG file, whose path ends in .png, not {path!r}")
         if image is None:
             return write_png(path, self.mask)
         from text2sam.image import read_image

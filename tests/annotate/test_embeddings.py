@@ -33,11 +33,9 @@ def encoded_of(model: TextPromptedSAM, image: NDArray[np.uint8], **options: Any)
 
 
 def assert_same(one: EncodedImage, other: EncodedImage) -> None:
-    for name in ("surgery", "raw"):
-        assert torch.equal(getattr(one.features, name), getattr(other.features, name))
     assert one.features.grid == other.features.grid
-    assert one.features.others.keys() == other.features.others.keys()
-    assert all(torch.equal(tokens, other.features.others[name]) for name, tokens in one.features.others.items())
+    assert one.features.paths.keys() == other.features.paths.keys()
+    assert all(torch.equal(tokens, other.features.paths[name]) for name, tokens in one.features.paths.items())
     assert np.array_equal(one.image, other.image)
     mine, theirs = one.sam.state, other.sam.state
     assert (mine is None) == (theirs is None)
@@ -131,7 +129,7 @@ def test_tokens_of_a_method_come_back(tmp_path: Path) -> None:
     loaded = store.load(picture())
     assert loaded is not None
     assert_same(loaded, encoded)
-    assert set(loaded.features.others) == {"sclip"}
+    assert set(loaded.features.paths) == {"raw", "architecture", "sclip"}
     assert EmbeddingStore(tmp_path, model).load(picture()) is None
 
 

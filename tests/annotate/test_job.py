@@ -146,6 +146,12 @@ def test_what_is_refused_before_anything_is_done(tmp_path: Path, images: Path, o
     assert not (tmp_path / STATE).exists()
 
 
+def test_a_place_for_the_review_is_looked_for_first(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        run(images, tmp_path / "out", review=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_folder_of_the_images_is_no_place_for_a_dataset(images: Path) -> None:
     with pytest.raises(InputError, match="give another one"):
         run(images, images)

@@ -67,15 +67,6 @@ def test_hostile_texts_stay_in_the_folder(photo: Path, model: Model, tmp_path: P
     assert {file.parent for file in files} == {out}
 
 
-def test_check_folder_creates_nothing(tmp_path: Path) -> None:
-    common.check_folder(tmp_path / "not" / "yet")
-    assert not (tmp_path / "not").exists()
-    if os.name == "posix" and os.geteuid() != 0:  # root may write anywhere
-        (tmp_path / "locked").mkdir(mode=0o500)
-        with pytest.raises(errors.OutputError, match="permission"):
-            common.check_folder(tmp_path / "locked" / "out")
-
-
 # output
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, tiny_clip
+from helpers import condition, further, surgery_tokens, tiny_clip
 from numpy.typing import NDArray
 
 from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window, middle_blocks, rotated
-from text2sam.clip.towers import resize_positions, surgery_tokens, tower_of
-from text2sam.errors import InputError, UnsupportedModelError
+from text2sam.clip.towers import tower_of
+from text2sam.clip.towers.base import resize_tokens
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
 Array = NDArray[np.float64]
@@ -26,19 +26,6 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 # what is refused
-
-
-@pytest.mark.parametrize("kinds", ["sclip", ["nope"], ["sclip", "itsm"], [None], ["Gem"]])
-def test_unknown_kinds(kinds: Any) -> None:
-    for family in ("vit", "resnet"):
-        with pytest.raises(InputError, match="kinds must be a collection of names out of architecture, maskclip, sclip"):
-            surgery_tokens(tiny_clip(family).visual, noise(1, 3, 64, 64), depth=1, kinds=kinds)
-
-
-@pytest.mark.parametrize("kind", ["sclip", "clearclip", "naclip", "gem", "pearl", "resclip"])
-def test_kinds_a_resnet_cannot_have(kind: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"'{kind}' .* ModifiedResNet .* architecture, maskclip and .* ViT-B-16"):
-        surgery_tokens(tiny_clip("resnet").visual, noise(1, 3, 64, 64), kinds=["maskclip", kind])
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(1, [0]), (2, [0]), (3, [1]), (12, [5, 6, 7, 8]), (24, list(range(10, 18)))])
@@ -63,15 +50,8 @@ def test_rotations() -> None:
 def test_tables_name_their_sources() -> None:
     assert list(METHODS)[:5] == ["surgery", "architecture", "features", "itsm", "rclip"]
     assert list(METHODS)[5:] == list(FURTHER)
-    assert list(KINDS) == ["architecture", *FURTHER]
-    assert all(kind.name == name for name, kind in KINDS.items())
     assert {m.tokens for m in METHODS.values()} == {"raw", *KINDS}
     assert all(re.search(r"arXiv \d{4}\.\d{5}", row.source) for row in (*KINDS.values(), *METHODS.values()))
-    for table in (KINDS, METHODS):
-        with pytest.raises(TypeError):
-            table["mine"] = None  # type: ignore[index]
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        KINDS["gem"].iterations = 3  # type: ignore[misc]
 
 
 # parity with loops written from the papers
@@ -138,7 +118,7 @@ def slow_kind(visual: Any, image: torch.Tensor, kind: str, depth: int, heads: in
     ph, pw = kernel.shape[2:]
     grid = (pixels.shape[1] // ph, pixels.shape[2] // pw)
     patches = [np.tensordot(kernel, pixels[:, r * ph : (r + 1) * ph, c * pw : (c + 1) * pw], 3) for r, c in np.ndindex(grid)]
-    positions = resize_positions(visual.positional_embedding.detach().double(), tuple(visual.grid_size), grid).numpy()
+    positions = resize_tokens(visual.positional_embedding.detach().double()[None], tuple(visual.grid_size), grid)[0].numpy()
 
     def norm(x: Array, name: str) -> Array:
         centred = x - x.mean(-1, keepdims=True)
@@ -199,8 +179,8 @@ def test_kinds_against_loops(shape: tuple[int, int], depth: int, vision: dict[st
     heads = 32 // vision.get("head_width", 16)
     tokens = surgery_tokens(visual, pixels, depth=depth, kinds=FURTHER)
     ph, pw = tower_of(visual).patch
-    assert list(tokens.others) == list(FURTHER)
-    for kind, found in tokens.others.items():
+    assert further(tokens).keys() == set(FURTHER)
+    for kind, found in further(tokens).items():
         expected = slow_kind(visual, pixels[0], kind, depth, heads, quick)
         assert found.shape == (1, 1 + shape[0] // ph * (shape[1] // pw), 16)
         np.testing.assert_allclose(found[0].detach(), expected, rtol=0, atol=5e-5, err_msg=kind)
@@ -230,15 +210,15 @@ def test_values_of_a_resnets_pool(shape: tuple[int, int]) -> None:
         found = surgery_tokens(visual, pixels, kinds=["maskclip", "architecture"])
     pool, (gh, gw) = visual.attnpool, x.shape[2:]
     w = {name: value.double().numpy() for name, value in pool.state_dict().items()}
-    places = resize_positions(pool.positional_embedding.detach().double(), (2, 2), (gh, gw)).numpy()
-    assert list(found.others) == ["maskclip"]
+    places = resize_tokens(pool.positional_embedding.detach().double()[None], (2, 2), (gh, gw))[0].numpy()
+    assert set(found.paths) == {"raw", "architecture", "maskclip"}
     for b in range(2):
         for i, (row, column) in enumerate(np.ndindex(gh, gw)):
             token = x[b, :, row, column].double().numpy() + places[1 + i]
             value = w["v_proj.weight"] @ token + w["v_proj.bias"]
             expected = w["c_proj.weight"] @ value + w["c_proj.bias"]
-            np.testing.assert_allclose(found.others["maskclip"][b, 1 + i], expected, rtol=0, atol=5e-5)
-    assert torch.equal(found.others["maskclip"][:, 0], found.raw[:, 0])
+            np.testing.assert_allclose(found.paths["maskclip"][b, 1 + i], expected, rtol=0, atol=5e-5)
+    assert torch.equal(found.paths["maskclip"][:, 0], found.raw[:, 0])
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 4), (3, 2)])
@@ -266,12 +246,12 @@ def test_kinds_change_nothing_of_the_model_or_of_each_other(family: str) -> None
     plain = surgery_tokens(tiny_clip(family).visual, pixels, depth=2)
     assert torch.equal(together.surgery, plain.surgery)
     assert torch.equal(together.raw, plain.raw)
-    assert plain.others == {}
-    assert list(together.others) == list(every(family)[1:])
-    for name, others in together.others.items():
-        assert torch.equal(others, surgery_tokens(model.visual, pixels, depth=2, kinds=[name]).others[name])
+    assert further(plain) == {}
+    assert further(together).keys() == set(every(family)[1:])
+    for name, others in further(together).items():
+        assert torch.equal(others, surgery_tokens(model.visual, pixels, depth=2, kinds=[name]).paths[name])
         assert torch.equal(others[:, 0], together.raw[:, 0])
-        alone = surgery_tokens(model.visual, pixels[1:], depth=2, kinds=[name]).others[name]
+        alone = surgery_tokens(model.visual, pixels[1:], depth=2, kinds=[name]).paths[name]
         torch.testing.assert_close(others[1:], alone, rtol=0, atol=2e-5)
 
 
@@ -280,7 +260,7 @@ def test_half_precision(family: str) -> None:
     pixels = noise(1, 3, 64, 64)
     half = surgery_tokens(tiny_clip(family).bfloat16().visual, pixels.bfloat16(), depth=2, kinds=every(family))
     full = surgery_tokens(tiny_clip(family).visual, pixels, depth=2, kinds=every(family))
-    for name, others in half.others.items():
+    for name, others in further(half).items():
         assert others.dtype == torch.bfloat16
-        cosine = torch.nn.functional.cosine_similarity(others.float(), full.others[name], dim=-1)
+        cosine = torch.nn.functional.cosine_similarity(others.float(), full.paths[name], dim=-1)
         assert cosine.min() > 0.98

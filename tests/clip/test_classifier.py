@@ -32,16 +32,14 @@ def tiny(model: Any = None, *, taught: bool = False, **options: Any) -> WordClas
 # the tower
 
 
-def test_tokens_average_to_the_classifiers_answer() -> None:
+def test_places_average_to_the_classifiers_answer() -> None:
     model = word_network()
     tower = PooledCNN(model)
     pixels = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        tokens = tower.tokens(pixels)
-        expected = model(pixels)
-        assert tokens.grid == (96 // tower.patch[0], 64 // tower.patch[1])
-        torch.testing.assert_close(model.classifier(tokens.raw[:, 0]), expected)
-        torch.testing.assert_close(model.classifier(tokens.raw[:, 1:]).mean(dim=1), expected)
+        places = tower.features(pixels)
+        assert places.shape[2:] == (96 // tower.patch[0], 64 // tower.patch[1])
+        torch.testing.assert_close(model.classifier(places.flatten(2).mT).mean(dim=1), model(pixels))
 
 
 @pytest.mark.parametrize(

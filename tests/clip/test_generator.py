@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, count_calls, picture, raising, tiny_clip, tiny_surgery, tokenizer
+from helpers import count_calls, further, picture, surgery_tokens, tiny_clip, tiny_surgery, tokenizer
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
 from torchvision import transforms
 
 from text2sam.clip.attention import METHODS
-from text2sam.clip.generator import OPENAI_MEAN, OPENAI_STD, ClipSurgery, ImageFeatures
+from text2sam.clip.features import ImageFeatures
+from text2sam.clip.generator import ClipSurgery
+from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
 from text2sam.clip.tiles import blend_tiles, tile_layout
-from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap
 
@@ -124,8 +125,9 @@ def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: Im
 
 def test_methods_of_a_resnet() -> None:
     surgery = tiny_surgery(tiny_clip("resnet"), image_size=64)
-    for method in ("sclip", "clearclip", "naclip", "gem"):
-        with pytest.raises(UnsupportedModelError, match=f"'{method}' is defined on a transformer's blocks"):
+    for method in ("sclip", "clearclip", "naclip", "gem", "pearl", "resclip"):
+        told = f"'{method}' is defined on .* ModifiedResNet .* architecture, maskclip and .* ViT-B-16"
+        with pytest.raises(UnsupportedModelError, match=told):
             surgery.similarity(picture(), ["cat"], method=method)
     defined = ["surgery", "architecture", "features", "itsm", "rclip", "maskclip"]
     found = surgery.compare(picture(), ["cat"], methods=defined)  # type: ignore[arg-type]
@@ -221,6 +223,22 @@ def test_features_of_an_image(surgery: ClipSurgery, features: ImageFeatures) -> 
     assert not pixels.requires_grad
 
 
+def test_features_on_disk(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    packed = surgery.pack(features)
+    again = surgery.unpack(packed, features.shape)
+    assert (again.grid, again.shape, again.paths.keys()) == (features.grid, features.shape, features.paths.keys())
+    assert all(torch.equal(again.paths[path], features.paths[path]) for path in features.paths)
+    raw = packed["raw"]
+    for broken in (
+        {"grid": packed["grid"]},
+        packed | {"raw": raw[1:]},
+        packed | {"raw": raw.double()},
+        packed | {"grid": -packed["grid"]},
+    ):
+        with pytest.raises((KeyError, ValueError)):
+            surgery.unpack(broken, features.shape)
+
+
 def test_images_are_encoded_as_one_batch() -> None:
     surgery = tiny_surgery()
     calls = count_calls(surgery.model.visual.conv1)
@@ -271,8 +289,8 @@ def test_a_label_set_of_equal_texts_gives_a_flat_map(surgery: ClipSurgery, featu
 
 def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFeatures) -> None:
     encoded = surgery.encode_image(picture(), methods=tuple(METHODS))
-    tokens = {"architecture": features.surgery, "itsm": features.raw, "rclip": -features.raw, **encoded.others}
-    assert list(encoded.others) == list(FURTHER)
+    tokens = {"architecture": features.surgery, "itsm": features.raw, "rclip": -features.raw, **further(encoded)}
+    assert further(encoded).keys() == set(FURTHER)
     for method, found in tokens.items():
         cosines = found[1:] @ surgery.encode_texts(["dog"])[0]
         maps = surgery.maps(encoded, ["dog"], method=method)  # type: ignore[arg-type]
@@ -285,7 +303,7 @@ def test_maps_are_cosines_of_the_patches(surgery: ClipSurgery, features: ImageFe
 @pytest.mark.parametrize("vocabulary", [False, True])
 def test_feature_surgery_of_the_original_tokens(features: ImageFeatures, against: Any, vocabulary: bool) -> None:
     surgery = tiny_surgery(image_size=(12, 20), vocabulary=["sky", "pig"])
-    swapped = ImageFeatures(features.raw, features.surgery, features.grid, features.shape)
+    swapped = ImageFeatures({"raw": features.surgery, "architecture": features.raw}, features.grid, features.shape)
     found = surgery.maps(features, ["cat", "dog"], against=against, method="features", vocabulary=vocabulary)
     expected = surgery.maps(swapped, ["cat", "dog"], against=against, method="surgery", vocabulary=vocabulary)
     assert np.array_equal(values(found), values(expected))
@@ -294,23 +312,23 @@ def test_feature_surgery_of_the_original_tokens(features: ImageFeatures, against
 
 
 def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    assert features.others == {}
+    assert further(features) == {}
     pixels = torch.cat([surgery.preprocess(picture(seed)) for seed in (0, 1)])
     with torch.no_grad():
         tokens = surgery_tokens(surgery.model.visual, pixels, depth=2, kinds=["gem", "sclip"])
     together = surgery.encode([picture(0), picture(1)], methods=["gem", "itsm", "sclip", "gem"])
     for i, encoded in enumerate(together):
-        assert list(encoded.others) == ["sclip", "gem"]
-        for kind, others in encoded.others.items():
-            torch.testing.assert_close(others, normalize(tokens.others[kind][i], dim=-1), rtol=0, atol=1e-6)
+        assert further(encoded).keys() == {"sclip", "gem"}
+        for kind, others in further(encoded).items():
+            torch.testing.assert_close(others, normalize(tokens.paths[kind][i], dim=-1), rtol=0, atol=1e-6)
             assert torch.equal(others[0], encoded.raw[0])
     alone = surgery.encode_image(picture(0), methods=["gem"])
-    assert list(alone.others) == ["gem"]
+    assert further(alone).keys() == {"gem"}
     assert torch.equal(alone.surgery, features.surgery)  # what else is computed changes nothing
     assert torch.equal(alone.raw, features.raw)
     surgery.encode_image(picture(1))
     again = surgery.encode_image(picture(0), methods=["gem"])
-    assert torch.equal(again.others["gem"], alone.others["gem"])
+    assert torch.equal(again.paths["gem"], alone.paths["gem"])
 
 
 def test_tiles_of_further_kinds() -> None:
@@ -326,11 +344,11 @@ def test_tiles_of_further_kinds() -> None:
     with torch.no_grad():
         pixels = (torch.from_numpy(cut).permute(0, 3, 1, 2) / 255 - mean) / std
         tokens = surgery_tokens(surgery.model.visual, pixels, depth=2, kinds=FURTHER)
-    for kind, found in {**features.others, "raw": features.raw, "surgery": features.surgery}.items():
-        patches = normalize(tokens.others.get(kind, getattr(tokens, kind, None))[:, 1:], dim=-1).unflatten(1, (4, 4))
+    for path, found in features.paths.items():
+        patches = normalize(tokens.paths[path][:, 1:], dim=-1).unflatten(1, (4, 4))
         blended = normalize(blend_tiles([patches], layout), dim=-1).flatten(0, 1)
         torch.testing.assert_close(found[1:], blended, rtol=0, atol=1e-5)
-        assert torch.equal(found[0], {**whole.others, "raw": whole.raw, "surgery": whole.surgery}[kind][0])
+        assert torch.equal(found[0], whole.paths[path][0])
     for method in ("surgery", "features", "gem"):
         (expected,) = surgery.maps(surgery.encode_image(image, methods=["gem"], tiles=24), ["cat"], method=method)
         (found,) = surgery.similarity(image, ["cat"], method=method, tiles=24)
@@ -579,19 +597,6 @@ def test_fingerprint_stands_for_what_presence_depends_on() -> None:
 
 
 # what is known
-
-
-@pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_nothing_of_the_model_changes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_clip(family).train()
-    surgery = tiny_surgery(model, image_size=64)
-    before = condition(model)
-    surgery.similarity(picture(), ["cat"], against=["dog"])
-    assert condition(model) == before
-    monkeypatch.setattr("text2sam.clip.towers.F.scaled_dot_product_attention", raising)
-    with pytest.raises(ZeroDivisionError):
-        surgery.encode_image(picture())
-    assert condition(model) == before
 
 
 def test_region_odds_against_plain_numpy() -> None:

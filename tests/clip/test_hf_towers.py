@@ -10,12 +10,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers import TEMPLATES, draw_weights, picture, tiny_clip, tokenizer
+from helpers import TEMPLATES, draw_weights, picture, surgery_tokens, tiny_clip, tokenizer
 from torch.nn import functional as F
 
 from text2sam.clip.attention import METHODS
 from text2sam.clip.generator import ClipSurgery
-from text2sam.clip.towers import surgery_tokens
 from text2sam.clip.towers.hf import open_clip_model, openai_model, opened, read_folder
 from text2sam.errors import PromptError, UnsupportedModelError, WeightsError
 from text2sam.zoo.presets import ModelOptions, build_clip, get_preset, load_clip

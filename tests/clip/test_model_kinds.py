@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, picture, tiny_clip, tiny_surgery
+from helpers import condition, picture, surgery_tokens, tiny_clip, tiny_surgery
 from torch import nn
 
 from text2sam.clip.attention import METHODS
-from text2sam.clip.towers import FAMILIES, TowerTokens, evaluating, surgery_tokens, tower_of
+from text2sam.clip.towers import FAMILIES, tower_of
+from text2sam.clip.towers.base import TowerTokens, evaluating
 from text2sam.errors import UnsupportedModelError
 
 
@@ -200,7 +201,7 @@ def test_a_family_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
             x = self.module.project(self.module.trunk(pixels).permute(0, 2, 3, 1))  # (B, gh, gw, C)
             patches = x.flatten(1, 2)
             tokens = torch.cat([patches.mean(1, keepdim=True), patches], dim=1)
-            return TowerTokens(tokens, tokens, (x.shape[1], x.shape[2]))
+            return TowerTokens({"raw": tokens, "architecture": tokens}, (x.shape[1], x.shape[2]))
 
     model = tiny_clip()
     model.visual = Network()

@@ -10,8 +10,9 @@ import torch
 from helpers import picture, tiny_clip, tiny_surgery
 from torch.nn.functional import normalize
 
+from text2sam.clip.pixels import whole_patches
 from text2sam.clip.scales import average_scales, check_scales
-from text2sam.clip.towers import TowerTokens
+from text2sam.clip.towers.base import TowerTokens
 from text2sam.errors import InputError
 
 
@@ -21,7 +22,7 @@ def tokens(grid: tuple[int, int], seed: int, kinds: tuple[str, ...] = ()) -> Tow
     def some() -> torch.Tensor:
         return normalize(torch.randn(2, 1 + grid[0] * grid[1], 5, generator=generator), dim=-1)
 
-    return TowerTokens(some(), some(), grid, {kind: some() for kind in kinds})
+    return TowerTokens({path: some() for path in ("raw", "architecture", *kinds)}, grid)
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1,), (float("nan"),), (float("inf"),), ("a",), "12", 1.0, None, (9,)])
@@ -41,11 +42,8 @@ def test_the_mean_is_that_of_loops_over_patches() -> None:
     a, b = tokens(grid, 0, ("gem",)), tokens(fine, 1, ("gem",))
     found = average_scales([a, b], grid)
     assert found.grid == grid
-    for mean, coarse, finer in (
-        (found.surgery, a.surgery, b.surgery),
-        (found.raw, a.raw, b.raw),
-        (found.others["gem"], a.others["gem"], b.others["gem"]),
-    ):
+    assert found.paths.keys() == a.paths.keys()
+    for mean, coarse, finer in ((found.paths[path], a.paths[path], b.paths[path]) for path in found.paths):
         assert mean.shape == coarse.shape
         torch.testing.assert_close(mean[:, 0], normalize(coarse[:, 0] + finer[:, 0], dim=-1))
         patches = finer[:, 1:].reshape(2, *fine, 5)
@@ -88,6 +86,10 @@ def test_another_scale_alone_keeps_the_grid_of_the_image_size() -> None:
 def test_a_scale_of_less_than_a_patch_is_one_patch() -> None:
     features = tiny_surgery(scales=(1e-6, 1.0)).encode_image(np.zeros((1, 1, 3), np.uint8))
     assert torch.isfinite(features.surgery).all()
+
+
+def test_sizes_are_whole_pixels_before_they_are_whole_patches() -> None:
+    assert whole_patches((100, 10), (32, 4), 5.596) == (576, 56)  # 559.6 is 560, and 17.5 patches are 18
 
 
 def test_batches_and_tiles_are_encoded_at_every_scale() -> None:

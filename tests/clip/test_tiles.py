@@ -39,12 +39,8 @@ def total_weights(layout: TileLayout) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("tiles", [0, -1, True, None, "all", "", 8.0, (8, 8), np.False_])
 def test_unusable_tiles(surgery: ClipSurgery, tiles: Any) -> None:
-    for call in (
-        lambda: tile_layout((100, 100), (16, 16), (4, 4), tiles),
-        lambda: surgery.encode_image(picture(), tiles=tiles),
-    ):
-        with pytest.raises(InputError, match="tiles must be 'auto', False or"):
-            call()
+    with pytest.raises(InputError, match="tiles must be 'auto', False or"):
+        surgery.encode_image(picture(), tiles=tiles)
 
 
 @pytest.mark.parametrize("tiles", [False, "auto", 8])
@@ -52,9 +48,6 @@ def test_other_arguments_out_of_range(surgery: ClipSurgery, tiles: Any) -> None:
     for size in (0, -1, True, 2.0, None):
         with pytest.raises(InputError, match="batch_size must be"):
             surgery.encode_image(picture(), tiles=tiles, batch_size=size)
-    for arguments in (((0, 9), (16, 16), (4, 4)), ((9, 9), (16,), (4, 4)), ((9, 9), (16, 16), (4, 0))):
-        with pytest.raises(InputError, match="shape must be"):
-            tile_layout(*arguments, tiles)
     with pytest.raises(ImageError):
         surgery.encode_image("not/there.png", tiles=tiles)
 

@@ -9,14 +9,14 @@ from unittest import mock
 import pytest
 import timm
 import torch
-from helpers import condition, draw_weights, tiny_clip
+from helpers import condition, draw_weights, surgery_tokens, tiny_clip
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.attention import KINDS
-from text2sam.clip.towers import surgery_tokens, tower_of
+from text2sam.clip.towers import tower_of
 from text2sam.errors import UnsupportedModelError
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -86,7 +86,7 @@ def test_the_original_path_is_the_trunks(family: str) -> None:
     tokens = surgery_tokens(visual, pixels, depth=2, kinds=tuple(KINDS))
     same(tokens.raw[:, 0], visual(pixels))
     assert tokens.raw.shape == (2, 1 + tokens.grid[0] * tokens.grid[1], 16 if family not in siglips() else 32)
-    for other in (tokens.surgery, *tokens.others.values()):
+    for other in (path for name, path in tokens.paths.items() if name != "raw"):
         assert torch.equal(other[:, 0], tokens.raw[:, 0])
         assert (other - tokens.raw)[:, 1:].abs().max() > 1e-3
 
@@ -173,11 +173,9 @@ def test_the_same_weights_in_open_clips_tower() -> None:
     trunk.load_state_dict(weights)
     pixels = noise(2, 3, 16, 16)
     one, other = (surgery_tokens(visual, pixels, depth=2, kinds=tuple(KINDS)) for visual in (theirs, trunk.eval()))
-    same(other.raw, one.raw)
-    same(other.surgery, one.surgery)
-    assert one.others.keys() == other.others.keys() == KINDS.keys() - {"architecture"}
-    for kind in one.others:
-        same(other.others[kind], one.others[kind])
+    assert one.paths.keys() == other.paths.keys() == {"raw", *KINDS}
+    for path in one.paths:
+        same(other.paths[path], one.paths[path])
 
 
 @pytest.mark.parametrize("family", [family for family, row in VITS.items() if row[1] != "token"])
@@ -241,8 +239,6 @@ def test_positions_go_through_the_head(family: str) -> None:
     else:
         same(mean, tokens.raw[:, 0])
     assert condition(visual) == before
-    with pytest.raises(UnsupportedModelError, match="'gem' is defined on a transformer's blocks"):
-        surgery_tokens(visual, noise(1, 3, size, size), depth=1, kinds=["gem"])
 
 
 @pytest.mark.parametrize("family", CNNS)
@@ -276,26 +272,6 @@ def test_pooled_networks_that_are_refused() -> None:
             tower_of(timm_tower((name, pool, proj, 64, {})))
 
 
-@pytest.mark.parametrize("family", [*VITS, *CNNS])
-def test_last_steps(family: str) -> None:
-    """What class-activation maps look at: the last step gives the image feature, and its layer is on the grid."""
-    row = (VITS | CNNS)[family]
-    visual = timm_tower(row)
-    tower, pixels, seen = tower_of(visual), noise(2, 3, row[3], row[3]), []
-
-    def tap(layer: torch.Tensor) -> torch.Tensor:
-        seen.append(layer.detach().requires_grad_())
-        return seen[0]
-
-    with torch.no_grad():
-        step = tower.last_step(pixels)
-    feature = step.finish(step.stream, tap)
-    same(feature, visual(pixels))
-    [gradient] = torch.autograd.grad(feature.sum(), seen)
-    assert step.layer_map(gradient).shape == (2, gradient.shape[-1], *step.grid)
-    assert gradient.abs().max() > 0
-
-
 @torch.no_grad()
 def test_half_precision() -> None:
     """bfloat16 computes on the CPU too; tokens stay near those in float32."""
@@ -307,9 +283,5 @@ def test_half_precision() -> None:
             whole = surgery_tokens(visual, pixels, depth=2, kinds=kinds)
             half = surgery_tokens(visual.bfloat16(), pixels.bfloat16(), depth=2, kinds=kinds)
             assert half.raw.dtype == torch.bfloat16
-            for mine, theirs in ((half.raw, whole.raw), (half.surgery, whole.surgery), *zip_kinds(half, whole)):
-                assert F.cosine_similarity(mine.float(), theirs, dim=-1).min() > 0.95
-
-
-def zip_kinds(one: Any, other: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(one.others[kind], other.others[kind]) for kind in one.others if kind != "gem"]
+            for path in half.paths.keys() - {"gem"}:
+                assert F.cosine_similarity(half.paths[path].float(), whole.paths[path], dim=-1).min() > 0.95

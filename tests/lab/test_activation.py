@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import condition, picture, raising, tiny_clip, tiny_surgery
+from helpers import condition, draw_weights, picture, raising, tiny_clip, tiny_surgery
 from numpy.typing import NDArray
+from open_clip.timm_model import TimmModel
 from torch.nn.functional import normalize
 
 from text2sam.clip.generator import ClipSurgery
+from text2sam.clip.towers import tower_of
 from text2sam.errors import InputError, MissingDependencyError, PromptError
 from text2sam.lab import activation
-from text2sam.lab.activation import class_activation
+from text2sam.lab.activation import class_activation, last_step
 
 with_package = pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="needs grad-cam")
 FAMILIES = ("vit", "resnet")
@@ -158,3 +160,23 @@ def test_the_callers_gradient_mode_does_not_matter(family: str) -> None:
             (found,) = class_activation(surgery, picture(), ["tree"])
             assert torch.is_grad_enabled() == (mode is torch.enable_grad)
         assert np.array_equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "proj"), [("test_vit", "token", None), ("test_vit", "map", None), ("test_convnext", "", "linear")]
+)
+def test_last_steps_of_timms_towers(name: str, pool: str, proj: str | None) -> None:
+    visual, seen = draw_weights(TimmModel(name, 16, 160, pool=pool, proj=proj), 0.15), []
+    pixels = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+    def tap(layer: torch.Tensor) -> torch.Tensor:
+        seen.append(layer.detach().requires_grad_())
+        return seen[0]
+
+    with torch.no_grad():
+        end = last_step(tower_of(visual), pixels)
+    feature = end.finish(end.stream, tap)
+    torch.testing.assert_close(feature, visual(pixels), rtol=1e-5, atol=1e-5)
+    [gradient] = torch.autograd.grad(feature.sum(), seen)
+    assert end.layer_map(gradient).shape == (2, gradient.shape[-1], *end.grid)
+    assert gradient.abs().max() > 0

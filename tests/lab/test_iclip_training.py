@@ -14,7 +14,7 @@ import torch
 from helpers import condition, picture, tiny_surgery
 from torch.nn import functional as F
 
-from text2sam.clip.towers import vit_stream
+from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, PromptError, StateError
 from text2sam.lab import iclip as lab
 from text2sam.lab.iclip import Tokens, class_attention, extract, fit, masked_max_pooling, most_attended

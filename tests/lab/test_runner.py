@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import os
@@ -42,7 +41,7 @@ from text2sam.lab.metrics import (
     map_sample,
     mean_average_precision,
 )
-from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, journal_path, key_of, measure, tasks
+from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, journal_path, key_of, measure
 from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
@@ -249,9 +248,7 @@ def test_without_pysodmetrics_nothing_is_encoded(dataset: Dataset, monkeypatch: 
 
 @pytest.mark.parametrize("refine", [None, "regions"])
 def test_masks_of_sam_vote(surgery: ClipSurgery, dataset: Dataset, refine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = functools.partial(regions.find_regions, side=2)
-    monkeypatch.setattr(regions, "find_regions", few)
-    monkeypatch.setattr(tasks, "find_regions", few)
+    monkeypatch.setattr(regions, "SIDE", 2)
     predictor = tiny_predictor()
     settings = settings_of("semantic", "corrclip", "itsm", refine=refine)
     with pytest.raises(InputError, match="need a SAM"):
@@ -430,7 +427,7 @@ def test_one_pass_clears_its_cache_and_shares_the_model(surgery: ClipSurgery) ->
     assert passing.encode_image(image) is not first
     assert passing.model is surgery.model
     assert passing.prompts is surgery.prompts
-    assert set(first.others) == {"gem"}
+    assert set(first.paths) == {"raw", "architecture", "gem"}
     assert "_kept" not in vars(surgery)
 
 

@@ -185,19 +185,11 @@ def test_ranked() -> None:
         found.ranked(top=-1)
 
 
-@pytest.mark.parametrize(
-    ("labels", "scores"),
-    [
-        ((), {"surgery": np.zeros(0, np.float32)}),
-        (("a", "a"), {"surgery": np.zeros(2, np.float32)}),
-        (("a",), {}),
-        (("a",), {"surgery": np.zeros(2, np.float32)}),
-        (("a",), {"surgery": np.full(1, np.nan, np.float32)}),
-    ],
-)
-def test_unusable_results(labels: Any, scores: Any) -> None:
-    with pytest.raises(InputError):
-        Recognition(labels, scores)
+def test_damaged_weights() -> None:
+    surgery = tiny_surgery()
+    torch.nn.init.constant_(surgery.model.visual.proj, float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        recognize(surgery, picture(), LABELS)
 
 
 # what it is for

@@ -11,7 +11,7 @@ from helpers import count_calls, picture, tiny_clip, tiny_predictor, tiny_surger
 from numpy.typing import NDArray
 
 from text2sam import TextPromptedSAM
-from text2sam.clip.towers import vit_stream
+from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.sam.session import Session
 from text2sam.tasks import segment_semantic
@@ -47,35 +47,27 @@ BLANK = np.zeros((8, 12, 3), np.uint8)
 # regions
 
 
-@pytest.mark.parametrize("options", [{"side": 0}, {"side": 1.5}, {"score": 1.1}, {"stable": -1}, {"side": 1000}])
-def test_numbers_out_of_range(options: dict[str, Any]) -> None:
-    session = Session.of(Blocks())
-    with pytest.raises(InputError, match=f"{next(iter(options))} must be a"):
-        find_regions(session, session.image(picture()), **options)
-
-
 def test_regions_are_the_smallest_masks() -> None:
     predictor = Blocks()
     session = Session.of(predictor)
-    regions = find_regions(session, session.image(BLANK), side=4)
-    assert (session.calls, predictor.calls) == (16, 1)
+    regions = find_regions(session, session.image(BLANK))
+    assert (session.calls, predictor.calls) == (64, 1)
     assert regions.dtype == np.uint16
     parts = [regions[:4, :6], regions[:4, 6:], regions[4:, :6], regions[4:, 6:]]
     assert all(len(np.unique(part)) == 1 for part in parts)
     numbers = [int(part[0, 0]) for part in parts]
-    assert sorted(numbers) == [1, 2, 3, 4]  # though each was seen four times
+    assert sorted(numbers) == [1, 2, 3, 4]  # though each was seen sixteen times
     assert numbers[1] == 1  # the upper half is the largest, and a quarter has a mask of its own
 
 
 def test_poor_masks_are_no_regions() -> None:
     poor = Session.of(Blocks({(1, 0): 0.3}))
-    regions = find_regions(poor, poor.image(BLANK), side=2)
+    regions = find_regions(poor, poor.image(BLANK))
     assert (regions[4:, :6] == 0).all()
     assert (regions[4:, 6:] > 0).all()
-    assert (find_regions(poor, poor.image(BLANK), side=2, score=0.2) > 0).all()
-    unstable = Session.of(Blocks(unsure=0.7))
-    assert not find_regions(unstable, unstable.image(BLANK), side=2).any()
-    assert find_regions(unstable, unstable.image(BLANK), side=2, stable=0.2).any()
+    for unsure, found in ((0.7, False), (0.5, True)):
+        session = Session.of(Blocks(unsure=unsure))
+        assert find_regions(session, session.image(BLANK)).any() == found
 
 
 def test_masks_of_a_caller() -> None:

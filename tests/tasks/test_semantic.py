@@ -279,23 +279,11 @@ def result(**changes: Any) -> SemanticMap:
     )
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"labels": ()},
-        {"labels": ("a", "b", "a", "d")},
-        {"labels": ("a", "b")},
-        {"classes": np.zeros((2, 3), int)},
-        {"classes": np.full((2, 3), 4, np.uint16)},
-        {"probabilities": np.zeros((3, 1, 1), np.float32)},
-        {"probabilities": np.full((4, 1, 1), np.nan, np.float32)},
-        {"probabilities": np.full((4, 1, 1), 1.1, np.float32)},
-        {"background": 4},
-    ],
-)
-def test_unusable_results(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        result(**changes)
+def test_damaged_weights() -> None:
+    surgery = tiny_surgery()
+    torch.nn.init.constant_(surgery.model.visual.proj, float("nan"))
+    with pytest.raises(InputError, match="probabilities"):
+        segment_semantic(surgery, picture(), LABELS)
 
 
 def test_masks_and_labels() -> None:

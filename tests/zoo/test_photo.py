@@ -16,7 +16,7 @@ from text2sam import TextPromptedSAM
 from text2sam.errors import ChecksumError, InputError, OfflineError, PromptError, WeightsError
 from text2sam.tasks import recognize
 from text2sam.zoo.photo import models
-from text2sam.zoo.presets import PRESETS, build_clip, build_generator
+from text2sam.zoo.presets import PRESETS, build, build_clip
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def test_damaged_and_missing_files(name: str, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("options", [{"depth": 3}, {"templates": ["a {}"]}, {"clip_model": "RN50"}])
 def test_options_of_a_clip_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="give its clip_checkpoint="):
-        build_generator("photo", **options)
+        build("photo", **options)
 
 
 def test_a_clip_of_unknown_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="neither an existing file"):
-        build_generator("photo", clip_checkpoint=tmp_path / "missing.pt")
+        build("photo", clip_checkpoint=tmp_path / "missing.pt")
     (tmp_path / "there.pt").write_bytes(b"")
     with pytest.raises(InputError, match=r"there\.pt could be of; name that with clip_model="):
-        build_generator("photo", clip_checkpoint=tmp_path / "there.pt")
+        build("photo", clip_checkpoint=tmp_path / "there.pt")
 
 
 def test_it_has_no_clip(model: TextPromptedSAM) -> None:

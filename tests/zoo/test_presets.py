@@ -66,6 +66,7 @@ def test_devices_are_checked_before_anything_is_loaded(options: dict[str, Any], 
 def test_table() -> None:
     assert list(PRESETS) == ["photo", "mobile", "base", "huge", "siglip2", "sticker"]
     names = open_clip.list_models()
+    assert len(set(PRESETS.values())) == len(PRESETS)  # they can be hashed
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert preset.image_size > 0

@@ -31,6 +31,7 @@ from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, OutputError, Text2SamError
 from text2sam.export.formats import FORMATS, folders
+from text2sam.files import check_file
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import Recipe
@@ -107,11 +108,14 @@ def annotate(
 
     Raises:
         InputError: an argument is not usable, there are no images, or ``out`` holds a run with other settings.
-        OutputError: ``out`` cannot be written, or another process works in it. What was finished until then is kept.
+        OutputError: ``out`` or ``review`` cannot be written, or another process works in ``out``. What was finished until
+            then is kept.
     """
     started = time.perf_counter()
     if workers is not None:
         workers = int(check_number("workers", workers, 1, whole=True))
+    if review is not None:
+        check_file(review)
     options = Options(
         strategy=strategy,
         method=method,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder, one_of, split_list
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, split_list
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
-from text2sam.errors import InputError, OutputError
+from text2sam.errors import InputError
+from text2sam.files import check_folder
 
 _POLYGONS = {"coco": {"segmentation": "polygon"}, "labelme": {"shapes": "polygon"}}
-_ENGINES = ("local", "ray")
 
 
 @app.command(epilog=CODES_HELP)
@@ -28,21 +28,15 @@ def annotate(
             "--labels",
             "A,B|FILE",
             "What to look for: a comma list, or a YAML or JSON file with synonyms, excludes and thresholds.",
-            show_default=False,
         ),
     ],
-    out: Annotated[Path, option("--out", "FOLDER", "Folder for the dataset.", show_default=False)],
+    out: Annotated[Path, option("--out", "FOLDER", "Folder for the dataset.")],
     models: ModelOptions,
     how: HowOptions,
     reading: ImageOptions,
     formats: Annotated[
         list[str] | None,
-        option(
-            "--format",
-            "NAME",
-            "coco, yolo, labelme, png or label-studio; repeat it or give a comma list (default: coco).",
-            show_default=False,
-        ),
+        option("--format", "NAME", "coco, yolo, labelme, png or label-studio; repeat it or give a comma list (default: coco)."),
     ] = None,
     polygons: Annotated[bool, typer.Option("--polygons", help="Outlines instead of masks, in coco and labelme.")] = False,
     limit: Annotated[int | None, option("--limit", "N", "Only the first N images.", min=1)] = None,
@@ -54,9 +48,7 @@ def annotate(
     embeddings: Annotated[
         Path | None, option("--embeddings", "FOLDER", "Keep image embeddings here, for runs with other labels.")
     ] = None,
-    engine: Annotated[
-        str, option("--engine", "local|ray", "This process, or Ray.", callback=one_of("--engine", _ENGINES))
-    ] = "local",
+    engine: Annotated[Literal["local", "ray"], option("--engine", "local|ray", "This process, or Ray.")] = "local",
     workers: Annotated[
         int | None, option("--workers", "N", "Batches at a time (default: one per core; on a GPU 1).", min=1)
     ] = None,
@@ -82,22 +74,20 @@ def annotate(
     options = how.options()
     build = how.builder(models)
     check_folder(out)
-    if review is not None:
-        if review.is_dir():
-            raise OutputError(f"cannot write the file {str(review)!r}: it is a folder")
-        check_folder(review.parent)
 
     from text2sam.annotate.job import annotate as run
 
+    runner = None
+    if engine == "ray":
+        from text2sam.annotate.ray import ray_engine
+
+        runner = ray_engine(workers=workers)
     report = run(
         build,
-        images.folder,
-        wanted,
-        out,
+        labels=wanted,
+        out=out,
+        **vars(images),
         format={kind: _POLYGONS.get(kind, {}) if polygons else {} for kind in kinds},
-        recursive=images.recursive,
-        glob=images.glob,
-        list_file=images.list_file,
         limit=limit,
         strategy=options.strategy,
         method=options.method,
@@ -111,7 +101,7 @@ def annotate(
         retry_failed=retry_failed,
         review=review,
         progress=sys.stderr.isatty(),
-        engine=_engine(engine, workers),
+        engine=runner,
     )
     if as_json:
         print_json({**report.to_json(), "formats": kinds, "out": os.fspath(out)})
@@ -120,11 +110,3 @@ def annotate(
         echo(f"dataset in {out}", to_stderr=True)
     if report.failed and (strict or len(report.failed) == report.images):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _engine(name: str, workers: int | None) -> Any:
-    if name == "local":
-        return None
-    from text2sam.annotate.ray import ray_engine
-
-    return ray_engine(workers=workers)

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, app, check_folder, split_list
+from text2sam.cli.common import CODES_HELP, Json, app, split_list
 from text2sam.cli.options import Against, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
-from text2sam.errors import InputError, OutputError
+from text2sam.errors import InputError
+from text2sam.files import check_file
 from text2sam.tables import aligned
 
 _PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -25,14 +26,9 @@ _COLUMNS = ("image", "text", "present")
 @with_options
 def calibrate(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CSV",
-            help="Examples: columns image (relative to this file), text and present (1 or 0).",
-            show_default=False,
-        ),
+        Path, typer.Argument(metavar="CSV", help="Examples: columns image (relative to this file), text and present (1 or 0).")
     ],
-    out: Annotated[Path, option("--out", "FILE", "The calibration is written to this JSON file.", show_default=False)],
+    out: Annotated[Path, option("--out", "FILE", "The calibration is written to this JSON file.")],
     models: ModelOptions,
     reading: ImageOptions,
     against: Against = None,
@@ -45,8 +41,6 @@ def calibrate(
 
     A calibration belongs to the models and the settings it was made with, including --against.
     """
-    from text2sam.targets import parse_target
-
     models.check()
     if not 0 < false_cost < float("inf"):
         raise InputError(f"--false-cost must be a number above 0, not {false_cost!r}")
@@ -56,14 +50,11 @@ def calibrate(
         if example.image not in pictures:
             with _in_line(source, example.line):
                 pictures[example.image] = reading.read(example.image)
-    if out.is_dir():
-        raise OutputError(f"cannot write the file {str(out)!r}: it is a folder")
-    check_folder(out.parent)
+    check_file(out)
     model = models.build()
-    prepare: Any = getattr(model.generator, "prepare", None)
-    for example in examples if callable(prepare) else ():  # only the model knows which texts are too long
+    for example in examples:  # only the model knows which texts are too long
         with _in_line(source, example.line):
-            prepare(parse_target(example.text).texts)
+            model.check_texts([example.text])
     calibration = model.calibrate(
         [pictures[example.image] for example in examples],
         [example.text for example in examples],
@@ -89,14 +80,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the CSV file that ``calibrate`` reads.
-
-    Attributes:
-        line: of the file, from 1, where the row ends.
-        image: path of the image.
-        text: what is or is not in it.
-        present: whether it is.
-    """
+    """A row of the CSV file, which ends at a line: whether a text is present in an image."""
 
     line: int
     image: Path

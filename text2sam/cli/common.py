@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,6 @@ from text2sam import __version__
 from text2sam.cli.output import echo, hints, quiet, warn
 from text2sam.errors import (
     InputError,
-    MissingDependencyError,
-    OutputError,
     Text2SamError,
     UnsupportedModelError,
     WeightsError,
@@ -149,28 +147,16 @@ def _hold_hints(value: bool) -> bool:
 
 
 Json = Annotated[
-    bool,
-    typer.Option("--json", callback=_hold_hints, help="Print one JSON document to standard output and nothing else."),
+    bool, typer.Option("--json", callback=_hold_hints, help="Print one JSON document to standard output and nothing else.")
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the files.")]
-ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")]
 
 
 def split_list(values: Sequence[str] | None) -> list[str]:
     """The values of an option that is repeated or given a comma list, without repeats."""
     parts = [part.strip() for value in values or () for part in value.split(",")]
     return list(dict.fromkeys(part for part in parts if part))
-
-
-def one_of(option: str, names: Sequence[str]) -> Callable[[str], str]:
-    """A callback for Typer that accepts only the given names."""
-
-    def check(value: str) -> str:
-        if value not in names:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.", param_hint=option)
-        return value
-
-    return check
 
 
 def slug(text: str) -> str:
@@ -200,30 +186,3 @@ def file_stems(image: Path, texts: Sequence[str]) -> list[str]:
         taken.add(unicodedata.normalize("NFC", name).casefold())
         stems.append(f"{slug(image.stem)}_{name}")
     return stems
-
-
-def check_folder(out: Path) -> None:
-    """Checks that a folder can be written to, before the work begins. Creates nothing.
-
-    Raises:
-        OutputError: it cannot.
-    """
-    place = Path(os.path.abspath(out))
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise OutputError(f"cannot write to the folder {str(out)!r}: {str(place)!r} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to the folder {str(out)!r}: no permission to write in {str(place)!r}")
-
-
-def check_matplotlib() -> None:
-    """Checks that figures can be drawn, before the work begins.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("matplotlib", "drawing figures", "plot")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from text2sam.cli.common import CODES_HELP, Json, Out, app, check_folder, split_list
+from text2sam.cli.common import CODES_HELP, Json, Out, app, split_list
 from text2sam.cli.options import Device, option
 from text2sam.cli.output import corners, echo, figures, print_json
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 

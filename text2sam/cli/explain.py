@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, check_folder, check_matplotlib, file_stems
+from text2sam.cli.common import CODES_HELP, ImageFile, Json, Out, app, file_stems
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
 from text2sam.cli.output import corners, echo, print_json
 from text2sam.errors import InputError
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles", "smooth")
@@ -21,7 +22,7 @@ _NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "
 @with_options
 def explain(
     image: ImageFile,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.", show_default=False)],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.")],
     models: ModelOptions,
     how: SegmentOptions,
     reading: ImageOptions,
@@ -34,7 +35,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show why TEXT has its mask in IMAGE, or none: figures, and a drawing of map, points and SAM's masks."""
-    check_matplotlib()
+    from text2sam import plot
+
+    plot.check_installed()
     models.check()
     if words:
         given = [f"--{name}" for name in _NOT_FOR_WORDS if getattr(how, name)]
@@ -45,7 +48,6 @@ def explain(
     check_folder(out)
     build = how.builder(models)
     request = None if words else how.request([text])
-    from text2sam import plot
     from text2sam.files import write_png
 
     document: dict[str, Any]

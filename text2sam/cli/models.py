@@ -64,13 +64,10 @@ def model_files() -> dict[str, ModelFile]:
             licence, about = pair.licences[path.name], "ships with the package"
             files.append(ModelFile(f"{pair.name}-{kind}", kind, size, licence, path, size is not None, pair, about))
     for item in CHECKPOINTS.values():
-        if item.sha256 is None:
-            files.append(ModelFile(item.name, item.kind, item.size, item.licence, None, False, None, item.description))
-            continue
-        path = cache_path(item.name)
-        size = path.stat().st_size if path.is_file() else None
+        place = None if item.sha256 is None else cache_path(item.name)
+        size = place.stat().st_size if place is not None and place.is_file() else None
         there = size is not None and item.size in (None, size)
-        files.append(ModelFile(item.name, item.kind, item.size or size, item.licence, path, there, None, item.description))
+        files.append(ModelFile(item.name, item.kind, item.size or size, item.licence, place, there, None, item.description))
     return {file.name: file for file in files}
 
 
@@ -109,7 +106,7 @@ def named_files(names: Sequence[str]) -> list[ModelFile]:
     return list(chosen.values())
 
 
-Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files or presets.", show_default=False)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files or presets.")]
 
 
 @models.command("list")
@@ -145,8 +142,7 @@ def list_models(as_json: Json = False) -> None:
 @models.command("towers")
 def list_towers(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Names of open_clip (default: all there are).", show_default=False),
+        list[str] | None, typer.Argument(metavar="NAME", help="Names of open_clip (default: all there are).")
     ] = None,
     as_json: Json = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
@@ -199,7 +195,7 @@ def pull_models(
 @models.command("verify", epilog=CODES_HELP)
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Files or presets (default: all there are).", show_default=False)
+        list[str] | None, typer.Argument(metavar="NAME", help="Files or presets (default: all there are).")
     ] = None,
 ) -> None:
     """Compare the SHA-256 of files with the recorded one."""
@@ -253,7 +249,7 @@ def list_words(
 
 
 @models.command("path")
-def path_of_model(name: Annotated[str, typer.Argument(metavar="NAME", help="A file or a preset.", show_default=False)]) -> None:
+def path_of_model(name: Annotated[str, typer.Argument(metavar="NAME", help="A file or a preset.")]) -> None:
     """Print the path of a file, or the paths of a preset's two files, and nothing else."""
     for path in [_existing(file) for file in named_files([name])]:
         echo(str(path))

@@ -14,13 +14,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from text2sam.cli.common import one_of, split_list
+from text2sam.cli.common import split_list
 from text2sam.clip.attention import METHODS, check_method
 from text2sam.errors import InputError
 
@@ -54,51 +54,21 @@ Tiles = Annotated[
     str | None, option("--tiles", "auto|PIXELS", "For large images: CLIP encodes overlapping tiles with sides of this length.")
 ]
 Method = Annotated[
-    str,
-    option(
-        "--method",
-        "NAME",
-        f"How similarity maps are made: {', '.join(METHODS)}.",
-        callback=_known_method,
-    ),
+    str, option("--method", "NAME", f"How similarity maps are made: {', '.join(METHODS)}.", callback=_known_method)
 ]
 BatchSize = Annotated[
-    int | None,
-    option(
-        "--batch-size", "N", "Images that CLIP encodes at once (default: 1 on a CPU, 8 on a GPU).", min=1, show_default=False
-    ),
+    int | None, option("--batch-size", "N", "Images that CLIP encodes at once (default: 1 on a CPU, 8 on a GPU).", min=1)
 ]
-
-
-class OptionGroup:
-    """A frozen dataclass whose fields are options, annotated for Typer."""
-
-    @classmethod
-    def parameters(cls) -> list[inspect.Parameter]:
-        """The options as parameters of a function."""
-        group: Any = cls
-        hints = get_type_hints(cls, include_extras=True)
-        return [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(group)
-        ]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces each parameter annotated with an :class:`OptionGroup` by the options of the group.
+    """Replaces each parameter annotated with a dataclass by its fields, which are options.
 
-    Typer sees the options; the command is given the groups.
+    Typer sees the options; the command is given the dataclasses.
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, OptionGroup)
+        name: parameter.annotation for name, parameter in signature.parameters.items() if is_dataclass(parameter.annotation)
     }
 
     @functools.wraps(command)
@@ -109,15 +79,16 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
-        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-        parameters += groups[name].parameters() if name in groups else own
+        own = inspect.signature(groups[name]).parameters.values() if name in groups else [parameter]
+        hints = get_type_hints(groups[name], include_extras=True) if name in groups else {}
+        parameters += [p.replace(kind=p.KEYWORD_ONLY, annotation=hints.get(p.name, p.annotation)) for p in own]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
 @dataclass(frozen=True)
-class ModelOptions(OptionGroup):
+class ModelOptions:
     """The models of a command."""
 
     preset: Annotated[str, option("--preset", "NAME", "The pair of models; text2sam models list shows them.")] = "mobile"
@@ -142,13 +113,8 @@ class ModelOptions(OptionGroup):
     device: Device = None
     dtype: Annotated[str | None, option("--dtype", "NAME", "float32, bfloat16 (GPUs, CPUs with AMX) or float16 (GPUs).")] = None
     templates: Annotated[
-        str,
-        option(
-            "--templates",
-            "full|short",
-            "Prompt templates: the papers' 85, or a few for speed.",
-            callback=one_of("--templates", ("full", "short")),
-        ),
+        Literal["full", "short"],
+        option("--templates", "full|short", "Prompt templates: the papers' 85, or a few for speed."),
     ] = "full"
     image_size: Annotated[
         int | None, option("--image-size", "PIXELS", "Side of CLIP's input (default: the preset's).", min=1)
@@ -176,26 +142,22 @@ class ModelOptions(OptionGroup):
         """The pair of models."""
         from text2sam.pipeline import TextPromptedSAM
 
-        return TextPromptedSAM.from_pretrained(self.preset, sam_checkpoint=self.sam_checkpoint, **self._clip())
+        return TextPromptedSAM.from_pretrained(**self.keywords())
 
     def build_clip(self) -> ClipSurgery:
         """CLIP alone."""
         from text2sam.zoo.presets import build_clip
 
-        return build_clip(self.preset, **self._clip())
+        return build_clip(**self.keywords())
 
-    def _clip(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
+        """The options as the keyword arguments of ``from_pretrained``."""
         from text2sam.clip.prompts import SHORT_TEMPLATES
 
         return {
-            "clip_checkpoint": self.clip_checkpoint,
-            "clip_model": self.clip_model,
-            "device": self.device,
-            "dtype": self.dtype,
+            **vars(self),
             "templates": SHORT_TEMPLATES if self.templates == "short" else None,
-            "image_size": self.image_size,
             "scales": self._scales(),
-            "depth": self.depth,
             "progress": sys.stderr.isatty(),
         }
 
@@ -208,45 +170,37 @@ class ModelOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
-class FolderOptions(OptionGroup):
-    """The images of a folder job."""
+class FolderOptions:
+    """The images of a folder job, as :func:`text2sam.annotate.sources.find_images` takes them."""
 
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.", show_default=False)]
+    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.")]
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
     glob: Annotated[str | None, option("--glob", "PATTERN", "Only these, such as '*.png' or 'day-*/**/*.jpg'.")] = None
     list_file: Annotated[Path | None, option("--list", "FILE", "Only the images that this file names, a path per line.")] = None
 
 
 @dataclass(frozen=True)
-class ImageOptions(OptionGroup):
+class ImageOptions:
     """How image files are read."""
 
     max_pixels: Annotated[
         int | None, option("--max-pixels", "N", "Accept images of up to N pixels (default: Pillow's limit).", min=1)
     ] = None
     value_range: Annotated[
-        str | None,
-        option("--range", "BLACK,WHITE", "Values of black and white, in images of more than 8 bits or of floats."),
+        str | None, option("--range", "BLACK,WHITE", "Values of black and white, in images of more than 8 bits or of floats.")
     ] = None
     page: Annotated[int, option("--page", "N", "Page of a file that has several, counted from 0.", min=0)] = 0
 
     def keywords(self) -> dict[str, Any]:
-        """The options that are given, as keyword arguments of :func:`text2sam.image.read_image`.
+        """The options as keyword arguments of :func:`text2sam.image.read_image`.
 
         Raises:
             InputError: the range is not two numbers.
         """
-        given: dict[str, Any] = {}
-        if self.max_pixels is not None:
-            given["max_pixels"] = self.max_pixels
-        if self.value_range is not None:
-            black_white = _numbers("--range", self.value_range, "0,4095")
-            if len(black_white) != 2:
-                raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
-            given["value_range"] = tuple(black_white)
-        if self.page:
-            given["page"] = self.page
-        return given
+        limits = None if self.value_range is None else _numbers("--range", self.value_range, "0,4095")
+        if limits is not None and len(limits) != 2:
+            raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
+        return {**vars(self), "value_range": limits}
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB."""
@@ -256,7 +210,7 @@ class ImageOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
-class HowOptions(OptionGroup):
+class HowOptions:
     """How texts are segmented."""
 
     against: Against = None
@@ -383,17 +337,19 @@ class SegmentOptions(HowOptions):
         Raises:
             PromptError, InputError: an option is not usable, or contradicts another.
         """
-        from text2sam.targets import check_exclude, parse_targets, thresholds_of
+        from text2sam.request import Request
+        from text2sam.targets import parse_targets
 
         targets = self.targets(texts)
-        queries = parse_targets(targets)
-        general, own = self.thresholds()
-        every = {} if general is None or not own else dict.fromkeys([query.label for query in queries], general)
-        threshold = {**every, **own} or general
-        thresholds_of(threshold, queries, 0.0)
-        exclude = split_list(self.exclude)
-        check_exclude(exclude, queries)
-        return targets, vars(replace(self.options(), threshold=threshold, exclude=exclude or None))
+        threshold, own = self.thresholds()
+        if own:
+            general = {} if threshold is None else {query.label: threshold for query in parse_targets(targets)}
+            given: Any = {**general, **own}
+        else:
+            given = threshold
+        options = replace(self.options(), threshold=given, exclude=split_list(self.exclude) or None)
+        Request.of(targets, options, 0.0)
+        return targets, vars(options)
 
 
 def parse_tiles(value: str | None) -> Any:
@@ -413,9 +369,9 @@ def parse_tiles(value: str | None) -> Any:
     return check_tiles(side)
 
 
-def _numbers(option: str, value: str, example: str) -> list[float]:
+def _numbers(option: str, value: str, example: str) -> tuple[float, ...]:
     """A comma list of numbers."""
     try:
-        return [float(part) for part in value.split(",")]
+        return tuple(float(part) for part in value.split(","))
     except ValueError:
         raise InputError(f"{option} must be a comma list of numbers, such as {example}, not {value!r}") from None

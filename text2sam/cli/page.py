@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, app, check_folder, split_list
+from text2sam.cli.common import CODES_HELP, app, split_list
 from text2sam.cli.options import ModelOptions, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
+from text2sam.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,11 @@ class PageModels(ModelOptions):
 @with_options
 def page(
     models: PageModels,
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Go through these images one by one.", show_default=False)
-    ] = None,
-    labels: Annotated[
-        str | None, option("--labels", "A,B|FILE", "With a folder: what to look for, as for annotate.", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, option("--out", "FOLDER", "With a folder: where the dataset goes.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Go through these images one by one.")] = None,
+    labels: Annotated[str | None, option("--labels", "A,B|FILE", "With a folder: what to look for, as for annotate.")] = None,
+    out: Annotated[Path | None, option("--out", "FOLDER", "With a folder: where the dataset goes.")] = None,
     formats: Annotated[
-        list[str] | None,
-        option("--format", "NAME", "With a folder: the dataset's format, as for annotate (default: coco).", show_default=False),
+        list[str] | None, option("--format", "NAME", "With a folder: the dataset's format, as for annotate (default: coco).")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",

@@ -17,14 +17,13 @@ from text2sam.cli.common import (
     Json,
     Out,
     app,
-    check_folder,
-    check_matplotlib,
     file_stems,
     split_list,
 )
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
 from text2sam.cli.output import corners, echo, figures, print_json
 from text2sam.errors import InputError, one_line
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ _FIGURES = ("map", "explain")
 def segment(
     image: ImageFile,
     texts: Annotated[
-        list[str],
-        typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is either of two things.", show_default=False),
+        list[str], typer.Argument(metavar="TEXT", help="What to look for; 'person+bench' is either of two things.")
     ],
     models: ModelOptions,
     how: SegmentOptions,
@@ -57,7 +55,6 @@ def segment(
             "--format",
             "NAME",
             f"Files for each text: {', '.join(FORMATS)}; repeat it or give a comma list (default: mask,overlay).",
-            show_default=False,
         ),
     ] = None,
     out: Out = Path("text2sam-out"),
@@ -76,7 +73,9 @@ def segment(
     if unknown or not wanted:
         raise InputError(f"--format must be of {', '.join(FORMATS)}, not {unknown[0] if unknown else ''!r}")
     if set(wanted) & set(_FIGURES):
-        check_matplotlib()
+        from text2sam import plot
+
+        plot.check_installed()
     models.check()
     pixels = reading.read(image)
     check_folder(out)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from text2sam.cli.common import CODES_HELP, app
-from text2sam.cli.options import ModelOptions, OptionGroup, option, with_options
+from text2sam.cli.options import ModelOptions, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
 
@@ -19,7 +19,7 @@ Port = Annotated[int, option("--port", "N", "Port to listen on.", min=1, max=655
 
 
 @dataclass(frozen=True)
-class ServeOptions(OptionGroup):
+class ServeOptions:
     """Where to listen, and bounds of what is sent."""
 
     host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, check_folder
+from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app
 from text2sam.cli.options import (
     BatchSize,
     FolderOptions,
@@ -22,6 +22,7 @@ from text2sam.cli.options import (
 )
 from text2sam.cli.output import echo, print_json
 from text2sam.errors import one_line
+from text2sam.files import check_folder
 from text2sam.tables import aligned
 
 
@@ -29,7 +30,7 @@ from text2sam.tables import aligned
 @with_options
 def warm(
     images: FolderOptions,
-    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.", show_default=False)],
+    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.")],
     models: ModelOptions,
     reading: ImageOptions,
     method: Method = "surgery",
@@ -43,9 +44,7 @@ def warm(
 
     models.check()
     side, keywords = parse_tiles(tiles), reading.keywords()
-    found = find_images(
-        images.folder, recursive=images.recursive, glob=images.glob, list_file=images.list_file, skip=embeddings
-    )
+    found = find_images(**vars(images), skip=embeddings)
     check_folder(embeddings)
     shown = sys.stderr.isatty()
     report = run(

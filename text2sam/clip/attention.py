@@ -198,21 +198,20 @@ def attend(
         kind: which.
         q, k, v: (B, heads, L, d) of the original path.
         bias: (L, L) added to the logits, in the dtype of ``v``; for kinds with a ``window``.
-        length: (B,) mean length of the tokens that enter the attention, in the dtype of ``v``; for kinds with ``iterations``.
-        middle: (B, heads, L, L) mean attention of the middle blocks, each row adding up to 1; for kinds with ``middle``.
+        length: (B,) mean length of the tokens that enter the attention, in the dtype of ``v``; kinds with ``iterations`` need
+            it.
+        middle: (B, heads, L, L) mean attention of the middle blocks, each row adding up to 1; kinds with ``middle`` need it.
 
     Returns:
         (B, heads, L, d).
 
     Raises:
-        InputError: the kind needs ``length`` or ``middle`` and there is none.
+        InputError: the kind needs ``length`` and there is none.
     """
     from torch.nn import functional as F
 
     if not kind.products:
         return v
-    if kind.middle and middle is None:
-        raise InputError(f"attention of the kind {kind.name!r} needs that of the middle blocks; pass middle (B, heads, L, L)")
     sides = {"q": q, "k": rotated(k, q) if kind.rotate else k, "v": v}
     if kind.iterations is None:
         results = [F.scaled_dot_product_attention(sides[a], sides[b], v, attn_mask=bias) for a, b in kind.products]
@@ -220,7 +219,7 @@ def attend(
         raise InputError(f"attention of the kind {kind.name!r} needs the mean length of its tokens; pass length (B,)")
     else:
         sharpness = length[:, None, None, None] * q.shape[-1] ** -0.5  # the inverse temperature
-        results = [_iterated(sides[p[0]], v, sharpness, kind.iterations, bias) for p in kind.products]
+        results = [_iterated(sides[p[0]], v, sharpness, kind.iterations) for p in kind.products]
     total = reduce(add, results)
     total = total / len(results) if kind.mean else total
     return total if middle is None or not kind.middle else (1 - kind.middle) * total + kind.middle * (middle @ v)
@@ -253,12 +252,10 @@ def rotated(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     return turned.to(keys)
 
 
-def _iterated(
-    x: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor, iterations: int, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _iterated(x: torch.Tensor, v: torch.Tensor, sharpness: torch.Tensor, iterations: int) -> torch.Tensor:
     from torch.nn import functional as F
 
     for last in (False,) * iterations + (True,):
         x = F.normalize(x, dim=-1)
-        x = F.scaled_dot_product_attention(x * sharpness, x, v if last else x, attn_mask=bias, scale=1.0)
+        x = F.scaled_dot_product_attention(x * sharpness, x, v if last else x, scale=1.0)
     return x

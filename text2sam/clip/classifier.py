@@ -17,7 +17,7 @@ from text2sam.clip.attention import check_method
 from text2sam.clip.labels import check_request, without
 from text2sam.clip.pixels import MAX_SIDE, cutout, normalise, per_channel, resize, whole_patches
 from text2sam.clip.scales import check_scales
-from text2sam.clip.towers import evaluating, exact
+from text2sam.clip.towers.base import evaluating, exact
 from text2sam.clip.towers.cnn import PooledCNN
 from text2sam.clip.words import Meaning, WordTable
 from text2sam.devices import check_dtype, pick_device
@@ -201,7 +201,7 @@ class WordClassifier:
         return float(1 / (1 + np.exp(-logit)))
 
     def hottest(self, features: PlaceFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
-        """The similarity of the hottest place to a text, less what many vectors reach by chance; it raises as :meth:`maps`."""
+        """A text's similarity at its hottest place, less the share of chance among many vectors; raises as :meth:`maps`."""
         [found] = self.maps(features, [text], against=against)
         vectors = max(1, len(self.words.meaning(text).classes))
         return float(found.values.max()) - self.presence_crowd * float(np.log(vectors))
@@ -231,13 +231,13 @@ class WordClassifier:
         if there:
             squares = [normalise(cutout(image, masks[k], CUTOUT), self.mean, self.std) for k in there]
             with exact(self.device), evaluating(self.tower.module):
-                tokens = self.tower.tokens(torch.cat(squares).to(self.device, self._dtype)).raw[:, 0].float()
-                similar = torch.stack([(tokens @ vectors.T).amax(dim=1) - offset for vectors, offset in words]).amax(dim=0)
+                pooled = self.tower.features(torch.cat(squares).to(self.device, self.tower.weight.dtype)).float().mean((2, 3))
+                similar = torch.stack([(pooled @ vectors.T).amax(dim=1) - offset for vectors, offset in words]).amax(dim=0)
             found[there] = torch.sigmoid((similar - 3) / 2).cpu().numpy()
         return found
 
     def hint(self, text: str) -> str | None:
-        """Advice about a word that another one is looked for in place of, or that is too general; None when there is none."""
+        """Advice about a word that stands for a wider one, or is too general; None for others."""
         meaning = self.words.meaning(text)
         if meaning.wider is not None:
             return f"{text!r} is looked for as {meaning.wider!r}, which this model cannot tell it from"
@@ -247,7 +247,7 @@ class WordClassifier:
         return f"{text!r} stands for {count} kinds of things at once; a word for one kind is found better"
 
     def sense(self, text: str) -> Meaning:
-        """What a text stands for; what is found for texts of equal sense is the same.
+        """What a text stands for; texts of equal sense have equal results.
 
         Raises:
             PromptError: the text is empty, or is no word of the table.
@@ -302,17 +302,18 @@ class WordClassifier:
         height, width = image.shape[:2]
         maps = []
         for scale in self.scales:
-            share = scale * self.image_size / max(height, width)
-            size = whole_patches((max(1, round(height * share)), max(1, round(width * share))), self.tower.patch)
-            pixels = normalise(resize(image, size), self.mean, self.std).to(self.device, self._dtype)
+            size = whole_patches((height, width), self.tower.patch, scale * self.image_size / max(height, width))
+            pixels = normalise(resize(image, size), self.mean, self.std).to(self.device, self.tower.weight.dtype)
             with exact(self.device), evaluating(self.tower.module):
-                tokens = self.tower.tokens(pixels)
-            maps.append(tokens.raw[0, 1:].float().T.unflatten(1, tokens.grid).contiguous())
+                maps.append(self.tower.features(pixels)[0].float().contiguous())
         return PlaceFeatures(tuple(maps), (height, width))
 
     def _similarity(self, features: PlaceFeatures, meaning: Meaning) -> torch.Tensor:
         """(gh, gw) float32 on the grid of the features."""
-        vectors, offset = self._vectors(meaning)
+        vectors = self._rows[list(meaning.classes)] if meaning.classes else self._rows.new_zeros((1, self._rows.shape[1]))
+        offset = vectors.new_zeros(())
+        if meaning.learned is not None:
+            vectors, offset = vectors + self.learned[meaning.learned], self.offsets[meaning.learned]
         with exact(self.device):
             sizes = []
             for tokens in features.tokens:
@@ -320,17 +321,6 @@ class WordClassifier:
                 sizes.append(bilinear(best, features.grid))
             mean: torch.Tensor = torch.cat(sizes).mean(dim=(0, 1))
         return mean
-
-    def _vectors(self, meaning: Meaning) -> tuple[torch.Tensor, torch.Tensor]:
-        """(V, C) vectors of a meaning, and what is subtracted from their dot products."""
-        rows = self._rows[list(meaning.classes)] if meaning.classes else self._rows.new_zeros((1, self._rows.shape[1]))
-        if meaning.learned is None:
-            return rows, rows.new_zeros(())
-        return rows + self.learned[meaning.learned], self.offsets[meaning.learned]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.tower.weight.dtype
 
 
 def _check_method(method: str) -> None:

@@ -12,33 +12,29 @@ import torch
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number
-from text2sam.clip.attention import KINDS, METHODS, check_method
+from text2sam.clip.attention import METHODS, check_method
 from text2sam.clip.attention import Method as Method
 from text2sam.clip.features import ImageFeatures as ImageFeatures
-from text2sam.clip.features import pack, tokens_for, unpack
 from text2sam.clip.labels import check_labels, check_request, without
 from text2sam.clip.pixels import MAX_SIDE, OPENAI_MEAN, OPENAI_STD, normalise, per_channel, resize, whole_patches
-from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble, Tokenizer, check_text
+from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.scales import average_scales, check_scales
 from text2sam.clip.similarity import Weighting, feature_surgery, level_noise
 from text2sam.clip.tiles import TileLayout, Tiles, blend_tiles, check_tiles, tile_layout
-from text2sam.clip.towers import (
-    TowerTokens,
-    check_depth,
-    check_faithful,
-    check_kinds,
-    evaluating,
-    exact,
-    image_tower,
-    opened,
-    run_tower,
-)
+from text2sam.clip.towers import check_depth, check_faithful, image_tower, run_tower
+from text2sam.clip.towers.base import TowerTokens, evaluating, exact
+from text2sam.clip.towers.hf import opened
+from text2sam.clip.towers.text import Tokenizer
 from text2sam.devices import check_dtype, pick_device
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike, check_several, read_image
 from text2sam.presence import presence_logit
+from text2sam.targets import check_text
 from text2sam.types import SimilarityMap
+
+Run = Callable[[torch.Tensor], TowerTokens]
+"""A tower as a function of (B, 3, H, W) normalised pixels."""
 
 
 class ClipSurgery:
@@ -47,7 +43,7 @@ class ClipSurgery:
     Args:
         model: a CLIP built by open_clip, of a family in :mod:`text2sam.clip.towers`. Its weights are never changed; it is
             moved to ``device`` in place. Models of OpenAI's ``clip`` and transformers' ``CLIPModel``, ``SiglipModel``,
-            ``Siglip2Model`` and ``MetaClip2Model`` become open_clip's first; what is hooked into them does not.
+            ``Siglip2Model`` and ``MetaClip2Model`` become open_clip's first, without their hooks.
         tokenizer: the model's tokenizer, ``open_clip.get_tokenizer(name)``; or transformers' tokenizer or processor.
         image_size: side in pixels to which images are resized, squarely, as the papers do; or (height, width).
             Rounded to whole patches.
@@ -58,7 +54,8 @@ class ClipSurgery:
         templates: prompt templates; the papers' 85 by default, ``prompts.SHORT_TEMPLATES`` for speed.
         text_cache: folder that keeps text features between runs; None keeps them in memory only.
         tau, weighting: see :func:`text2sam.clip.similarity.feature_surgery`.
-        vocabulary: names of what else an image may show. A text's presence is scored against them; see :meth:`presence`.
+        vocabulary: names of other things that an image may show. A text's presence is scored against them; see
+            :meth:`presence`.
         presence_offset: added to a text's logit in :meth:`presence`. A larger one calls more texts present.
         presence_peak: with a vocabulary, how much the log-odds at a map's peak add to its text's logit in :meth:`presence`.
         presence_rivals: weight in [0, 1] of the other texts in :meth:`presence`. A smaller one makes the score less sensitive
@@ -123,8 +120,6 @@ class ClipSurgery:
             model = model.to(dtype)
         self.model = model.to(self.device)
         self.prompts = PromptEnsemble(model, tokenizer, templates=templates, cache=text_cache)
-        # a few templates do for telling names apart, and a vocabulary is long
-        self._names = self.prompts.using(SHORT_TEMPLATES)
         if check:
             check_faithful(model, self.tower)
 
@@ -144,7 +139,7 @@ class ClipSurgery:
             raise InputError(
                 f"pixels must be a tensor (B, 3, H, W), not {type(pixels).__name__}; for an image call encode_image"
             )
-        return self._run(pixels, ()).surgery
+        return self._run()(pixels).surgery
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(T, C) float32 prompt-ensemble features of texts, L2-normalised.
@@ -165,16 +160,15 @@ class ClipSurgery:
 
         Args:
             images: anything :func:`text2sam.image.read_image` accepts. Without tiles they are encoded as one batch.
-            methods: what maps will be asked for, names in :data:`text2sam.clip.attention.METHODS`. Those made of the original
-                tokens or the surgery tokens, such as ``"surgery"``, can always be; each of the others costs some attention of
-                its own beside the one encoding.
-            tiles: for pictures far larger than ``image_size``, whose small objects are lost when it is resized to that.
-                ``"auto"`` encodes overlapping tiles where a side is more than three times that of ``image_size``; an int
-                is the side of a tile in pixels of the image; False never does. The features then have a grid of up to 16
-                times as many patches, made of the tiles' (:mod:`text2sam.clip.tiles`), at the cost of encoding up to
-                about 40 tiles, and the class token of the whole image encoded at once: scores are those without
-                tiles, and presence but for what ``presence_peak`` adds. Where one tile covers the image the result is exactly
-                that of False.
+            methods: of the maps to come, names in :data:`text2sam.clip.attention.METHODS`. Maps of the original tokens or the
+                surgery tokens, such as ``"surgery"``, can always be made; each of the others costs some attention of its own
+                beside the one encoding.
+            tiles: for pictures far larger than ``image_size``, whose small objects are lost in resizing. ``"auto"`` encodes
+                overlapping tiles where a side is more than three times that of ``image_size``; an int is the side of a tile
+                in pixels of the image; False makes none. Tiles give up to 16 times as many patches
+                (:mod:`text2sam.clip.tiles`) and cost up to about 40 encodings. The class token is that of the whole image, so
+                scores stay, and presence changes only by what ``presence_peak`` adds. Where one tile covers the image the
+                result is exactly that of False.
 
         Raises:
             ImageError: an image cannot be read.
@@ -184,38 +178,34 @@ class ClipSurgery:
         check_several(images)
         if check_tiles(tiles) is not False:
             return [self.encode_image(image, methods=methods, tiles=tiles) for image in images]
-        kinds = self._kinds(methods)
-        read = [read_image(image) for image in images]
-        return self._encoded(read, kinds) if read else []
+        run = self._run(self._kinds(methods))
+        return self._encoded([read_image(image) for image in images], run)
 
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
     ) -> ImageFeatures:
         """Features of one image, see :meth:`encode`; ``batch_size`` tiles are encoded at once."""
-        kinds = self._kinds(methods)
         side = check_tiles(tiles)
         batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
+        run = self._run(self._kinds(methods))
         pixels = read_image(image)
-        whole = self._encoded([pixels], kinds)[0]
-        if side is False:
-            return whole
+        [whole] = self._encoded([pixels], run)
         layout = tile_layout(whole.shape, self.image_size, whole.grid, side)
         if len(layout) == 1:
             return whole
-        patches = blend_tiles(self._tiles(pixels, layout, batch_size, kinds), layout)  # (gh, gw, 2 + K, C)
+        patches = blend_tiles(self._tiles(pixels, layout, batch_size, run), layout)  # (gh, gw, P, C)
         tiled = torch.nn.functional.normalize(patches, dim=-1).flatten(0, 1).unbind(1)
-        surgery, raw, *others = (
-            torch.cat([tokens[:1], blended])
-            for tokens, blended in zip((whole.surgery, whole.raw, *whole.others.values()), tiled, strict=True)
-        )
-        return ImageFeatures(surgery, raw, layout.grid, whole.shape, others=dict(zip(whole.others, others, strict=True)))
+        paths = {
+            name: torch.cat([tokens[:1], blended]) for (name, tokens), blended in zip(whole.paths.items(), tiled, strict=True)
+        }
+        return ImageFeatures(paths, layout.grid, whole.shape)
 
     def encode_mixed(
         self,
         images: Sequence[ImageLike],
         weights: Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor],
     ) -> list[ImageFeatures]:
-        """Features of images whose patches mix the values of the last block by weights of the caller's, in every head.
+        """Features of images whose patches mix the values of the last block by the caller's weights, in every head.
 
         The block's residual and MLP are left out, as in ClearCLIP (arXiv 2407.12442).
 
@@ -226,7 +216,7 @@ class ClipSurgery:
                 the patches, heads side by side; gives (gh*gw, gh*gw), what each patch takes of each.
 
         Returns:
-            Features whose ``raw`` and ``surgery`` tokens are those; the class token is the model's own.
+            Features with these tokens on both paths; the class token is the model's own.
 
         Raises:
             ImageError: an image cannot be read.
@@ -240,21 +230,15 @@ class ClipSurgery:
             )
 
         def run(pixels: torch.Tensor) -> TowerTokens:
-            dtype = next(self.tower.module.parameters()).dtype
             with exact(self.device), evaluating(self.tower.module):
                 tokens: TowerTokens = mixed(
-                    pixels.to(self.device, dtype),
+                    self._placed(pixels),
                     lambda grid, looks: torch.stack([weights(i, grid, own.float()) for i, own in enumerate(looks)]),
                 )
             return tokens
 
         check_several(images)
-        read = [read_image(image) for image in images]
-        if not read:
-            return []
-        tokens = self._at_scales(read, run)
-        shapes = [(image.shape[0], image.shape[1]) for image in read]
-        return [ImageFeatures(tokens.surgery[i], tokens.raw[i], tokens.grid, shape) for i, shape in enumerate(shapes)]
+        return self._encoded([read_image(image) for image in images], run)
 
     def similarity(
         self,
@@ -297,7 +281,7 @@ class ClipSurgery:
 
         Args:
             features: from :meth:`encode`.
-            texts: T texts. Each is taken by itself: which others are asked for in the same call changes nothing.
+            texts: T texts, independent of each other.
             against: the label set for feature surgery. Each text is set against these, itself added. None
                 subtracts the prompt ensemble of the empty text, as the papers do for a single text.
             method: how a map is made; :data:`text2sam.clip.attention.METHODS` lists the methods with their sources.
@@ -305,8 +289,8 @@ class ClipSurgery:
                 that, embedded with the short templates, and not against the empty text.
 
         Returns:
-            T maps whose ``values`` are (gh, gw) float32 similarities, not yet min-max. A map that feature surgery leaves
-            nothing but rounding noise of is flat.
+            T maps whose ``values`` are (gh, gw) float32 similarities, before min-max. Where feature surgery leaves only
+            rounding noise, the map is flat.
 
         Raises:
             PromptError: a text is empty or too long.
@@ -316,8 +300,7 @@ class ClipSurgery:
         wanted, labels = check_request(texts, against, method)
         if not wanted:
             return []
-        tokens = tokens_for(features, method)
-        with exact(tokens.device):
+        with exact(features.tokens(method).device):
             if not METHODS[method].removes:
                 columns = self.similarities(features, self.encode_texts(wanted), method)
             elif labels is None and vocabulary and self.vocabulary:
@@ -346,7 +329,8 @@ class ClipSurgery:
         Raises:
             InputError: ``method`` is unknown, or its tokens are not in ``features``.
         """
-        tokens, recipe = tokens_for(features, method).float(), METHODS[check_method(method)]
+        recipe = METHODS[check_method(method)]
+        tokens = features.tokens(method).float()
         with exact(tokens.device):
             if not recipe.removes:
                 found = tokens @ texts.T
@@ -366,7 +350,7 @@ class ClipSurgery:
 
     def hint(self, text: str) -> str | None:
         """Advice about a text, such as one in a script that the tokenizer was not made for; None when there is none."""
-        return self.prompts.hint(text)
+        return self.prompts.tower.hint(text)
 
     def scores(self, features: ImageFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
         """(T,) float32 cosines in [-1, 1] of the image's class token (original path) and texts."""
@@ -375,7 +359,7 @@ class ClipSurgery:
         return np.asarray(cosines.cpu().numpy(), np.float32)
 
     def presence(self, features: ImageFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
-        """Whether a text is in the image at all, as a score in [0, 1].
+        """The presence score of a text, in [0, 1].
 
         It is the sigmoid of :func:`text2sam.presence.presence_logit` of the class token's similarities (original path)
         times CLIP's own logit scale. The text's rivals are the vocabulary and ``against``; without a vocabulary the empty text
@@ -451,11 +435,11 @@ class ClipSurgery:
 
     def pack(self, features: ImageFeatures) -> dict[str, torch.Tensor]:
         """Features as named tensors, for files."""
-        return pack(features)
+        return features.pack()
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> ImageFeatures:
         """The features that :meth:`pack` made of an image of (H, W) pixels; KeyError or ValueError where they are others."""
-        return unpack(tensors, shape)
+        return ImageFeatures.unpack(tensors, shape)
 
     def logit_scale(self) -> torch.Tensor:
         """The factor that CLIP learned for its cosines, 100 for OpenAI's: a float32 scalar on the model's device."""
@@ -466,6 +450,10 @@ class ClipSurgery:
         """What a model trained with a sigmoid (SigLIP) adds to its logits, float32 on the model's device; None without."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else bias.detach().float().mean()
+
+    def _names(self, texts: Sequence[str]) -> torch.Tensor:
+        """(T, C) features; a few templates do for telling names apart, and a vocabulary is long."""
+        return self.prompts(texts, SHORT_TEMPLATES)
 
     def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:
         """(gh, gw) float32: 1 in the patch most similar to a text and in the patches around it, else 0."""
@@ -494,59 +482,59 @@ class ClipSurgery:
             return self.similarities(features, self.encode_texts([text]), method, self.encode_texts([""]))[:, 0]
         return self.similarities(features, torch.cat([self.encode_texts([text]), self._names(others)]), method)[:, 0]
 
-    def _kinds(self, methods: Sequence[Method] | None) -> tuple[str, ...]:
-        """The kinds of attention that must be computed for methods, besides what always is."""
+    def _kinds(self, methods: Sequence[Method] | None) -> set[str]:
+        """The kinds of attention that must be computed for methods, besides architecture surgery."""
         if methods is None:
-            return ()
+            return set()
         if isinstance(methods, str) or not isinstance(methods, Collection):
             raise InputError(f"methods must be a sequence of method names, such as ['sclip'], not {methods!r}")
-        further = {METHODS[check_method(method)].tokens for method in methods} & set(KINDS)
-        return tuple(kind.name for kind in check_kinds(self.tower, further))
-
-    def _encoded(self, images: list[NDArray[np.uint8]], kinds: tuple[str, ...]) -> list[ImageFeatures]:
-        tokens = self._at_scales(images, lambda pixels: self._run(pixels, kinds))
-        return [
-            ImageFeatures(
-                tokens.surgery[i],
-                tokens.raw[i],
-                tokens.grid,
-                (image.shape[0], image.shape[1]),
-                others={name: others[i] for name, others in tokens.others.items()},
+        kinds = {METHODS[check_method(method)].tokens for method in methods} - {"raw", "architecture"}
+        for name in sorted(kinds - set(self.tower.kinds)):
+            raise UnsupportedModelError(
+                f"attention of the kind {name!r} is defined on a transformer's blocks, which "
+                f"{type(self.tower.module).__name__} has not; it offers {', '.join(self.tower.kinds)} and the original tokens. "
+                "A ViT such as ViT-B-16 has all"
             )
+        return kinds
+
+    def _encoded(self, images: Sequence[NDArray[np.uint8]], run: Run) -> list[ImageFeatures]:
+        if not images:
+            return []
+        tokens = self._at_scales(images, run)
+        return [
+            ImageFeatures({name: path[i] for name, path in tokens.paths.items()}, tokens.grid, (image.shape[0], image.shape[1]))
             for i, image in enumerate(images)
         ]
 
-    def _at_scales(self, images: Sequence[NDArray[np.uint8]], run: Callable[[torch.Tensor], TowerTokens]) -> TowerTokens:
+    def _at_scales(self, images: Sequence[NDArray[np.uint8]], run: Run) -> TowerTokens:
         """Tokens of images, each resized to ``image_size`` at every scale: float32, L2-normalised, on its grid."""
         (height, width), patch = self.image_size, self.tower.patch
         sets = []
         for scale in self.scales:
-            size = whole_patches((max(1, round(height * scale)), max(1, round(width * scale))), patch)
-            pixels = torch.cat([normalise(resize(image, size), self.mean, self.std) for image in images])
-            tokens = run(pixels)
-            others = {name: _normalized(kind) for name, kind in tokens.others.items()}
-            sets.append(TowerTokens(_normalized(tokens.surgery), _normalized(tokens.raw), tokens.grid, others))
+            size = whole_patches((height, width), patch, scale)
+            tokens = run(torch.cat([normalise(resize(image, size), self.mean, self.std) for image in images]))
+            paths = {name: torch.nn.functional.normalize(path.float(), dim=-1) for name, path in tokens.paths.items()}
+            sets.append(TowerTokens(paths, tokens.grid))
         return average_scales(sets, (height // patch[0], width // patch[1]))
 
-    def _run(self, pixels: torch.Tensor, kinds: tuple[str, ...]) -> TowerTokens:
-        dtype = next(self.tower.module.parameters()).dtype
-        with exact(self.device):
-            return run_tower(self.tower, pixels.to(self.device, dtype), depth=self.depth, kinds=kinds)
+    def _run(self, kinds: Collection[str] = ()) -> Run:
+        def run(pixels: torch.Tensor) -> TowerTokens:
+            with exact(self.device):
+                return run_tower(self.tower, self._placed(pixels), depth=self.depth, kinds=kinds)
 
-    def _tiles(
-        self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, kinds: tuple[str, ...]
-    ) -> Iterator[torch.Tensor]:
-        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, 2 + K, C), surgery, raw and K kinds."""
+        return run
+
+    def _placed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels on the model's device, in its number format."""
+        return pixels.to(self.device, next(self.tower.module.parameters()).dtype)
+
+    def _tiles(self, image: NDArray[np.uint8], layout: TileLayout, batch_size: int, run: Run) -> Iterator[torch.Tensor]:
+        """Patch tokens of the tiles of an image, a batch at a time: (B, th, tw, P, C) of P paths."""
         (height, width), (th, tw) = self.image_size, layout.tile
         ph, pw = height // th, width // tw
         resized = resize(image, (layout.grid[0] * ph, layout.grid[1] * pw))
         for start in range(0, len(layout), batch_size):
             corners = layout.corners[start : start + batch_size]
             cut = [resized[y * ph : y * ph + height, x * pw : x * pw + width] for y, x in corners]
-            tokens = self._at_scales(cut, lambda pixels: self._run(pixels, kinds))
-            every = (tokens.surgery, tokens.raw, *tokens.others.values())
-            yield torch.stack([kind[:, 1:] for kind in every], dim=2).unflatten(1, (th, tw))
-
-
-def _normalized(tokens: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(tokens.float(), dim=-1)
+            tokens = self._at_scales(cut, run)
+            yield torch.stack([path[:, 1:] for path in tokens.paths.values()], dim=2).unflatten(1, (th, tw))

@@ -20,8 +20,8 @@ MAX_SIDE = 8192
 """The largest ``image_size`` in pixels. A size with a digit too many would take all memory."""
 
 
-def whole_patches(size: int | tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels, rounded to whole patches, at least one.
+def whole_patches(size: int | tuple[int, int], patch: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+    """(height, width) in pixels, times a scale, rounded to whole patches, at least one.
 
     Raises:
         InputError: ``size`` is not a positive int or two.
@@ -32,7 +32,7 @@ def whole_patches(size: int | tuple[int, int], patch: tuple[int, int]) -> tuple[
         raise InputError(f"image_size must be a side in pixels or (height, width), not {size!r}") from None
     if min(height, width) < 1:
         raise InputError(f"image_size must be positive, not {size!r}")
-    rows, columns = (max(1, round(n / p)) for n, p in zip((height, width), patch, strict=True))
+    rows, columns = (max(1, round(round(n * scale) / p)) for n, p in zip((height, width), patch, strict=True))
     return rows * patch[0], columns * patch[1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -84,8 +84,7 @@ def encode_images(generator: MapGenerator, images: Sequence[NDArray[np.uint8]], 
     Raises:
         UnsupportedModelError: the generator takes no such options, or did not return one object per image.
     """
-    answer = _method(generator, "encode", options)(images, **options)
-    return _returned(generator, "encode", answer, object, "one object per image", len(images))
+    return _answer(generator, "encode", object, "one object per image", len(images), images, **options)
 
 
 def make_maps(
@@ -97,8 +96,8 @@ def make_maps(
         UnsupportedModelError: the generator takes no such options, or did not return one :class:`SimilarityMap` per text, all
             of one shape.
     """
-    answer = _method(generator, "maps", options)(features, texts, against=against, **options)
-    maps = _returned(generator, "maps", answer, SimilarityMap, "one SimilarityMap per text", len(texts))
+    options = {"against": against, **options}
+    maps = _answer(generator, "maps", SimilarityMap, "one SimilarityMap per text", len(texts), features, texts, **options)
     shapes = sorted({each.values.shape for each in maps})
     if len(shapes) > 1:
         raise UnsupportedModelError(
@@ -107,14 +106,12 @@ def make_maps(
     return maps
 
 
-def _method(generator: MapGenerator, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(generator, name)
-    lacking = [option for option in options if not accepts(method, 0, (option,))]
-    if lacking:
-        raise UnsupportedModelError(f"{type(generator).__name__}.{name} does not take {lacking[0]}=; leave that option out")
-    return method
-
-
-def _returned(generator: MapGenerator, name: str, answer: object, kind: type[_T], expected: str, count: int) -> list[_T]:
-    part = f"{type(generator).__name__}.{name}"
+def _answer(
+    generator: MapGenerator, name: str, kind: type[_T], expected: str, count: int, *arguments: Any, **options: Any
+) -> list[_T]:
+    method, part = getattr(generator, name), f"{type(generator).__name__}.{name}"
+    for option in options:
+        if not accepts(method, 0, (option,)):
+            raise UnsupportedModelError(f"{part} does not take {option}=; leave that option out")
+    answer = method(*arguments, **options)
     return check_returned(part, answer, kind, expected, count=count, error=UnsupportedModelError)

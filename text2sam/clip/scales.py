@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from text2sam.clip.towers import TowerTokens, resize_tokens
+from text2sam.clip.towers.base import TowerTokens, resize_tokens
 from text2sam.errors import InputError
 
 MAX_SCALE = 8.0
@@ -49,13 +49,8 @@ def average_scales(scales: Sequence[TowerTokens], grid: tuple[int, int]) -> Towe
     if len(scales) == 1 and scales[0].grid == grid:
         return scales[0]
 
-    def mean(kind: Sequence[torch.Tensor]) -> torch.Tensor:
-        every = [resize_tokens(tokens, scale.grid, grid) for tokens, scale in zip(kind, scales, strict=True)]
-        return F.normalize(torch.stack(every).mean(dim=0), dim=-1)
+    def mean(path: str) -> torch.Tensor:
+        every = torch.stack([resize_tokens(scale.paths[path], scale.grid, grid) for scale in scales])
+        return F.normalize(every.mean(dim=0), dim=-1)
 
-    return TowerTokens(
-        mean([scale.surgery for scale in scales]),
-        mean([scale.raw for scale in scales]),
-        grid,
-        {name: mean([scale.others[name] for scale in scales]) for name in scales[0].others},
-    )
+    return TowerTokens({path: mean(path) for path in scales[0].paths}, grid)

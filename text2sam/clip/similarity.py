@@ -81,10 +81,9 @@ def noise_of(dtype: torch.dtype) -> float:
 
 
 def level_noise(similarity: torch.Tensor, magnitude: torch.Tensor | float, dim: int = 1) -> torch.Tensor:
-    """Similarities of which those that vary by rounding noise alone are set to their mean.
+    """Similarities, where those of a text vary by rounding noise alone set to their mean.
 
-    Feature surgery of texts with equal features leaves differences of numbers that should be equal; min-max would make a map
-    of them.
+    Feature surgery of texts with equal features leaves rounding differences, which min-max would stretch to a map.
 
     Args:
         similarity: of any shape.

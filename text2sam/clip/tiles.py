@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_shape
 from text2sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ class TileLayout:
         return [(row, column) for row in self.rows for column in self.columns]
 
 
-def tile_layout(shape: Sequence[int], image_size: Sequence[int], tile: Sequence[int], tiles: Tiles) -> TileLayout:
-    """Lays tiles over a picture.
+def tile_layout(shape: tuple[int, int], image_size: tuple[int, int], tile: tuple[int, int], tiles: Tiles) -> TileLayout:
+    """Lays tiles over a picture; sizes are positive, ``tiles`` is checked by :func:`check_tiles`.
 
     A tile has the aspect of ``image_size``, within half a cell over the picture, so that its content is not distorted;
     where the picture is shorter than that, tiles are as high (or wide) as the picture and squeezed, as the picture itself
@@ -80,21 +79,12 @@ def tile_layout(shape: Sequence[int], image_size: Sequence[int], tile: Sequence[
         tiles: side of a tile (the longer one where ``image_size`` is not square) in pixels of the picture. ``"auto"``:
             one tile, unless a side of the picture is more than ``AUTO_FACTOR`` times the model's input; then the model's
             own resolution, or tiles as high as the picture where that is less. False: one tile.
-
-    Returns:
-        The layout; of one tile where one covers the picture.
-
-    Raises:
-        InputError: a size is not positive, or ``tiles`` is none of the above.
     """
-    height, width = check_shape(shape)
-    th, tw = check_shape(tile)
-    h, w = check_shape(image_size)
-    side = check_tiles(tiles)
+    (height, width), (h, w), (th, tw) = shape, image_size, tile
     small, large = sorted((height / h, width / w))  # the picture's sides, measured in inputs of the model
-    if side is False or (side == "auto" and large <= AUTO_FACTOR):
+    if tiles is False or (tiles == "auto" and large <= AUTO_FACTOR):
         return TileLayout((th, tw), (th, tw), (0,), (0,))
-    scale = min(1.0, small) if side == "auto" else side / max(h, w)  # pixels of the picture per pixel of the input
+    scale = min(1.0, small) if tiles == "auto" else tiles / max(h, w)  # pixels of the picture per pixel of the input
     root = math.sqrt(MAX_GRID)
     scale = max(scale, math.sqrt(small * large) / root, large / MAX_GRID)
     cells = (th * max(1.0, height / (scale * h)), tw * max(1.0, width / (scale * w)))

@@ -50,7 +50,7 @@ class Meaning:
         name: the table's word that the text was understood as; words for one thing are equal all the same.
         classes: indices of the classifier's classes that are kinds of it; empty for a learned word that no class is of.
         learned: index of its learned vector; None where it has none.
-        wider: the word that is looked for in its place; None where it is looked for itself.
+        wider: the more general word that is looked for instead; None where it is looked for itself.
     """
 
     name: str = field(compare=False)
@@ -167,13 +167,11 @@ class WordTable:
         return next((self._keys[key] for key in map(_key, _forms(text)) if key in self._keys), None)
 
     def _near(self, text: str) -> list[str]:
-        """At most five words: those inside the text, then those spelt alike."""
+        """At most five words: those inside the text, the longest first, then those spelt alike."""
         parts = text.split()
-        spans = sorted(
-            {(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1) if j - i < len(parts)},
-            key=lambda span: (span[0] - span[1], -span[1]),
-        )
-        inside = [word for i, j in spans if (word := self._find(" ".join(parts[i:j]))) is not None]
+        count = len(parts)
+        spans = [parts[i : i + size] for size in range(count - 1, 0, -1) for i in range(count - size, -1, -1)]
+        inside = [word for span in spans if (word := self._find(" ".join(span))) is not None]
         alike = [self._keys[key] for key in difflib.get_close_matches(_key(text), list(self._keys), n=_NEAR, cutoff=0.7)]
         return list(dict.fromkeys([*inside, *alike]))[:_NEAR]
 

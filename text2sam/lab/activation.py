@@ -12,7 +12,8 @@ no hooks and its parameters get no gradients.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.generator import ClipSurgery
-from text2sam.clip.prompts import check_text
-from text2sam.clip.towers import LastStep, evaluating
+from text2sam.clip.towers.base import ImageTower, evaluating
+from text2sam.clip.towers.blocks import TransformerTower, step
+from text2sam.clip.towers.resnet import pool_tokens, resnet_features
+from text2sam.clip.towers.timm_cnn import TimmCNN
 from text2sam.errors import InputError, MissingDependencyError
 from text2sam.image import ImageLike
+from text2sam.targets import check_text
 from text2sam.types import SimilarityMap
 
 
@@ -64,10 +68,10 @@ def class_activation(surgery: ClipSurgery, image: ImageLike, texts: Sequence[str
     with torch.inference_mode(False), evaluating(visual), _frozen(visual), torch.no_grad():
         features = surgery.encode_texts(wanted).clone()  # the cached tensor may be an inference tensor
         features = features * surgery.logit_scale()
-        step = surgery.tower.last_step(pixels)
-        last = _Last(step, features)
-        canvas = torch.zeros(1, 1, *step.grid, device=surgery.device)
-        cam = pytorch_grad_cam.GradCAM(last, [last.tap], reshape_transform=step.layer_map)
+        end = last_step(surgery.tower, pixels)
+        last = _Last(end, features)
+        canvas = torch.zeros(1, 1, *end.grid, device=surgery.device)
+        cam = pytorch_grad_cam.GradCAM(last, [last.tap], reshape_transform=end.layer_map)
         maps = []
         try:
             for index in range(len(wanted)):
@@ -78,6 +82,49 @@ def class_activation(surgery: ClipSurgery, image: ImageLike, texts: Sequence[str
     return [SimilarityMap(np.ascontiguousarray(m, np.float32), text, "gradcam") for m, text in zip(maps, wanted, strict=True)]
 
 
+Tap = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LastStep:
+    """The last step of a tower, which makes the class token.
+
+    Attributes:
+        stream: what enters it, in a form of the tower's own.
+        grid: (gh, gw).
+        finish: (stream, tap) -> (B, C) class token. ``tap`` is given the layer that the step mixes into the class token, and
+            returns it.
+        layer_map: what ``tap`` is given -> (B, D, gh, gw).
+    """
+
+    stream: torch.Tensor
+    grid: tuple[int, int]
+    finish: Callable[[torch.Tensor, Tap], torch.Tensor]
+    layer_map: Callable[[torch.Tensor], torch.Tensor]
+
+
+def last_step(tower: ImageTower, pixels: torch.Tensor) -> LastStep:
+    """What precedes the last step of a tower's original path, from (B, 3, H, W) normalised pixels."""
+    if isinstance(tower, TransformerTower):
+        x, grid, (*blocks, last) = tower.stream(pixels)
+        for block in blocks:
+            x = step(block, x, block.enter(x))
+        return LastStep(
+            x,
+            grid,
+            lambda stream, tap: tower.pool(step(last, stream, tap(last.enter(stream)))),
+            lambda layer: layer[:, tower.prefix :].transpose(1, 2).unflatten(2, grid),
+        )
+    if isinstance(tower, TimmCNN):
+        x = tower.features(pixels)
+        grid = (int(x.shape[1]), int(x.shape[2]))
+        return LastStep(x, grid, lambda x, tap: tower.head(tap(x)), lambda layer: layer.permute(0, 3, 1, 2))
+    visual: Any = tower.module
+    x = resnet_features(visual, pixels)
+    grid = (int(x.shape[2]), int(x.shape[3]))
+    return LastStep(x, grid, lambda x, tap: pool_tokens(visual, tap(x)).raw[:, 0], lambda layer: layer)
+
+
 class _Last(nn.Module):
     """The layers after the tapped layer: (1, 1, gh, gw), of which only the size matters -> (1, T) logits.
 
@@ -85,15 +132,15 @@ class _Last(nn.Module):
     submodules, so the tower must not be a submodule.
     """
 
-    def __init__(self, step: LastStep, features: torch.Tensor) -> None:
+    def __init__(self, end: LastStep, features: torch.Tensor) -> None:
         super().__init__()
         self.tap = nn.Identity()
         self.anchor = nn.Parameter(torch.zeros((), device=features.device), requires_grad=False)
-        self._beyond = (step, step.stream.detach().requires_grad_(), features)
+        self._beyond = (end, end.stream.detach().requires_grad_(), features)
 
     def forward(self, canvas: torch.Tensor) -> torch.Tensor:
-        step, stream, features = self._beyond
-        logits: torch.Tensor = F.normalize(step.finish(stream, self._tapped).float(), dim=-1) @ features.T
+        end, stream, features = self._beyond
+        logits: torch.Tensor = F.normalize(end.finish(stream, self._tapped).float(), dim=-1) @ features.T
         return logits
 
     def _tapped(self, layer: torch.Tensor) -> torch.Tensor:

@@ -7,25 +7,21 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, Json, check_folder, new_app, one_of, split_list
-from text2sam.cli.options import Device, ModelOptions, OptionGroup, Tiles, option, parse_tiles, with_options
+from text2sam.cli.common import CODES_HELP, Json, new_app, split_list
+from text2sam.cli.options import Device, ModelOptions, Tiles, option, parse_tiles, with_options
 from text2sam.errors import InputError
+from text2sam.files import check_file, check_folder
 from text2sam.lab.output import reporting
 
 if TYPE_CHECKING:
     from text2sam.lab.runner import ModelChoice
-    from text2sam.lab.runner.settings import RunTask, ThresholdRule
+    from text2sam.lab.runner.settings import RunTask
 
 evaluate = new_app(help="Measure the quality of text2sam.", no_args_is_help=True)
-
-
-def choice_of(name: str, values: str, text: str) -> Any:
-    """An option that takes one of ``values``, which ``|`` separates."""
-    return option(name, values, text, callback=one_of(name, tuple(values.split("|"))))
 
 
 Out = Annotated[Path | None, option("--out", "FILE", "Also write the figures to this JSON file.")]
@@ -68,7 +64,8 @@ def bench(
 def evaluate_sticker(
     scenes: Annotated[int, option("--scenes", "N", "Number of scenes.", min=1)] = 300,
     split: Annotated[
-        str, choice_of("--split", "report|tune", "The scenes for reporting, or those for choosing thresholds.")
+        Literal["report", "tune"],
+        option("--split", "report|tune", "The scenes for reporting, or those for choosing thresholds."),
     ] = "report",
     strategies: Strategies = None,
     sam_checkpoint: SamCheckpoint = None,
@@ -97,7 +94,8 @@ def evaluate_photos(
     ],
     models: ModelOptions,
     half: Annotated[
-        str, choice_of("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all.")
+        Literal["tuning", "reporting", "all"],
+        option("--half", "tuning|reporting|all", "Every second photo, for choosing; the others, for reporting; or all."),
     ] = "reporting",
     strategies: Strategies = None,
     photos: Annotated[int | None, option("--photos", "N", "Largest number of photos of the half.", min=1)] = None,
@@ -166,11 +164,11 @@ class ClipOptions(ModelOptions):
         from text2sam.lab.runner import ModelChoice
 
         self.check()
-        return ModelChoice(preset=self.preset, untrained=untrained, sam_checkpoint=self.sam_checkpoint, **self._clip())
+        return ModelChoice(untrained=untrained, **self.keywords())
 
 
 @dataclass(frozen=True)
-class DataOptions(OptionGroup):
+class DataOptions:
     """Data set, methods and outputs of ``evaluate recognition``, ``semantic``, ``explainability`` and ``camouflage``."""
 
     dataset: Annotated[
@@ -240,7 +238,7 @@ class DataOptions(OptionGroup):
         if clip.sam_checkpoint is not None and not chosen.needs_sam:
             raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         if self.out is not None:
-            check_folder(self.out.parent)
+            check_file(self.out)
         choice, options = clip.choice(self.untrained), self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
@@ -346,7 +344,8 @@ def evaluate_explainability(
     background: Background = None,
     iclip: Annotated[Path | None, option("--iclip", "FILE", "Trained projections for the method iclip.")] = None,
     threshold_rule: Annotated[
-        str, choice_of("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image.")
+        Literal["dataset", "class", "image"],
+        option("--threshold-rule", "dataset|class|image", "Report mIoU with a threshold per data set, class or image."),
     ] = "dataset",
     label_set: Annotated[
         bool, typer.Option("--label-set/--empty-text", help="Feature surgery over the classes, or with the empty text.")
@@ -362,7 +361,7 @@ def evaluate_explainability(
         background=background,
         iclip=iclip,
         label_set=label_set,
-        threshold_rule=cast("ThresholdRule", threshold_rule),
+        threshold_rule=threshold_rule,
     )
 
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from text2sam import __version__
 from text2sam.clip.generator import ClipSurgery
-from text2sam.clip.towers import evaluating, vit_stream
+from text2sam.clip.towers.base import evaluating
+from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, StateError
 from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint

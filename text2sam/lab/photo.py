@@ -29,6 +29,7 @@ from text2sam.clip.classifier import PlaceFeatures, WordClassifier
 from text2sam.clip.words import WordTable
 from text2sam.lab.datasets.sample import unions
 from text2sam.lab.experiments.photos import Settings, open_photos, photos_of
+from text2sam.lab.shipping import write_shipped
 from text2sam.lab.wordnet import narrower_words
 from text2sam.zoo.photo.models import MEAN, SHIPPED, STD, build_encoder
 from text2sam.zoo.presets import PRESETS
@@ -285,10 +286,12 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
         },
         "sam.safetensors": {"sam": "MobileSAM, Apache-2.0", "sam_sha256": file_sha256(sam_file)},
     }
-    out.write("words.json", json.dumps(word_file(table, entries, wordnet), separators=(",", ":"), ensure_ascii=False).encode())
-    out.write("sam.safetensors", rename_keys(load_state_dict(sam_file)))
+    words = json.dumps(word_file(table, entries, wordnet), separators=(",", ":"), ensure_ascii=False)
+    write_shipped(out, "words.json", words.encode())
+    write_shipped(out, "sam.safetensors", rename_keys(load_state_dict(sam_file)))
     command = "python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --wordnet FOLDER --sam FILE"
-    out.write(
+    write_shipped(
+        out,
         "clip.safetensors",
         state,
         command=command,

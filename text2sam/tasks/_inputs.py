@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -40,7 +39,10 @@ def parse_labels(labels: Labels) -> dict[str, tuple[str, ...]]:
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise InputError(f"labels must be a sequence of texts, such as ['cat', 'dog'], not {labels!r}")
     if isinstance(labels, Mapping):
-        pairs = [(_name(name), check_words(words, f"the words for {name!r}")) for name, words in labels.items()]
+        nameless = [name for name in labels if not isinstance(name, str) or not name.strip()]
+        if nameless:
+            raise PromptError(f"the name of a class must be a text, not {nameless[0]!r}")
+        pairs = [(name.strip(), check_words(words, f"the words for {name!r}")) for name, words in labels.items()]
     else:
         pairs = [(text, (text,)) for text in (check_text(label) for label in labels)]
     if not pairs:
@@ -66,15 +68,9 @@ def check_words(words: Sequence[str], what: str) -> tuple[str, ...]:
     return checked
 
 
-def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise PromptError(f"the name of a class must be a text, not {name!r}")
-    return name.strip()
-
-
 def class_features(surgery: ClipSurgery, classes: Iterable[Sequence[str]], templates: Sequence[str] | None) -> torch.Tensor:
     """(T, C) float32 L2-normalised: the mean of the features of each class's words, each an ensemble over templates."""
     words = [tuple(group) for group in classes]
-    features = surgery.prompts.using(templates)([word for group in words for word in group])
+    features = surgery.prompts([word for group in words for word in group], templates)
     means = torch.stack([part.mean(dim=0) for part in features.split([len(group) for group in words])])
     return torch.nn.functional.normalize(means, dim=-1)

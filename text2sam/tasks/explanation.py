@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2sam.checks import check_number, check_shape
+from text2sam.checks import check_number
 from text2sam.clip.attention import check_method
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
-from text2sam.clip.towers import encode_token_features, evaluating, exact
-from text2sam.errors import InputError, PromptError, UnsupportedModelError
+from text2sam.clip.towers.base import evaluating, exact
+from text2sam.clip.towers.text import encode_token_features
+from text2sam.errors import PromptError, UnsupportedModelError
 from text2sam.image import ImageLike
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import surgery_of
@@ -76,9 +77,6 @@ class TextExplanation:
         score: cosine in [-1, 1] of the image and the text: plain CLIP's, without a prompt template.
         method: of the maps.
         shape: (H, W) of the image in pixels.
-
-    Raises:
-        InputError: there is no word, or maps and ``nearest`` do not belong together.
     """
 
     text: str
@@ -89,17 +87,6 @@ class TextExplanation:
     score: float
     method: str
     shape: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        if not self.words:
-            raise InputError("words must be at least one")
-        check_shape(self.shape)
-        grid = self.similarity.values.shape
-        if any(word.similarity.values.shape != grid for word in self.words):
-            raise InputError(f"the maps of the words must be on the grid of the text's, {grid}")
-        wanted = (*grid, min(NEAREST, len(self.words)))
-        if self.nearest.shape != wanted or self.nearest.min() < 0 or self.nearest.max() >= len(self.words):
-            raise InputError(f"nearest must be indices of words of shape {wanted}, not of shape {self.nearest.shape}")
 
     @property
     def shares(self) -> NDArray[np.float32]:
@@ -164,7 +151,7 @@ def explain_text(
     """Which words of a text an image bears out, and where.
 
     Every token of the text has a feature of its own before the end token is pooled
-    (:func:`text2sam.clip.prompts.encode_token_features`). The feature of a word is the normalised mean of its tokens'
+    (:func:`text2sam.clip.towers.text.encode_token_features`). The feature of a word is the normalised mean of its tokens'
     normalised features. Words are the tokenizer's: every digit, a run of punctuation and endings such as ``'s`` are words. The
     text is taken as it is, without templates.
 
@@ -197,15 +184,16 @@ def explain_text(
     if not isinstance(text, str):
         raise PromptError(f"text must be a string, not {type(text).__name__}: {text!r}")
     places = int(check_number("places", places, 0, whole=True))
-    ids, spans = tokenize_words(surgery.prompts.tokenizer, text)
+    tokenizer = surgery.prompts.tokenizer
+    ids, spans = tokenize_words(tokenizer, text)
     words = [tuple(ids[i] for i in range(*span)) for span in spans]
     rows = [ids, [ids[0], ids[-1]], *([i for k, i in enumerate(ids) if not a <= k < b] for a, b in spans)]
-    tokens = torch.zeros(len(rows), len(ids), dtype=torch.long)
+    tokens = torch.zeros(len(rows), tokenizer([text]).shape[1], dtype=torch.long)
     for row, values in zip(tokens, rows, strict=True):
         row[: len(values)] = torch.tensor(values)
     ends = torch.tensor([len(values) - 1 for values in rows])
     with exact(surgery.device), evaluating(surgery.model):
-        encoded = encode_token_features(surgery.model, _padded(tokens, surgery.model).to(surgery.device)).float()
+        encoded = encode_token_features(surgery.model, tokens.to(surgery.device)).float()
         encoded = torch.nn.functional.normalize(encoded, dim=-1)  # (2 + W, l, C)
         pooled = encoded[torch.arange(len(rows)), ends]  # (2 + W, C): the text, the empty one, the text less each word
         features = torch.stack([encoded[0, a:b].mean(dim=0) for a, b in spans])
@@ -214,9 +202,8 @@ def explain_text(
         cosines = (pooled @ seen.raw[0]).cpu().numpy().astype(np.float64)
         maps = _maps(surgery, seen, features, encoded[0, :1], method)  # (W, gh, gw)
         whole = _maps(surgery, seen, pooled[:1], pooled[1:2], method)[0]  # (gh, gw)
-    decoder = surgery.prompts.tokenizer
-    pieces = [tuple(_spell(decoder, [i]) for i in word) for word in words]
-    named = [_spell(decoder, word) for word in words]
+    pieces = [tuple(_spell(tokenizer, [i]) for i in word) for word in words]
+    named = [_spell(tokenizer, word) for word in words]
     similarity = SimilarityMap(whole, text, method)
     order = np.argsort(-maps, axis=0, kind="stable")[:NEAREST]  # (k, gh, gw)
     nearest = np.ascontiguousarray(order.transpose(1, 2, 0))
@@ -273,14 +260,6 @@ def _spell(tokenizer: Any, ids: Sequence[int]) -> str:
     """Tokens as text; a piece of a character that takes several tokens is a replacement character."""
     letters = "".join(tokenizer.decoder[i] for i in ids).removesuffix("</w>")
     return bytes(tokenizer.byte_decoder[c] for c in letters).decode("utf-8", errors="replace")
-
-
-def _padded(tokens: torch.Tensor, model: Any) -> torch.Tensor:
-    """Tokens with zeros behind the end token, as the tokenizer pads them, for a tower that is not causal."""
-    text = getattr(model, "text", model)
-    if getattr(text, "attn_mask", None) is not None:
-        return tokens
-    return torch.nn.functional.pad(tokens, (0, max(0, int(getattr(text, "context_length", 0)) - tokens.shape[1])))
 
 
 def _maps(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.clip.generator import ClipSurgery, ImageFeatures
-from text2sam.errors import ImageError, InputError
-from text2sam.image import ImageLike, is_single, read_image
+from text2sam.errors import InputError
+from text2sam.image import ImageLike, check_several, numbered, read_image
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import Labels, class_features, parse_labels, surgery_of
 
@@ -31,21 +31,16 @@ class Recognition:
         scores: kind of score (:data:`SCORES`) -> (T,) float32, higher is more; see :func:`recognize`.
 
     Raises:
-        InputError: there is no label or no score, or scores are not finite float32 arrays (T,).
+        InputError: a score is not finite.
     """
 
     labels: tuple[str, ...]
     scores: Mapping[str, NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise InputError(f"labels must be one or more different names, not {self.labels!r}")
-        if not self.scores:
-            raise InputError("there must be at least one kind of score")
         for kind, values in self.scores.items():
-            ok = isinstance(values, np.ndarray) and values.shape == (len(self.labels),) and values.dtype == np.float32
-            if not ok or not np.isfinite(values).all():
-                raise InputError(f"the scores {kind!r} must be a finite float32 array of shape ({len(self.labels)},)")
+            if not np.isfinite(values).all():
+                raise InputError(f"the scores {kind!r} are not finite; the model's weights may be damaged")
 
     def ranked(self, kind: str = "surgery", *, top: int | None = None) -> list[tuple[str, float]]:
         """(label, score) pairs, the highest score first.
@@ -106,10 +101,9 @@ def recognize(
         ImageError: the image cannot be read.
     """
     surgery = surgery_of(model)
-    features = image if isinstance(image, ImageFeatures) else None
-    if features is None:
-        return recognize_many(surgery, [image], labels, templates=templates)[0]  # type: ignore[list-item]
-    return _recognize(surgery, [features], labels, templates)[0]
+    classes = parse_labels(labels)
+    features = image if isinstance(image, ImageFeatures) else surgery.encode_image(image)
+    return _recognize(surgery, [features], classes, templates)[0]
 
 
 def recognize_many(
@@ -133,31 +127,28 @@ def recognize_many(
     """
     surgery = surgery_of(model)
     check_number("batch_size", batch_size, 1, whole=True)
-    if is_single(images):
-        raise InputError("images must be a sequence of images; for one image call recognize")
-    parse_labels(labels)  # a wrong label is found before anything is encoded
+    check_several(images)
+    classes = parse_labels(labels)
     results: list[Recognition] = []
-    pending, position = iter(images), 0
+    pending = enumerate(images)
     while batch := list(itertools.islice(pending, batch_size)):
         pixels = []
-        for image in batch:
-            try:
+        for position, image in batch:
+            with numbered(position):
                 pixels.append(read_image(image))
-            except ImageError as error:
-                raise ImageError(f"image {position}: {error}") from error
-            position += 1
-        results += _recognize(surgery, surgery.encode(pixels), labels, templates)
+        results += _recognize(surgery, surgery.encode(pixels), classes, templates)
     return results
 
 
 def _recognize(
-    surgery: ClipSurgery, images: Sequence[ImageFeatures], labels: Labels, templates: Sequence[str] | None
+    surgery: ClipSurgery,
+    images: Sequence[ImageFeatures],
+    classes: Mapping[str, Sequence[str]],
+    templates: Sequence[str] | None,
 ) -> list[Recognition]:
-
-    classes = parse_labels(labels)
     with torch.inference_mode():
         texts = class_features(surgery, classes.values(), templates)  # (T, C)
-        empty = surgery.prompts.using(templates)([""])  # (1, C)
+        empty = surgery.prompts([""], templates)  # (1, C)
         tokens = torch.stack([features.raw[0] for features in images])  # (B, C)
         cosines, neutral = tokens @ texts.T, tokens @ empty.T  # (B, T), (B, 1)
         single = len(classes) == 1

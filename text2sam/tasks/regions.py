@@ -7,22 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.recipes.choose import mask_iou, stability
 from text2sam.sam.session import SamImage, Session
 from text2sam.types import PointPrompts
 
 SIDE, SCORE, STABLE = 8, 0.4, 0.4
-"""As CorrCLIP's authors have it for speed (arXiv 2411.10086, their code); 32 points along a side gain 0.6 mIoU there."""
+"""Points along each side, so SAM is asked ``SIDE * SIDE`` times, and the least score and stability of a mask: as CorrCLIP's
+authors have it for speed (arXiv 2411.10086, their code); 32 points along a side gain 0.6 mIoU there."""
 
 SAME = 0.7
 """IoU from which two masks are one region, as in SAM's automatic mask generation."""
 
 
-def find_regions(
-    session: Session, image: SamImage, *, side: int = SIDE, score: float = SCORE, stable: float = STABLE
-) -> NDArray[np.uint16]:
+def find_regions(session: Session, image: SamImage) -> NDArray[np.uint16]:
     """The image cut into what SAM sees at the points of a grid: a small form of SAM's automatic mask generation.
 
     SAM is asked for one mask at each point (arXiv 2304.02643, section 5, has three). A mask stays where its score and its
@@ -31,26 +29,21 @@ def find_regions(
     Args:
         session: of the predictor.
         image: from ``session.image``.
-        side: points along each side; SAM is asked ``side * side`` times.
-        score, stable: the least scores of a mask, in [0, 1].
 
     Returns:
         (H, W) uint16: the region of each pixel, from 1; 0 where there is none.
 
     Raises:
-        InputError: a number is out of range.
         UnsupportedModelError: the predictor's answer is not usable.
     """
-    side = int(check_number("side", side, 1, 200, whole=True))
-    score, stable = check_number("score", score, 0, 1), check_number("stable", stable, 0, 1)
     h, w = image.pixels.shape[:2]
     step = -(-max(h, w) // 256)  # masks are compared on a few pixels, and packed, lest large images fill the memory
     found: list[tuple[float, NDArray[np.bool_], NDArray[np.uint8]]] = []
-    for row, column in np.ndindex(side, side):
-        at = np.array([[(2 * column + 1) * w // (2 * side), (2 * row + 1) * h // (2 * side)]], np.float32)
+    for row, column in np.ndindex(SIDE, SIDE):
+        at = np.array([[(2 * column + 1) * w // (2 * SIDE), (2 * row + 1) * h // (2 * SIDE)]], np.float32)
         point = PointPrompts(at, np.ones(1, np.uint8))
         masks, scores, logits = session.ask(image, point, multimask_output=False)
-        if scores[0] >= score and stability(logits)[0] >= stable and (mask := masks[0]).any():
+        if scores[0] >= SCORE and stability(logits)[0] >= STABLE and (mask := masks[0]).any():
             found.append((float(scores[0]), mask[::step, ::step].copy(), np.packbits(mask)))
     kept: list[tuple[NDArray[np.bool_], NDArray[np.uint8]]] = []
     for _, small, packed in sorted(found, key=lambda each: -each[0]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class SemanticMap:
         refined: whether regions have voted.
 
     Raises:
-        InputError: shapes, dtypes or indices are not those above.
+        InputError: a probability is not in [0, 1].
     """
 
     labels: tuple[str, ...]
@@ -63,17 +63,8 @@ class SemanticMap:
     refined: bool = False
 
     def __post_init__(self) -> None:
-        count, c, p = len(self.labels), self.classes, self.probabilities
-        if not count or len(set(self.labels)) < count:
-            raise InputError(f"labels must be one or more different names, not {self.labels!r}")
-        if not (isinstance(c, np.ndarray) and c.ndim == 2 and c.size and c.dtype == np.uint16 and int(c.max()) < count):
-            raise InputError(f"classes must be a non-empty uint16 array (H, W) of indices below {count}")
-        if not (isinstance(p, np.ndarray) and p.ndim == 3 and p.shape[0] == count and p.size and p.dtype == np.float32):
-            raise InputError(f"probabilities must be a float32 array of shape ({count}, gh, gw)")
-        if not ((p >= 0) & (p <= 1)).all():
-            raise InputError("probabilities must be in [0, 1]")
-        if self.background is not None and not 0 <= self.background < count:
-            raise InputError(f"background must be None or an index below {count}, not {self.background!r}")
+        if not ((self.probabilities >= 0) & (self.probabilities <= 1)).all():  # NaN is outside
+            raise InputError("probabilities must be in [0, 1]; the model's weights may be damaged")
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -202,7 +193,7 @@ def segment_semantic(
         held: Any = None if session is None else session.image(seen)
         cut = find_regions(session, held) if regions is None else check_regions(regions, check_shape(seen.shape[:2]))
         if scoped:
-            scope = _Scope(cut, None if session is None else session.embedding(held))
+            scope = cut, None if session is None else session.embedding(held)
     with torch.inference_mode():
         field, grid, shape = _encode(surgery, seen, texts, method, windows, batch_size, scope)
         classes = _classify(field, shape, logit_scale, plan)
@@ -224,38 +215,34 @@ class _Plan:
 
 
 def _plan(labels: Labels, background: Sequence[str] | None, threshold: float | None) -> _Plan:
-
     classes = parse_labels(labels)
     if threshold is not None:
         threshold = check_number("threshold", threshold, 0, 1)
-    named = [i for i, name in enumerate(classes) if name.casefold() == BACKGROUND]
-    names, words, owners = list(classes), list(classes.values()), list(range(len(classes)))
-    place = named[0] if named else None
+    named = next((i for i, name in enumerate(classes) if name.casefold() == BACKGROUND), None)
     apart: list[tuple[str, ...]] = []
     if background is not None:
-        if named:
-            raise PromptError(f"{names[named[0]]!r} is among the labels, and background words make a class of that name")
+        if named is not None:
+            raise PromptError(f"{list(classes)[named]!r} is among the labels, and background words make a class of that name")
         apart = [(word,) for word in check_words(background, "background")]
-        taken = {word.casefold() for group in words for word in group}
+        taken = {word.casefold() for group in classes.values() for word in group}
         both = [word for (word,) in apart if word.casefold() in taken]
         if both:
             raise PromptError(f"{both[0]!r} is both a label and background; take it out of one of the two")
-    elif threshold is None and len(words) == 1:
-        raise PromptError(
-            f"{names[0]!r} alone has nothing to be compared with; name further labels, background words, or a threshold"
-        )
-    elif threshold is not None and len(words) == 1:
-        if named:
+    elif len(classes) == 1:
+        [name] = classes
+        if threshold is None:
+            raise PromptError(
+                f"{name!r} alone has nothing to be compared with; name further labels, background words, or a threshold"
+            )
+        if named is not None:
             raise PromptError("the background needs at least one label beside it; name a label")
         apart = [()]  # the empty text
-    if background is not None or (threshold is not None and not named):
-        place = 0
-        names.insert(0, BACKGROUND)
-        owners = [0] * len(apart) + [i + 1 for i in owners]
-        words = apart + words
+    added = named is None and (background is not None or threshold is not None)
+    names = (BACKGROUND, *classes) if added else tuple(classes)
     if len(names) > 65535:
         raise InputError(f"there can be at most 65535 classes, not {len(names)}")
-    return _Plan(tuple(names), tuple(words), np.array(owners, np.intp), place, threshold)
+    owners = np.array([*[0] * len(apart), *range(added, len(names))], np.intp)
+    return _Plan(names, (*apart, *classes.values()), owners, 0 if added else named, threshold)
 
 
 def _check_windows(window: int | None, stride: int | None, short_side: int | None) -> tuple[int, int, int | None] | None:
@@ -269,23 +256,8 @@ def _check_windows(window: int | None, stride: int | None, short_side: int | Non
     return side, step, None if short_side is None else int(check_number("short_side", short_side, 1, whole=True))
 
 
-@dataclass(frozen=True, eq=False)
-class _Scope:
-    """What limits attention: (H, W) regions, and SAM's embedding (C, h, w), if there is one."""
-
-    regions: NDArray[Any]
-    embedding: NDArray[np.float32] | None
-
-    def weights(self, boxes: Sequence[Box]) -> Callable[[int, tuple[int, int], torch.Tensor], torch.Tensor]:
-        """For ``ClipSurgery.encode_mixed`` of the parts of the image in boxes."""
-
-        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
-            if self.embedding is not None:
-                looks = patch_looks(self.embedding, grid, boxes[i]).to(looks.device)
-            return region_attention(patch_regions(self.regions, grid, boxes[i]), looks)
-
-        return weights
-
+_Scope: TypeAlias = tuple[NDArray[Any], NDArray[np.float32] | None]
+"""What limits attention: (H, W) regions, and SAM's embedding (C, h, w), if there is one."""
 
 Field = Callable[[int, int], torch.Tensor]
 """Similarities made on demand: ``field(start, stop)`` is (stop - start, h, w), columns of the plan on a grid."""
@@ -311,9 +283,18 @@ def _encode(
     def look(images: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[torch.Tensor]:
         if scope is None:
             return [columns(features) for features in surgery.encode(images, methods=[method])]
-        return [columns(features) for features in surgery.encode_mixed(images, scope.weights(boxes))]
+        regions, embedding = scope
 
-    if isinstance(image, np.ndarray):
+        def weights(i: int, grid: tuple[int, int], looks: torch.Tensor) -> torch.Tensor:
+            if embedding is not None:
+                looks = patch_looks(embedding, grid, boxes[i]).to(looks.device)
+            return region_attention(patch_regions(regions, grid, boxes[i]), looks)
+
+        return [columns(features) for features in surgery.encode_mixed(images, weights)]
+
+    if isinstance(image, ImageFeatures):
+        shape, values = image.shape, columns(image)
+    else:
         shape = check_shape(image.shape[:2])
         if windows is not None:
             side, step, short = windows
@@ -324,9 +305,7 @@ def _encode(
                 field, grid = _slide(np.asarray(picture), look, side, step, batch_size)
                 return field, grid, shape
         [values] = look([image], [WHOLE])
-        return lambda start, stop: values[start:stop], check_shape(values.shape[1:]), shape
-    values = columns(image)
-    return lambda start, stop: values[start:stop], image.grid, image.shape
+    return lambda start, stop: values[start:stop], check_shape(values.shape[1:]), shape
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

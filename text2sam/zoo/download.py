@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,6 @@ BACKOFF_SECONDS = 1.0
 """Pause before the first retry; it doubles with each further retry."""
 
 _CHUNK = 1 << 20
-_NO_DOWNLOAD = 'The preset photo (--preset photo) needs no download; "text2sam models words" lists the words it knows.'
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class VerifyResult:
     Attributes:
         name: of the file.
         status: ``"ok"``, ``"missing"`` or ``"corrupt"``; ``"own"`` for a file that users get themselves.
-        detail: the finding in words.
+        detail: the reason in words.
     """
 
     name: str
@@ -89,14 +88,13 @@ def known_sha256(item: Checkpoint) -> str:
     """
     if item.sha256 is None:
         raise DownloadError(
-            f"{item.name} is not downloaded, as no SHA-256 of it is published: get {item.get}, and give its path as "
-            f"{item.option}= (on the command line --{item.option.replace('_', '-')}). {_NO_DOWNLOAD}"
+            f"{item.name} is not downloaded, as no SHA-256 of it is published: get {item.get}, and {_own(item)}"
         )
     return item.sha256
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file in lower-case hexadecimal digits, read piece by piece.
+    """SHA-256 of a file in lower-case hexadecimal digits.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -167,7 +165,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
         if force:
             with _writing(part):
                 part.unlink(missing_ok=True)
-        _download(item, path, part, _addresses(item), progress)
+        _download(item, path, part, progress)
         with _writing(path):
             os.replace(part, path)
             _note(path, item, path.stat())
@@ -203,11 +201,15 @@ def resolve(spec: str | os.PathLike[str], kind: Kind, *, progress: bool = True) 
 
 
 def _help(item: Checkpoint, path: Path) -> str:
-    option = item.option
+    return f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n  {path}\nor {_own(item)}"
+
+
+def _own(item: Checkpoint) -> str:
+    """How a user gives a file of their own."""
+    option = f"{item.kind}_checkpoint"
     return (
-        f"Get the file {item.filename} with SHA-256 {item.sha256} in another way and put it at\n"
-        f"  {path}\n"
-        f"or give its path as {option}= (on the command line --{option.replace('_', '-')}). {_NO_DOWNLOAD}"
+        f"give its path as {option}= (on the command line --{option.replace('_', '-')}). The preset photo (--preset photo) "
+        'needs no download; "text2sam models words" lists the words it knows.'
     )
 
 
@@ -301,7 +303,7 @@ class _AddressError(Exception):
         self.actual = actual
 
 
-def _download(item: Checkpoint, path: Path, part: Path, urls: Sequence[str], progress: bool) -> None:
+def _download(item: Checkpoint, path: Path, part: Path, progress: bool) -> None:
     """Fills ``part`` from the first address that serves the right bytes."""
     import httpx
 
@@ -317,13 +319,11 @@ def _download(item: Checkpoint, path: Path, part: Path, urls: Sequence[str], pro
         raise DownloadError(f"the proxy settings in the environment cannot be used: {error}.\n{_help(item, path)}") from error
     with client:
         transfer = _Transfer(client, item, part, progress)
-        for url in urls:
+        for url in _addresses(item):
             try:
-                transfer.fill_from(url)
+                return transfer.fill_from(url)
             except _AddressError as error:
                 failures.append((url, error))
-            else:
-                return
     if not transfer.size:
         with suppress(OSError):
             part.unlink(missing_ok=True)

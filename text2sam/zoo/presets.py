@@ -54,7 +54,7 @@ class Preset:
     image_size: int = 512
     depth: int = 6
     scales: tuple[float, ...] = (1.0,)
-    own: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 # OpenAI's weights need the -quickgelu architectures: with plain GELU they load and give wrong features.
@@ -161,15 +161,12 @@ class ModelOptions:
         return replace(options or cls(), **keywords)
 
 
-def build(
-    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
-) -> tuple[Any, ClipSurgery | WordClassifier]:
+def build(preset: str = "mobile", **options: Any) -> tuple[Any, ClipSurgery | WordClassifier]:
     """Builds the models of a preset.
 
     Args:
         preset: name in :data:`PRESETS`.
-        options: how to build them.
-        **keywords: fields of :class:`ModelOptions`, which replace those of ``options``.
+        **options: fields of :class:`ModelOptions`.
 
     Returns:
         The predictor and the map generator.
@@ -178,26 +175,22 @@ def build(
         InputError: the preset, the device or the number format is unknown or not available.
         WeightsError: a checkpoint is missing, cannot be downloaded, or does not fit.
     """
-    options = ModelOptions.of(options, keywords)
-    generator = build_generator(preset, options)
-    return load_predictor(get_preset(preset), replace(options, device=generator.device)), generator
-
-
-def build_generator(
-    preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any
-) -> ClipSurgery | WordClassifier:
-    """Builds the map generator of a preset alone; arguments and errors are those of :func:`build`."""
-    chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
-    if chosen.clip_model == PHOTO and not _own_clip(options):
-        return _word_classifier(chosen, options)
-    return build_clip(preset, options)
+    chosen, given = get_preset(preset), ModelOptions.of(None, options)
+    words = chosen.clip_model == PHOTO and not _own_clip(given)
+    generator = _word_classifier(chosen, given) if words else build_clip(preset, given)
+    return load_predictor(chosen, replace(given, device=generator.device)), generator
 
 
 def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **keywords: Any) -> ClipSurgery:
-    """Builds the CLIP of a preset alone, for what only a CLIP can do; arguments and errors are those of :func:`build`.
+    """Builds the CLIP of a preset alone, for what only a CLIP can do.
+
+    Args:
+        preset: name in :data:`PRESETS`.
+        options: how to build it.
+        **keywords: fields of :class:`ModelOptions`, which replace those of ``options``.
 
     Raises:
-        InputError: the preset has a word classifier in its place.
+        InputError, WeightsError: as :func:`build`; or the preset has a word classifier in its place.
     """
     chosen, options = get_preset(preset), ModelOptions.of(options, keywords)
     if chosen.clip_model == PHOTO:
@@ -205,24 +198,32 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
             raise InputError(f"the preset {preset!r} has a word classifier and no CLIP, which this needs; give another preset")
         chosen = replace(PRESETS["mobile"], clip_model=PHOTO, clip_checkpoint=None)  # sizes that a CLIP is used with
     from text2sam.clip.generator import ClipSurgery
-    from text2sam.devices import check_dtype, pick_device
     from text2sam.zoo.download import cache_folder
 
-    device = pick_device(options.device)
-    dtype = None if options.dtype is None else check_dtype(options.dtype, device)
+    common = _common(chosen, options)
     model, tokenizer = load_clip(chosen, options)
     return ClipSurgery(
         model,
         tokenizer,
-        image_size=chosen.image_size if options.image_size is None else options.image_size,
         depth=chosen.depth if options.depth is None else options.depth,
-        scales=chosen.scales if options.scales is None else options.scales,
-        device=device,
-        dtype=dtype,
         templates=options.templates,
         text_cache=cache_folder() / "text" if options.text_cache else None,
+        **common,
         **({} if _own_clip(options) else chosen.own),
     )
+
+
+def _common(preset: Preset, options: ModelOptions) -> dict[str, Any]:
+    """The arguments that all map generators have; device and number format are checked before anything is loaded."""
+    from text2sam.devices import check_dtype, pick_device
+
+    device = pick_device(options.device)
+    return {
+        "device": device,
+        "dtype": None if options.dtype is None else check_dtype(options.dtype, device),
+        "image_size": preset.image_size if options.image_size is None else options.image_size,
+        "scales": preset.scales if options.scales is None else options.scales,
+    }
 
 
 def _own_clip(options: ModelOptions) -> bool:
@@ -231,20 +232,12 @@ def _own_clip(options: ModelOptions) -> bool:
 
 
 def _word_classifier(preset: Preset, options: ModelOptions) -> WordClassifier:
-    from text2sam.devices import check_dtype, pick_device
     from text2sam.zoo.photo.models import load_clip as load_classifier
 
     for name in ("clip_model", "templates", "depth"):
         if getattr(options, name) is not None:
             raise InputError(f"the preset {preset.name!r} has no {name}, which is for a CLIP; give its clip_checkpoint= too")
-    device = pick_device(options.device)
-    size = preset.image_size if options.image_size is None else options.image_size
-    return load_classifier(
-        device=device,
-        dtype=None if options.dtype is None else check_dtype(options.dtype, device),
-        image_size=size,
-        scales=preset.scales if options.scales is None else options.scales,
-    )
+    return load_classifier(**_common(preset, options))
 
 
 def clip_architecture(preset: Preset, options: ModelOptions) -> str:
@@ -290,18 +283,18 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
             "(--clip-model)"
         )
     model, tokenizer = _bare_clip(architecture)
-    loaded = load_checkpoint(path)
-    difference = misfit(model.state_dict(), loaded.tensors)
+    tensors, openai = load_checkpoint(path)
+    difference = misfit(model.state_dict(), tensors)
     if difference:
-        layout = layout_of(loaded.tensors)
+        layout = layout_of(tensors)
         if layout not in ("", "a CLIP"):
             raise WeightsError(f"{path} holds {layout}")
         raise WeightsError(
             f"{path} does not fit the CLIP architecture {architecture!r}: {difference}. Name its architecture with clip_model= "
             "(--clip-model); open_clip.list_models() lists them"
         )
-    _check_activation(architecture, path, openai=loaded.openai, named=options.clip_model is not None)
-    model.load_state_dict(loaded.tensors, strict=False)
+    _check_activation(architecture, path, openai=openai, named=options.clip_model is not None)
+    model.load_state_dict(tensors, strict=False)
     return model.eval(), tokenizer
 
 

@@ -8,7 +8,6 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +23,12 @@ _PREFIXES = ("module.", "model.", "sam.", "clip.")
 _LISTED = 4
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """The content of a checkpoint file.
-
-    Attributes:
-        tensors: by key, shapes and dtypes as stored, without gradient.
-        openai: whether the file has OpenAI's own form of CLIP; those weights were trained with QuickGELU.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    openai: bool
-
-
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint; arguments and errors are those of :func:`load_checkpoint`."""
-    return load_checkpoint(path).tensors
+    return load_checkpoint(path)[0]
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], bool]:
     """Reads a checkpoint of any supported form without running Python code from it.
 
     The form is recognised by the content, not by the file name: safetensors, a TorchScript archive (as OpenAI publishes
@@ -56,31 +42,56 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
     Args:
         path: a local file. It is not hashed here; :func:`~text2sam.zoo.download.pull` does that.
 
+    Returns:
+        The tensors by key, shapes and dtypes as stored, without gradient; and whether the file has OpenAI's own form of CLIP,
+        whose weights were trained with QuickGELU.
+
     Raises:
         WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors.
     """
     file = Path(path).expanduser()
+    name = f"checkpoint {str(file)!r}"
     if not os.path.isfile(file):
-        raise WeightsError(f"checkpoint {str(file)!r} is {'a folder' if file.is_dir() else 'missing'}; {_ACCEPTED}")
+        raise WeightsError(f"{name} is {'a folder' if file.is_dir() else 'missing'}; {_ACCEPTED}")
+    import pickle
+
+    import torch
+    from safetensors.torch import load_file
+
     try:
         with file.open("rb") as stream:
             head = stream.read(9)
         size = file.stat().st_size
-    except OSError as error:
-        raise WeightsError(f"checkpoint {str(file)!r} cannot be read: {error.strerror or error}") from error
-    if not size:
-        raise WeightsError(f"checkpoint {str(file)!r} is empty; {_ACCEPTED}")
-    archive = False
-    if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
-        content = _load_safetensors(file)
-    elif _is_torchscript(file):
-        content, archive = _load_torchscript(file), True
-    elif head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(file):
-        raise WeightsError(f"checkpoint {str(file)!r} is cut short ({size:,} bytes): its directory is missing; copy it again")
-    else:
-        content = _load_pickled(file)
-    tensors, extras = _only_tensors(content, file)
-    return Loaded(tensors, archive or extras)
+        if not size:
+            raise WeightsError(f"{name} is empty; {_ACCEPTED}")
+        if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
+            content: Any = load_file(file)
+        elif not zipfile.is_zipfile(file) and head.startswith(b"PK\x03\x04"):
+            raise WeightsError(f"{name} is cut short ({size:,} bytes): its directory is missing; copy it again")
+        elif _is_torchscript(file):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.* is deprecated")
+                content = torch.jit.load(str(file), map_location="cpu").state_dict()  # type: ignore[no-untyped-call, unused-ignore]
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, OSError) and error.strerror:
+            raise WeightsError(f"{name} cannot be read: {error.strerror}") from error
+        named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has the second form
+        if isinstance(error, pickle.UnpicklingError) and named is not None:
+            raise WeightsError(
+                f"{name} holds a pickled {named[1]}, and unpickling such objects can run code, so it was not loaded; save its "
+                f"weights alone, torch.save(model.state_dict(), path); {_ACCEPTED}"
+            ) from None
+        reason, kind = next(iter(str(error).strip().splitlines()), ""), type(error).__name__
+        # torch's own text advises to load such a file unsafely; text2sam does not.
+        detail = f"{kind}: {reason}" if reason and "weights_only" not in str(error) else kind
+        raise WeightsError(
+            f"{name} cannot be read ({detail}): it is cut short, damaged or no checkpoint; {_ACCEPTED}"
+        ) from error
+    return _only_tensors(content, name)
 
 
 def misfit(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
@@ -150,65 +161,12 @@ def _is_torchscript(file: Path) -> bool:
     """A zip with ``constants.pkl`` and ``code/`` beside its data, which torch.save does not write."""
     if not zipfile.is_zipfile(file):
         return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            inside = [name.split("/")[1:] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise _unreadable(file, error) from error
+    with zipfile.ZipFile(file) as archive:
+        inside = [name.split("/")[1:] for name in archive.namelist()]
     return ["constants.pkl"] in inside or any(parts[:1] == ["code"] for parts in inside)
 
 
-def _unreadable(file: Path, error: Exception) -> WeightsError:
-    reason = next(iter(str(error).strip().splitlines()), "")
-    # torch's own text advises to load such a file unsafely; text2sam does not.
-    detail = f"{type(error).__name__}: {reason}" if reason and "weights_only" not in str(error) else type(error).__name__
-    return WeightsError(
-        f"checkpoint {str(file)!r} cannot be read ({detail}): it is cut short, damaged or no checkpoint; {_ACCEPTED}"
-    )
-
-
-def _load_safetensors(file: Path) -> Any:
-    import safetensors
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _load_torchscript(file: Path) -> Any:
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.* is deprecated")
-            archive = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call, unused-ignore]
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _unreadable(file, error) from error
-    return archive.state_dict()
-
-
-def _load_pickled(file: Path) -> Any:
-    import pickle
-
-    import torch
-
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has the second form
-        if named is None:
-            raise _unreadable(file, error) from None
-        raise WeightsError(
-            f"checkpoint {str(file)!r} holds a pickled {named[1]}, and unpickling such objects can run code, so it was not "
-            f"loaded; save its weights alone, torch.save(model.state_dict(), path); {_ACCEPTED}"
-        ) from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise _unreadable(file, error) from error
-
-
-def _only_tensors(content: Any, file: Path) -> tuple[dict[str, torch.Tensor], bool]:
+def _only_tensors(content: Any, name: str) -> tuple[dict[str, torch.Tensor], bool]:
     """The tensors with their layout undone, and whether OpenAI's three integers stood among them."""
     import torch
 
@@ -216,12 +174,12 @@ def _only_tensors(content: Any, file: Path) -> tuple[dict[str, torch.Tensor], bo
         inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
         content = inner[0] if inner else content
     if not isinstance(content, Mapping):
-        raise WeightsError(f"checkpoint {str(file)!r} holds a {type(content).__name__}, not tensors by name; {_ACCEPTED}")
+        raise WeightsError(f"{name} holds a {type(content).__name__}, not tensors by name; {_ACCEPTED}")
     tensors = {key: value for key, value in content.items() if key not in _OPENAI_EXTRAS}
     others = [key for key, value in tensors.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if others or not tensors:
         what = f"entries that are no tensors ({', '.join(map(repr, others[:5]))})" if others else "no tensors"
-        raise WeightsError(f"checkpoint {str(file)!r} holds {what}; {_ACCEPTED}")
+        raise WeightsError(f"{name} holds {what}; {_ACCEPTED}")
     named = {key.replace("_orig_mod.", ""): value.detach() for key, value in tensors.items()}
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in named)), ""):
         named = {key.removeprefix(prefix): value for key, value in named.items()}

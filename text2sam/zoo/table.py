@@ -19,35 +19,30 @@ class Checkpoint:
     Attributes:
         name: the name in text2sam.
         filename: the publisher's file name.
+        kind: ``"sam"`` or ``"clip"``.
+        model: SAM's registry key (``"vit_b"``; ``"vit_t"`` is MobileSAM), None for SAM 2, whose configuration is read off the
+            weights; or open_clip's model name.
+        licence: SPDX identifier of the weights' licence.
+        description: one line for people.
         urls: addresses of the same bytes, in order of preference.
         sha256: 64 lower-case hexadecimal digits; None where the publisher gives none: then it is never downloaded, and is a
             file or folder that users get themselves.
         size: bytes; None where it is not known.
-        licence: SPDX identifier of the weights' licence.
-        kind: ``"sam"`` or ``"clip"``.
-        model: SAM's registry key (``"vit_b"``; ``"vit_t"`` is MobileSAM), None for SAM 2, whose configuration is read off the
-            weights; or open_clip's model name.
-        description: one line for people.
         pretrained: open_clip's tag for these weights, ``"openai"``; None for others.
         get: without a SHA-256, what users get themselves, and where.
     """
 
     name: str
     filename: str
-    urls: tuple[str, ...]
-    sha256: str | None
-    size: int | None
-    licence: str
     kind: Kind
     model: str | None
+    licence: str
     description: str
+    urls: tuple[str, ...] = ()
+    sha256: str | None = None
+    size: int | None = None
     pretrained: str | None = None
     get: str = ""
-
-    @property
-    def option(self) -> str:
-        """The option that takes a file of its kind, ``"clip_checkpoint"`` or ``"sam_checkpoint"``."""
-        return f"{self.kind}_checkpoint"
 
 
 def _sam(model: str, filename: str, size: int, sha256: str) -> Checkpoint:
@@ -71,7 +66,6 @@ def _clip(model: str, sha256: str, stem: str | None = None) -> Checkpoint:
         filename=filename,
         urls=(f"https://openaipublic.azureedge.net/clip/models/{sha256}/{filename}",),
         sha256=sha256,
-        size=None,
         licence="MIT",
         kind="clip",
         model=model,
@@ -141,9 +135,6 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         Checkpoint(
             name="siglip2-base-patch16-512",
             filename="siglip2-base-patch16-512",
-            urls=(),
-            sha256=None,
-            size=None,
             licence="Apache-2.0",
             kind="clip",
             model="ViT-B-16-SigLIP2-512",

@@ -17,8 +17,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from helpers import surgery_tokens
 
-from text2sam.clip.towers import surgery_tokens
 from text2sam.errors import InputError
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.sticker import train as train_module

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -20,40 +20,27 @@ class TowerTokens:
     """Tokens of a batch of images, class token first, after the projection, not normalised.
 
     Attributes:
-        surgery: (B, 1 + gh*gw, C) from the surgery path.
-        raw: (B, 1 + gh*gw, C) from the original path; its class token is the model's own image feature.
+        paths: (B, 1 + gh*gw, C) by path: ``"raw"`` is the original one, whose class token is the model's own image feature;
+            the others are kinds of attention (:data:`text2sam.clip.attention.KINDS`), ``"architecture"`` always among them.
         grid: (gh, gw), patches run row by row.
-        others: kind of attention -> (B, 1 + gh*gw, C), for the further kinds that were asked for; their class token is that of
-            ``raw``.
     """
 
-    surgery: torch.Tensor
-    raw: torch.Tensor
+    paths: Mapping[str, torch.Tensor]
     grid: tuple[int, int]
-    others: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def surgery(self) -> torch.Tensor:
+        """The path of architecture surgery."""
+        return self.paths["architecture"]
+
+    @property
+    def raw(self) -> torch.Tensor:
+        """The original path."""
+        return self.paths["raw"]
 
 
 Grid: TypeAlias = tuple[int, int]
 """(gh, gw): patches from top to bottom and from left to right."""
-Tap: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class LastStep:
-    """The last step of a tower, which makes the class token; class-activation maps look at what it mixes.
-
-    Attributes:
-        stream: what enters it, in a form of the tower's own.
-        grid: (gh, gw).
-        finish: (stream, tap) -> (B, C) class token. ``tap`` is given the layer that the step mixes into the class token, and
-            returns it.
-        layer_map: what ``tap`` is given -> (B, D, gh, gw).
-    """
-
-    stream: torch.Tensor
-    grid: tuple[int, int]
-    finish: Callable[[torch.Tensor, Tap], torch.Tensor]
-    layer_map: Callable[[torch.Tensor], torch.Tensor]
 
 
 class ImageTower(Protocol):
@@ -77,32 +64,34 @@ class ImageTower(Protocol):
     kinds: tuple[str, ...]
 
     def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
-        """Tokens of (B, 3, H, W) normalised pixels; the module is in evaluation mode, the arguments are checked."""
-        ...
+        """Tokens of (B, 3, H, W) normalised pixels; the module is in evaluation mode, the arguments are checked.
 
-    def last_step(self, pixels: torch.Tensor) -> LastStep:
-        """What precedes the last step of the original path."""
-        ...
-
-
-class TextTower(Protocol):
-    """A text tower with its tokenizer."""
-
-    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(P, L) int64 token ids on the CPU.
-
-        Raises:
-            PromptError: a prompt is longer than the tower's context.
+        Args:
+            pixels: whole patches, at least one.
+            depth: how many of the last blocks have the second path.
+            kinds: of attention, besides ``"architecture"``.
         """
         ...
 
-    def hint(self, text: str) -> str | None:
-        """Advice about a text that the tower can encode, but is unlikely to know."""
-        ...
 
-    def features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(P, C) text features of (P, L) token ids, not normalised."""
-        ...
+class Adapter:
+    """What the adapters of this package share: the attributes of :class:`ImageTower`, and :attr:`note`.
+
+    Args:
+        visual: the tower.
+        patch, size: in pixels, one number or (height, width).
+    """
+
+    blocks: int | None = None
+    kinds: tuple[str, ...] = ("architecture",)
+    note: str = ""
+    """What is an approximation in the patches' features; may be empty."""
+
+    def __init__(self, visual: Any, patch: Any, size: Any) -> None:
+        self.module: Any = visual
+        self.patch, self.size = _pair(patch), _pair(size)
+        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
+        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
 
 
 _lock = threading.Lock()
@@ -138,25 +127,11 @@ def exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def resize_positions(positions: torch.Tensor, native: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """Positional embeddings for another grid.
-
-    Args:
-        positions: (1 + h*w, D), the class token's first.
-        native: (h, w) they were made for.
-        grid: (gh, gw) wanted.
-
-    Returns:
-        (1 + gh*gw, D), see :func:`resize_tokens`.
-    """
-    return positions if native == grid else resize_tokens(positions[None], native, grid)[0]
-
-
 def resize_tokens(tokens: torch.Tensor, native: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     """Tokens on another grid.
 
     Args:
-        tokens: (B, 1 + h*w, D), class token first.
+        tokens: (B, 1 + h*w, D), class token first; or positional embeddings likewise.
         native: (h, w) of their patches.
         grid: (gh, gw) wanted.
 
@@ -170,11 +145,6 @@ def resize_tokens(tokens: torch.Tensor, native: tuple[int, int], grid: tuple[int
     return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def with_class(original: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, 1 + N, C) tokens with the class token of others."""
-    return torch.cat([original[:, :1], tokens[:, 1:]], dim=1)
-
-
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """(B, L, D) -> (B, heads, L, D / heads)."""
     split: torch.Tensor = x.unflatten(-1, (heads, -1))
@@ -186,6 +156,6 @@ def join_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def pair(size: Any) -> tuple[int, int]:
+def _pair(size: Any) -> tuple[int, int]:
     """(height, width) of a size that may be one number."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from text2sam.clip.attention import KINDS, AttentionKind, attend, gaussian_window, middle_blocks
-from text2sam.clip.towers.base import Grid, LastStep, Tap, TowerTokens, join_heads
+from text2sam.clip.towers.base import Adapter, Grid, TowerTokens, join_heads
 
 AFTER_MEAN = "the image feature is normalised after the mean of the patches, the patches one by one"
 """Note on towers whose patches are an approximation: their mean is not the image feature."""
@@ -35,7 +35,7 @@ class Block(Protocol):
         ...
 
 
-class TransformerTower:
+class TransformerTower(Adapter):
     """Adapter of a tower of transformer blocks; a subclass says what enters them and what is made of what leaves.
 
     Attributes:
@@ -71,16 +71,21 @@ class TransformerTower:
                 weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) / len(between)
                 middle = weights if middle is None else middle + weights
             for kind in every:
-                if i >= len(blocks) - (kind.blocks or depth):
-                    stream = streams.get(kind.name, x)
-                    streams[kind.name] = self._beside(block, kind, stream, (q, k, v), entered, grid, middle)
+                if i < len(blocks) - (kind.blocks or depth):
+                    continue
+                bias = None if kind.window is None else gaussian_window(grid, kind.window, prefix=self.prefix).to(v)
+                length = None if kind.iterations is None else entered.norm(dim=-1).mean(dim=-1)  # (B,)
+                stream = streams.get(kind.name, x)
+                update = block.update(attend(kind, q, k, v, bias=bias, length=length, middle=middle), entered)
+                stream = stream + update if kind.residual else update
+                streams[kind.name] = block.mlp(stream) if kind.mlp else stream
             x = block.mlp(x + block.update(F.scaled_dot_product_attention(q, k, v), entered))
         pooled = self.pool(x)[:, None]
-        raw, surgery, *others = (
-            torch.cat([pooled, self.project(stream[:, self.prefix :])], dim=1)
-            for stream in (x, *(streams[kind.name] for kind in every))
-        )
-        return TowerTokens(surgery, raw, grid, {kind.name: other for kind, other in zip(kinds, others, strict=True)})
+        paths = {
+            name: torch.cat([pooled, self.project(stream[:, self.prefix :])], dim=1)
+            for name, stream in {"raw": x, **streams}.items()
+        }
+        return TowerTokens(paths, grid)
 
     def mixed(self, pixels: torch.Tensor, weights: Callable[[Grid, torch.Tensor], torch.Tensor]) -> TowerTokens:
         """Tokens whose patches mix the last block's values by given weights, without the block's residual and MLP.
@@ -91,49 +96,21 @@ class TransformerTower:
                 what each patch takes of each, in every head.
 
         Returns:
-            Tokens that are both ``raw`` and ``surgery``; the class token is the model's own.
+            Tokens, the same on both paths; the class token is the model's own.
         """
         x, grid, (*blocks, last) = self.stream(pixels)
         for block in blocks:
-            x = _step(block, x, block.enter(x))
+            x = step(block, x, block.enter(x))
         entered = last.enter(x)
         q, k, v = last.queries_keys_values(entered)
         how = weights(grid, join_heads(q + k)[:, self.prefix :]).to(v)
         mixed = torch.cat([v[:, :, : self.prefix], how[:, None] @ v[:, :, self.prefix :]], dim=2)
         patches = last.update(mixed, entered)[:, self.prefix :]
-        pooled = self.pool(_step(last, x, entered))
+        pooled = self.pool(step(last, x, entered))
         tokens = torch.cat([pooled[:, None], self.project(patches)], dim=1)
-        return TowerTokens(tokens, tokens, grid)
-
-    def last_step(self, pixels: torch.Tensor) -> LastStep:
-        """The last block mixes what it is given of the stream."""
-        x, grid, (*blocks, last) = self.stream(pixels)
-        for block in blocks:
-            x = _step(block, x, block.enter(x))
-
-        def finish(stream: torch.Tensor, tap: Tap) -> torch.Tensor:
-            return self.pool(_step(last, stream, tap(last.enter(stream))))
-
-        return LastStep(x, grid, finish, lambda layer: layer[:, self.prefix :].transpose(1, 2).unflatten(2, grid))
-
-    def _beside(
-        self,
-        block: Block,
-        kind: AttentionKind,
-        stream: torch.Tensor,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        entered: torch.Tensor,
-        grid: Grid,
-        middle: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """What leaves a block on the path of a kind, from what enters it there and what the original path made."""
-        bias = None if kind.window is None else gaussian_window(grid, kind.window, prefix=self.prefix).to(qkv[2])
-        length = None if kind.iterations is None else entered.norm(dim=-1).mean(dim=-1)  # (B,)
-        update = block.update(attend(kind, *qkv, bias=bias, length=length, middle=middle), entered)
-        stream = stream + update if kind.residual else update
-        return block.mlp(stream) if kind.mlp else stream
+        return TowerTokens({"raw": tokens, "architecture": tokens}, grid)
 
 
-def _step(block: Block, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+def step(block: Block, x: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
     """A block as trained: what leaves it, from the stream and what the attention is given of it."""
     return block.mlp(x + block.update(F.scaled_dot_product_attention(*block.queries_keys_values(entered)), entered))

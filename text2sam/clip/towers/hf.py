@@ -81,7 +81,7 @@ class SigLIP(nn.Module):
 
 
 def opened(model: Any, tokenizer: Any) -> tuple[Any, Tokenizer]:
-    """A model and its tokenizer as open_clip has them; what is no model of transformers or OpenAI's ``clip`` is given back.
+    """A model of transformers or OpenAI's ``clip`` as open_clip's, any other as it is; and its tokenizer.
 
     A tokenizer or processor of transformers becomes a function of strings, whatever the model.
     """
@@ -95,7 +95,7 @@ def opened(model: Any, tokenizer: Any) -> tuple[Any, Tokenizer]:
         model = openai_model(model.state_dict())
     if any(base.__module__.startswith("transformers.") for base in type(tokenizer).__mro__):
         inner = getattr(tokenizer, "tokenizer", tokenizer)
-        tokenizer = padded_tokenizer(inner, _context_length(model), zeros=_has_eos_pool(model))
+        tokenizer = padded_tokenizer(inner, model)
     return model, tokenizer
 
 
@@ -221,18 +221,17 @@ def folder_tokenizer(folder: Path, model: Any) -> Tokenizer:
         raise WeightsError(
             f"{str(folder)!r} has no tokenizer that transformers can read (tokenizer.json, or spiece.model): {error}"
         ) from error
-    return padded_tokenizer(found, _context_length(model), zeros=_has_eos_pool(model))
+    return padded_tokenizer(found, model)
 
 
-def padded_tokenizer(tokenizer: Any, length: int, *, zeros: bool) -> Tokenizer:
-    """A tokenizer of transformers as a function of strings.
+def padded_tokenizer(tokenizer: Any, model: Any) -> Tokenizer:
+    """A tokenizer of transformers as a function of strings, for a model of open_clip.
 
-    Args:
-        tokenizer: of transformers.
-        length: the text tower's context.
-        zeros: pad with 0, as open_clip does, and not with the tokenizer's own padding, which CLIP's tower never sees and
-            SigLIP's was trained with.
+    Texts are padded with 0, as open_clip does, for a causal tower whose feature is read at the end token: it never sees what
+    stands behind that. Others were trained with the tokenizer's own padding.
     """
+    length = _context_length(model)
+    zeros = getattr(model, "text_pool_type", "") in ("argmax", "eos") and getattr(model, "attn_mask", None) is not None
 
     def tokens(texts: Sequence[str]) -> torch.Tensor:
         made = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -297,13 +296,13 @@ def _clip(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) -> tuple[
         "head_width": len(embedding) // int(vision.get("num_attention_heads", 12)),
         "mlp_ratio": (len(tensors["visual.transformer.resblocks.0.mlp.c_fc.bias"]) + 0.5) / len(embedding),
         "norm_kwargs": {"eps": float(vision.get("layer_norm_eps", 1e-5))},
-        "act_kwargs": _activation(vision, "quick_gelu")[1],
+        "act_kwargs": _gelu(vision, "quick_gelu"),
     }
     text_cfg = _text(tensors, "", int(text.get("num_attention_heads", 8))) | {
         "pool_type": "argmax" if highest else "eos",
         "eos_id": end,
         "norm_kwargs": {"eps": float(text.get("layer_norm_eps", 1e-5))},
-        "act_kwargs": _activation(text, "quick_gelu")[1],
+        "act_kwargs": _gelu(text, "quick_gelu"),
     }
     return CLIP(tensors["visual.proj"].shape[1], vision_cfg, text_cfg, quick_gelu=quick.pop()), tensors
 
@@ -343,10 +342,9 @@ def _siglip(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) -> tupl
         num_classes=0,
         norm_layer=functools.partial(nn.LayerNorm, eps=float(vision.get("layer_norm_eps", 1e-6))),
     )
-    make, _ = _activation(vision, "gelu_pytorch_tanh")
     for module in visual.modules():
         if hasattr(module, "fc1") and hasattr(module, "act"):
-            module.act = make()
+            module.act = _layer(vision)()
     if embedding.ndim == 2:
         visual.pos_interpolation = "bilinear"
     options = _text(tower, "text.", int(text.get("num_attention_heads", 12)))
@@ -357,7 +355,7 @@ def _siglip(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) -> tupl
         proj_bias=True,
         no_causal_mask=True,
         pool_type="last",
-        act_layer=_activation(text, "gelu_pytorch_tanh")[0],
+        act_layer=_layer(text),
         norm_layer=functools.partial(nn.LayerNorm, eps=float(text.get("layer_norm_eps", 1e-6))),
     )
     return SigLIP(visual, encoder), image | tower
@@ -376,23 +374,26 @@ def _text(tensors: Mapping[str, torch.Tensor], prefix: str, heads: int) -> dict[
     }
 
 
-def _activation(config: Mapping[str, Any], default: str) -> tuple[Callable[[], nn.Module], dict[str, Any] | None]:
-    """A constructor of an activation, and the arguments that make it of ``nn.GELU``; None for QuickGELU.
+def _gelu(config: Mapping[str, Any], default: str) -> dict[str, Any] | None:
+    """The arguments of ``nn.GELU`` that make a tower's activation; None for QuickGELU.
 
     Raises:
         UnsupportedModelError: open_clip's towers have no such activation.
     """
-    from open_clip.transformer import QuickGELU
-
+    known: dict[str, Any] = {"quick_gelu": None, "gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
     name = str(config.get("hidden_act", default))
-    known: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | None]] = {
-        "quick_gelu": (QuickGELU, None),
-        "gelu": (nn.GELU, {}),
-        "gelu_pytorch_tanh": (functools.partial(nn.GELU, approximate="tanh"), {"approximate": "tanh"}),
-    }
     if name not in known:
         raise UnsupportedModelError(f"hidden_act must be one of {', '.join(known)}, not {name!r}")
-    return known[name]
+    arguments: dict[str, Any] | None = known[name]
+    return arguments
+
+
+def _layer(config: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """A constructor of the activation of one of SigLIP's towers."""
+    from open_clip.transformer import QuickGELU
+
+    arguments = _gelu(config, "gelu_pytorch_tanh")
+    return QuickGELU if arguments is None else functools.partial(nn.GELU, **arguments)
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -413,11 +414,6 @@ def _side(count: int) -> int:
 
 def _context_length(model: Any) -> int:
     return int(getattr(getattr(model, "text", model), "context_length", 77))
-
-
-def _has_eos_pool(model: Any) -> bool:
-    """Whether the text feature is read at the end token of a causal tower, which never looks at the padding behind it."""
-    return getattr(model, "text_pool_type", "") in ("argmax", "eos") and getattr(model, "attn_mask", None) is not None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,35 +10,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from text2sam.clip.attention import KINDS, AttentionKind, attend
-from text2sam.clip.towers.base import LastStep, Tap, TowerTokens, join_heads, resize_positions, split_heads, with_class
+from text2sam.clip.towers.base import Adapter, TowerTokens, join_heads, resize_tokens, split_heads
 
 
-class ResNet:
+class ResNet(Adapter):
     """Adapter of a ``ModifiedResNet``; see :class:`text2sam.clip.towers.base.ImageTower`."""
 
-    patch: tuple[int, int] = (32, 32)  # the trunk halves its input five times
-    blocks: int | None = None
     kinds: tuple[str, ...] = tuple(name for name, kind in KINDS.items() if kind.pool)
 
     def __init__(self, visual: Any) -> None:
-        self.module: Any = visual
-        side = visual.image_size
-        self.size: tuple[int, int] = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
-        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
-        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
+        super().__init__(visual, patch=32, size=visual.image_size)  # the trunk halves its input five times
 
     def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
         """The trunk, and the attention pool once for each path; ``depth`` has no effect."""
         return pool_tokens(self.module, resnet_features(self.module, pixels), kinds)
-
-    def last_step(self, pixels: torch.Tensor) -> LastStep:
-        """The attention pool mixes what the trunk gives."""
-        x = resnet_features(self.module, pixels)
-
-        def finish(stream: torch.Tensor, tap: Tap) -> torch.Tensor:
-            return pool_tokens(self.module, tap(stream)).raw[:, 0]
-
-        return LastStep(x, (int(x.shape[2]), int(x.shape[3])), finish, lambda layer: layer)
 
 
 def adapt(visual: nn.Module) -> ResNet | None:
@@ -57,15 +42,16 @@ def resnet_features(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def pool_tokens(visual: Any, x: torch.Tensor, kinds: Sequence[AttentionKind] = ()) -> TowerTokens:
-    """The attention pool of a ``ModifiedResNet`` from (B, D, gh, gw); the class token of ``surgery`` is value-value too."""
+    """The attention pool of a ``ModifiedResNet`` from (B, D, gh, gw); architecture surgery has a class token of its own."""
     grid = (int(x.shape[2]), int(x.shape[3]))
     x = x.flatten(2).transpose(1, 2)  # (B, N, D)
     x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
     pool = visual.attnpool
     side = round((len(pool.positional_embedding) - 1) ** 0.5)
-    x = x + resize_positions(pool.positional_embedding, (side, side), grid).to(x.dtype)
+    x = x + resize_tokens(pool.positional_embedding[None], (side, side), grid).to(x.dtype)
     q, k, v = (split_heads(linear(x), pool.num_heads) for linear in (pool.q_proj, pool.k_proj, pool.v_proj))
-    surgery = pool.c_proj(join_heads(attend(KINDS["architecture"], q, k, v)))
     raw = pool.c_proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
-    others = {kind.name: with_class(raw, pool.c_proj(join_heads(attend(kind, q, k, v)))) for kind in kinds}
-    return TowerTokens(surgery, raw, grid, others)
+    every = {kind.name: pool.c_proj(join_heads(attend(kind, q, k, v))) for kind in (KINDS["architecture"], *kinds)}
+    for kind in kinds:
+        every[kind.name] = torch.cat([raw[:, :1], every[kind.name][:, 1:]], dim=1)
+    return TowerTokens({"raw": raw, **every}, grid)

@@ -15,21 +15,21 @@ class TowerRow:
 
     Attributes:
         name: as in ``open_clip.list_models()``.
-        adapter: class of its adapter; empty when its image tower is refused.
-        patch: (height, width) in pixels that one token stands for; None when refused.
-        size: (height, width) in pixels of the images the model was trained on; None when refused.
+        adapter: class of its adapter; empty, as the next three, when its image tower is refused.
+        patch: (height, width) in pixels that one token stands for.
+        size: (height, width) in pixels of the images the model was trained on.
         methods: names in :data:`text2sam.clip.attention.METHODS` that it offers.
         note: what is an approximation; why it is refused.
         hub: what has to come from the Hugging Face hub besides the weights, or from a folder of its files.
     """
 
     name: str
-    adapter: str
-    patch: tuple[int, int] | None
-    size: tuple[int, int] | None
-    methods: tuple[str, ...]
-    note: str
-    hub: str
+    adapter: str = ""
+    patch: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    methods: tuple[str, ...] = ()
+    note: str = ""
+    hub: str = ""
 
 
 def tower_rows(names: Sequence[str] | None = None) -> list[TowerRow]:
@@ -88,10 +88,10 @@ def _row(name: str) -> TowerRow:
         try:
             visual = _build_vision_tower(*arguments)
         except RuntimeError as error:
-            return TowerRow(name, "", None, None, (), f"this timm cannot build it: {error}", hub)
+            return TowerRow(name, note=f"this timm cannot build it: {error}", hub=hub)
     try:
         tower = tower_of(visual)
     except UnsupportedModelError as error:
-        return TowerRow(name, "", None, None, (), str(error).split(". ")[0], hub)
+        return TowerRow(name, note=str(error).split(". ")[0], hub=hub)
     offered = tuple(method for method, made in METHODS.items() if made.tokens == "raw" or made.tokens in tower.kinds)
     return TowerRow(name, type(tower).__name__, tower.patch, tower.size, offered, getattr(tower, "note", ""), hub)

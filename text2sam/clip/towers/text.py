@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,35 +14,41 @@ from text2sam.errors import PromptError, UnsupportedModelError
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
-_CLIPS_A = (49406, 320, 49407)  # what "a" is to CLIP's own tokenizer, whoever's code it is in
-_LATIN = ("LATIN", "FEMININE", "MASCULINE")  # how Unicode names begin; the latter two of Spanish ordinals
-_WORD = " x"  # a word put behind a prompt, to see whether the tokenizer still sees what stands there
+_CLIPS_A = (49406, 320, 49407)  # "a" in every implementation of CLIP's own tokenizer
+_LATIN = ("LATIN", "FEMININE", "MASCULINE")  # beginnings of Unicode names; the latter two are Spanish ordinals
+_WORD = " x"  # put behind a prompt, to see whether the tokenizer still reads what stands there
 
 
-class OpenClipText:
-    """Adapter of an open_clip model's text tower; see :class:`text2sam.clip.towers.base.TextTower`.
+class TextTower:
+    """An open_clip model's text tower with its tokenizer.
 
     Args:
         model: with ``encode_text``.
         tokenizer: strings -> (P, L) token ids, padded on either side with any token.
+
+    Raises:
+        UnsupportedModelError: the model encodes no texts.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        if not callable(getattr(model, "encode_text", None)):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no encode_text; ClipSurgery needs a CLIP built by open_clip"
+            )
         self.model = model
         self.tokenizer = tokenizer
-        self._a: torch.Tensor | None = None
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """(P, L) int64 token ids on the CPU.
 
-        Tokenizers cut what is too long without a word. A prompt fits when a word put behind it changes its tokens.
+        Tokenizers cut long prompts silently. A prompt fits when another word behind it changes its tokens.
 
         Raises:
             PromptError: a prompt does not fit.
             UnsupportedModelError: the tokenizer gives no token ids, or ids that the text tower does not know.
         """
         tokens = self._ids(prompts)
-        padding = int(self._short()[-1])
+        padding = int(self._short[-1])
         # rows that end in two padding tokens are not cut; padding may be the end token, which a cut row has once
         rows = (tokens[:, -2:] != padding).any(dim=1).nonzero().flatten().tolist()
         longer = self._ids([prompts[row] + _WORD for row in rows]) if rows else tokens[:0]
@@ -52,21 +59,20 @@ class OpenClipText:
         return tokens
 
     def hint(self, text: str) -> str | None:
-        """Advice about a text in letters of another script than the tokenizer was made for; None when there is none."""
+        """Advice about a text in a script that the tokenizer was not made for; None for others."""
         letters = [c for c in text if c.isalpha()]
         foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith(_LATIN)]
-        if 2 * len(foreign) <= len(letters) or tuple(self._short()[:3].tolist()) != _CLIPS_A:
+        if 2 * len(foreign) <= len(letters) or tuple(self._short[:3].tolist()) != _CLIPS_A:
             return None
         return (
             f"{text!r} is not written in Latin letters, and this CLIP was trained on English texts: what it finds, or misses, "
             "says little; translate the text, or use a multilingual CLIP"
         )
 
+    @functools.cached_property
     def _short(self) -> torch.Tensor:
         """(L,) token ids of a text that is padded for certain."""
-        if self._a is None:
-            self._a = self._ids(["a"])[0]
-        return self._a
+        return self._ids(["a"])[0]
 
     def _ids(self, prompts: Sequence[str]) -> torch.Tensor:
         try:
@@ -86,10 +92,6 @@ class OpenClipText:
                 "belongs to another model; take open_clip.get_tokenizer with the name of this one"
             )
         return tokens.to("cpu", torch.int64)
-
-    def features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(P, C) text features, see :func:`encode_tokens`."""
-        return encode_tokens(self.model, tokens)
 
 
 def encode_tokens(model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -18,65 +18,43 @@ import torch
 from torch import nn
 
 from text2sam.clip.attention import AttentionKind
-from text2sam.clip.towers.base import LastStep, Tap, TowerTokens, pair
+from text2sam.clip.towers.base import Adapter, TowerTokens
 from text2sam.errors import UnsupportedModelError
 
 _FAMILIES = ("ConvNeXt", "FastVit", "ResNet", "SwinTransformer")
 
 
-class TimmCNN:
+class TimmCNN(Adapter):
     """Adapter of a ``TimmModel`` around a pooled network; see :class:`text2sam.clip.towers.base.ImageTower`."""
 
-    blocks: int | None = None
-    kinds: tuple[str, ...] = ("architecture",)
-
     def __init__(self, visual: Any) -> None:
-        self.module: Any = visual
-        reduction = int(visual.trunk.feature_info[-1]["reduction"])
-        self.patch = (reduction, reduction)
-        self.size = pair(visual.image_size)
-        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
-        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
-
-    @property
-    def note(self) -> str:
-        """What is an approximation in the features of positions; may be empty."""
-        heads = (getattr(self.module.trunk, "head", nn.Identity()), self.module.head)
+        super().__init__(visual, patch=int(visual.trunk.feature_info[-1]["reduction"]), size=visual.image_size)
+        self._channels_last = getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC"
+        heads = (getattr(visual.trunk, "head", nn.Identity()), visual.head)
         made = {type(part).__name__ for head in heads for part in head.modules() if not next(part.children(), None)}
         curved = sorted(name for name in made if "Norm" in name or name.endswith(("GELU", "GELUTanh")))
-        return f"positions go one by one through {', '.join(curved)}, the image feature after its mean" if curved else ""
+        if curved:
+            self.note = f"positions go one by one through {', '.join(curved)}, the image feature after its mean"
 
     def tokens(self, pixels: torch.Tensor, depth: int, kinds: Sequence[AttentionKind]) -> TowerTokens:
         """One path; ``depth`` has no effect."""
-        x, channels_last = self._features(pixels)  # (B, gh, gw, D)
-        pooled = self._head(x, channels_last)[:, None]
-        alone = self._head(x.flatten(0, 2)[:, None, None], channels_last).unflatten(0, x.shape[:3])
-        tokens = torch.cat([pooled, alone.flatten(1, 2)], dim=1)
-        return TowerTokens(tokens, tokens, (int(x.shape[1]), int(x.shape[2])))
+        x = self.features(pixels)  # (B, gh, gw, D)
+        alone = self.head(x.flatten(0, 2)[:, None, None]).unflatten(0, x.shape[:3])
+        tokens = torch.cat([self.head(x)[:, None], alone.flatten(1, 2)], dim=1)
+        return TowerTokens({"raw": tokens, "architecture": tokens}, (int(x.shape[1]), int(x.shape[2])))
 
-    def last_step(self, pixels: torch.Tensor) -> LastStep:
-        """The head takes the mean of the last feature map."""
-        x, channels_last = self._features(pixels)
-
-        def finish(stream: torch.Tensor, tap: Tap) -> torch.Tensor:
-            return self._head(tap(stream), channels_last)
-
-        return LastStep(x, (int(x.shape[1]), int(x.shape[2])), finish, lambda layer: layer.permute(0, 3, 1, 2))
-
-    def _features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """(B, gh, gw, D) last feature map, and whether the trunk keeps its channels last."""
-        trunk, (height, width) = self.module.trunk, self.patch
-        pixels = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, gh, gw, D) last feature map."""
+        trunk = self.module.trunk
         if hasattr(trunk, "set_input_size"):
             trunk = _for_size(trunk, (int(pixels.shape[2]), int(pixels.shape[3])))
-        x = trunk.forward_features(pixels)
-        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
-        return x if channels_last else x.permute(0, 2, 3, 1), channels_last
+        x: torch.Tensor = trunk.forward_features(pixels)
+        return x if self._channels_last else x.permute(0, 2, 3, 1)
 
-    def _head(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    def head(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) image features from (B, h, w, D)."""
         visual = self.module
-        features: torch.Tensor = visual.head(visual.trunk.forward_head(x if channels_last else x.permute(0, 3, 1, 2)))
+        features: torch.Tensor = visual.head(visual.trunk.forward_head(x if self._channels_last else x.permute(0, 3, 1, 2)))
         return features
 
 
@@ -91,14 +69,11 @@ def adapt(visual: nn.Module) -> TimmCNN | None:
         return None
     if hasattr(visual.head, "pool"):
         raise UnsupportedModelError(
-            f"surgery cannot be applied to timm's {type(trunk).__name__} with {type(visual.head.pool).__name__}: its positions "
-            "are pooled by attention"
+            f"timm's {type(trunk).__name__} with {type(visual.head.pool).__name__}: its positions are pooled by attention"
         )
     pool = getattr(getattr(trunk, "head", trunk), "global_pool", None)
     if getattr(pool, "pool_type", None) != "avg":
-        raise UnsupportedModelError(
-            f"surgery cannot be applied to timm's {type(trunk).__name__} with the pooling {getattr(pool, 'pool_type', pool)!r}"
-        )
+        raise UnsupportedModelError(f"timm's {type(trunk).__name__} with the pooling {getattr(pool, 'pool_type', pool)!r}")
     return TimmCNN(visual)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from text2sam.clip.towers.base import Grid, join_heads, pair, split_heads
+from text2sam.clip.towers.base import Grid, join_heads, split_heads
 from text2sam.clip.towers.blocks import AFTER_MEAN, Block, TransformerTower
 from text2sam.errors import UnsupportedModelError
 
@@ -30,28 +30,19 @@ class TimmViT(TransformerTower):
     """
 
     def __init__(self, visual: Any) -> None:
-        self.module: Any = visual
-        self.trunk: Any = getattr(visual, "trunk", visual)
-        self.head: Any = getattr(visual, "head", nn.Identity()) if self.trunk is not visual else nn.Identity()
-        embed = self.trunk.patch_embed
-        self.patch = pair(embed.feat_ratio(as_scalar=False))
-        self.size = pair(embed.img_size)
-        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
-        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
-        self.blocks: int | None = len(self.trunk.blocks)
-        self.prefix = int(self.trunk.num_prefix_tokens)
-
-    @property
-    def note(self) -> str:
-        """What is an approximation in the patches' features; may be empty."""
-        trunk = self.trunk
-        normalised = trunk.attn_pool is None and trunk.global_pool == "avg" and not isinstance(trunk.fc_norm, nn.Identity)
-        return AFTER_MEAN if normalised else ""
+        trunk = getattr(visual, "trunk", visual)
+        super().__init__(visual, trunk.patch_embed.feat_ratio(as_scalar=False), trunk.patch_embed.img_size)
+        self.trunk: Any = trunk
+        self.head: Any = nn.Identity() if trunk is visual else visual.head
+        self.blocks = len(trunk.blocks)
+        self.prefix = int(trunk.num_prefix_tokens)
+        if trunk.attn_pool is None and trunk.global_pool == "avg" and not isinstance(trunk.fc_norm, nn.Identity):
+            self.note = AFTER_MEAN
 
     def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
         """What ``trunk.forward_features`` does before its blocks, on any grid."""
-        trunk, (height, width) = self.trunk, self.patch
-        x = _patches(trunk.patch_embed, pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width])
+        trunk = self.trunk
+        x = _patches(trunk.patch_embed, pixels)
         grid = (int(x.shape[1]), int(x.shape[2]))
         x = x.flatten(1, 2)  # (B, N, D)
         before = [token.expand(len(x), -1, -1) for token in (trunk.cls_token, trunk.reg_token) if token is not None]
@@ -169,25 +160,23 @@ def adapt(visual: nn.Module) -> TimmViT | None:
     name = f"timm's {type(trunk).__name__}"
     if type(trunk).__name__ == "VisionTransformerRelPos":
         raise UnsupportedModelError(
-            f"surgery cannot be applied to {name}, whose positions are a bias on queries times keys, which the other kinds of "
-            "attention have not"
+            f"{name}, whose positions are a bias on queries times keys, which the other kinds of attention have not"
         )
     if not isinstance(trunk, (VisionTransformer, Eva)):
         return None
     if type(trunk) not in (VisionTransformer, Eva):
-        raise UnsupportedModelError(f"surgery cannot be applied to {name}, which changes timm's own forward pass")
+        raise UnsupportedModelError(f"{name}, which changes timm's own forward pass")
     for block in trunk.blocks:
         parts = {"blocks": (block, _BLOCKS), "attention": (getattr(block, "attn", None), _ATTENTIONS)}
         for what, (part, known) in parts.items():
             if type(part).__name__ not in known or not type(part).__module__.startswith("timm."):
-                raise UnsupportedModelError(f"surgery cannot be applied to {name} with {what} of {_name(part)}")
+                raise UnsupportedModelError(f"{name} with {what} of {_name(part)}")
     pool = trunk.attn_pool
     if trunk.global_pool not in _POOLS or (pool is None and trunk.global_pool == "map"):
-        raise UnsupportedModelError(f"surgery cannot be applied to {name} with the pooling {trunk.global_pool!r}")
+        raise UnsupportedModelError(f"{name} with the pooling {trunk.global_pool!r}")
     if pool is not None and (type(pool).__name__ != "AttentionPoolLatent" or pool.pos_embed is not None):
         raise UnsupportedModelError(
-            f"surgery cannot be applied to {name} with {_name(pool)}: a patch alone must make sense to the attention pool, "
-            "which has positions of its own"
+            f"{name} with {_name(pool)}: a patch alone must make sense to the attention pool, which has positions of its own"
         )
     return TimmViT(visual)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from text2sam.clip.towers.base import Grid, join_heads, pair, resize_positions, split_heads
+from text2sam.clip.towers.base import Grid, join_heads, resize_tokens, split_heads
 from text2sam.clip.towers.blocks import AFTER_MEAN, Block, TransformerTower
 from text2sam.errors import UnsupportedModelError
 
@@ -22,18 +22,10 @@ class ViT(TransformerTower):
     """
 
     def __init__(self, visual: Any) -> None:
-        self.module: Any = visual
-        self.patch = pair(visual.patch_size)
-        self.size = pair(visual.image_size)
-        self.mean: Sequence[float] | None = getattr(visual, "image_mean", None)
-        self.std: Sequence[float] | None = getattr(visual, "image_std", None)
-        self.blocks: int | None = len(visual.transformer.resblocks)
-
-    @property
-    def note(self) -> str:
-        """What is an approximation in the patches' features; may be empty."""
-        mean = self.module.attn_pool is None and self.module.pool_type == "avg"
-        return AFTER_MEAN if mean and self.module.final_ln_after_pool else ""
+        super().__init__(visual, visual.patch_size, visual.image_size)
+        self.blocks = len(visual.transformer.resblocks)
+        if visual.attn_pool is None and visual.pool_type == "avg" and visual.final_ln_after_pool:
+            self.note = AFTER_MEAN
 
     def stream(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid, Sequence[Block]]:
         """See :func:`vit_stream`."""
@@ -97,20 +89,19 @@ def adapt(visual: nn.Module) -> ViT | None:
     name = type(visual).__name__
     if visual.attn_pool is not None and (visual.attn_pool_contrastive is not None or visual.pool_type != "tok"):
         how = visual.attn_pool_type or f"pool_type {visual.pool_type!r}"
-        raise UnsupportedModelError(f"surgery cannot be applied to a {name} whose attentional pooling is of the kind {how}")
+        raise UnsupportedModelError(f"a {name} whose attentional pooling is of the kind {how}")
     if visual.pool_type not in ("tok", "avg"):
-        raise UnsupportedModelError(f"surgery cannot be applied to a {name} with pool_type {visual.pool_type!r}")
+        raise UnsupportedModelError(f"a {name} with pool_type {visual.pool_type!r}")
     for block in visual.transformer.resblocks:
         attention, kind = block.attn, f"{type(block.attn).__module__}.{type(block.attn).__qualname__}"
         if hasattr(attention, "base_layer") or kind.startswith("peft."):
             raise UnsupportedModelError(
-                f"surgery cannot be applied to a {name} with an adapter on its attention ({kind}): call the model's "
-                "merge_and_unload() first, which adds the adapter to the weights"
+                f"a {name} with an adapter on its attention ({kind}): call the model's merge_and_unload() first, which adds "
+                "the adapter to the weights"
             )
         if not isinstance(attention, nn.MultiheadAttention):
             raise UnsupportedModelError(
-                f"surgery cannot be applied to a {name} whose blocks use {type(attention).__name__} attention "
-                f"({type(block).__name__})"
+                f"a {name} whose blocks use {type(attention).__name__} attention ({type(block).__name__})"
             )
     return ViT(visual)
 
@@ -122,7 +113,7 @@ def vit_stream(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid]:
     x = x.flatten(2).transpose(1, 2)  # (B, N, D)
     x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
     native = (int(visual.grid_size[0]), int(visual.grid_size[1]))
-    return visual.ln_pre(x + resize_positions(visual.positional_embedding, native, grid).to(x.dtype)), grid
+    return visual.ln_pre(x + resize_tokens(visual.positional_embedding[None], native, grid).to(x.dtype)), grid
 
 
 def _value_path(pool: Any, patches: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery
-from text2sam.clip.prompts import Tokenizer
 from text2sam.clip.similarity import Weighting
-from text2sam.clip.towers import evaluating, patch_size
+from text2sam.clip.towers.base import evaluating
+from text2sam.clip.towers.text import Tokenizer
 from text2sam.image import ImageLike, read_image
 from text2sam.recipes.points import points_from_similarity
 from text2sam.sam.predictor import MaskPredictor, predict_points
@@ -105,8 +105,7 @@ def segment(
     wanted = prompt_ensemble(surgery.model, tokenizer, [text], templates)
     empty = prompt_ensemble(surgery.model, tokenizer, [""], templates)
     similarity = feature_surgery(tokens, wanted, empty)[0, 1:, 0]  # (N,)
-    patch = patch_size(surgery.model.visual)
-    grid = tuple(side // p for side, p in zip(surgery.image_size, patch, strict=True))
+    grid = tuple(side // p for side, p in zip(surgery.image_size, surgery.tower.patch, strict=True))
     values = similarity.reshape(grid).cpu().numpy().astype(np.float32)
     shape = (pixels.shape[0], pixels.shape[1])
     points = points_from_similarity(values, shape)

@@ -63,6 +63,7 @@ def ship_checkpoint(which: str, checkpoint: Path) -> Path:
     """Writes the weights of a checkpoint, in half precision, and their training record into the package."""
     import torch
 
+    from text2sam.lab.shipping import write_shipped
     from text2sam.zoo.sticker.models import SHIPPED, build_clip, build_sam
 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -77,7 +78,7 @@ def ship_checkpoint(which: str, checkpoint: Path) -> Path:
         "last_log_line": json.loads(log[-1]),
         "torch": torch.__version__,
     }
-    return SHIPPED.write(f"{which}.safetensors", model.state_dict(), training=training)
+    return write_shipped(SHIPPED, f"{which}.safetensors", model.state_dict(), training=training)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
-from text2sam.clip.prompts import encode_tokens, ensemble_templates
-from text2sam.clip.towers import resize_positions
+from text2sam.clip.prompts import ensemble_templates
+from text2sam.clip.towers.base import resize_tokens
+from text2sam.clip.towers.text import encode_tokens
 from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, train
 from text2sam.lab.sticker.world import THINGS, World
@@ -183,7 +184,7 @@ def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor
     patches = v.conv1(pixels)  # (B, D, gh, gw)
     x: torch.Tensor = patches.flatten(2).transpose(1, 2)  # (B, N, D)
     pos = v.positional_embedding
-    x = x + resize_positions(pos, v.grid_size, tuple(patches.shape[2:]))[1:]
+    x = x + resize_tokens(pos[None], v.grid_size, tuple(patches.shape[2:]))[0, 1:]
     if keep < 1:
         kept = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, : int(keep * x.shape[1])]
         x = torch.gather(x, 1, kept[..., None].expand(-1, -1, x.shape[-1]))

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
-from text2sam.clip.towers import evaluating
+from text2sam.clip.towers.base import evaluating
 from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, process, train
 from text2sam.lab.sticker.world import THINGS, Scene, World, corners, inner_point
 from text2sam.recipes.choose import mask_iou

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from text2sam.clip.words import WordTable
 from text2sam.devices import pick_device
-from text2sam.errors import WeightsError
 from text2sam.zoo.shipped import Shipped
 
 if TYPE_CHECKING:
@@ -54,12 +53,8 @@ def load_words() -> WordTable:
     Raises:
         WeightsError: the table is not in the package, or differs from the record.
     """
-    path = SHIPPED.file("words.json")
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        return WordTable(table["synsets"], table["words"], table["learned"], table["narrower"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} cannot be read ({error!r}); reinstall text2sam") from error
+    table = json.loads(SHIPPED.file("words.json").read_text(encoding="utf-8"))
+    return WordTable(table["synsets"], table["words"], table["learned"], table["narrower"])
 
 
 def load_clip(**options: Any) -> WordClassifier:
