@@ -310,10 +310,7 @@ class WordClassifier:
 
     def _similarity(self, features: PlaceFeatures, meaning: Meaning) -> torch.Tensor:
         """(gh, gw) float32 on the grid of the features."""
-        vectors = self._rows[list(meaning.classes)] if meaning.classes else self._rows.new_zeros((1, self._rows.shape[1]))
-        offset = vectors.new_zeros(())
-        if meaning.learned is not None:
-            vectors, offset = vectors + self.learned[meaning.learned], self.offsets[meaning.learned]
+        vectors, offset = self._vectors(meaning)
         with exact(self.device):
             sizes = []
             for tokens in features.tokens:
@@ -321,6 +318,13 @@ class WordClassifier:
                 sizes.append(bilinear(best, features.grid))
             mean: torch.Tensor = torch.cat(sizes).mean(dim=(0, 1))
         return mean
+
+    def _vectors(self, meaning: Meaning) -> tuple[torch.Tensor, torch.Tensor]:
+        """(V, C) vectors of a meaning, and what is subtracted from their dot products."""
+        rows = self._rows[list(meaning.classes)] if meaning.classes else self._rows.new_zeros((1, self._rows.shape[1]))
+        if meaning.learned is None:
+            return rows, rows.new_zeros(())
+        return rows + self.learned[meaning.learned], self.offsets[meaning.learned]
 
 
 def _check_method(method: str) -> None:

@@ -55,8 +55,8 @@ class Found:
 
     @property
     def score(self) -> float:
-        """The figure ``"total"`` of the chosen candidate where the mask rule gives one, else SAM's score; where ``place`` is told,
-        the mean of both, with the weights 1 and :data:`PLACE`."""
+        """The figure ``"total"`` of the chosen candidate where the mask rule gives one, else SAM's score; where there is a
+        ``place``, the mean of both, with the weights 1 and :data:`PLACE`."""
         own = self.figure("total", self.candidates.scores)
         return own if self.place is None else (own + PLACE * self.place) / (1 + PLACE)
 
