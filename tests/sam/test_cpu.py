@@ -75,20 +75,20 @@ def test_masks_made_later_are_the_same(shape: tuple[int, int]) -> None:
     predictor = CPUPredictor(draw_weights(tiny_predictor().model, 0.3))
     predictor.set_image(np.resize(picture(4), (*shape, 3)))
     points = PointPrompts([[shape[1] // 2, shape[0] // 2], [3, 0]], [1, 0])
-    masks, scores, logits = predict_points(predictor, points)
-    assert isinstance(masks, np.ndarray)
     later, *others = predict_points(predictor, points, lazy=True)
     assert isinstance(later, LogitMasks)
-    assert all(np.array_equal(a, b) for a, b in zip(others, (scores, logits), strict=True))
-    assert len(later) == 3
-    assert later.shape == masks.shape
     try:
         torch.set_default_dtype(torch.float64)
         with torch.autocast("cpu", torch.bfloat16):
-            assert np.array_equal(later, masks)
-            assert all(np.array_equal(later[k], masks[k]) for k in range(3))
+            made = [np.asarray(later), np.stack([later[k] for k in range(3)])]
     finally:
         torch.set_default_dtype(torch.float32)
+    masks, scores, logits = predict_points(predictor, points)
+    assert isinstance(masks, np.ndarray)
+    assert all(np.array_equal(each, masks) for each in made)
+    assert all(np.array_equal(a, b) for a, b in zip(others, (scores, logits), strict=True))
+    assert len(later) == 3
+    assert later.shape == masks.shape
     assert np.array_equal(pickle.loads(pickle.dumps(later)), masks)
     offered = Candidates(later, scores, logits, 1, "")  # type: ignore[arg-type]
     assert np.array_equal(pickle.loads(pickle.dumps(offered)).masks, masks)
