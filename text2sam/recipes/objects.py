@@ -106,10 +106,11 @@ class Objects(Recipe):
             if not len(points.positive):  # a flat map points nowhere
                 break
             if len(found) == most:
-                warn(
-                    f"the search for {similarity.text!r} ended at {len(found)} objects; max_objects= (--max-objects) sets how "
-                    "many are looked for"
-                )
+                if len(self._supported(view, found)) >= view.max_objects:
+                    warn(
+                        f"the search for {similarity.text!r} ended at {view.max_objects} objects; max_objects= (--max-objects) "
+                        "sets how many are looked for"
+                    )
                 break
             # a point comes again where its peak lies in the patch beside it; SAM would answer as before
             again = points.coords.tobytes() in prompted
