@@ -15,7 +15,7 @@ from text2sam.masks import LogitMasks, Masks
 from text2sam.recipes.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
-_WEIGHTS = {"correlation": 1.0, "stability": 0.5, "points": 0.25, "likeness": 1.0}
+_WEIGHTS = {"correlation": 1.0, "stability": 0.5, "points": 0.25, "likeness": 2.5}
 """How much each figure counts in the total; SAM's own score counts 1."""
 
 SMALL = 640
@@ -123,9 +123,9 @@ def choose_by_agreement(offer: Offer) -> Choice:
     - ``stability`` in [0, 1]: SAM's, the IoU of the mask with logits cut at +1 and at -1 (arXiv 2304.02643, section 5).
     - ``points`` in [0, 1]: the share of points on their right side.
     - ``likeness`` in [0, 1], where :attr:`Offer.look` tells it: of what the mask cuts out.
-    - ``total``, at least 0: what is decided by, the mean of SAM's score and the figures with the weights 1 for score,
-      correlation and likeness, 1/2 for stability and 1/4 for points. An empty mask has 0. The weights were chosen on tuning
-      photos (COCO, MobileSAM).
+    - ``total``, at least 0: what is decided by, the mean of SAM's score and the figures with the weights 1 for score and
+      correlation, 1/2 for stability, 1/4 for points and 5/2 for likeness. An empty mask has 0. The weights were chosen on
+      tuning photos (COCO, MobileSAM).
     """
     figures, scores = agreement(offer), offer.scores
     total = figures["total"]

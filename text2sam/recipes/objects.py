@@ -48,8 +48,8 @@ class Objects(Recipe):
         support: an object stays when the map's contrast at it reaches this share of the contrast at the object where it is
             highest, in [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
         fine_support: the same for fine maps, whose weaker peaks are more often objects, and where likeness is told.
-        alike: an object stays when the likeness of its place reaches this share of that of the object of the highest score, in
-            [0, 1].
+        alike: an object stays when its likeness reaches this share of that of the object of the highest score, in [0, 1] (the
+            figure ``"likeness"``).
         places: how many places are tried at least where the generator tells likeness.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
@@ -128,9 +128,7 @@ class Objects(Recipe):
                     answers.append(view.prompt(smoothed, allowed, self.choose, box))
             if answers:
                 best = max(answers, key=lambda found: found.score)
-                looks = [each.candidates.figures["likeness"] for each in answers if "likeness" in each.candidates.figures]
-                place = float(np.mean(np.concatenate(looks))) if looks else None
-                found.append(replace(best, similarity=similarity, place=place))
+                found.append(replace(best, similarity=similarity))
                 taken[-1] |= best.mask
                 # lower peaks are mostly other things still, and each costs a call
                 if not view.fine and len(found) >= least and found[-1] not in self._supported(view, found):
@@ -138,14 +136,13 @@ class Objects(Recipe):
         return found
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
-        """The objects whose places look enough like what is meant, compared with that of the best, and at which the map stands
-        out enough, compared with the object of these where it does most."""
+        """The objects that look enough like what is meant, compared with the best, and at which the map stands out enough,
+        compared with the one of these where it does most."""
         best = max(found, key=lambda each: each.score, default=None)
         if best is None:
             return []
-        if best.place is not None:
-            found = [each for each in found if each.place is None or each.place >= self.alike * best.place]
-        values = [each.figure("contrast", np.ones_like(each.candidates.scores)) for each in found]
+        found = [each for each in found if each.figure("likeness") >= self.alike * best.figure("likeness")]
+        values = [each.figure("contrast") for each in found]
         share = self.fine_support if view.fine or view.looks else self.support
         least = share * max(values) if max(values) > 0 else max(values)  # where nothing stands out, the least bad stays
         return [each for each, value in zip(found, values, strict=True) if value >= least]

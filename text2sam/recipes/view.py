@@ -29,11 +29,6 @@ _AFFINITY: WeakKeyDictionary[SamImage, NDArray[np.float32]] = WeakKeyDictionary(
 """Of the image that was last asked about, for its next texts; 38 MB for most photos."""
 
 
-PLACE = 0.7
-"""Weight of the likeness of an object's place in its score; chosen on tuning photos. What SAM offers at a place tells better
-together whether the thing is there than the mask that is taken does alone."""
-
-
 @keeps("mask", once=True)
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -44,25 +39,22 @@ class Found:
         points: the prompts its mask answers.
         candidates: the masks SAM offered.
         similarity: the map the points came from.
-        place: mean likeness, in [0, 1], of all masks that SAM offered at its place; None where nothing tells it.
     """
 
     mask: NDArray[np.bool_]
     points: PointPrompts
     candidates: Candidates
     similarity: SimilarityMap
-    place: float | None = None
 
     @property
     def score(self) -> float:
-        """The figure ``"total"`` of the chosen candidate where the mask rule gives one, else SAM's score; where there is a
-        ``place``, the mean of both, with the weights 1 and :data:`PLACE`."""
-        own = self.figure("total", self.candidates.scores)
-        return own if self.place is None else (own + PLACE * self.place) / (1 + PLACE)
+        """The figure ``"total"`` of the chosen candidate where the mask rule gives one, else SAM's score."""
+        return self.figure("total", float(self.candidates.scores[self.candidates.chosen]))
 
-    def figure(self, name: str, otherwise: NDArray[np.float32]) -> float:
-        """A figure of the chosen candidate, by name; from ``otherwise`` (M,) where the mask rule does not give it."""
-        return float(self.candidates.figures.get(name, otherwise)[self.candidates.chosen])
+    def figure(self, name: str, otherwise: float = 1.0) -> float:
+        """A figure of the chosen candidate, by name; ``otherwise`` where the mask rule does not give it."""
+        values = self.candidates.figures.get(name)
+        return otherwise if values is None else float(values[self.candidates.chosen])
 
 
 @dataclass(frozen=True, eq=False)
