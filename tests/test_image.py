@@ -735,6 +735,7 @@ def test_array_refusals(array: np.ndarray, says: str) -> None:
         assert str(array.shape) in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*hardly any contrast")
 @settings(max_examples=80, deadline=None)
 @given(
     hnp.arrays(
