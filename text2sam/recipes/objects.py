@@ -65,7 +65,7 @@ class Objects(Recipe):
     name: str = "objects"
     support: float = 0.7
     fine_support: float = 0.5
-    alike: float = 0.7
+    alike: float = 0.6
     places: int = 3
     margin: float = 5.0
     answers_absent: bool = False
