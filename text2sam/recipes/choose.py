@@ -99,7 +99,7 @@ class Offer:
 
 MaskRule: TypeAlias = Callable[[Offer], Choice]
 """SAM's answer -> which mask. The figure ``"total"`` of a mask, where the rule gives it, is the object's score, else SAM's own
-score is. The figure ``"contrast"`` decides whether an object stays."""
+score is. The figures ``"contrast"`` and ``"likeness"`` decide whether an object stays."""
 
 
 def choose_by_score(offer: Offer) -> Choice:

@@ -191,7 +191,7 @@ class View:
             candidates = offer.taken(choice)
         except InputError as error:
             raise InputError(f"{rule} returned a Choice that does not fit: {error}") from error
-        for name in ("total", "contrast"):  # an object stays or goes by these
+        for name in ("total", "contrast", "likeness"):  # an object stays or goes by these
             if not np.isfinite(candidates.figures.get(name, 0)).all():
                 raise InputError(f"{rule} must return {name!r} figures that are finite, not {candidates.figures[name]}")
         return Found(offer.only(choice.index), points, candidates, similarity)
