@@ -48,7 +48,7 @@ class Offer:
         points: the prompt's points.
         logits: (M, h, w) float32, SAM's low-resolution logits.
         look: masks -> their likeness in [0, 1] to what is looked for, from a generator that tells it
-            (:class:`~text2sam.clip.protocol.MapGenerator`); else None.
+            (:class:`~text2sam.clip.protocol.MapGenerator`), where the map is of its making; else None.
 
     Raises:
         InputError: there is no mask, or not one score per mask.
