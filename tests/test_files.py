@@ -136,9 +136,11 @@ def test_read_only_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert path.read_text() == "old"
 
 
+@POSIX
 def test_places_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "locked").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     check_folder(tmp_path / "not" / "yet")
     check_file(tmp_path / "not" / "yet.json")
     check_file(tmp_path / "file")
@@ -150,11 +152,13 @@ def test_places_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.
         (check_file, tmp_path / "file" / "a.html", "file' is a file"),
         (check_file, tmp_path / "file", "read-only"),
         (check_file, tmp_path, "is a folder"),
+        (check_file, tmp_path / ("a" * 300), "too long"),
+        (check_file, tmp_path / "loop", "symbolic links"),
         (check_file, 5, "5"),
     ):
         with pytest.raises(OutputError, match=told):
             check(path)  # type: ignore[operator]
-    assert listing(tmp_path) == ["file", "locked"]
+    assert listing(tmp_path) == ["file", "locked", "loop"]
 
 
 @POSIX

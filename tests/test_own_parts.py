@@ -210,6 +210,7 @@ def test_points_rules(points: Any) -> None:
         (Choice(3, ""), r"does not fit: chosen must be an int in \[0, 3\)"),
         (Choice(0, "", {"total": np.ones(2, np.float32)}), r"does not fit: total must be a float32 array of shape \(3,\)"),
         (Choice(0, "", {"total": np.full(3, np.nan, np.float32)}), "'total' figures that are finite, not"),
+        (Choice(0, "", {"likeness": np.full(3, np.nan, np.float32)}), "'likeness' figures that are finite, not"),
     ],
 )
 def test_mask_rules(choice: Any, message: str) -> None:
@@ -218,6 +219,17 @@ def test_mask_rules(choice: Any, message: str) -> None:
 
     with pytest.raises(InputError, match=rf"the mask rule .*mine .*{message}"):
         segment(strategy=Objects(choose=mine))
+
+
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_a_mask_rule_may_have_a_likeness_of_its_own(sign: int) -> None:
+    def mine(offer: Any) -> Any:
+        return Choice(0, "", {"likeness": np.full(3, sign, np.float32)})
+
+    [result] = segment(strategy=Objects(choose=mine))
+    [plain] = segment(strategy=Objects(choose=lambda offer: Choice(0, "")))
+    assert np.array_equal(result.mask, plain.mask)
+    assert plain.mask.any()
 
 
 # a batch that ends in the middle

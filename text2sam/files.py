@@ -78,6 +78,8 @@ def _resolve(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
         status = target.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return target, None
+    except OSError as error:  # a name too long, a link to itself
+        raise OutputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
     except (TypeError, ValueError) as error:  # no path at all, or a NUL inside
         raise OutputError(f"cannot write {path!r}: {error}") from error
     if stat.S_ISDIR(status.st_mode):

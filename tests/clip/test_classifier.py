@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -271,6 +272,30 @@ def test_a_cutout_is_the_mask_in_the_middle_of_a_blur() -> None:
     whole = cutout(image, np.ones((40, 60), bool), 30)
     assert whole.shape == (30, 30, 3)
     assert cutout(image, np.eye(1, 2400, 7, dtype=bool).reshape(40, 60), 16).shape == (16, 16, 3)  # a single pixel
+
+
+@pytest.mark.parametrize("shape", [(301, 1500), (1500, 301), (23, 10000), (1, 1)])
+def test_a_cutout_of_a_long_image(shape: tuple[int, int]) -> None:
+    """The mask's pixels are not quite square in the image, since its sides are whole numbers."""
+    places = tuple(max(1, round(length * min(1, 640 / max(shape)))) for length in shape)
+    image, mask = np.zeros((*shape, 3), np.uint8), np.zeros(places, bool)
+    mask[-1, -1] = True
+    assert cutout(image, mask, 64).shape == (64, 64, 3)
+    mask[-9:, -9:] = True
+    image[-round(9 * shape[0] / places[0]) :, -round(9 * shape[1] / places[1]) :] = (200, 0, 0)
+    assert (cutout(image, mask, 64)[28:36, 28:36, 0] == 200).all()
+
+
+def test_a_cutout_of_a_strip_takes_little_memory() -> None:
+    image = np.zeros((100, 8000, 3), np.uint8)
+    image[:, 4000:] = 200
+    tracemalloc.start()
+    cut = cutout(image, np.ones((8, 640), bool), 224)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert cut[:, 20].max() < 20
+    assert cut[:, 200].min() > 180
 
 
 def test_likeness_is_that_of_the_whole_cutout() -> None:

@@ -10,10 +10,11 @@ from helpers import FakePredictor
 
 from text2sam import TextPromptedSAM
 from text2sam.errors import InputError, UnsupportedModelError
-from text2sam.recipes import RECIPES, Objects, get_recipe
+from text2sam.recipes import RECIPES, Found, Objects, Query, Recipe, View, get_recipe
+from text2sam.recipes.choose import choose_by_agreement
 from text2sam.recipes.paper import paper_points
 from text2sam.recipes.points import joint_map, mean_map, points_from_similarity
-from text2sam.types import SimilarityMap
+from text2sam.types import PointPrompts, SimilarityMap
 
 
 def a_map(seed: int, text: str = "cat", scale: float = 1) -> SimilarityMap:
@@ -159,6 +160,25 @@ def test_the_best_place_may_be_the_second_where_one_object_is_wanted() -> None:
     result = model.segment(np.zeros((128, 128, 3), np.uint8), "cat", max_objects=1)
     assert result.mask[64, 96]
     assert not result.mask[64, 32]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("cat+dog", ("cat", "dog")), ("cat", ("cat",)), ({"pet": ["cat", "dog"]}, ("cat", "dog"))]
+)
+def test_recipes_of_ones_own_may_join_maps_or_make_them(target: Any, words: tuple[str, ...]) -> None:
+    class Joined(Recipe):
+        def find(self, view: View, query: Query) -> list[Found]:
+            joined = joint_map(view.maps(query))
+            peak = PointPrompts([joined.peak(view.shape)], [1])
+            maps = (joined, SimilarityMap(joined.values, "a map of my own"))
+            return [view.prompt(each, peak, choose_by_agreement) for each in maps]
+
+    generator = Looking(0.0)
+    result = TextPromptedSAM(FakePredictor(), generator).segment(
+        np.zeros((128, 128, 3), np.uint8), target, strategy=Joined(), threshold=0.0
+    )
+    assert generator.asked == {words}
+    assert sorted("likeness" in part.candidates.figures for part in result.objects if part.candidates) == [False, True]
 
 
 @pytest.mark.parametrize("answer", [0.5, [0.5], [2.0, 0.5, 0.5], [float("nan")] * 3])

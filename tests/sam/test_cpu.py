@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -136,6 +137,10 @@ def test_projections_of_an_image_are_kept_until_something_changes() -> None:
     compare(picture(4))
     layer.bias.data = layer.bias + 1
     compare(picture(4))
+    predictor.set_image(picture(6))
+    with torch.autocast("cpu", torch.bfloat16), contextlib.suppress(TypeError):  # NumPy has no bfloat16
+        predictor.predict(**prompts[0])
+    compare(picture(6))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (31, 7), (480, 640), (1024, 1024), (1500, 2001)])

@@ -77,19 +77,27 @@ def cutout(image: NDArray[np.uint8], mask: NDArray[np.bool_], side: int) -> NDAr
     spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
     length = max(2, round(1.3 * max(int(span[-1] - span[0]) + 1 for span in spans)))
     corner = [(int(span[0] + span[-1]) + 1 - length) // 2 for span in spans]  # in the mask's pixels
-    square = Image.fromarray(_square(image, corner, length, image.shape[0] / mask.shape[0]))
-    shape = Image.fromarray(_square(mask.astype(np.uint8) * 255, corner, length, 1, mode="constant"))
+    square = _square(image, mask.shape, corner, length, 4 * side)
+    shape = _square(mask.astype(np.uint8) * 255, mask.shape, corner, length, 4 * side, mode="constant")
     size = (side, side)
     blur = square.resize((7, 7), Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
     return np.array(Image.composite(square.resize(size, Image.Resampling.BICUBIC), blur, shape.resize(size)))
 
 
 def _square(
-    array: NDArray[np.uint8], corner: Sequence[int], length: int, scale: float, mode: Any = "edge"
-) -> NDArray[np.uint8]:
-    """A square of an array, padded where it leaves it; corner and length are multiplied by a scale."""
-    length = round(length * scale)
-    starts = [round(start * scale) for start in corner]
-    beyond = [(max(0, -start), max(0, start + length - size)) for start, size in zip(starts, array.shape[:2], strict=True)]
-    inside = array[tuple(slice(max(0, start), start + length) for start in starts)]
-    return np.pad(inside, [*beyond, (0, 0)][: array.ndim], mode=mode)
+    array: NDArray[np.uint8], shape: tuple[int, ...], corner: Sequence[int], length: int, most: int, mode: Any = "edge"
+) -> Image.Image:
+    """A square of an array, padded where it leaves it; corner and length are in pixels of (h, w) over the array.
+
+    One of twice ``most`` pixels and more is shrunk by a whole number: that of a long strip would fill the memory.
+    """
+    spans = []
+    for size, places, first in zip(array.shape, shape, corner, strict=False):
+        start = min(round(first * size / places), size - 1)
+        spans.append((start, max(round((first + length) * size / places), start + 1, 1)))
+    few = max(1, max(stop - start for start, stop in spans) // most)
+    inside = Image.fromarray(array[tuple(slice(max(0, start), stop) for start, stop in spans)]).reduce(few)
+    beyond = [
+        (max(0, -start) // few, max(0, stop - size) // few) for (start, stop), size in zip(spans, array.shape, strict=False)
+    ]
+    return Image.fromarray(np.pad(np.asarray(inside), [*beyond, (0, 0)][: array.ndim], mode=mode))

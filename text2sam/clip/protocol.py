@@ -32,7 +32,8 @@ class MapGenerator(Protocol):
 
         TextPromptedSAM(predictor, Corner()).segment(image, "cat")
 
-    What a generator may have besides, as :class:`~text2sam.clip.generator.ClipSurgery` has:
+    What a generator may have besides. :class:`~text2sam.clip.generator.ClipSurgery` has all but ``likeness`` and ``sense``,
+    which :class:`~text2sam.clip.classifier.WordClassifier` has:
 
     - ``presence(features, text, *, against=None) -> float``: the presence score in [0, 1]; without it every text is present.
     - ``prepare(texts, *, against=None, method="surgery")``: encodes texts ahead, and raises for texts it cannot take.

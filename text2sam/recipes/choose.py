@@ -48,7 +48,7 @@ class Offer:
         points: the prompt's points.
         logits: (M, h, w) float32, SAM's low-resolution logits.
         look: masks -> their likeness in [0, 1] to what is looked for, from a generator that tells it
-            (:class:`~text2sam.clip.protocol.MapGenerator`); else None.
+            (:class:`~text2sam.clip.protocol.MapGenerator`), where the map is of its making; else None.
 
     Raises:
         InputError: there is no mask, or not one score per mask.
@@ -99,7 +99,7 @@ class Offer:
 
 MaskRule: TypeAlias = Callable[[Offer], Choice]
 """SAM's answer -> which mask. The figure ``"total"`` of a mask, where the rule gives it, is the object's score, else SAM's own
-score is. The figure ``"contrast"`` decides whether an object stays."""
+score is. The figures ``"contrast"`` and ``"likeness"`` decide whether an object stays."""
 
 
 def choose_by_score(offer: Offer) -> Choice:

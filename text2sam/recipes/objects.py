@@ -141,7 +141,9 @@ class Objects(Recipe):
         best = max(found, key=lambda each: each.score, default=None)
         if best is None:
             return []
-        found = [each for each in found if each.figure("likeness") >= self.alike * best.figure("likeness")]
+        likeness = best.figure("likeness")
+        alike = self.alike * likeness if likeness > 0 else likeness
+        found = [each for each in found if each.figure("likeness") >= alike]
         values = [each.figure("contrast") for each in found]
         share = self.fine_support if view.fine or view.looks else self.support
         least = share * max(values) if max(values) > 0 else max(values)  # where nothing stands out, the least bad stays

@@ -112,6 +112,7 @@ class View:
     vocabulary: bool = False
     smooth: bool | None = None
     _made: dict[Query, list[SimilarityMap]] = field(default_factory=dict, init=False, repr=False)
+    _words: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)  # of maps, by their text
 
     def maps(self, query: Query) -> list[SimilarityMap]:
         """Similarity maps of what is looked for: one for synonyms, one per text joined in a target; made once per query.
@@ -130,6 +131,8 @@ class View:
         if self.vocabulary and self._names:
             options["vocabulary"] = True
         maps = make_maps(self.generator, self.features, query.texts, against=self.against, **options)
+        self._words.update({each.text: (text,) for each, text in zip(maps, query.texts, strict=True)})
+        self._words[query.label] = query.texts
         return [mean_map(maps, query.label)] if query.synonyms else maps
 
     @property
@@ -182,7 +185,8 @@ class View:
             UnsupportedModelError: the predictor's answer is not usable.
         """
         masks, scores, logits = self.session.ask(self.image, points, box=box)
-        look = functools.partial(self._likeness, similarity.text) if self.looks else None
+        words = self._words.get(similarity.text) if self.looks else None  # none for a map of the recipe's own
+        look = None if words is None else functools.partial(self._likeness, words)
         offer = Offer(masks, scores, similarity, points, logits, look)
         choice, rule = choose(offer), f"the mask rule {name_of(choose)}"
         if not isinstance(choice, Choice):
@@ -191,13 +195,12 @@ class View:
             candidates = offer.taken(choice)
         except InputError as error:
             raise InputError(f"{rule} returned a Choice that does not fit: {error}") from error
-        for name in ("total", "contrast"):  # an object stays or goes by these
+        for name in ("total", "contrast", "likeness"):  # an object stays or goes by these
             if not np.isfinite(candidates.figures.get(name, 0)).all():
                 raise InputError(f"{rule} must return {name!r} figures that are finite, not {candidates.figures[name]}")
         return Found(offer.only(choice.index), points, candidates, similarity)
 
-    def _likeness(self, text: str, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-        words = next((query.texts for query in self._made if query.synonyms and query.label == text), (text,))
+    def _likeness(self, words: tuple[str, ...], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
         like = np.asarray(self.generator.likeness(self.image.pixels, masks, words), np.float32)
         if like.shape != (len(masks),) or not ((like >= 0) & (like <= 1)).all():
             raise UnsupportedModelError(
