@@ -318,7 +318,8 @@ def test_lines_that_are_refused(tmp_path: Path) -> None:
     fill(root, "sub/a.png")
     fill(tmp_path, "rooted.png")
     found = listed(
-        root, "sub\n.\n../rooted.png\n/etc/passwd\n../../../../../../../../../../../..\ns3://bucket/a.png\na\0b.png\n\udcff.png\nsub/a.png"
+        root,
+        "sub\n.\n../rooted.png\n/etc/passwd\n../../../../../../../../../../../..\ns3://bucket/a.png\na\0b.png\n\udcff.png\nsub/a.png",
     )
     assert paths(found) == ["sub/a.png"]
     refused = reasons(found)
