@@ -272,3 +272,12 @@ def test_models_that_fail_in_the_middle_leave_the_results_before() -> None:
         model.segment_batch([picture(seed) for seed in range(5)], ["cat"], strategy="paper")
     assert len(caught.value.results) == 2
     assert Text2SamError("nothing").results == ()
+
+
+def test_a_generator_whose_maps_take_no_against() -> None:
+    class Short(Corner):
+        def maps(self, features, texts):  # type: ignore[no-untyped-def, override]
+            return super().maps(features, texts)
+
+    with pytest.raises(UnsupportedModelError, match=r"Short\.maps does not take against=; a MapGenerator takes it"):
+        TextPromptedSAM(FakePredictor(), Short()).segment(np.zeros((32, 32, 3), np.uint8), "cat")

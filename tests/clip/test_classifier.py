@@ -269,6 +269,8 @@ def test_a_cutout_is_the_mask_in_the_middle_of_a_blur() -> None:
         assert cut[60, 60].tolist() == [200, 0, 0]
         assert (np.abs(cut[30:100, 30:100].astype(int) - (200, 0, 0)) < 50).all()
         assert cut[2, 2, 2] > 150  # the surroundings
+    striped = np.where(mask[..., None], 255, np.uint8(255) * (np.arange(60) % 2)[:, None]) * np.ones(3, np.uint8)
+    assert np.ptp(cutout(striped.astype(np.uint8), mask, 130)[2, :80].astype(int)) < 200
     whole = cutout(image, np.ones((40, 60), bool), 30)
     assert whole.shape == (30, 30, 3)
     assert cutout(image, np.eye(1, 2400, 7, dtype=bool).reshape(40, 60), 16).shape == (16, 16, 3)  # a single pixel

@@ -181,6 +181,22 @@ def test_recipes_of_ones_own_may_join_maps_or_make_them(target: Any, words: tupl
     assert sorted("likeness" in part.candidates.figures for part in result.objects if part.candidates) == [False, True]
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_an_object_needs_less_contrast_where_likeness_is_told(looks: bool) -> None:
+    class Warm(Looking):
+        def maps(self, features: None, texts: Sequence[str], *, against: Any = None) -> list[SimilarityMap]:
+            [found] = super().maps(features, texts, against=against)
+            values = found.values.copy()
+            values[:, 16:] = values[:, 16:].clip(0.25)
+            return [SimilarityMap(values, found.text)]
+
+    generator = Warm(0.0)
+    if not looks:
+        generator.likeness = None  # type: ignore[assignment,method-assign]
+    result = TextPromptedSAM(FakePredictor(), generator).segment(np.zeros((128, 128, 3), np.uint8), "cat")
+    assert len(result.objects) == 1 + looks
+
+
 @pytest.mark.parametrize("answer", [0.5, [0.5], [2.0, 0.5, 0.5], [float("nan")] * 3])
 def test_a_likeness_that_is_none(answer: Any) -> None:
     generator = Looking(0.0)

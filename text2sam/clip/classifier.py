@@ -201,7 +201,7 @@ class WordClassifier:
         return float(1 / (1 + np.exp(-logit)))
 
     def hottest(self, features: PlaceFeatures, text: str, *, against: Sequence[str] | None = None) -> float:
-        """A text's similarity at its hottest place, less the share of chance among many vectors; raises as :meth:`maps`."""
+        """The similarity of the hottest place to a text, less what many vectors reach by chance; raises as :meth:`maps`."""
         [found] = self.maps(features, [text], against=against)
         vectors = max(1, len(self.words.meaning(text).classes))
         return float(found.values.max()) - self.presence_crowd * float(np.log(vectors))
@@ -209,10 +209,10 @@ class WordClassifier:
     def likeness(
         self, image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], texts: Sequence[str]
     ) -> NDArray[np.float32]:
-        """How much what each mask cuts out (:func:`~text2sam.clip.pixels.cutout`) looks like one of texts.
+        """How much what each mask cuts out (:func:`~text2sam.clip.pixels.cutout`) looks like a text.
 
-        It is ``sigmoid((s - 3) / 2)`` for the similarity s of the cutout as a whole to the most similar text. The numbers were
-        chosen on tuning photos.
+        It is ``sigmoid((s - 3) / 2)`` for the similarity s of the whole cutout to the most similar of the texts. The numbers
+        were chosen on tuning photos.
 
         Args:
             image: (H, W, 3) uint8 RGB.

@@ -42,9 +42,9 @@ class MapGenerator(Protocol):
     - ``fine: bool``: True where maps part things that touch. The default recipe takes these as they are and asks SAM at their
       peaks. Others it smooths over SAM's embedding of the image (unless its ``smooth`` decides otherwise), and it also asks for
       the region around the first peak.
-    - ``likeness(image, masks, texts)``: for each of M masks (h, w) bool over an image, at any size, how much what it cuts out
-      looks like the best of texts, (M,) in [0, 1]. It costs the model a pass for each mask, and lets the default recipe tell
-      which of several places, and how much of a thing, is meant.
+    - ``likeness(image, masks, texts)``: (M,) in [0, 1], how much what each of M masks (h, w) bool, at any size, cuts out of the
+      image looks like the most similar of the texts. It costs a pass of the model for each mask; the default recipe chooses
+      places and masks by it.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``sense(text)``: what a text stands for, any hashable value; equal for texts that are one thing to the model.
     - ``fingerprint() -> str``: stands for the model in calibrations.
@@ -111,8 +111,9 @@ def _answer(
     generator: MapGenerator, name: str, kind: type[_T], expected: str, count: int, *arguments: Any, **options: Any
 ) -> list[_T]:
     method, part = getattr(generator, name), f"{type(generator).__name__}.{name}"
-    for option in options:
+    for option, value in options.items():
         if not accepts(method, 0, (option,)):
-            raise UnsupportedModelError(f"{part} does not take {option}=; leave that option out")
+            advice = "a MapGenerator takes it" if value is None else "leave that option out"
+            raise UnsupportedModelError(f"{part} does not take {option}=; {advice}")
     answer = method(*arguments, **options)
     return check_returned(part, answer, kind, expected, count=count, error=UnsupportedModelError)
