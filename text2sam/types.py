@@ -32,21 +32,28 @@ NOISE = 1e-5
 """A map whose range is below this share of its magnitude is flat: float32 rounding alone leaves such a range."""
 
 
-def min_max(values: NDArray[Any], magnitude: float = 0.0) -> NDArray[np.float32]:
+def noise_of(dtype: torch.dtype) -> float:
+    """The share of a magnitude below which a range of numbers of a dtype is rounding noise."""
+    import torch
+
+    return max(NOISE, 2 * torch.finfo(dtype).eps)
+
+
+def min_max(values: torch.Tensor, dim: int | tuple[int, ...] = (), magnitude: float = 0.0) -> torch.Tensor:
     """Values brought to [0, 1].
 
     Args:
         values: finite numbers of any shape, not empty.
+        dim: the axes that are brought to [0, 1] together; () is all of them.
         magnitude: of the numbers that ``values`` was computed from, where that is above the magnitude of ``values``.
 
     Returns:
-        float32 of the same shape; all 0 where the range is below :data:`NOISE` times the magnitude.
+        The same shape and dtype; 0 where the range is below :func:`noise_of` times the magnitude.
     """
-    low, high = float(values.min()), float(values.max())
-    if high - low <= NOISE * max(abs(low), abs(high), magnitude):
-        return np.zeros(values.shape, np.float32)
-    scaled: NDArray[np.float32] = ((values - values.min()) / (values.max() - values.min())).astype(np.float32)
-    return scaled
+    low, high = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
+    span = high - low
+    varies = span > noise_of(values.dtype) * low.abs().maximum(high.abs()).clamp(min=magnitude)
+    return ((values - low) / span.where(varies, 1)).where(varies, 0)
 
 
 def bilinear(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -167,7 +174,9 @@ class SimilarityMap:
 
     def normalized(self) -> NDArray[np.float32]:
         """(gh, gw) float32 in [0, 1] by :func:`min_max`; a flat map is all 0."""
-        return min_max(self.values)
+        import torch
+
+        return min_max(torch.from_numpy(self.values.copy())).numpy()
 
     def to_image(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """The min-max map over the image.

@@ -8,9 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from text2sam.clip.similarity import feature_surgery, level_noise, min_max, similarity_map
+from text2sam.clip.similarity import feature_surgery, level_noise, similarity_map
 from text2sam.errors import InputError
 from text2sam.presence import presence_logit
+from text2sam.types import min_max
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +25,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("value", [0.0, 0.3, -7.0, 1e-30])
 def test_flat_is_zero_and_not_nan(value: float) -> None:
     flat = torch.full((2, 6, 3), value)
-    assert torch.equal(min_max(flat), torch.zeros(2, 6, 3))
+    assert torch.equal(min_max(flat, 1), torch.zeros(2, 6, 3))
     assert torch.equal(similarity_map(flat, (2, 3), (5, 7)), torch.zeros(2, 5, 7, 3))
 
 
@@ -38,14 +39,14 @@ def test_rounding_noise_is_flat(dtype: torch.dtype, weighting: Any, count: int) 
     magnitude = (image[:, 1:] @ texts.T).abs().amax(dim=1, keepdim=True)
     flat = level_noise(found, magnitude)
     assert torch.equal(flat, flat[:, :1].expand_as(flat))
-    assert not min_max(flat).any()
+    assert not min_max(flat, 1).any()
     others = feature_surgery(image, torch.cat([texts, unit(2, 64, seed=3).to(dtype)]), weighting=weighting)[:, 1:]
     assert torch.equal(level_noise(others, magnitude[..., :1]), others)  # a true map stays as it is
 
 
 def test_noise_around_another_value_is_flat() -> None:
     values = torch.tensor([[[0.5, 0.5], [0.5 + 1e-6, 0.6]]])  # (1, 2, 2): two patches, two texts
-    assert torch.equal(min_max(values), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
+    assert torch.equal(min_max(values, 1), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
     assert torch.equal(level_noise(values, 0.6)[..., 1], values[..., 1])
 
 
@@ -60,7 +61,7 @@ def test_presence_is_a_softmax_with_terms() -> None:
 def test_flat_beside_others() -> None:
     both = torch.stack([torch.full((1, 4), 0.5), torch.tensor([[1.0, 2.0, 3.0, 5.0]])], dim=-1)
     expected = torch.tensor([[[0, 0.0], [0, 0.25], [0, 0.5], [0, 1.0]]])
-    torch.testing.assert_close(min_max(both), expected)
+    torch.testing.assert_close(min_max(both, 1), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 9)])

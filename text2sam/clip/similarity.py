@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from text2sam.errors import InputError
-from text2sam.types import NOISE, bilinear
+from text2sam.types import bilinear, min_max, noise_of
 
 Weighting = Literal["code", "paper"]
 """Which form of feature surgery, see :func:`feature_surgery`."""
@@ -75,11 +75,6 @@ def feature_surgery(
     return kept - weighted.mean(dim=-1, keepdim=True)
 
 
-def noise_of(dtype: torch.dtype) -> float:
-    """The share of a magnitude below which a range is rounding noise."""
-    return max(NOISE, 2 * torch.finfo(dtype).eps)
-
-
 def level_noise(similarity: torch.Tensor, magnitude: torch.Tensor | float, dim: int = 1) -> torch.Tensor:
     """Similarities, where those of a text vary by rounding noise alone set to their mean.
 
@@ -92,14 +87,6 @@ def level_noise(similarity: torch.Tensor, magnitude: torch.Tensor | float, dim: 
     """
     span = similarity.amax(dim, keepdim=True) - similarity.amin(dim, keepdim=True)
     return torch.where(span <= noise_of(similarity.dtype) * magnitude, similarity.mean(dim, keepdim=True), similarity)
-
-
-def min_max(similarity: torch.Tensor) -> torch.Tensor:
-    """Min-max of (B, N, T) to [0, 1] over the patches; where the range is rounding noise the result is 0."""
-    low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
-    span = high - low
-    varies = span > noise_of(similarity.dtype) * torch.maximum(low.abs(), high.abs())
-    return torch.where(varies, (similarity - low) / torch.where(varies, span, torch.ones_like(span)), torch.zeros_like(span))
 
 
 def similarity_map(similarity: torch.Tensor, grid: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
@@ -127,5 +114,5 @@ def similarity_map(similarity: torch.Tensor, grid: Sequence[int], shape: Sequenc
             f"similarity has {similarity.shape[1]} patches, a {gh} x {gw} grid has {gh * gw}"
             + ("; drop the class token first" if similarity.shape[1] == gh * gw + 1 else "")
         )
-    maps = min_max(similarity).transpose(1, 2).unflatten(-1, (gh, gw))  # (B, T, gh, gw)
+    maps = min_max(similarity, 1).transpose(1, 2).unflatten(-1, (gh, gw))  # (B, T, gh, gw)
     return bilinear(maps, shape).permute(0, 2, 3, 1)  # (B, H, W, T)

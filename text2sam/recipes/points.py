@@ -75,7 +75,7 @@ def points_from_similarity(
     check_number("downsample", downsample, 1, whole=True)
     rows, columns = (max(1, n // downsample) for n in grid.shape)
     small = bilinear(torch.from_numpy(np.ascontiguousarray(grid))[None, None], (rows, columns))
-    flat = min_max(small.flatten().numpy(), magnitude=float(np.abs(grid).max()))
+    flat = min_max(small.flatten(), magnitude=float(np.abs(grid).max())).numpy()
     if not flat.any() or grid.max() - grid.min() <= NOISE * np.abs(grid).max():
         return PointPrompts.empty()
     count = min(int((flat >= threshold).sum()), flat.size // 2)
@@ -93,11 +93,13 @@ def heat_of(similarity: SimilarityMap) -> NDArray[np.float32]:
 
     A single hot patch among cold ones is mostly noise; what belongs to an object is hot over several.
     """
+    import torch
     from skimage.filters import gaussian
 
     if similarity.flat:
         return np.zeros_like(similarity.values)
-    return min_max(gaussian(similarity.values.astype(np.float64), SMOOTHING, mode="nearest"))
+    smooth = gaussian(similarity.values.astype(np.float64), SMOOTHING, mode="nearest")
+    return min_max(torch.from_numpy(smooth)).float().numpy()
 
 
 def patch_shares(masks: NDArray[np.bool_], grid: Sequence[int]) -> NDArray[np.float32]:
