@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 
 from text2sam.annotate.job import annotate, open_run
 from text2sam.annotate.labels import LabelSet, LabelSpec
+from text2sam.annotate.sources import find_images
 from text2sam.app.folder import FolderJob
 from text2sam.app.workbench import Workbench, remove
 from text2sam.errors import ImageError, InputError
@@ -32,8 +32,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def opened(bench: Workbench, root: Path, **options: Any) -> Iterator[FolderJob]:
-    with open_run(bench.model, root, LABELS, root.parent / "out", **{"batch_size": 1, **options}) as run:
+def opened(bench: Workbench, root: Path) -> Iterator[FolderJob]:
+    with open_run(bench.model, root, find_images(root), LABELS, root.parent / "out", batch_size=1) as run:
         job = FolderJob(run, bench)
         yield job
         job.close()
@@ -50,7 +50,10 @@ def annotations(root: Path) -> dict[str, int]:
 
 
 def test_a_run_with_larger_batches(bench: Workbench, root: Path) -> None:
-    with open_run(bench.model, root, LABELS, root.parent / "out", batch_size=4) as run, pytest.raises(InputError):
+    with (
+        open_run(bench.model, root, find_images(root), LABELS, root.parent / "out", batch_size=4) as run,
+        pytest.raises(InputError),
+    ):
         FolderJob(run, bench)
 
 

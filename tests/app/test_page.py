@@ -17,6 +17,7 @@ from conftest import Serve, end, person
 
 from text2sam import TextPromptedSAM
 from text2sam.annotate.job import open_run
+from text2sam.annotate.sources import find_images
 from text2sam.app.folder import FolderJob
 from text2sam.app.workbench import Workbench
 from text2sam.demo import SCENES
@@ -308,7 +309,8 @@ def test_a_folder_through_a_kill_and_a_reload(browser: Any, serve: Serve, tmp_pa
         from text2sam.app.page import close, folder_page
         from text2sam.app.page import serve as serve_page
 
-        run = stack.enter_context(open_run(TextPromptedSAM.from_pretrained("sticker"), photos, "cat,house", out, batch_size=1))
+        pair = TextPromptedSAM.from_pretrained("sticker")
+        run = stack.enter_context(open_run(pair, photos, find_images(photos), "cat,house", out, batch_size=1))
         job = stack.enter_context(contextlib.closing(FolderJob(run, Workbench(run.model))))
         blocks = folder_page(job)
         stack.callback(close, blocks)

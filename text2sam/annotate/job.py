@@ -20,13 +20,8 @@ from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.report import Failure, Report
 from text2sam.annotate.review import write_review
-from text2sam.annotate.sources import Found, ImageItem, count_endings, find_images
-from text2sam.annotate.worker import (
-    ModelSource,
-    Worker,
-    model_settings,
-    settings_of,
-)
+from text2sam.annotate.sources import ImageItem, count_endings, find_images
+from text2sam.annotate.worker import ModelSource, Worker, model_settings, settings_of
 from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, OutputError, Text2SamError
@@ -112,8 +107,7 @@ def annotate(
             then is kept.
     """
     started = time.perf_counter()
-    if workers is not None:
-        workers = int(check_number("workers", workers, 1, whole=True))
+    workers, limit = _number("workers", workers), _number("limit", limit)
     if review is not None:
         check_file(review)
     options = Options(
@@ -125,16 +119,14 @@ def annotate(
         page=page,
         max_pixels=max_pixels,
     )
+    found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
     with open_run(
         model,
         root,
+        found.items[:limit],
         labels,
         out,
         format=format,
-        recursive=recursive,
-        glob=glob,
-        list_file=list_file,
-        limit=limit,
         options=options,
         batch_size=batch_size,
         overwrite=overwrite,
@@ -146,16 +138,16 @@ def annotate(
         plan = Plan(run.model, run.make_model, run.labels, options, todo, workers, store)
         worked, seconds = _work(plan, engine or run_workers, folder, sum(map(len, run.chunks)), progress)
         result, lines = export_run(run, {c.key for c in todo})
-        if run.found.others:
-            number = sum(run.found.others.values())
-            lines.append(f"{number} files are not named like images and were left out: {count_endings(run.found.others)}")
+        if found.others:
+            number = sum(found.others.values())
+            lines.append(f"{number} files are not named like images and were left out: {count_endings(found.others)}")
         if review is not None:
             summary = write_review(result.records, run.thresholds, root, review)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
         report = Report(
             done=result.done,
             empty=result.empty,
-            failed=tuple(Failure(*pair) for pair in {**dict(run.found.refused), **result.failed}.items()),
+            failed=tuple(Failure(*pair) for pair in {**dict(found.refused), **result.failed}.items()),
             skipped=result.skipped,
             rejected=tuple(result.rejected),
             objects=result.objects,
@@ -174,8 +166,7 @@ class Run:
     Attributes:
         model, make_model, labels, options: as in :class:`Plan`.
         root: the folder of the images.
-        found: the images.
-        chunks: the images that belong to the run, in order.
+        chunks: the images, in order.
         folder: the journal.
         thresholds: the presence score from which each label counts as present.
         exports: the formats to write.
@@ -186,7 +177,6 @@ class Run:
     labels: LabelSet
     options: Options
     root: Path
-    found: Found
     chunks: tuple[Chunk, ...]
     folder: RunFolder
     thresholds: Mapping[str, float]
@@ -197,32 +187,26 @@ class Run:
 def open_run(
     model: ModelSource,
     root: str | os.PathLike[str],
+    items: Iterable[ImageItem],
     labels: Labels,
     out: str | os.PathLike[str],
     *,
     format: Formats = "coco",
-    recursive: bool = False,
-    glob: str | None = None,
-    list_file: str | os.PathLike[str] | None = None,
-    limit: int | None = None,
     options: Options | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
     **export_options: Any,
 ) -> Iterator[Run]:
-    """Opens a job or continues it; arguments and errors are those of :func:`annotate`, with one value for its ``options``.
+    """Opens a job or continues it; arguments and errors are those of :func:`annotate`, but for the ``items``, images of
+    ``root``, and one value for its ``options``.
 
     Commit to the run's ``folder`` what is done, and write the dataset with :func:`export_run`, as often as you like.
     """
-    if limit is not None:
-        limit = int(check_number("limit", limit, 1, whole=True))
-    if batch_size is not None:  # before a model is made
-        batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
+    batch_size = _number("batch_size", batch_size)  # before a model is made
     options = options or Options()
     wanted = label_set(labels)
     if os.path.realpath(out) == os.path.realpath(root):
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
-    found = find_images(root, recursive=recursive, glob=glob, list_file=list_file, skip=out)
     kinds = _formats(format, export_options)
     places = folders(out, tuple(kinds))
     exports = tuple(
@@ -232,17 +216,13 @@ def open_run(
         export.check()
     built, make_model = _built(model)
     size = batch_size or default_batch(built)
-    chunks = tuple(chunks_of(found.items[:limit], size))
+    chunks = tuple(chunks_of(items, size))
     thresholds = Worker(built, wanted, options).thresholds  # labels and options that cannot be used are found now
-    settings = {
-        **settings_of(wanted, options),
-        "batch_size": size,
-        "model": model_settings(built),
-    }
+    settings = {**settings_of(wanted, options), "batch_size": size, "model": model_settings(built)}
     notes = {"root": os.path.abspath(root), "text2sam": __version__, "torch": torch.__version__}
     with RunFolder(out, settings, notes=notes, overwrite=overwrite) as folder:
         _check_root(folder, notes["root"], chunks)
-        yield Run(built, make_model, wanted, options, Path(root), found, chunks, folder, thresholds, exports)
+        yield Run(built, make_model, wanted, options, Path(root), chunks, folder, thresholds, exports)
 
 
 def export_run(run: Run, fresh: Iterable[str] = ()) -> tuple[Results, list[str]]:
@@ -299,10 +279,7 @@ def warm(
         InputError: an argument is not usable.
         OutputError: the folder cannot be written; what was written before stays.
     """
-    if workers is not None:
-        workers = int(check_number("workers", workers, 1, whole=True))
-    if batch_size is not None:  # before a model is made
-        batch_size = int(check_number("batch_size", batch_size, 1, whole=True))
+    workers, batch_size = _number("workers", workers), _number("batch_size", batch_size)
     built, make_model = _built(model)
     options = Options.of({"method": method, "tiles": tiles, **reading})
     store = EmbeddingStore(embeddings, built, options)
@@ -316,6 +293,10 @@ def warm(
             failed |= {record.path: record.reason for record in records if record.image is None}
             tell(len(chunk))
     return WarmReport(store.counts["made"], store.counts["found"], tuple(sorted(failed.items())))
+
+
+def _number(name: str, value: int | None) -> int | None:
+    return None if value is None else int(check_number(name, value, 1, whole=True))
 
 
 def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPromptedSAM] | None]:

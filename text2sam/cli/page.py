@@ -62,17 +62,17 @@ def page(
             blocks = picture_page(bench, list(_examples(models.preset)))
         else:
             from text2sam.annotate.job import open_run
+            from text2sam.annotate.sources import find_images
             from text2sam.app.folder import BATCH_SIZE, FolderJob
 
-            kinds = split_list(formats) or ["coco"]
             run = stack.enter_context(
                 open_run(
                     models.build,
                     folder,
+                    find_images(folder, recursive=recursive, skip=out),
                     labels or "",
                     out or "",
-                    format={kind: {} for kind in kinds},
-                    recursive=recursive,
+                    format=split_list(formats) or ["coco"],
                     batch_size=BATCH_SIZE,
                 )
             )
