@@ -53,23 +53,7 @@ class LogitMasks:
         return len(self.logits)
 
     def __getitem__(self, index: int) -> NDArray[np.bool_]:
-        return np.asarray(self.only(index))
-
-    def only(self, index: int) -> LogitMasks:
-        """One mask, (H, W)."""
-        return replace(self, logits=self.logits[index])
-
-    def within(self, side: int) -> NDArray[np.bool_]:
-        """(..., h, w) bool: masks of the image shrunk to a longer side of so many pixels."""
-        height, width = (max(1, round(length * side / max(self.size))) for length in self.size)
-        return np.asarray(replace(self, size=(height, width)))
-
-    def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """(..., N) bool: the masks at N pixels."""
-        down, across = self._matrices
-        values = (down[rows].numpy() @ self.logits * across[columns].numpy()).sum(-1)  # (..., N)
-        on: NDArray[np.bool_] = values > self.threshold
-        return on
+        return np.asarray(single(self, index))
 
     @property
     def _matrices(self) -> list[Tensor]:
@@ -112,6 +96,29 @@ class RunMasks:
 
 Masks: TypeAlias = NDArray[np.bool_] | LogitMasks
 """(M, H, W) bool; an index makes one of them."""
+
+
+def single(masks: Masks, index: int) -> Masks:
+    """One mask, (H, W), which need not be made yet."""
+    return replace(masks, logits=masks.logits[index]) if isinstance(masks, LogitMasks) else masks[index]
+
+
+def shrunk(masks: Masks, side: int) -> NDArray[np.bool_]:
+    """(..., h, w) bool: masks of the image shrunk to a longer side of so many pixels; an array stays as it is."""
+    if not isinstance(masks, LogitMasks):
+        return masks
+    height, width = (max(1, round(length * side / max(masks.size))) for length in masks.size)
+    return np.asarray(replace(masks, size=(height, width)))
+
+
+def values_at(masks: Masks, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """(..., N) bool: the masks at N pixels."""
+    if not isinstance(masks, LogitMasks):
+        return masks[..., rows, columns]
+    down, across = masks._matrices
+    values = (down[rows].numpy() @ masks.logits * across[columns].numpy()).sum(-1)  # (..., N)
+    on: NDArray[np.bool_] = values > masks.threshold
+    return on
 
 
 class _Kept:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError
-from text2sam.masks import LogitMasks, Masks
+from text2sam.masks import Masks, shrunk, single, values_at
 from text2sam.recipes.points import heat_of, hot_component, patch_of, patch_shares, pixels_under
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
@@ -82,14 +82,12 @@ class Offer:
 
     def only(self, index: int) -> Any:
         """One of ``masks``, which need not be made yet."""
-        if "masks" in vars(self) or not isinstance(self.kept, LogitMasks):
-            return self.masks[index]
-        return self.kept.only(index)
+        return single(self.masks if "masks" in vars(self) else self.kept, index)
 
     @cached_property
     def small(self) -> NDArray[np.bool_]:
         """(M, h, w) bool: the masks; where they are made of logits, with a longer side of at most :data:`SMALL` pixels."""
-        return self.kept.within(SMALL) if isinstance(self.kept, LogitMasks) and max(self.shape) > SMALL else self.masks
+        return shrunk(self.kept, SMALL) if max(self.shape) > SMALL else self.masks
 
     def taken(self, choice: Choice) -> Candidates:
         """The candidates of a result, with the choice that was made; errors are those of :class:`Candidates`."""
@@ -209,12 +207,10 @@ def _correlation(shares: NDArray[np.float32], heat: NDArray[np.float32]) -> NDAr
 
 
 def _right_points(offer: Offer) -> NDArray[np.float64]:
-    points, masks = offer.points, offer.small
+    points = offer.points
     if not len(points):
-        return np.ones(len(masks))
-    rows, columns = pixels_under(points.coords, offer.shape)
-    kept = offer.kept  # a pixel of small masks is several of the image's
-    on = kept.at(rows, columns) if isinstance(kept, LogitMasks) else masks[:, rows, columns]
+        return np.ones(len(offer.scores))
+    on = values_at(offer.kept, *pixels_under(points.coords, offer.shape))  # a pixel of small masks is several of the image's
     right: NDArray[np.float64] = (on == (points.labels == 1)).mean(1)
     return right
 
