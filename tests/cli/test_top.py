@@ -175,6 +175,7 @@ def test_usage_errors(line: str) -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Usage: text2sam" in result.stderr
+    assert "Value error" not in result.stderr
     assert "Traceback" not in result.output
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window, middle_blocks, rotated
 from text2sam.clip.towers import tower_of
 from text2sam.clip.towers.base import resize_tokens
+from text2sam.errors import InputError
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
 Array = NDArray[np.float64]
@@ -199,6 +200,19 @@ def test_iterations(iterations: int) -> None:
             x = softmax(unit(x) @ unit(x).T * float(length[b]) / 2) @ unit(x)
         expected = softmax(unit(x) @ unit(x).T * float(length[b]) / 2) @ values
         np.testing.assert_allclose(found[b, 0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("gem", "length"), ("naclip", "bias"), ("resclip", "middle")])
+def test_what_a_kind_needs(kind: str, missing: str) -> None:
+    given = {"length": torch.ones(2), "bias": torch.zeros(5, 5), "middle": torch.ones(2, 1, 5, 5) / 5}
+    with pytest.raises(InputError, match=f"{kind!r} needs.*pass {missing}"):
+        attend(KINDS[kind], *(noise(2, 1, 5, 4, seed=seed) for seed in range(3)), **given | {missing: None})
+
+
+def test_a_path_from_before_the_middle_blocks() -> None:
+    early = dataclasses.replace(KINDS["resclip"], blocks=5)
+    with pytest.raises(InputError, match="all middle blocks"):
+        tower_of(tiny_clip(vision={"layers": 8}).visual).tokens(noise(1, 3, 32, 32), 1, [early])
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 96), (32, 32)])

@@ -111,6 +111,9 @@ class _Commands(TyperGroup):
                 hints.release()
                 echo(f"text2sam: error: {one_line(str(error))}", to_stderr=True)
                 raise typer.Exit(exit_code(error)) from error
+            except typer.BadParameter as error:
+                error.message = error.message.removeprefix("Value error, ")  # from pydantic, which newer Typers check with
+                raise
             except KeyboardInterrupt:
                 echo("text2sam: interrupted", to_stderr=True)
                 if any(thread.name == _WORKER for thread in threading.enumerate()):

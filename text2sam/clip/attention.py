@@ -197,7 +197,7 @@ def attend(
     Args:
         kind: which.
         q, k, v: (B, heads, L, d) of the original path.
-        bias: (L, L) added to the logits, in the dtype of ``v``; for kinds with a ``window``.
+        bias: (L, L) added to the logits, in the dtype of ``v``; kinds with a ``window`` need it.
         length: (B,) mean length of the tokens that enter the attention, in the dtype of ``v``; kinds with ``iterations`` need
             it.
         middle: (B, heads, L, L) mean attention of the middle blocks, each row adding up to 1; kinds with ``middle`` need it.
@@ -206,7 +206,7 @@ def attend(
         (B, heads, L, d).
 
     Raises:
-        InputError: the kind needs ``length`` and there is none.
+        InputError: the kind needs one of these and there is none.
     """
     from torch.nn import functional as F
 
@@ -214,15 +214,24 @@ def attend(
         return v
     sides = {"q": q, "k": rotated(k, q) if kind.rotate else k, "v": v}
     if kind.iterations is None:
+        bias = None if kind.window is None else _needed(kind, bias, "how near its patches are; pass bias (L, L)")
         results = [F.scaled_dot_product_attention(sides[a], sides[b], v, attn_mask=bias) for a, b in kind.products]
-    elif length is None:
-        raise InputError(f"attention of the kind {kind.name!r} needs the mean length of its tokens; pass length (B,)")
     else:
+        length = _needed(kind, length, "the mean length of its tokens; pass length (B,)")
         sharpness = length[:, None, None, None] * q.shape[-1] ** -0.5  # the inverse temperature
         results = [_iterated(sides[p[0]], v, sharpness, kind.iterations) for p in kind.products]
     total = reduce(add, results)
     total = total / len(results) if kind.mean else total
-    return total if middle is None or not kind.middle else (1 - kind.middle) * total + kind.middle * (middle @ v)
+    if not kind.middle:
+        return total
+    middle = _needed(kind, middle, "the attention of all middle blocks; pass middle (B, heads, L, L)")
+    return (1 - kind.middle) * total + kind.middle * (middle @ v)
+
+
+def _needed(kind: AttentionKind, value: torch.Tensor | None, what: str) -> torch.Tensor:
+    if value is None:
+        raise InputError(f"attention of the kind {kind.name!r} needs {what}")
+    return value
 
 
 def middle_blocks(blocks: int) -> range:
