@@ -215,8 +215,8 @@ def _answer(model: TextPromptedSAM, scene: DemoScene, out: Path) -> tuple[list[D
         truth = scene.masks.get(text)
         iou = None if truth is None else round(float(mask_iou(result.mask, truth)), 4)
         rows.append(DemoRow(scene.name, text, text in scene.find, result, iou, files))
-        asked = f"{text} without {', '.join(scene.exclude)}" if scene.exclude and text in scene.find else text
-        strip.append(_captioned(drawn, f"{asked}: {rows[-1].answer} ({result.presence:.2f})"))
+        caption = f"{text} without {', '.join(scene.exclude)}" if scene.exclude and text in scene.find else text
+        strip.append(_captioned(drawn, f"{caption}: {rows[-1].answer} ({result.presence:.2f})"))
     return rows, np.concatenate(strip, axis=1)
 
 

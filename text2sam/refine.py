@@ -208,7 +208,7 @@ def _exchanged(result: Segmentation, number: int, part: Segmentation) -> list[Se
 
 def _object(result: Segmentation, number: int) -> Segmentation:
     """An object by its number, as a result of its own."""
-    found = result.instances
-    if not found:
+    objects = result.instances
+    if not objects:
         raise InputError(f"there is no object of {result.text!r}")
-    return found[int(check_number("number", number, 0, len(found) - 1, whole=True))]
+    return objects[int(check_number("number", number, 0, len(objects) - 1, whole=True))]

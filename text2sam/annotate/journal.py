@@ -120,8 +120,8 @@ class Chunk:
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits, a hash of the images' paths, sizes and modification times, in order."""
-        what = json.dumps([(item.path, item.size_bytes, item.mtime_ns) for item in self.items])
-        return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+        images = json.dumps([(item.path, item.size_bytes, item.mtime_ns) for item in self.items])
+        return hashlib.blake2b(images.encode(), digest_size=16).hexdigest()
 
 
 def chunks_of(items: Iterable[ImageItem], size: int) -> list[Chunk]:

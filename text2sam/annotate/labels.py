@@ -210,12 +210,12 @@ def label_set(
         PromptError, InputError: a label is not usable, looks like a file that is not there, or the file is not usable.
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.strip().lower().endswith(SUFFIXES)):
-        found = load_labels(os.fspath(labels).strip())
+        parsed = load_labels(os.fspath(labels).strip())
     elif isinstance(labels, LabelSet):
-        found = labels
+        parsed = labels
     else:
-        found = _listed([labels] if isinstance(labels, str) else labels)
-    return found.with_options(against, threshold)
+        parsed = _listed([labels] if isinstance(labels, str) else labels)
+    return parsed.with_options(against, threshold)
 
 
 def _listed(labels: Any) -> LabelSet:

@@ -76,9 +76,9 @@ def ray_engine(*, workers: int | None = None, num_gpus: float | None = None) -> 
         count = plan.workers if workers is None else workers
         held: list[Done] = []
         with hands(job, count, float(device == "cuda") if num_gpus is None else num_gpus, len(rows)) as (ray, work):
-            found = work(ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_ROWS)), Hand, 1)
+            results = work(ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_ROWS)), Hand, 1)
             # without prefetching: a result would wait for the next one
-            for batch in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in batch.to_pylist():
                     done = plan.todo[row["number"]], [Record.from_json(record) for record in json.loads(row["records"])]
                     if any(record.reason == GIVEN_UP for record in done[1]):

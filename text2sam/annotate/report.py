@@ -99,8 +99,8 @@ class Report:
             counts.append(["rejected", str(len(self.rejected)), "left out by a person"])
         lines = [aligned(["images", str(self.images), ""], counts)]
         if self.objects:
-            found = [[_shorten(one_line(label), _LONGEST_PATH), str(n)] for label, n in self.objects.items()]
-            lines.append(aligned(["objects", str(sum(self.objects.values()))], found))
+            objects = [[_shorten(one_line(label), _LONGEST_PATH), str(n)] for label, n in self.objects.items()]
+            lines.append(aligned(["objects", str(sum(self.objects.values()))], objects))
         lines.append(f"{self.seconds:.1f} s, {self.images_per_second:.2f} images/s")
         lines += self.notes
         return "\n".join(lines + _failures(self.failed))

@@ -147,9 +147,9 @@ class Worker:
         encoded: list[EncodedImage | None] = []
         fresh = True
         with trouble:
-            found, fresh = self._encode([image.pixels for image in batch if image.pixels is not None])
-            encoded = [*found]
-            del found
+            images, fresh = self._encode([image.pixels for image in batch if image.pixels is not None])
+            encoded = [*images]
+            del images
         done = 0
         while not trouble and done < len(batch):
             if stop.is_set():
@@ -207,7 +207,7 @@ class Worker:
         if self.store is not None and (fresh or (encoded.sam.state is not None) != had_sam):
             self.store.save(encoded)
             self.store.count(made=int(fresh))
-        image = AnnotatedImage(item.path, *encoded.shape, tuple(thing for found in objects.values() for thing in found))
+        image = AnnotatedImage(item.path, *encoded.shape, tuple(each for drawn in objects.values() for each in drawn))
         return Record(item.path, image, presence)
 
     def _free(self) -> None:

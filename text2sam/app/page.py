@@ -295,12 +295,12 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 return {editor.message: _message([str(error)]), upload: None}
 
         def example(layers: Sequence[str], alpha: float, limit: float, event: gr.SelectData) -> Updates:
-            name, picture, asked = examples[event.index]
+            name, picture, names = examples[event.index]
             try:
-                desk = bench.ask(bench.start(picture, name), asked, "", limit)
+                desk = bench.ask(bench.start(picture, name), names, "", limit)
             except Text2SamError as error:
                 return {editor.message: _message([str(error)])}
-            return {**editor.show(desk, layers, alpha), **opened, texts: asked, exclude: ""}
+            return {**editor.show(desk, layers, alpha), **opened, texts: names, exclude: ""}
 
         def reset() -> Updates:
             return {

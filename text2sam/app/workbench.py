@@ -338,8 +338,8 @@ class Workbench:
             self.model.check_texts(known)  # which of them are one thing
             answers = desk.still(known, avoided, limit)
             fresh = [text for text in known if text not in answers]
-            found = self.model.segment_many(desk.encoded, fresh, exclude=avoided or None, threshold=limit) if fresh else []
-            answers.update(zip(fresh, found, strict=True))
+            segmented = self.model.segment_many(desk.encoded, fresh, exclude=avoided or None, threshold=limit) if fresh else []
+            answers.update(zip(fresh, segmented, strict=True))
             scores = presence_scores(self.model.generator, desk.encoded.features, avoided, None)
         notes += map(str, refused)
         notes += [

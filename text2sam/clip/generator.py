@@ -333,12 +333,12 @@ class ClipSurgery:
         tokens = features.tokens(method).float()
         with exact(tokens.device):
             if not recipe.removes:
-                found = tokens @ texts.T
+                similarity = tokens @ texts.T
             else:
-                found = feature_surgery(tokens[None], texts, redundant, tau=self.tau, weighting=self.weighting)[0]
+                similarity = feature_surgery(tokens[None], texts, redundant, tau=self.tau, weighting=self.weighting)[0]
                 magnitude = (tokens[1:] @ texts.T).abs().amax(dim=0, keepdim=True)
-                found = torch.cat([found[:1], level_noise(found[1:], magnitude, dim=0)])
-            return -found if recipe.reverses else found
+                similarity = torch.cat([similarity[:1], level_noise(similarity[1:], magnitude, dim=0)])
+            return -similarity if recipe.reverses else similarity
 
     def prepare(self, texts: Sequence[str], *, against: Sequence[str] | None = None, method: Method = "surgery") -> None:
         """Encodes texts ahead of an image, in one batch; raises what :meth:`maps` would raise for them."""

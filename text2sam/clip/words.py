@@ -137,9 +137,9 @@ class WordTable:
         Raises:
             PromptError: the text is empty, or the table does not have it; the message lists near words.
         """
-        found = self.find(text)
-        if found is not None:
-            return found
+        meaning = self.find(text)
+        if meaning is not None:
+            return meaning
         near = self._near(_plain(text))
         raise PromptError(
             f"{text!r} is none of the {len(self):,} words this model knows"

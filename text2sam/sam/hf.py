@@ -88,8 +88,9 @@ class HFPredictor:
         self.reset_image()
         made = self.processor(images=image, return_tensors="pt")
         pixels = made["pixel_values"].to(self.model.device, self.model.dtype)
-        found = self.model.get_image_embeddings(pixels)
-        parts = found if isinstance(found, tuple) else (found,)  # HQ-SAM's decoder needs what its encoder made on the way
+        embeddings = self.model.get_image_embeddings(pixels)
+        # HQ-SAM's decoder needs what its encoder made on the way
+        parts = embeddings if isinstance(embeddings, tuple) else (embeddings,)
         self.features = dict(zip(("image_embeddings", "intermediate_embeddings"), parts, strict=False))
         self.original_size = (image.shape[0], image.shape[1])
         self.padded_size = (int(pixels.shape[2]), int(pixels.shape[3]))

@@ -219,12 +219,12 @@ class Painter:
             if not isinstance(address, str):
                 raise InputError(f"the task has no {config.key!r}, which the configuration shows as its image")
             image = self._image(model, address)
-            found = self._drawn(model, image, config, drawn) if drawn else self._texts(model, image, config.labels, config)
+            objects = self._drawn(model, image, config, drawn) if drawn else self._texts(model, image, config.labels, config)
             regions = [
                 brush_region(mask, label, score, f"t2s-{number}", config.brush, config.image)
-                for number, (label, mask, score) in enumerate(found)
+                for number, (label, mask, score) in enumerate(objects)
             ]
-            mean = sum(score for _, _, score in found) / max(1, len(found))
+            mean = sum(score for _, _, score in objects) / max(1, len(objects))
             predictions.append({"result": regions, "score": mean, "model_version": self.version})
         return predictions
 
@@ -242,7 +242,7 @@ class Painter:
         self, model: "TextPromptedSAM", image: "EncodedImage", texts: Iterable[str], config: Config
     ) -> list[tuple[str, NDArray[np.bool_], float]]:
         """The objects of texts. A text that the model does not know is left out: a label need not be a word for it."""
-        found = []
+        objects = []
         for text in texts:
             try:
                 result = model.segment(image, text)
@@ -250,8 +250,8 @@ class Painter:
                 log.warning("%s", error)
                 continue
             label = next((each for each in config.labels if each.casefold() == text.casefold()), config.labels[0])
-            found += [(label, part.mask, part.score) for part in result.instances]
-        return found
+            objects += [(label, part.mask, part.score) for part in result.instances]
+        return objects
 
     def _drawn(
         self, model: "TextPromptedSAM", image: "EncodedImage", config: Config, drawn: Sequence[Mapping[str, Any]]

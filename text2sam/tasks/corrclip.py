@@ -66,8 +66,8 @@ def patch_looks(embedding: NDArray[np.float32], grid: tuple[int, int], box: Box 
     """(gh*gw, C) float32, an embedding of the image (C, h, w) at the middles of patches, bilinear."""
     at = [torch.from_numpy(2 * places - 1).float() for places in _middles(grid, box)]
     points = torch.stack(torch.meshgrid(*at, indexing="ij")[::-1], dim=-1)[None]  # (1, gh, gw, 2), (x, y) from -1 to 1
-    found = F.grid_sample(torch.from_numpy(embedding)[None], points, padding_mode="border", align_corners=False)
-    return found[0].flatten(1).T
+    looks = F.grid_sample(torch.from_numpy(embedding)[None], points, padding_mode="border", align_corners=False)
+    return looks[0].flatten(1).T
 
 
 def _middles(grid: tuple[int, int], box: Box) -> list[NDArray[np.float64]]:

@@ -216,12 +216,12 @@ def folder_tokenizer(folder: Path, model: Any) -> Tokenizer:
     except ImportError:
         raise MissingDependencyError("transformers", f"the tokenizer in {str(folder)!r}") from None
     try:
-        found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{str(folder)!r} has no tokenizer that transformers can read (tokenizer.json, or spiece.model): {error}"
         ) from error
-    return padded_tokenizer(found, model)
+    return padded_tokenizer(tokenizer, model)
 
 
 def padded_tokenizer(tokenizer: Any, model: Any) -> Tokenizer:
