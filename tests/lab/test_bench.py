@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import count_calls, tiny_predictor, tiny_surgery
+from test_cli import run as command
 
 from text2sam.errors import OutputError
 from text2sam.lab import bench
@@ -214,9 +215,9 @@ def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_the_command_writes_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main_command("surgery", tmp_path / "new" / "bench.json", True, TINY)
-    printed = json.loads(capsys.readouterr().out)
+def test_the_command_writes_and_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "run", lambda suite, _, measured=bench.run: measured(suite, TINY))
+    printed = json.loads(command(f"bench surgery --json --out {tmp_path / 'new' / 'bench.json'}").stdout)
     assert printed == {**json.loads((tmp_path / "new" / "bench.json").read_text()), "warnings": []}
     assert printed["suite"] == "surgery"
     assert printed["settings"]["tokens"] == 17
@@ -225,8 +226,7 @@ def test_the_command_writes_and_prints_json(tmp_path: Path, capsys: pytest.Captu
 
 def test_the_command_opens_the_file_before_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "run", lambda *_: pytest.fail("measured first"))
-    with pytest.raises(OutputError, match="folder"):
-        bench.main_command("surgery", tmp_path)
+    assert isinstance(command(f"bench surgery --out {tmp_path}").exception, OutputError)
 
 
 @pytest.mark.parametrize(

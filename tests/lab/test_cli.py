@@ -11,12 +11,13 @@ import test_datasets_readers as readers
 import typer
 from typer.testing import CliRunner
 
+from text2sam.cli.options import ModelOptions
 from text2sam.clip.attention import METHODS
 from text2sam.clip.prompts import SHORT_TEMPLATES
 from text2sam.errors import InputError
 from text2sam.lab import bench, runner
 from text2sam.lab.cli import DataOptions, register
-from text2sam.lab.experiments import annotation, photos, sticker
+from text2sam.lab.experiments import annotation, photos
 from text2sam.lab.runner import report
 
 
@@ -24,8 +25,10 @@ from text2sam.lab.runner import report
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The arguments that the commands pass to the measuring modules."""
     made: list[Any] = []
-    for module in (bench, photos, sticker, annotation):
-        monkeypatch.setattr(module, "main_command", lambda *given, **named: made.append((given, named)))
+    for module, name in ((bench, "run"), (photos, "measure"), (annotation, "measure")):
+        monkeypatch.setattr(module, name, lambda *given, **named: made.append((given, named)) or {"checks": {"fine": True}})
+        monkeypatch.setattr(module, "table", lambda result: "a table")
+    monkeypatch.setattr(annotation, "CHECKS", {"fine": "all was fine"})
     for name in ("build_surgery", "measure"):
         monkeypatch.setattr(runner, name, lambda *given, **named: made.append((given, named)) or ("surgery", "model"))
     return made
@@ -55,17 +58,22 @@ def test_unusable_options(line: str, message: str, calls: list[Any]) -> None:
     assert calls == []
 
 
-def test_bench_and_the_experiments(calls: list[Any]) -> None:
-    assert run("bench text --device cpu --json").exit_code == 0
-    assert calls.pop() == (("text", None, True, bench.Settings(device="cpu")), {})
-    assert run("evaluate sticker --scenes 3 --split tune --strategy paper,objects --strategy paper").exit_code == 0
-    assert calls.pop() == ((sticker.Settings(scenes=3, split="tune"), None, False, None), {})
-    assert run("evaluate photos data --preset sticker --half all --photos 2 --strategy paper --out r.json").exit_code == 0
-    folder, build, *rest = calls.pop()[0]
-    assert (folder, build.__self__.preset, build.__name__) == (Path("data"), "sticker", "build")
-    assert rest == [photos.Settings("all", ("paper",), photos=2), Path("r.json"), False, None]
-    assert run("evaluate annotation --kills 1 --folder here").exit_code == 0
-    assert calls.pop() == ((500, 30, 1, None, False, Path("here")), {})
+def test_bench_and_the_experiments(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert '"fine": true' in run("bench text --device cpu --json").stdout
+    assert calls.pop() == (("text", bench.Settings(device="cpu")), {})
+    monkeypatch.setattr(ModelOptions, "build", lambda self: self.preset)
+    monkeypatch.setattr(photos, "open_photos", lambda folder: (folder, "photos"))
+    monkeypatch.setattr(photos, "photos_of", lambda dataset, settings: None)
+    line = f"evaluate photos data --preset sticker --half all --photos 2 --strategy paper --out {tmp_path / 'r.json'}"
+    assert run(line).stdout == "a table\n"
+    settings = photos.Settings("all", ("paper",), photos=2)
+    assert calls.pop() == (("sticker", (Path("data"), "photos"), settings), {"embeddings": None, "progress": False})
+    assert (tmp_path / "r.json").is_file()
+    assert run("evaluate annotation --kills 1 --folder here").stdout == "a table\n"
+    assert calls.pop() == ((Path("here"), 500, 30, 1), {"progress": False})
+    monkeypatch.setattr(annotation, "measure", lambda *given, **named: {"checks": {"fine": False}})
+    failed = run("evaluate annotation")
+    assert (failed.stdout, str(failed.exception)) == ("a table\n", "the trial failed: not all was fine")
 
 
 def test_tasks(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

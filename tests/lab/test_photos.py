@@ -11,7 +11,9 @@ import pytest
 from helpers import count_calls, tiny_predictor, tiny_surgery
 from numpy.typing import NDArray
 from PIL import Image
+from test_cli import run as command
 
+from text2sam.cli.options import ModelOptions
 from text2sam.errors import InputError, OutputError, PromptError
 from text2sam.lab.datasets.layout import MissingDataError
 from text2sam.lab.experiments.photos import (
@@ -19,7 +21,6 @@ from text2sam.lab.experiments.photos import (
     THRESHOLDS,
     Settings,
     known_names,
-    main_command,
     measure,
     open_photos,
     photos_of,
@@ -216,18 +217,12 @@ def test_intervals_are_over_photos() -> None:
     assert (errors[0.7], errors[0.8], errors[0.9]) == ((1, 0.5), (15 / 16, 0.5), (15 / 16, 0))
 
 
-def test_command(tmp_path: Path, model: TextPromptedSAM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, model: TextPromptedSAM, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = folder_of(tmp_path), tmp_path / "out.json"
     built: list[int] = []
-
-    def build() -> TextPromptedSAM:
-        built.append(1)
-        return model
-
-    with pytest.raises(MissingDataError):
-        main_command(tmp_path / "none", build)
-    with pytest.raises(OutputError):
-        main_command(folder, build, out=folder / "instances.json" / "out.json")
+    monkeypatch.setattr(ModelOptions, "build", lambda _: built.append(1) or model)
+    assert isinstance(command(f"evaluate photos {tmp_path / 'none'}").exception, MissingDataError)
+    assert isinstance(command(f"evaluate photos {folder} --out {folder / 'instances.json' / 'x.json'}").exception, OutputError)
     assert built == []
-    main_command(folder, build, Settings("all", (CLICK,), resamples=5), out, json_output=True)
-    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text()) | {"warnings": []}
+    printed = command(f"evaluate photos {folder} --half all --strategy paper --out {out} --json").stdout
+    assert json.loads(printed) == json.loads(out.read_text()) | {"warnings": []}

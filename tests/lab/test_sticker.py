@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_cli import run as command
 
 from text2sam.errors import InputError, OutputError
 from text2sam.lab.experiments import sticker
@@ -25,6 +26,7 @@ from text2sam.lab.experiments.sticker import (
     report,
     summarize,
 )
+from text2sam.lab.metrics import bootstrap_weights
 from text2sam.lab.sticker.world import Scene, StickerObject
 from text2sam.types import Candidates, PointPrompts, Segmentation, SimilarityMap, box_of
 from text2sam.zoo.sticker.models import SHIPPED
@@ -301,28 +303,29 @@ def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(TextPromptedSAM, "from_pretrained", build)
     monkeypatch.setattr(sticker, "draw_scene", lambda seed: drawn[seed % 2])
+    monkeypatch.setattr(sticker, "bootstrap_weights", lambda scenes, *_: bootstrap_weights(scenes, 5))
     return given
 
 
-def test_the_command_prints_and_writes_the_same(
-    built: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sticker.main_command(replace(SETTINGS, device="cpu", resamples=5), tmp_path / "new" / "r.json", True)
-    printed = json.loads(capsys.readouterr().out)
+def test_the_command_prints_and_writes_the_same(built: dict[str, Any], tmp_path: Path) -> None:
+    line = "evaluate sticker --scenes 2 --split tune --strategy paper,objects --strategy paper"
+    printed = json.loads(command(f"{line} --device cpu --json --out {tmp_path / 'new' / 'r.json'}").stdout)
     assert printed == {**json.loads((tmp_path / "new" / "r.json").read_text()), "warnings": []}
     assert printed["counts"]["scenes"] == 2
     assert built == {"preset": "sticker", "device": "cpu", "sam_checkpoint": None, "progress": False}
-    sticker.main_command(replace(SETTINGS, resamples=5))
-    out, err = capsys.readouterr()
-    assert out.startswith("figure")
-    assert err == ""
+    assert (printed["settings"]["split"], printed["settings"]["strategies"]) == ("tune", ["paper", "objects"])
+    shown = command(line)
+    assert shown.stdout.startswith("figure")
+    assert shown.stderr == ""
 
 
 def test_the_command_fails_before_it_builds_models(built: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="magic"):
-        sticker.main_command(replace(SETTINGS, strategies=("paper", "magic")))
-    with pytest.raises(InputError, match="second one"):
-        sticker.main_command(replace(SETTINGS, strategies=("paper",)), pictures=tmp_path)
-    with pytest.raises(OutputError, match="folder"):
-        sticker.main_command(SETTINGS, tmp_path)
+    for more, kind, message in (
+        ("--strategy paper,magic", InputError, "magic"),
+        (f"--strategy paper --pictures {tmp_path}", InputError, "second one"),
+        (f"--out {tmp_path}", OutputError, "folder"),
+    ):
+        error = command(f"evaluate sticker {more}").exception
+        assert isinstance(error, kind)
+        assert message in str(error)
     assert built == {}

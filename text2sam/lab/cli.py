@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +15,8 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, Json, new_app, split_list
 from text2sam.cli.options import Device, ModelOptions, Tiles, option, parse_tiles, with_options
-from text2sam.errors import InputError
+from text2sam.cli.output import echo
+from text2sam.errors import InputError, Text2SamError
 from text2sam.files import check_file, check_folder
 from text2sam.lab.output import reporting
 
@@ -55,9 +58,12 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Compare the speed of text2sam with a plain implementation of the papers, and its default recipe with the papers'."""
-    from text2sam.lab.bench import Settings, main_command
+    from text2sam.lab.bench import Settings, run, table
 
-    main_command(suite, out, as_json, Settings(device=device))
+    with reporting(table, out, as_json) as report:
+        if sys.stderr.isatty():
+            echo("measuring; this takes a few minutes", to_stderr=True)
+        report(run(suite, Settings(device=device)))
 
 
 @evaluate.command("sticker", epilog=CODES_HELP)
@@ -77,13 +83,28 @@ def evaluate_sticker(
     as_json: Json = False,
 ) -> None:
     """Compare recipes on drawn scenes with exact masks: 1 to 6 things, repeated names, absent names."""
-    from text2sam.lab.experiments.sticker import Settings, main_command
+    from text2sam.lab.experiments import sticker
+    from text2sam.lab.metrics import scikit_learn
+    from text2sam.pipeline import TextPromptedSAM
+    from text2sam.recipes import get_recipe
 
     if pictures is not None:
         check_folder(pictures)
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
-    settings = Settings(scenes=scenes, split=split, sam_checkpoint=sam_checkpoint, device=device, **options)
-    main_command(settings, out, as_json, pictures)
+    settings = sticker.Settings(scenes=scenes, split=split, sam_checkpoint=sam_checkpoint, device=device, **options)
+    for strategy in settings.strategies:
+        get_recipe(strategy)
+    if pictures is not None and len(settings.strategies) < 2:
+        raise InputError("--pictures compares two recipes; name a second one with --strategy")
+    progress = sys.stderr.isatty()
+    with reporting(sticker.table, out, as_json) as report:
+        sticker.draw_scene(settings.seeds.start)  # fail before models are built if a package is missing
+        scikit_learn()
+        model = TextPromptedSAM.from_pretrained("sticker", device=device, sam_checkpoint=sam_checkpoint, progress=progress)
+        records = sticker.measure(model, settings, progress=progress)
+        report(sticker.report(records, settings))
+    if pictures is not None:
+        sticker.write_pictures(pictures, model, records)
 
 
 @evaluate.command("photos", epilog=CODES_HELP)
@@ -104,12 +125,14 @@ def evaluate_photos(
     as_json: Json = False,
 ) -> None:
     """Compare recipes on annotated photos: IoU by size of the target, presence, calls of SAM."""
-    from text2sam.lab.experiments.photos import Settings, main_command
+    from text2sam.lab.experiments.photos import Settings, measure, open_photos, photos_of, table
 
     models.check()
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
-    settings = Settings(half=half, photos=photos, **options)
-    main_command(folder, models.build, settings, out, as_json, embeddings)
+    settings, dataset = Settings(half=half, photos=photos, **options), open_photos(folder)
+    photos_of(dataset, settings)  # fail before a model is built
+    with reporting(table, out, as_json) as report:
+        report(measure(models.build(), dataset, settings, embeddings=embeddings, progress=sys.stderr.isatty()))
 
 
 @evaluate.command("dataset", epilog=CODES_HELP)
@@ -122,9 +145,10 @@ def evaluate_dataset(
     as_json: Json = False,
 ) -> None:
     """Compare an annotated data set with the truth: labels found, missed and wrong, and the IoU of their masks."""
-    from text2sam.lab.experiments.dataset import main_command
+    from text2sam.lab.experiments import dataset
 
-    main_command(found, truth, out, as_json)
+    with reporting(dataset.table, out, as_json) as report:
+        report(dataset.report(found, truth))
 
 
 def evaluate_annotation(
@@ -138,9 +162,16 @@ def evaluate_annotation(
     as_json: Json = False,
 ) -> None:
     """Annotate drawn scenes and hostile files with text2sam annotate, kill and restart it, and check the dataset."""
-    from text2sam.lab.experiments.annotation import main_command
+    from text2sam.lab.experiments.annotation import CHECKS, measure, table
 
-    main_command(scenes, hostile, kills, out, as_json, folder)
+    with contextlib.ExitStack() as stack:
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="text2sam-annotation-")), "trial")
+        with reporting(table, out, as_json) as report:
+            result = measure(place, scenes, hostile, kills, progress=sys.stderr.isatty())
+            report(result)
+    broken = [text for name, text in CHECKS.items() if result["checks"][name] is False]
+    if broken:
+        raise Text2SamError(f"the trial failed: not {'; not '.join(broken)}")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,10 +33,9 @@ from text2sam import __version__
 from text2sam.devices import pick_device
 from text2sam.errors import InputError
 from text2sam.lab.bench.suites import SUITES, Settings
-from text2sam.lab.output import reporting
 from text2sam.tables import aligned
 
-__all__ = ["SUITES", "Settings", "main_command", "run", "table"]
+__all__ = ["SUITES", "Settings", "run", "table"]
 
 
 def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
@@ -69,25 +66,6 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
         "benchmarks": {name: details for name, (details, _) in results.items()},
         "rows": [asdict(row) for _, rows in results.values() for row in rows],
     }
-
-
-def main_command(
-    suite: str = "all", out: Path | None = None, json_output: bool = False, settings: Settings | None = None
-) -> None:
-    """``text2sam bench``: runs benchmarks and prints the table.
-
-    Args:
-        suite, settings: see :func:`run`.
-        out, json_output: see :func:`text2sam.lab.output.reporting`.
-
-    Raises:
-        InputError: as :func:`run`.
-        OutputError: ``out`` cannot be written.
-    """
-    with reporting(table, out, json_output) as report:
-        if sys.stderr.isatty():
-            print("measuring; this takes a few minutes", file=sys.stderr)
-        report(run(suite, settings))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 from text2sam.errors import InputError
 from text2sam.lab.datasets.coco import read_annotations
 from text2sam.lab.datasets.sample import Instance, unions
-from text2sam.lab.output import reporting
 from text2sam.recipes.choose import mask_iou
 from text2sam.tables import aligned
 
@@ -102,9 +101,3 @@ def table(result: dict[str, Any]) -> str:
             for row in result["labels"]
         ],
     )
-
-
-def main_command(found: Path, truth: Path, out: Path | None, json_output: bool) -> None:
-    """``text2sam evaluate dataset``: compares and prints the table."""
-    with reporting(table, out, json_output) as write:
-        write(report(found, truth))

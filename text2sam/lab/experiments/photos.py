@@ -16,7 +16,6 @@ Protocol:
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
 from text2sam.lab.datasets.sample import unions
 from text2sam.lab.metrics import auroc, bootstrap_weights, estimate, finite, weighted_ratio
-from text2sam.lab.output import cell, reporting, track
+from text2sam.lab.output import cell, track
 from text2sam.presence import presence_scores
 from text2sam.recipes import Recipe, get_recipe
 from text2sam.recipes.choose import mask_iou
@@ -183,8 +182,8 @@ def measure(
         progress: show a progress bar on standard error.
 
     Returns:
-        JSON-ready: the figures of :func:`summarize`, ``photos`` (see :func:`measure_photo`), ``names``, ``unknown``,
-        ``settings``, ``threshold`` and ``seconds``.
+        JSON-ready: ``text2sam`` (version), the figures of :func:`summarize`, ``photos`` (see :func:`measure_photo`), ``names``,
+        ``unknown``, ``settings``, ``threshold`` and ``seconds``.
 
     Raises:
         InputError, ImageError: a file of the folder is invalid, or the pair knows none of the names.
@@ -197,6 +196,7 @@ def measure(
     store = None if embeddings is None else EmbeddingStore(embeddings, model)
     photos = [measure_photo(model, dataset[place], names, chosen, store) for place in track(places, "photos", progress)]
     return {
+        "text2sam": __version__,
         "settings": {"half": chosen.half, "strategies": list(chosen.recipes), "seed": chosen.seed},
         "names": list(names),
         "unknown": [name for name in dataset.foreground if name not in names],
@@ -294,30 +294,3 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     errors = aligned(("presence threshold", "targets over 1 % predicted present", "absent names predicted present"), shares)
     return "\n".join([aligned(head, lines), "", errors, "", note])
-
-
-def main_command(
-    folder: Path,
-    build: Callable[[], TextPromptedSAM],
-    settings: Settings | None = None,
-    out: Path | None = None,
-    json_output: bool = False,
-    embeddings: Path | None = None,
-) -> None:
-    """``text2sam evaluate photos``: measures and prints the table.
-
-    Args:
-        folder: see :func:`open_photos`.
-        build: returns the pair.
-        settings, embeddings: see :func:`measure`.
-        out, json_output: see :func:`text2sam.lab.output.reporting`.
-
-    Raises:
-        InputError, ImageError, WeightsError: the folder or the pair cannot be used.
-        OutputError: ``out`` cannot be written.
-    """
-    dataset, chosen = open_photos(folder), settings or Settings()
-    photos_of(dataset, chosen)  # fail before a model is built
-    with reporting(table, out, json_output) as report:
-        result = measure(build(), dataset, chosen, embeddings=embeddings, progress=sys.stderr.isatty())
-        report({"text2sam": __version__, **result})

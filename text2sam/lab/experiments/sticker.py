@@ -11,7 +11,6 @@ is predicted absent, as the papers' recipe does.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +29,9 @@ from text2sam.lab.metrics import (
     bootstrap_weights,
     estimate,
     match_detections,
-    scikit_learn,
     weighted_ratio,
 )
-from text2sam.lab.output import cell, reporting, track
+from text2sam.lab.output import cell, track
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
@@ -474,40 +472,3 @@ def write_pictures(folder: Path, model: TextPromptedSAM, records: Sequence[Scene
         cases.append({"file": name, **case})
     files.append(write_json(folder / "pictures.json", {"cases": cases}))
     return files
-
-
-def main_command(
-    settings: Settings | None = None, out: Path | None = None, json_output: bool = False, pictures: Path | None = None
-) -> None:
-    """``text2sam evaluate sticker``: measures and prints the table.
-
-    Args:
-        settings: see :class:`Settings`.
-        out, json_output: see :func:`text2sam.lab.output.reporting`.
-        pictures: folder for :func:`write_pictures`, which needs two recipes.
-
-    Raises:
-        InputError: a recipe is unknown, or missing for ``pictures``.
-        MissingDependencyError: a package is not installed.
-        OutputError: a file cannot be written.
-        WeightsError: weights are missing or do not fit.
-    """
-    from text2sam.pipeline import TextPromptedSAM
-    from text2sam.recipes import get_recipe
-
-    chosen = settings or Settings()
-    for strategy in chosen.strategies:
-        get_recipe(strategy)
-    if pictures is not None and len(chosen.strategies) < 2:
-        raise InputError("--pictures compares two recipes; name a second one with --strategy")
-    progress = sys.stderr.isatty()
-    with reporting(table, out, json_output) as write:
-        draw_scene(chosen.seeds.start)  # fail before models are built if a package is missing
-        scikit_learn()
-        model = TextPromptedSAM.from_pretrained(
-            "sticker", device=chosen.device, sam_checkpoint=chosen.sam_checkpoint, progress=progress
-        )
-        records = measure(model, chosen, progress=progress)
-        write(report(records, chosen))
-    if pictures is not None:
-        write_pictures(pictures, model, records)

@@ -18,8 +18,6 @@ import contextlib
 import io
 import json
 import os
-import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,13 +30,12 @@ from PIL import Image
 
 from text2sam import __version__
 from text2sam.annotate.journal import STATE
-from text2sam.errors import Text2SamError, one_line
+from text2sam.errors import one_line
 from text2sam.files import write_text
 from text2sam.lab.experiments import dataset
 from text2sam.lab.experiments.annotation.folder import SEED, draw_folder
 from text2sam.lab.experiments.annotation.kills import run
 from text2sam.lab.experiments.hostile import CANARY, saved
-from text2sam.lab.output import reporting
 from text2sam.tables import aligned
 
 CHECKS: Mapping[str, str] = {
@@ -209,23 +206,3 @@ def table(result: dict[str, Any]) -> str:
         f"$ {one_line(killed['command'])}",
     ]
     return "\n".join([aligned(["check", ""], checks), "", *notes, "", dataset.table(result["dataset"])])
-
-
-def main_command(scenes: int, hostile: int, kills: int, out: Path | None, json_output: bool, folder: Path | None) -> None:
-    """``text2sam evaluate annotation``: runs the trial and prints the table.
-
-    Args:
-        scenes, hostile, kills, folder: see :func:`measure`; without a folder a temporary folder is used.
-        out, json_output: see :func:`text2sam.lab.output.reporting`.
-
-    Raises:
-        Text2SamError: as :func:`measure`, or a check failed; then the result has been printed.
-    """
-    with contextlib.ExitStack() as stack:
-        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="text2sam-annotation-")), "trial")
-        with reporting(table, out, json_output) as write:
-            result = measure(place, scenes, hostile, kills, progress=sys.stderr.isatty())
-            write(result)
-    broken = [text for name, text in CHECKS.items() if result["checks"][name] is False]
-    if broken:
-        raise Text2SamError(f"the trial failed: not {'; not '.join(broken)}")
