@@ -6,6 +6,7 @@ raises on purpose derives from :class:`Text2SamError`, so one ``except`` catches
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
@@ -77,6 +78,18 @@ class MissingDependencyError(Text2SamError, ImportError):
         target = f'"text2sam[{extra}]"' if extra else package
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install {target}")
         self.package = package
+
+
+def needed(module: str, package: str, purpose: str, extra: str | None = None) -> Any:
+    """A module of an optional package; the other arguments are those of :class:`MissingDependencyError`.
+
+    Raises:
+        MissingDependencyError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(package, purpose, extra) from error
 
 
 def warn(message: str, category: type[Warning] = Text2SamWarning) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from text2sam.checks import check_number
-from text2sam.errors import InputError, MissingDependencyError
+from text2sam.errors import InputError, needed
 from text2sam.image import ImageLike, read_image
 from text2sam.paint import OBJECT_COLOURS, Colour
 from text2sam.types import PointPrompts, Segmentation, SimilarityMap, box_of
@@ -324,10 +324,7 @@ def check_installed() -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "drawing figures", "plot") from error
+    needed("matplotlib", "matplotlib", "drawing figures", "plot")
 
 
 def _figure(**options: Any) -> Figure:

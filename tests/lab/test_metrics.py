@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from typing import Any
 
 import numpy as np
@@ -66,19 +66,12 @@ def test_bad_arguments(call: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("package", "call"),
     [
-        ("sklearn", lambda: auroc([1.0], [0.0])),
+        ("sklearn.metrics", lambda: auroc([1.0], [0.0])),
         ("py_sod_metrics", lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2), bool))),
     ],
 )
 def test_the_error_for_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, package: str, call: Any) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *more: Any) -> Any:
-        if name == package:
-            raise ImportError(name)
-        return real(name, *more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=r'pip install "text2sam\[lab\]"'):
         call()
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from text2sam import plot
 from text2sam.checks import check_number
-from text2sam.errors import ImageError, InputError, MissingDependencyError, PromptError, Text2SamWarning
+from text2sam.errors import ImageError, InputError, PromptError, Text2SamWarning, needed
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.exporter import written
 from text2sam.export.formats import make_exporter
@@ -272,10 +272,7 @@ class Workbench:
         self.max_bytes = int(check_number("max_bytes", max_bytes, 1, whole=True))
         self.max_pixels = int(check_number("max_pixels", max_pixels, 1, whole=True))
         self._lock = threading.RLock()
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise MissingDependencyError("matplotlib", "text2sam app", "app") from error
+        needed("matplotlib", "matplotlib", "text2sam app", "app")
 
     def open(self, file: str | os.PathLike[str], name: str = "") -> Desk:
         """A desk with a picture, encoded.

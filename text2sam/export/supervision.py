@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from text2sam.errors import InputError, MissingDependencyError
+from text2sam.errors import InputError, needed
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.exporter import check_labels
 
@@ -32,10 +32,7 @@ def to_supervision(image: AnnotatedImage, labels: Sequence[str] | None = None) -
         InputError: an object's label is not among ``labels``.
         MissingDependencyError: supervision is not installed.
     """
-    try:
-        from supervision import Detections
-    except ImportError as error:
-        raise MissingDependencyError("supervision", "to_supervision", "supervision") from error
+    detections = needed("supervision", "supervision", "to_supervision", "supervision").Detections
     objects = [item for item in image.objects if item.area]
     names = tuple(dict.fromkeys(item.label for item in objects)) if labels is None else check_labels(labels)
     ids = {name: index for index, name in enumerate(names)}
@@ -47,7 +44,7 @@ def to_supervision(image: AnnotatedImage, labels: Sequence[str] | None = None) -
     for index, item in enumerate(objects):
         x, y, w, h = item.bbox
         mask[index], xyxy[index] = item.mask, (x, y, x + w, y + h)
-    return Detections(
+    return detections(
         xyxy=xyxy,
         mask=mask,
         confidence=np.array([item.score for item in objects], np.float32),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from text2sam.clip.towers.base import ImageTower, evaluating
 from text2sam.clip.towers.blocks import TransformerTower, step
 from text2sam.clip.towers.resnet import pool_tokens, resnet_features
 from text2sam.clip.towers.timm_cnn import TimmCNN
-from text2sam.errors import InputError, MissingDependencyError
+from text2sam.errors import InputError, needed
 from text2sam.image import ImageLike
 from text2sam.targets import check_text
 from text2sam.types import SimilarityMap
@@ -59,10 +60,7 @@ def class_activation(surgery: ClipSurgery, image: ImageLike, texts: Sequence[str
     if not wanted:
         return []
     pixels = surgery.preprocess(image)
-    try:
-        import pytorch_grad_cam
-    except ImportError as e:
-        raise MissingDependencyError("grad-cam", "class_activation", "cam") from e
+    pytorch_grad_cam = needed("pytorch_grad_cam", "grad-cam", "class_activation", "cam")
     visual: Any = surgery.model.visual
     pixels = pixels.to(surgery.device, next(visual.parameters()).dtype)
     with torch.inference_mode(False), evaluating(visual), _frozen(visual), torch.no_grad():
@@ -76,7 +74,7 @@ def class_activation(surgery: ClipSurgery, image: ImageLike, texts: Sequence[str
         try:
             for index in range(len(wanted)):
                 with torch.enable_grad():
-                    maps.append(cam(canvas, [_Entry(index)])[0])
+                    maps.append(cam(canvas, [itemgetter(index)])[0])
         finally:
             cam.activations_and_grads.release()
     return [SimilarityMap(np.ascontiguousarray(m, np.float32), text, "gradcam") for m, text in zip(maps, wanted, strict=True)]
@@ -146,16 +144,6 @@ class _Last(nn.Module):
     def _tapped(self, layer: torch.Tensor) -> torch.Tensor:
         passed: torch.Tensor = self.tap(layer.float()).to(layer.dtype)  # NumPy has no bfloat16
         return passed
-
-
-class _Entry:
-    """A target of grad-cam: one of the logits."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits[self.index]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from text2sam.errors import InputError, MissingDependencyError
+from text2sam.errors import InputError, needed
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 """0.50, 0.55, ..., 0.95, over which AP is averaged."""
@@ -36,11 +36,7 @@ def scikit_learn() -> Any:
     Raises:
         MissingDependencyError: scikit-learn is not installed.
     """
-    try:
-        from sklearn import metrics
-    except ImportError as error:
-        raise MissingDependencyError("scikit-learn", "measuring", "lab") from error
-    return metrics
+    return needed("sklearn.metrics", "scikit-learn", "measuring", "lab")
 
 
 def sod_metrics() -> Any:
@@ -49,11 +45,7 @@ def sod_metrics() -> Any:
     Raises:
         MissingDependencyError: pysodmetrics is not installed.
     """
-    try:
-        import py_sod_metrics
-    except ImportError as error:
-        raise MissingDependencyError("pysodmetrics", "measuring camouflaged objects", "lab") from error
-    return py_sod_metrics
+    return needed("py_sod_metrics", "pysodmetrics", "measuring camouflaged objects", "lab")
 
 
 def match_detections(ious: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from text2sam.errors import MissingDependencyError, StateError, UnsupportedModelError, WeightsError
+from text2sam.errors import StateError, UnsupportedModelError, WeightsError, needed
 
 _MODELS = ("SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel")
 
@@ -53,10 +53,7 @@ class HFPredictor:
             MissingDependencyError: transformers is not installed.
             WeightsError: the folder does not hold such a model with its processor.
         """
-        try:
-            import transformers
-        except ImportError:
-            raise MissingDependencyError("transformers", f"the SAM in {str(folder)!r}") from None
+        transformers = needed("transformers", "transformers", f"the SAM in {str(folder)!r}")
         try:
             config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
             known = {

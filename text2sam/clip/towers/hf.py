@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from text2sam.clip.towers.text import Tokenizer
-from text2sam.errors import MissingDependencyError, UnsupportedModelError, WeightsError
+from text2sam.errors import UnsupportedModelError, WeightsError, needed
 
 _CLIP, _SIGLIP = ("clip", "metaclip_2"), ("siglip", "siglip2")
 _HALF = (0.5, 0.5, 0.5)
@@ -211,12 +211,9 @@ def folder_tokenizer(folder: Path, model: Any) -> Tokenizer:
     if getattr(getattr(model, "text", model), "vocab_size", 0) == _CLIPS_WORDS:
         tokenizer: Tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=_context_length(model))
         return tokenizer
+    transformers = needed("transformers", "transformers", f"the tokenizer in {str(folder)!r}")
     try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise MissingDependencyError("transformers", f"the tokenizer in {str(folder)!r}") from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{str(folder)!r} has no tokenizer that transformers can read (tokenizer.json, or spiece.model): {error}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from text2sam.clip.attention import CORRCLIP
 from text2sam.clip.generator import ClipSurgery, Method
-from text2sam.errors import InputError, MissingDependencyError
+from text2sam.errors import InputError, needed
 from text2sam.lab.datasets import IGNORE, Dataset, Sample
 from text2sam.lab.metrics import (
     MAP_THRESHOLDS,
@@ -401,10 +401,7 @@ class Camouflage(Explainability):
 
 
 def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
-    import importlib.util
-
-    if importlib.util.find_spec("pytorch_grad_cam") is None:
-        raise MissingDependencyError("grad-cam", "the method 'gradcam'", "cam")
+    needed("pytorch_grad_cam", "grad-cam", "the method 'gradcam'", "cam")
     from text2sam.lab.activation import class_activation
 
     return lambda sample, shown: class_activation(surgery, sample.image, [prompts[i] for i in shown])
