@@ -142,7 +142,7 @@ def annotate(
             number = sum(found.others.values())
             lines.append(f"{number} files are not named like images and were left out: {count_endings(found.others)}")
         if review is not None:
-            summary = write_review(result.records, run.thresholds, root, review)
+            summary = write_review(result.records, run.worker.thresholds, root, review)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
         report = Report(
             done=result.done,
@@ -168,7 +168,7 @@ class Run:
         root: the folder of the images.
         chunks: the images, in order.
         folder: the journal.
-        thresholds: the presence score from which each label counts as present.
+        worker: with the model, the labels and the options.
         exports: the formats to write.
     """
 
@@ -179,7 +179,7 @@ class Run:
     root: Path
     chunks: tuple[Chunk, ...]
     folder: RunFolder
-    thresholds: Mapping[str, float]
+    worker: Worker
     exports: tuple[Export, ...]
 
 
@@ -217,12 +217,12 @@ def open_run(
     built, make_model = _built(model)
     size = batch_size or default_batch(built)
     chunks = tuple(chunks_of(items, size))
-    thresholds = Worker(built, wanted, options).thresholds  # labels and options that cannot be used are found now
+    worker = Worker(built, wanted, options)  # labels and options that cannot be used are found now
     settings = {**settings_of(wanted, options), "batch_size": size, "model": model_settings(built)}
     notes = {"root": os.path.abspath(root), "text2sam": __version__, "torch": torch.__version__}
     with RunFolder(out, settings, notes=notes, overwrite=overwrite) as folder:
         _check_root(folder, notes["root"], chunks)
-        yield Run(built, make_model, wanted, options, Path(root), chunks, folder, thresholds, exports)
+        yield Run(built, make_model, wanted, options, Path(root), chunks, folder, worker, exports)
 
 
 def export_run(run: Run, fresh: Iterable[str] = ()) -> tuple[Results, list[str]]:

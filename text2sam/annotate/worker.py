@@ -28,6 +28,7 @@ from text2sam.fingerprint import fingerprint
 from text2sam.image import read_image
 from text2sam.options import Options
 from text2sam.pipeline import EncodedImage, TextPromptedSAM
+from text2sam.types import Segmentation
 
 if TYPE_CHECKING:
     from text2sam.annotate.embeddings import EmbeddingStore
@@ -119,6 +120,15 @@ class Worker:
         labels = () if self.labels is None else self.labels.labels
         return {label.name: default if label.threshold is None else label.threshold for label in labels}
 
+    def results(self, encoded: EncodedImage) -> Iterator[tuple[str, Segmentation]]:
+        """The name of each label, in any order, and what is found for it in an image."""
+        for group in self._groups:
+            found = self.model.segment_many(
+                encoded, group.targets, exclude=group.exclude, threshold=group.thresholds, **self._how
+            )
+            yield from zip((label.name for label in group.labels), found, strict=True)
+            del found
+
     def run(self, batch: Sequence[Loaded], stop: threading.Event | None = None) -> list[Record]:
         """Annotates images, which CLIP encodes as one batch.
 
@@ -195,15 +205,9 @@ class Worker:
         had_sam = encoded.sam.state is not None
         objects: dict[str, tuple[AnnotatedObject, ...]] = dict.fromkeys(self._names, ())
         presence = dict.fromkeys(self._names, 0.0)
-        for group in self._groups:
-            results = self.model.segment_many(
-                encoded, group.targets, exclude=group.exclude, threshold=group.thresholds, **self._how
-            )
-            for label, result in zip(group.labels, results, strict=True):
-                # run lengths at once: masks are large
-                objects[label.name] = AnnotatedImage.from_results(item.path, [result]).objects
-                presence[label.name] = float(result.presence)
-            del results
+        for name, result in self.results(encoded):
+            objects[name] = AnnotatedImage.from_results(item.path, [result]).objects  # run lengths at once: masks are large
+            presence[name] = float(result.presence)
         if self.store is not None and (fresh or (encoded.sam.state is not None) != had_sam):
             self.store.save(encoded)
             self.store.count(made=int(fresh))

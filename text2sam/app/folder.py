@@ -72,23 +72,11 @@ class FolderJob:
         Raises:
             ImageError: it cannot be read.
         """
-        item, options, labels = self.run.chunks[index].items[0], self.run.options, self.run.labels
-        by_name: dict[str, Segmentation] = {}
+        item = self.run.chunks[index].items[0]
         with self.bench.talking() as notes:
-            desk = self.bench.start(read_image(item.file, **options.reading), item.path)
-            for group in labels.groups():
-                found = self.bench.model.segment_many(
-                    desk.encoded,
-                    group.targets,
-                    exclude=group.exclude,
-                    threshold=group.thresholds,
-                    against=labels.against or None,
-                    strategy=options.strategy,
-                    method=options.method,
-                    max_objects=options.max_objects,
-                )
-                by_name.update(zip((label.name for label in group.labels), found, strict=True))
-        results = [by_name[name] for name in labels.names]
+            desk = self.bench.start(read_image(item.file, **self.run.options.reading), item.path)
+            by_name = dict(self.run.worker.results(desk.encoded))
+        results = [by_name[name] for name in self.run.labels.names]
         record = self._record(index)
         if record is not None and record.image is not None:
             results = [_accepted(result, record.image) for result in results]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.decode import open_picture, pillow_errors
-from text2sam.errors import InputError, MissingDependencyError, Text2SamError
+from text2sam.errors import InputError, Text2SamError, needed
 from text2sam.image import read_image
 
 if TYPE_CHECKING:
@@ -117,8 +117,5 @@ def check_installed() -> None:
     Raises:
         MissingDependencyError: one is not.
     """
-    from importlib.util import find_spec
-
     for module, package in (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("python_multipart", "python-multipart")):
-        if find_spec(module) is None:
-            raise MissingDependencyError(package, "serving over HTTP", "serve")
+        needed(module, package, "serving over HTTP", "serve")

@@ -39,7 +39,7 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
             cells.append(_cell(values[name], values["intervals"].get(name), name))
             if name in _COMPARED[task]:
                 cells.append(_published(result["published"].get(method, {}).get(name)))
-        lines.append([*cells, _seconds(result["seconds"], method)])
+        lines.append([*cells, _median(result["seconds"], method if method in result["seconds"] else "methods")])
     return lines
 
 
@@ -106,10 +106,6 @@ def _published(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
     return f"{entry['value']:g}" + (" (second-hand)" if entry["note"].startswith(SECOND_HAND) else "")
-
-
-def _seconds(seconds: Mapping[str, Any], method: str) -> str:
-    return _median(seconds, method if method in seconds else "methods")
 
 
 def _median(seconds: Mapping[str, Any], part: str) -> str:

@@ -353,13 +353,8 @@ def practice(sam: Any, scenes: int, seed: int) -> tuple[str, ...]:
 def train_sam(out: Path, *, stages: tuple[SamStage, ...] = SAM_STAGES, device: str = "cpu", workers: int = 1) -> Path:
     """Trains the sticker SAM and returns the path of its last checkpoint.
 
-    Under ``torchrun`` every process draws its own batch, gradients are averaged, and the first process writes.
-
-    Args:
-        out: folder of the checkpoint, which is resumed if it exists, and of ``sam_log.jsonl``.
-        stages: the curriculum.
-        device: device of the model.
-        workers: number of processes that draw scenes.
+    Arguments and files are as for :func:`~text2sam.lab.sticker.train_clip.train_clip`. Under ``torchrun`` every process draws
+    its own batch, gradients are averaged, and the first process writes.
     """
     torch.manual_seed(0)
     sam = build_sam().to(device).train()
