@@ -45,7 +45,7 @@ def open_potsdam(root: str | os.PathLike[str] | None, split: str = "test", *, cl
     classes = names.POTSDAM if clutter else names.POTSDAM[:-1]
     numbers = {0: IGNORE} | {n: i if i < len(classes) else IGNORE for i, n in enumerate(_CORNERS)}
     return layout.paired(
-        "potsdam", classes, layout.pairs(ids, pictures, photos, labels, masks), pixels.translation(numbers), split=split,
+        "potsdam", classes, pixels.translation(numbers), (pictures, photos), (labels, masks), ids=ids, split=split,
         colour="corner", options={"clutter": clutter, "labels": labels.name},
         wording={"impervious surfaces": "road"},
     )  # fmt: skip

@@ -205,13 +205,12 @@ def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017")
     masks, encoding = disk.files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
     if not masks:
         masks, encoding = disk.files_in(labels, (".png",)), "categories"
-    pairs = layout.pairs(photos, pictures, photos, labels, masks)
     if encoding == "trainIds":
         numbers = {index: index for index in range(len(names.COCO_STUFF))}
     else:
         used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
         numbers = {category - 1: index for index, category in enumerate(used)}
     return layout.paired(
-        "coco-stuff", names.COCO_STUFF, pairs, pixels.translation(numbers), split=split,
+        "coco-stuff", names.COCO_STUFF, pixels.translation(numbers), (pictures, photos), (labels, masks), split=split,
         options={"encoding": encoding}, wording=names.stuff_wording(),
     )  # fmt: skip

@@ -60,10 +60,9 @@ def open_folder(
     listed = layout.file(base, "classes.txt")
     layout.check()
     classes = _classes(listed)
-    found = disk.files_in(labels, disk.LABEL_SUFFIXES)
     return layout.paired(
-        "folder", classes, layout.pairs(photos, pictures, photos, labels, found),
-        pixels.translation({index: index for index in range(len(classes))}), background=classes[0].lower() == "background",
+        "folder", classes, pixels.translation({index: index for index in range(len(classes))}), (pictures, photos),
+        (labels, disk.files_in(labels, disk.LABEL_SUFFIXES)), background=classes[0].lower() == "background",
         split=split, options=options,
     )  # fmt: skip
 

@@ -91,32 +91,15 @@ class Layout:
                 f"{self.title} is not complete under {self.root}; missing:\n{pieces}\nGet it from {self.homepage}"
             )
 
-    def pairs(
-        self, ids: Iterable[str], pictures: Path, photos: Mapping[str, Path], folder: Path, labels: Mapping[str, Path]
-    ) -> dict[str, tuple[Path, Path]]:
-        """Id -> image file and label file.
-
-        Args:
-            ids: the ids in order.
-            pictures, photos: the folder of images, and its files by id.
-            folder, labels: the same for label files.
-
-        Raises:
-            MissingDataError: a file is missing.
-        """
-        wanted = tuple(ids)
-        self.need(f"pictures in {pictures}", wanted, photos)
-        self.need(f"label files in {folder}", wanted, labels)
-        self.check()
-        return {name: (photos[name], labels[name]) for name in wanted}
-
     def paired(
         self,
         name: str,
         classes: tuple[str, ...],
-        pairs: Mapping[str, tuple[Path, Path]],
         table: NDArray[np.int32],
+        images: tuple[Path, Mapping[str, Path]],
+        labels: tuple[Path, Mapping[str, Path]],
         *,
+        ids: Iterable[str] | None = None,
         background: bool = False,
         colour: Colour | None = None,
         **fields: Any,
@@ -125,19 +108,27 @@ class Layout:
 
         Args:
             name, classes, background: see :class:`~text2sam.lab.datasets.sample.Dataset`.
-            pairs: see :meth:`pairs`.
             table: class index of each number in a label file.
+            images, labels: their folder, and the files by id.
+            ids: in order; None takes those of the images.
             colour: encoding of the numbers as colours; None for plain numbers.
             **fields: see :meth:`dataset`.
+
+        Raises:
+            MissingDataError: a file is missing.
         """
-        files = list(pairs.values())
+        (pictures, photos), (folder, masks) = images, labels
+        wanted = tuple(photos if ids is None else ids)
+        self.need(f"pictures in {pictures}", wanted, photos)
+        self.need(f"label files in {folder}", wanted, masks)
+        self.check()
 
         def truth(place: int) -> dict[str, Any]:
-            labels = files[place][1]
-            return {"read_semantic": lambda: read_semantic(labels, table, colour=colour), "label_path": labels}
+            path = masks[wanted[place]]
+            return {"read_semantic": lambda: read_semantic(path, table, colour=colour), "label_path": path}
 
-        pictures = [(key, picture) for key, (picture, _) in pairs.items()]
-        return self.dataset(name, classes, pictures, truth, background=background, **fields)
+        files = [(key, photos[key]) for key in wanted]
+        return self.dataset(name, classes, files, truth, background=background, **fields)
 
     def dataset(
         self,

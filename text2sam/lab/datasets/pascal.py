@@ -45,15 +45,13 @@ def open_voc(
     pictures, masks = layout.folder(base, "JPEGImages"), layout.folder(base, labels)
     listed = layout.file(base, f"ImageSets/Segmentation/{split}.txt")
     layout.check()
-    pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
+    photos, labelled = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(masks, disk.LABEL_SUFFIXES)
     classes = disk.with_background(names.VOC, background)
     table = pixels.translation(pixels.counted(len(names.VOC), background))
-    return layout.paired("voc", classes, pairs, table, background=background, split=split, options={"labels": labels})
-
-
-def _pairs(layout: disk.Layout, ids: list[str], pictures: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
-    photos, labels = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(masks, disk.LABEL_SUFFIXES)
-    return layout.pairs(ids, pictures, photos, masks, labels)
+    return layout.paired(
+        "voc", classes, table, (pictures, photos), (masks, labelled), ids=disk.read_ids(listed), background=background,
+        split=split, options={"labels": labels},
+    )  # fmt: skip
 
 
 def open_context(root: str | os.PathLike[str] | None, split: str = "val", *, background: bool = False) -> Dataset:
@@ -82,13 +80,16 @@ def open_context(root: str | os.PathLike[str] | None, split: str = "val", *, bac
     listed = layout.file(base, f"ImageSets/SegmentationContext/{split}.txt", *([f"ImageSets/Main/{split}.txt"] if own else []))
     legend = layout.file(base, "59_labels.txt", "59_context_labels/59_labels.txt") if own else None
     layout.check()
-    pairs = _pairs(layout, disk.read_ids(listed), pictures, masks)
+    photos, labelled = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(masks, disk.LABEL_SUFFIXES)
     numbers = pixels.counted(len(names.CONTEXT), background)
     if legend is not None:
         order = _legend(legend)
         numbers = {0: numbers[0]} | {number: numbers[1 + names.CONTEXT.index(name)] for number, name in order.items()}
     classes, table = disk.with_background(names.CONTEXT, background), pixels.translation(numbers)
-    return layout.paired("context", classes, pairs, table, background=background, split=split, options={"labels": masks.name})
+    return layout.paired(
+        "context", classes, table, (pictures, photos), (masks, labelled), ids=disk.read_ids(listed), background=background,
+        split=split, options={"labels": masks.name},
+    )  # fmt: skip
 
 
 def _legend(path: Path) -> dict[int, str]:

@@ -35,9 +35,8 @@ def open_ade(root: str | os.PathLike[str] | None, split: str = "validation") -> 
     pictures, labels = layout.folder(base, f"images/{split}"), layout.folder(base, f"annotations/{split}")
     layout.check()
     photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
-    pairs = layout.pairs(photos, pictures, photos, labels, masks)
     table = pixels.translation(pixels.counted(len(names.ADE), False))
-    return layout.paired("ade", names.ADE, pairs, table, split=split)
+    return layout.paired("ade", names.ADE, table, (pictures, photos), (labels, masks), split=split)
 
 
 def open_imagenet_s(root: str | os.PathLike[str] | None, split: str = "validation", *, background: bool = True) -> Dataset:
@@ -71,8 +70,10 @@ def open_imagenet_s(root: str | os.PathLike[str] | None, split: str = "validatio
         f"{wnid}/{s}": p for wnid in sorted(folders) for s, p in disk.files_in(folders[wnid], disk.IMAGE_SUFFIXES).items()
     }
     masks = {f"{wnid}/{s}": p for wnid in sorted(marked) for s, p in disk.files_in(marked[wnid], (".png",)).items()}
-    pairs = layout.pairs(photos, pictures, photos, labels, masks)
     numbers = pixels.counted(len(names.IMAGENET_S50), background)
     table = pixels.translation(numbers, _IGNORED_THERE + 1, ignored=_IGNORED_THERE)
     classes = disk.with_background(tuple(names.IMAGENET_S50.values()), background)
-    return layout.paired("imagenet-s50", classes, pairs, table, background=background, split=split, colour="number")
+    return layout.paired(
+        "imagenet-s50", classes, table, (pictures, photos), (labels, masks), background=background, split=split,
+        colour="number",
+    )  # fmt: skip

@@ -51,10 +51,10 @@ def open_cityscapes(root: str | os.PathLike[str] | None, split: str = "val") -> 
     else:
         numbers = dict.fromkeys(range(_MOST_LABEL_ID + 1), IGNORE)
         numbers |= {number: index for index, number in enumerate(names.CITYSCAPES_IDS)}
-    pairs = layout.pairs(sorted(photos), pictures, photos, labels, masks)
     return layout.paired(
-        "cityscapes", names.CITYSCAPES, pairs, pixels.translation(numbers), split=split, options={"labels": kind}
-    )
+        "cityscapes", names.CITYSCAPES, pixels.translation(numbers), (pictures, photos), (labels, masks), ids=sorted(photos),
+        split=split, options={"labels": kind},
+    )  # fmt: skip
 
 
 def open_camvid(root: str | os.PathLike[str] | None, split: str = "") -> Dataset:
@@ -75,7 +75,8 @@ def open_camvid(root: str | os.PathLike[str] | None, split: str = "") -> Dataset
     labels = layout.folder(layout.root, f"{split}annot" if split else "labels")
     layout.check()
     photos, masks = disk.files_in(pictures, disk.IMAGE_SUFFIXES), disk.files_in(labels, disk.LABEL_SUFFIXES)
-    pairs = layout.pairs(sorted(photos.keys() | masks.keys()), pictures, photos, labels, masks)
     last = len(names.CAMVID) - 1
     numbers = {index: index for index in range(last)} | {last: IGNORE}
-    return layout.paired("camvid", names.CAMVID[:last], pairs, pixels.translation(numbers), split=split)
+    ids = sorted(photos.keys() | masks.keys())
+    table = pixels.translation(numbers)
+    return layout.paired("camvid", names.CAMVID[:last], table, (pictures, photos), (labels, masks), ids=ids, split=split)
