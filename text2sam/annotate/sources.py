@@ -126,11 +126,11 @@ def find_images(
         raise InputError(f"{name} is a file; give the folder that holds the images")
     matches = (lambda path: True) if glob is None else _matcher(glob)
     if list_file is not None:
-        found = _listed(top, list_file, matches)
-        if not found.items and not found.refused:
+        images = _listed(top, list_file, matches)
+        if not images.items and not images.refused:
             what = "paths" if glob is None else f"paths that match {glob!r}"
             raise InputError(f"the list {short(os.fsdecode(list_file))} holds no {what}")
-        return found
+        return images
     deep = recursive or (glob is not None and "/" in glob)
     found, folders = _walked(top, deep, matches, passed)
     if not found.items and not found.refused:

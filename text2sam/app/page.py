@@ -296,10 +296,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
 
         def example(layers: Sequence[str], alpha: float, limit: float, event: gr.SelectData) -> Updates:
             name, picture, names = examples[event.index]
-            try:
-                desk = bench.ask(bench.start(picture, name), names, "", limit)
-            except Text2SamError as error:
-                return {editor.message: _message([str(error)])}
+            desk = bench.ask(bench.start(picture, name), names, "", limit)
             return {**editor.show(desk, layers, alpha), **opened, texts: names, exclude: ""}
 
         def reset() -> Updates:
@@ -323,7 +320,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
 
         upload.input(load, [upload, *editor.view], everything, **_ONE).then(None, None, None, js=_FOCUS)
         upload.clear(reset, None, everything, **_ONE)
-        gallery.select(example, [*editor.view, threshold], everything, **_ONE)
+        gallery.select(editor.told(example), [*editor.view, threshold], everything, **_ONE)
         again.click(reset, None, everything, **_ONE)
         gr.on(
             [find.click, texts.submit, exclude.submit, threshold.release],

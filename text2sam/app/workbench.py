@@ -112,16 +112,16 @@ class Desk:
     @property
     def rows(self) -> list[Row]:
         """All objects, and the texts that are not there."""
-        found: list[Row] = []
+        rows: list[Row] = []
         for index, result in enumerate(self.results):
             for k, part in enumerate(result.instances):
                 number = f" {k + 1}" if len(result.instances) > 1 else ""
                 share = 100 * part.area / part.mask.size
                 figures = f"score {part.score:.2f} · presence {result.presence:.2f} · area {share:.1f}\N{NO-BREAK SPACE}%"
-                found.append(Row((index, k), f"{result.text}{number} · {figures}"))
+                rows.append(Row((index, k), f"{result.text}{number} · {figures}"))
             if not result.instances:
-                found.append(Row((index, 0), f"{result.text} · not here · presence {result.presence:.2f}"))
-        return found
+                rows.append(Row((index, 0), f"{result.text} · not here · presence {result.presence:.2f}"))
+        return rows
 
     @property
     def result(self) -> Segmentation | None:

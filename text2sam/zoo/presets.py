@@ -353,19 +353,16 @@ def _check_activation(architecture: str, path: Path, *, openai: bool, named: boo
     plain = architecture.removesuffix("-quickgelu")
     quick = f"{plain}-quickgelu"
     if openai and architecture == plain and quick in open_clip.list_models():
-        message = (
+        warn(
             f"{path} holds OpenAI's weights, which were trained with QuickGELU; {plain!r} computes GELU and makes wrong maps. "
             f"Give clip_model={quick!r}"
         )
     elif architecture == quick and not openai and not named:
-        message = (
+        warn(
             f"{path} was loaded as {quick!r}, with QuickGELU as in OpenAI's weights, and nothing in the file tells its "
             f"activation. If it was trained with GELU, as most of open_clip's weights, give clip_model={plain!r}; "
             f"clip_model={quick!r} confirms QuickGELU"
         )
-    else:
-        return
-    warn(message)
 
 
 def load_predictor(preset: Preset, options: ModelOptions) -> Any:

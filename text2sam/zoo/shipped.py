@@ -36,12 +36,12 @@ class Shipped:
         """
         path = self.folder / "record.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found["sha256"], dict):
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(record["sha256"], dict):
                 raise TypeError("it has no SHA-256")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{path} cannot be read ({error!r}); reinstall text2sam") from error
-        return found
+        return record
 
     def sha256(self, filename: str) -> str:
         """A file's SHA-256 in the record.

@@ -108,16 +108,16 @@ def _measured(work: Callable[[], object], images: int, device: torch.device) -> 
     if on_gpu:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    found: dict[str, Any] = {"images_per_second": images / seconds, "busy": None, "peak_bytes": None}
+    figures: dict[str, Any] = {"images_per_second": images / seconds, "busy": None, "peak_bytes": None}
     if on_gpu:
-        found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        figures["peak_bytes"] = torch.cuda.max_memory_allocated(device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             start = time.perf_counter()
             work()
             torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
-        found["busy"] = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / seconds
-    return found
+        figures["busy"] = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / seconds
+    return figures
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def peer_pipeline(
 
     @torch.inference_mode()
     def ask(new: bool) -> torch.Tensor:
-        found = finder(pixel_values=seen, input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        best = found.logits[0].amax(dim=-1).argmax()
-        x, y, w, h = (found.pred_boxes[0, best] * SAM_SIDE).unbind()
+        boxes = finder(pixel_values=seen, input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        best = boxes.logits[0].amax(dim=-1).argmax()
+        x, y, w, h = (boxes.pred_boxes[0, best] * SAM_SIDE).unbind()
         box = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2])[None, None]
         if new:
             held["embeddings"] = sam.get_image_embeddings(whole)

@@ -55,11 +55,11 @@ def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
             "plain": Side(partial(plain.predict, points, labels), long=True),
         }
         ours.predict(points, labels)  # of an image's first prompt something is kept
-        asked = alternate(prompts, settings.sam_rounds)
-        details[f"prompt_{height}x{width}"] = asked
-        for name, what in (("ours", "all masks"), ("one", "one mask")):
-            what = f"a further prompt on {width} x {height} pixels, {what}, against SamPredictor's all"
-            rows.append(timed_row(what, asked[name], asked["plain"]))
+        prompted = alternate(prompts, settings.sam_rounds)
+        details[f"prompt_{height}x{width}"] = prompted
+        for name, masks in (("ours", "all masks"), ("one", "one mask")):
+            what = f"a further prompt on {width} x {height} pixels, {masks}, against SamPredictor's all"
+            rows.append(timed_row(what, prompted[name], prompted["plain"]))
     return details, rows
 
 

@@ -99,7 +99,7 @@ def of_masks(
     pictures = list(photos.items())
 
     def truth(place: int) -> dict[str, Any]:
-        masks = {thing: found[pictures[place][0]] for thing, found in files.items() if pictures[place][0] in found}
+        masks = {label: paths[pictures[place][0]] for label, paths in files.items() if pictures[place][0] in paths}
         return {
             "read_instances": lambda _: [
                 i for i in (Instance(n, pixels.read_mask(p)) for n, p in masks.items()) if i.mask.any()

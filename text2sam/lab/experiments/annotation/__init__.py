@@ -185,8 +185,8 @@ def measure(folder: Path, scenes: int, hostile: int, kills: int, *, progress: bo
     return {
         "text2sam": __version__,
         "settings": {"scenes": scenes, "hostile": hostile, "kills": kills, "seed": SEED},
-        "checks": {name: None if found is None else not found for name, found in reasons.items()},
-        "differences": {name: found[:50] for name, found in reasons.items() if found},
+        "checks": {name: None if failed is None else not failed for name, failed in reasons.items()},
+        "differences": {name: failed[:50] for name, failed in reasons.items() if failed},
         "killed": killed,
         "undisturbed": alone,
         "dataset": dataset.report(folder / "dataset" / "coco" / "annotations.json", folder / "truth.json"),
