@@ -21,6 +21,7 @@ from text2sam.annotate.sources import find_images
 from text2sam.app.folder import FolderJob
 from text2sam.app.workbench import Workbench
 from text2sam.demo import SCENES
+from text2sam.errors import InputError
 
 PETS = SCENES / "pets.png"
 
@@ -345,3 +346,29 @@ def test_a_folder_needs_labels_and_a_place(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["app", *arguments])
         assert result.exit_code == 2
         assert "--labels" in result.stderr
+
+
+def test_the_images_and_formats_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from text2sam.annotate import job
+    from text2sam.cli import app
+
+    shutil.copy(PETS, tmp_path / "a.png")
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        shutil.copy(PETS, tmp_path / name / "b.png")
+    given: list[Any] = []
+
+    def opened(model: Any, root: Path, items: Any, labels: str, out: Path, **options: Any) -> Any:
+        given.append((root, [item.path for item in items], labels, out, options))
+        raise InputError("as far as this")
+
+    monkeypatch.setattr(job, "open_run", opened)
+    line = ["app", str(tmp_path), "--labels", "cat", "--out", str(tmp_path / "out")]
+    for more, paths, formats in (
+        ([], ["a.png"], ["coco"]),
+        (["-r", "--format", "yolo,png"], ["a.png", "in/b.png"], ["yolo", "png"]),
+    ):
+        assert "as far as this" in CliRunner().invoke(app, [*line, *more]).stderr
+        assert given.pop() == (tmp_path, paths, "cat", tmp_path / "out", {"format": formats, "batch_size": 1})

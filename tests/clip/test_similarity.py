@@ -50,6 +50,15 @@ def test_noise_around_another_value_is_flat() -> None:
     assert torch.equal(level_noise(values, 0.6)[..., 1], values[..., 1])
 
 
+def test_what_counts_as_noise() -> None:
+    small = torch.tensor([0.0, 1e-6])
+    assert min_max(small).tolist() == [0, 1]
+    assert not min_max(small, magnitude=1.0).any()
+    half = torch.tensor([1, 1 + 2**-7], dtype=torch.bfloat16)  # neighbours
+    assert not min_max(half).any()
+    assert min_max(half.float()).tolist() == [0, 1]
+
+
 def test_presence_is_a_softmax_with_terms() -> None:
     logits = torch.tensor([2.0, 1.0, -1.0])
     torch.testing.assert_close(presence_logit(logits).sigmoid(), logits.softmax(0)[0])
