@@ -133,7 +133,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path, model: TextPromptedSAM)
     folder_of(tmp_path)
     model.generator.prepare = lambda texts: (_ for _ in ()).throw(PromptError("no"))
     with pytest.raises(InputError, match=r"knows none of the names in .*cat, cup, fly, unicorn"):
-        measure(model, open_photos(folder))
+        measure(model, open_photos(folder), Settings())
 
 
 def test_halves(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_figures(tmp_path: Path, model: TextPromptedSAM) -> None:
 def test_encoded_photos_are_cached(tmp_path: Path, model: TextPromptedSAM) -> None:
     dataset, kept = open_photos(folder_of(tmp_path / "photos")), tmp_path / "kept"
     with pytest.raises(InputError, match="cannot be kept"):
-        measure(model, dataset, embeddings=kept)
+        measure(model, dataset, Settings(), embeddings=kept)
     real = TextPromptedSAM(tiny_predictor(), tiny_surgery())
     encodings = count_calls(real.predictor.model.image_encoder)
     first, again = (measure(real, dataset, Settings("all", resamples=5), embeddings=kept) for _ in range(2))

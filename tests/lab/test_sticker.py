@@ -183,13 +183,6 @@ def test_an_empty_scene_has_only_absent_queries() -> None:
     assert " - " not in sticker.table(report(records, replace(SETTINGS, resamples=5))).replace("-  ", "")
 
 
-def test_a_scene_without_any_query() -> None:
-    pair, _ = world()
-    records = measure(pair, replace(SETTINGS, absent=0), scenes=[Scene(np.zeros((*SHAPE, 3), np.uint8), (), 3)])
-    assert records[0].answers == {"paper": [], "objects": []}
-    assert all(figure["value"] is None for figure in summarize(records, resamples=2)["figures"]["objects"].values())
-
-
 # by hand
 
 

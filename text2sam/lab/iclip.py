@@ -225,18 +225,22 @@ def training_scenes(count: int, side: int) -> Iterable[Scene]:
     return (scene for scene in world.scenes(range(FIRST_SEED, FIRST_SEED + count)) if scene.objects)
 
 
-def train(
-    surgery: ClipSurgery, settings: Settings | None = None, *, path: TokenPath = "raw"
-) -> tuple[ICLIP, NDArray[np.float64]]:
+def train(surgery: ClipSurgery, settings: Settings, *, path: TokenPath = "raw") -> tuple[ICLIP, NDArray[np.float64]]:
     """An ICLIP trained on sticker scenes and their names, and the losses of :func:`fit`."""
-    chosen = settings or Settings()
     iclip = ICLIP(surgery, path=path)
-    scenes = list(training_scenes(chosen.train_scenes, max(surgery.image_size)))
+    scenes = list(training_scenes(settings.train_scenes, max(surgery.image_size)))
     names = [scene.names for scene in scenes]
-    tokens = extract(iclip, (scene.image for scene in scenes), keep=chosen.keep)
+    tokens = extract(iclip, (scene.image for scene in scenes), keep=settings.keep)
     tokens = replace(tokens, tokens=tokens.tokens.half())
     losses = fit(
-        iclip, tokens, names, steps=chosen.steps, batch=chosen.batch, lr=chosen.lr, seed=chosen.seed, negatives=tuple(THINGS)
+        iclip,
+        tokens,
+        names,
+        steps=settings.steps,
+        batch=settings.batch,
+        lr=settings.lr,
+        seed=settings.seed,
+        negatives=tuple(THINGS),
     )
     return iclip, losses
 
@@ -284,26 +288,26 @@ def compare(surgery: ClipSurgery, trained: Mapping[str, ICLIP], scenes: Iterable
     }
 
 
-def measure(surgery: ClipSurgery, settings: Settings | None = None) -> dict[str, Any]:
+def measure(surgery: ClipSurgery, settings: Settings) -> dict[str, Any]:
     """Trains an ICLIP for each path and compares them.
 
     Returns:
         JSON-ready: the result of :func:`compare`, ``losses`` (by method: recognition and interpretation, each averaged over the
         first and the last tenth of the steps), ``settings``, ``clip`` (its fingerprint), ``version`` and ``seconds``.
     """
-    chosen, started = settings or Settings(), time.perf_counter()
+    started = time.perf_counter()
     trained, losses = {}, {}
-    tenth = max(1, chosen.steps // 10)
-    for path in chosen.paths:
+    tenth = max(1, settings.steps // 10)
+    for path in settings.paths:
         name = "iclip" if path == "raw" else f"iclip_{path}"
-        trained[name], curves = train(surgery, chosen, path=path)
+        trained[name], curves = train(surgery, settings, path=path)
         losses[name] = np.stack([curves[:tenth].mean(0), curves[-tenth:].mean(0)], axis=1).round(4).tolist()
     return {
         "version": __version__,
         "clip": fingerprint(surgery.model)[:16],
-        "settings": asdict(chosen),
+        "settings": asdict(settings),
         "losses": losses,
-        **compare(surgery, trained, evaluation_scenes(range(FIRST_MEASURED, FIRST_MEASURED + chosen.scenes))),
+        **compare(surgery, trained, evaluation_scenes(range(FIRST_MEASURED, FIRST_MEASURED + settings.scenes))),
         "seconds": round(time.perf_counter() - started, 1),
     }
 

@@ -38,7 +38,7 @@ from text2sam.tables import aligned
 __all__ = ["SUITES", "Settings", "run", "table"]
 
 
-def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
+def run(suite: str, settings: Settings) -> dict[str, Any]:
     """Runs benchmarks.
 
     Args:
@@ -54,14 +54,13 @@ def run(suite: str = "all", settings: Settings | None = None) -> dict[str, Any]:
     """
     if suite not in ("all", *SUITES):
         raise InputError(f"suite must be one of all, {', '.join(SUITES)}, not {suite!r}")
-    chosen = settings or Settings()
     start = time.perf_counter()
-    machine = _machine(chosen)
-    results = {name: SUITES[name](chosen) for name in (SUITES if suite == "all" else (suite,))}
+    machine = _machine(settings)
+    results = {name: SUITES[name](settings) for name in (SUITES if suite == "all" else (suite,))}
     return {
         "suite": suite,
         "machine": machine,
-        "settings": asdict(chosen),
+        "settings": asdict(settings),
         "seconds": time.perf_counter() - start,
         "benchmarks": {name: details for name, (details, _) in results.items()},
         "rows": [asdict(row) for _, rows in results.values() for row in rows],

@@ -167,7 +167,7 @@ def measure_photo(
 def measure(
     model: TextPromptedSAM,
     dataset: Dataset,
-    settings: Settings | None = None,
+    settings: Settings,
     *,
     embeddings: Path | None = None,
     progress: bool = False,
@@ -188,20 +188,20 @@ def measure(
     Raises:
         InputError, ImageError: a file of the folder is invalid, or the pair knows none of the names.
     """
-    chosen, start = settings or Settings(), time.perf_counter()
+    start = time.perf_counter()
     names = known_names(model, dataset.foreground)
     if not names:
         raise InputError(f"the pair knows none of the names in {dataset.root}: {', '.join(dataset.foreground)}")
-    places = photos_of(dataset, chosen)
+    places = photos_of(dataset, settings)
     store = None if embeddings is None else EmbeddingStore(embeddings, model)
-    photos = [measure_photo(model, dataset[place], names, chosen, store) for place in track(places, "photos", progress)]
+    photos = [measure_photo(model, dataset[place], names, settings, store) for place in track(places, "photos", progress)]
     return {
         "text2sam": __version__,
-        "settings": {"half": chosen.half, "strategies": list(chosen.recipes), "seed": chosen.seed},
+        "settings": {"half": settings.half, "strategies": list(settings.recipes), "seed": settings.seed},
         "names": list(names),
         "unknown": [name for name in dataset.foreground if name not in names],
         "threshold": model.presence_threshold,
-        **summarize(photos, chosen, model.presence_threshold),
+        **summarize(photos, settings, model.presence_threshold),
         "photos": photos,
         "seconds": time.perf_counter() - start,
     }

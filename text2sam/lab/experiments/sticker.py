@@ -51,6 +51,7 @@ SIZE_BOUNDS = (0.033, 0.057)
 scenes of the tuning split."""
 SIZE_NAMES = ("small", "medium", "large")
 ABSENT = 2
+"""Number of absent names queried per scene."""
 MOST_SCENES = 1_000_000
 _PICTURES = 5
 
@@ -63,9 +64,7 @@ class Settings:
         scenes: number of scenes, 1 to 1,000,000.
         split: ``"report"``, or ``"tune"`` for choosing thresholds.
         strategies: names of recipes; differences are relative to the first.
-        absent: number of absent names queried per scene.
         resamples: number of bootstrap resamples.
-        bootstrap_seed: seed of the bootstrap.
         sam_checkpoint: SAM weights other than the shipped, a file or a listed name.
         device: None takes cuda, then mps, then cpu.
 
@@ -76,9 +75,7 @@ class Settings:
     scenes: int = 300
     split: str = "report"
     strategies: tuple[str, ...] = ("paper", "objects")
-    absent: int = ABSENT
     resamples: int = 1000
-    bootstrap_seed: int = 0
     sam_checkpoint: str | None = None
     device: str | None = None
 
@@ -89,8 +86,6 @@ class Settings:
             raise InputError(f"scenes must be in 1 to {MOST_SCENES}, so that the splits do not overlap, not {self.scenes!r}")
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise InputError(f"strategies must be at least one name, each once, not {self.strategies!r}")
-        if self.absent < 0 or self.resamples < 1:
-            raise InputError(f"absent must be at least 0 and resamples at least 1, not {self.absent!r} and {self.resamples!r}")
 
     @property
     def seeds(self) -> range:
@@ -150,20 +145,20 @@ def draw_scene(seed: int) -> Scene:
     return World(size=SIZES[seed % len(SIZES)], objects=OBJECTS, repeat=REPEAT).scene(seed)
 
 
-def absent_names(scene: Scene, count: int = ABSENT) -> tuple[str, ...]:
-    """``count`` distinct names that are not in a scene, the same on every call."""
+def absent_names(scene: Scene) -> tuple[str, ...]:
+    """:data:`ABSENT` distinct names that are not in a scene, the same on every call."""
     missing = [name for name in THINGS if name not in scene.names]
     rng = np.random.default_rng([scene.seed, 1])  # a stream of its own
-    return tuple(missing[int(i)] for i in rng.choice(len(missing), size=count, replace=False))
+    return tuple(missing[int(i)] for i in rng.choice(len(missing), size=ABSENT, replace=False))
 
 
-def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str], absent: int = ABSENT) -> SceneRecord:
-    """Segments every name of a scene and ``absent`` absent names with every recipe; the image is encoded once."""
-    texts = [*scene.names, *absent_names(scene, absent)]
+def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str]) -> SceneRecord:
+    """Segments every name of a scene and :func:`absent_names` with every recipe; the image is encoded once."""
+    texts = [*scene.names, *absent_names(scene)]
     model.set_image(scene.image)
     answers: dict[str, list[Answer]] = {}
     for strategy in strategies:
-        results = model.segment_many(None, texts, strategy=strategy) if texts else []
+        results = model.segment_many(None, texts, strategy=strategy)
         answers[strategy] = [judge(scene, text, result) for text, result in zip(texts, results, strict=True)]
     return SceneRecord(scene.seed, answers)
 
@@ -314,12 +309,12 @@ def size_name(share: float) -> str:
     return SIZE_NAMES[int(np.searchsorted(SIZE_BOUNDS, share, side="right"))]
 
 
-def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000) -> dict[str, Any]:
     """Figures with intervals, and differences to the first recipe.
 
     Args:
         records: the measured scenes.
-        resamples, seed: number of bootstrap resamples over scenes, and their seed.
+        resamples: number of bootstrap resamples over scenes.
 
     Returns:
         JSON-ready: ``counts``; ``figures``, recipe -> figure -> ``value``, ``low``, ``high``, ``count``; ``differences``,
@@ -332,7 +327,7 @@ def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000, seed: in
         raise InputError("there must be at least one measured scene")
     strategies = list(records[0].answers)
     once = np.ones((1, len(records)), np.int64)
-    weights = bootstrap_weights(len(records), resamples, seed)
+    weights = bootstrap_weights(len(records), resamples)
     values, samples, figures = {}, {}, {}
     for strategy in strategies:
         tally = Tally([record.answers[strategy] for record in records])
@@ -370,7 +365,7 @@ def measure(
 ) -> list[SceneRecord]:
     """Measures the recipes on the scenes of a split, or on the given ``scenes``; images and masks are not kept."""
     drawn = (draw_scene(seed) for seed in track(settings.seeds, "scenes", progress)) if scenes is None else scenes
-    return [measure_scene(model, scene, settings.strategies, settings.absent) for scene in drawn]
+    return [measure_scene(model, scene, settings.strategies) for scene in drawn]
 
 
 def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
@@ -388,6 +383,8 @@ def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]
         "text2sam": __version__,
         "settings": {
             **asdict(settings),
+            "absent": ABSENT,
+            "bootstrap_seed": 0,
             "strategies": list(settings.strategies),
             "seeds": {"first": seeds.start, "last": seeds.stop - 1},
             "sizes": [list(size) for size in SIZES],
@@ -400,7 +397,7 @@ def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]
         },
         "sha256": sha256,
         "higher_is_better": {name: higher for name, (_, higher) in FIGURES.items()},
-        **summarize(records, resamples=settings.resamples, seed=settings.bootstrap_seed),
+        **summarize(records, resamples=settings.resamples),
     }
 
 
