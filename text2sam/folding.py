@@ -51,8 +51,8 @@ class FusedConv2d(_Fused, nn.Conv2d):
 
     def together(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) by oneDNN."""
-        how = (self.padding, self.stride, self.dilation, self.groups, *_STEPS[type(self.after)])
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *how)  # type: ignore[no-any-return]
+        settings = (self.padding, self.stride, self.dilation, self.groups, *_STEPS[type(self.after)])
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *settings)  # type: ignore[no-any-return]
 
 
 class FusedLinear(_Fused, nn.Linear):
@@ -60,8 +60,8 @@ class FusedLinear(_Fused, nn.Linear):
 
     def together(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) by oneDNN."""
-        how = _STEPS[type(self.after)]
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *how)  # type: ignore[no-any-return]
+        step = _STEPS[type(self.after)]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *step)  # type: ignore[no-any-return]
 
 
 @functools.cache

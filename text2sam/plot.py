@@ -259,8 +259,8 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     """
     pixels = read_image(image)
     _check_size(pixels, explanation.shape)
-    every = explanation.words
-    longest = np.argsort([-abs(word.carries) for word in every], kind="stable").tolist()
+    carriers = explanation.words
+    longest = np.argsort([-abs(word.carries) for word in carriers], kind="stable").tolist()
     maps, bars = sorted(longest[:_MOST]), sorted(longest[: 3 * _MOST])
     figure, axes = _grid(len(maps) + 4, pixels.shape[:2], 4)
     grid: Any = axes[0].get_gridspec()
@@ -275,20 +275,20 @@ def words(image: ImageLike, explanation: TextExplanation) -> Figure:
     _lettering().caption(whole, explanation.text)
     whole.set_xlabel(f"cosine {explanation.score:.3f}, maps by {explanation.method}", fontsize=8)
 
-    carried = [every[i].carries for i in bars]
+    carried = [carriers[i].carries for i in bars]
     colours = [_rgb(POSITIVE if value > 0 else NEGATIVE) for value in carried]
     bar.barh(range(len(bars)), carried, color=colours)
-    bar.set_yticks(range(len(bars)), [_lettering().drawable(every[i].text, 20) for i in bars], fontsize=8, parse_math=False)
+    bar.set_yticks(range(len(bars)), [_lettering().drawable(carriers[i].text, 20) for i in bars], fontsize=8, parse_math=False)
     bar.invert_yaxis()
     bar.tick_params(axis="x", labelsize=8)
     bar.axvline(0, color="black", linewidth=0.8)
     _lettering().caption(bar, "part of the match that each word carries")
 
-    centred = [every[i].similarity.values - np.median(every[i].similarity.values) for i in maps]
+    centred = [carriers[i].similarity.values - np.median(carriers[i].similarity.values) for i in maps]
     limits = float(min(v.min() for v in centred)), float(max(v.max() for v in centred))
     for i, values, ax in zip(maps, centred, axes[4:], strict=True):
         heat(pixels, SimilarityMap(values.astype(np.float32)), ax, limits=limits)
-        _lettering().caption(ax, f"{every[i].text}: {every[i].carries:+.3f}")
+        _lettering().caption(ax, f"{carriers[i].text}: {carriers[i].carries:+.3f}")
     return _fitted(figure)
 
 

@@ -113,18 +113,18 @@ def corrected(session: Session, image: SamImage, result: Segmentation, number: i
         if not (-0.5 <= x <= w - 0.5 and -0.5 <= y <= h - 0.5):
             raise InputError(f"the point (x, y) = ({x:g}, {y:g}) is outside the image, which is {w} wide and {h} high")
     before = next(iter(result.instances[number : number + 1]), None)
-    every = points if before is None else PointPrompts.joined([before.points, points])
-    if not len(points) or not len(every.positive):
+    together = points if before is None else PointPrompts.joined([before.points, points])
+    if not len(points) or not len(together.positive):
         raise InputError("there must be at least one new point, and a point on the object among all of its points")
     offered = None if before is None else before.candidates
     mask = None if offered is None else offered.low_res_logits[offered.chosen][None]
-    answer = session.ask(image, every, mask_input=mask)
+    answer = session.ask(image, together, mask_input=mask)
     if mask is None or before is None or before.strategy != CLICKS:
-        return with_answer(result, number, every, answer)
+        return with_answer(result, number, together, answer)
     # SAM's single mask is made for several points and a mask before them; the three stay for the person to choose from
-    single = session.ask(image, every, mask_input=mask, multimask_output=False)
+    single = session.ask(image, together, mask_input=mask, multimask_output=False)
     both: Any = tuple(np.concatenate(pair) for pair in zip(single, answer, strict=True))
-    return with_answer(result, number, every, both, choose_first)
+    return with_answer(result, number, together, both, choose_first)
 
 
 def with_answer(

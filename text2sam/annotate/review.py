@@ -156,10 +156,10 @@ def confidence(record: Record, thresholds: Mapping[str, float]) -> tuple[float, 
         The smallest, 1 where there was nothing to decide, and in words what makes it so low.
     """
     doubts = [(1.0, "nothing to decide")]
-    found = {thing.label for thing in _objects(record)}
+    drawn = {thing.label for thing in _objects(record)}
     for label, p in record.presence.items():
         t = thresholds[label]
-        if p >= t and label not in found:
+        if p >= t and label not in drawn:
             doubts.append((0.0, f"{_shown(label)}: presence {p:.3f} reaches {t:.3f}, but there is no object"))
             continue
         room = 1 - t if p >= t else t

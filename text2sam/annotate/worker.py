@@ -123,11 +123,11 @@ class Worker:
     def results(self, encoded: EncodedImage) -> Iterator[tuple[str, Segmentation]]:
         """The name of each label, in any order, and what is found for it in an image."""
         for group in self._groups:
-            found = self.model.segment_many(
+            answers = self.model.segment_many(
                 encoded, group.targets, exclude=group.exclude, threshold=group.thresholds, **self._how
             )
-            yield from zip((label.name for label in group.labels), found, strict=True)
-            del found
+            yield from zip((label.name for label in group.labels), answers, strict=True)
+            del answers
 
     def run(self, batch: Sequence[Loaded], stop: threading.Event | None = None) -> list[Record]:
         """Annotates images, which CLIP encodes as one batch.

@@ -183,9 +183,9 @@ class _Editor:
                 raise StateError(_STALE)
             return self.show(action(desk, *more), layers, alpha)
 
-        return self.told(handler)
+        return self.catching(handler)
 
-    def told(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    def catching(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
         """A handler whose errors become messages on the page."""
 
         @functools.wraps(handler)
@@ -320,7 +320,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
 
         upload.input(load, [upload, *editor.view], everything, **_ONE).then(None, None, None, js=_FOCUS)
         upload.clear(reset, None, everything, **_ONE)
-        gallery.select(editor.told(example), [*editor.view, threshold], everything, **_ONE)
+        gallery.select(editor.catching(example), [*editor.view, threshold], everything, **_ONE)
         again.click(reset, None, everything, **_ONE)
         gr.on(
             [find.click, texts.submit, exclude.submit, threshold.release],
@@ -331,7 +331,9 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
             **_ONE,
         )
         for button, kind in saves:
-            made = button.click(editor.told(functools.partial(save, format=kind)), editor.desk, [file, editor.message], **_FREE)
+            made = button.click(
+                editor.catching(functools.partial(save, format=kind)), editor.desk, [file, editor.message], **_FREE
+            )
             made.success(None, file, None, js=_DOWNLOAD)
         editor.connect()
     return blocks
@@ -380,8 +382,8 @@ def folder_page(job: FolderJob) -> gr.Blocks:
 
         at = [index, *editor.view]
         blocks.load(lambda *view: turn(job.after(0), *view), editor.view, everything, **_ONE)
-        accept.click(editor.told(take_in), [editor.desk, *at], everything, **_ONE)
-        reject.click(editor.told(leave_out), at, everything, **_ONE)
+        accept.click(editor.catching(take_in), [editor.desk, *at], everything, **_ONE)
+        reject.click(editor.catching(leave_out), at, everything, **_ONE)
         back.click(lambda at, *view: turn(at - 1, *view), at, everything, **_ONE)
         following.click(lambda at, *view: turn(at + 1, *view), at, everything, **_ONE)
         editor.connect()

@@ -50,7 +50,7 @@ def average_scales(scales: Sequence[TowerTokens], grid: tuple[int, int]) -> Towe
         return scales[0]
 
     def mean(path: str) -> torch.Tensor:
-        every = torch.stack([resize_tokens(scale.paths[path], scale.grid, grid) for scale in scales])
-        return F.normalize(every.mean(dim=0), dim=-1)
+        tokens = torch.stack([resize_tokens(scale.paths[path], scale.grid, grid) for scale in scales])
+        return F.normalize(tokens.mean(dim=0), dim=-1)
 
     return TowerTokens({path: mean(path) for path in scales[0].paths}, grid)

@@ -276,8 +276,8 @@ def _encode(
     empty = surgery.prompts([""]) if len(texts) == 1 else None
 
     def columns(features: ImageFeatures) -> torch.Tensor:
-        how = method if scope is None else "itsm"  # the tokens are made of the regions already
-        values = surgery.similarities(features, texts, how, empty)[1:]  # (gh*gw, columns)
+        own = method if scope is None else "itsm"  # the tokens are made of the regions already
+        values = surgery.similarities(features, texts, own, empty)[1:]  # (gh*gw, columns)
         return values.T.reshape(-1, *features.grid)
 
     def look(images: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[torch.Tensor]:
@@ -333,9 +333,9 @@ def _slide(
     corners = [(y, x) for y in window_starts(height, side, step) for x in window_starts(width, side, step)]
     grids: list[torch.Tensor] = []  # (columns, gh, gw) each
     for start in range(0, len(corners), batch_size):
-        some = corners[start : start + batch_size]
-        cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in some]
-        grids += look(cut, [(y / height, x / width, crop[0] / height, crop[1] / width) for y, x in some])
+        batch = corners[start : start + batch_size]
+        cut = [image[y : y + crop[0], x : x + crop[1]] for y, x in batch]
+        grids += look(cut, [(y / height, x / width, crop[0] / height, crop[1] / width) for y, x in batch])
     times = torch.zeros(height, width, device=grids[0].device)
     for y, x in corners:
         times[y : y + crop[0], x : x + crop[1]] += 1

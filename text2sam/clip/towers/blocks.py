@@ -104,8 +104,8 @@ class TransformerTower(Adapter):
             x = step(block, x, block.enter(x))
         entered = last.enter(x)
         q, k, v = last.queries_keys_values(entered)
-        how = weights(grid, join_heads(q + k)[:, self.prefix :]).to(v)
-        mixed = torch.cat([v[:, :, : self.prefix], how[:, None] @ v[:, :, self.prefix :]], dim=2)
+        shares = weights(grid, join_heads(q + k)[:, self.prefix :]).to(v)
+        mixed = torch.cat([v[:, :, : self.prefix], shares[:, None] @ v[:, :, self.prefix :]], dim=2)
         patches = last.update(mixed, entered)[:, self.prefix :]
         pooled = self.pool(step(last, x, entered))
         tokens = torch.cat([pooled[:, None], self.project(patches)], dim=1)

@@ -51,7 +51,7 @@ def pool_tokens(visual: Any, x: torch.Tensor, kinds: Sequence[AttentionKind] = (
     x = x + resize_tokens(pool.positional_embedding[None], (side, side), grid).to(x.dtype)
     q, k, v = (split_heads(linear(x), pool.num_heads) for linear in (pool.q_proj, pool.k_proj, pool.v_proj))
     raw = pool.c_proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
-    every = {kind.name: pool.c_proj(join_heads(attend(kind, q, k, v))) for kind in (KINDS["architecture"], *kinds)}
+    surgery = {kind.name: pool.c_proj(join_heads(attend(kind, q, k, v))) for kind in (KINDS["architecture"], *kinds)}
     for kind in kinds:
-        every[kind.name] = torch.cat([raw[:, :1], every[kind.name][:, 1:]], dim=1)
-    return TowerTokens({"raw": raw, **every}, grid)
+        surgery[kind.name] = torch.cat([raw[:, :1], surgery[kind.name][:, 1:]], dim=1)
+    return TowerTokens({"raw": raw, **surgery}, grid)

@@ -88,8 +88,8 @@ def adapt(visual: nn.Module) -> ViT | None:
         return None
     name = type(visual).__name__
     if visual.attn_pool is not None and (visual.attn_pool_contrastive is not None or visual.pool_type != "tok"):
-        how = visual.attn_pool_type or f"pool_type {visual.pool_type!r}"
-        raise UnsupportedModelError(f"a {name} whose attentional pooling is of the kind {how}")
+        pool = visual.attn_pool_type or f"pool_type {visual.pool_type!r}"
+        raise UnsupportedModelError(f"a {name} whose attentional pooling is of the kind {pool}")
     if visual.pool_type not in ("tok", "avg"):
         raise UnsupportedModelError(f"a {name} with pool_type {visual.pool_type!r}")
     for block in visual.transformer.resblocks:
