@@ -52,8 +52,8 @@ def min_max(values: torch.Tensor, dim: int | tuple[int, ...] = (), magnitude: fl
     """
     low, high = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
     span = high - low
-    varies = span > noise_of(values.dtype) * low.abs().maximum(high.abs()).clamp(min=magnitude)
-    return ((values - low) / span.where(varies, 1)).where(varies, 0)
+    flat = ~(span > noise_of(values.dtype) * low.abs().maximum(high.abs()).clamp(min=magnitude))
+    return ((values - low) / span.masked_fill(flat, 1)).masked_fill(flat, 0)
 
 
 def bilinear(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
