@@ -1026,6 +1026,30 @@ def test_the_affinity_of_an_image_serves_its_next_texts(monkeypatch: pytest.Monk
     assert np.array_equal(found.mask, model.segment(other.image, "red").mask)
 
 
+def test_things_are_looked_for_on_things() -> None:
+    generator, predictor = Colours(), tiny_predictor()
+    values = np.zeros((3, 4), np.float32)
+    values[:, 0], values[:, 3] = 1, 0.9
+    generator.maps = lambda *_, **__: [SimilarityMap(values, "red")]  # type: ignore[method-assign]
+    model = TextPromptedSAM(predictor, generator)
+
+    def at_left(**options: Any) -> bool:
+        model.set_image(TWO)  # SAM's view of an image is kept while it is set
+        found = model.segment(None, "red", strategy=Objects(points=PeakRule(hot=0.9, negatives=0), **options), max_objects=1)
+        assert options.get("smooth") or np.array_equal(found.similarity.values, values)
+        return bool((found.points.positive[:, 0] < 80).all())
+
+    assert at_left()
+    right = np.zeros((3, 4), np.float32)
+    right[:, 2:] = 1
+    predictor.objectness = lambda _: right
+    assert not at_left()
+    assert not at_left(smooth=True)
+    assert at_left(smooth=False)
+    generator.fine = True
+    assert at_left()
+
+
 def test_smoothing_that_is_asked_for_needs_an_embedding() -> None:
     model = TextPromptedSAM(FakePredictor(), Colours())
     assert model.segment(TWO, "red", strategy=Objects(smooth=False)).present

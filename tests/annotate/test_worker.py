@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -32,6 +33,7 @@ from text2sam.annotate.worker import (
 )
 from text2sam.options import Options
 from text2sam.recipes import Objects
+from text2sam.sam.objectness import Objectness
 
 HOW = Options(strategy="paper")
 
@@ -216,8 +218,12 @@ def test_settings_of_a_model_show_what_results_depend_on() -> None:
     other = fresh()
     other.predictor.model.mask_decoder.iou_token.weight.data += 1  # type: ignore[attr-defined]
     deeper = TextPromptedSAM(tiny_predictor(), tiny_surgery(depth=3), presence_threshold=0.3)
-    changed = [{k for k, v in model_settings(m).items() if v != first[k]} for m in (other, deeper)]
-    assert changed == [{"sam"}, {"depth", "presence_threshold"}]
+    telling, telling_other = fresh(), fresh()
+    telling.predictor.objectness = Objectness(np.zeros(16, np.float32), 0.5)  # type: ignore[attr-defined]
+    telling_other.predictor.objectness = Objectness(np.eye(16, dtype=np.float32)[0], 0.5)  # type: ignore[attr-defined]
+    changed = [{k for k, v in model_settings(m).items() if v != first[k]} for m in (other, deeper, telling, telling_other)]
+    assert changed == [{"sam"}, {"depth", "presence_threshold"}, {"sam"}, {"sam"}]
+    assert model_settings(telling)["sam"] != model_settings(telling_other)["sam"]
 
 
 def test_embeddings_save_both_encoders(tmp_path: Path, undisturbed: list[Any]) -> None:

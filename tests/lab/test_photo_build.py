@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import SYNSETS, WORDS, word_network
+from helpers import SYNSETS, WORDS, tiny_predictor, word_network
 
 from text2sam.clip.classifier import PlaceFeatures
 from text2sam.lab import photo
 from text2sam.lab.datasets.layout import MissingDataError
 from text2sam.lab.photo import Taught, classifier_with, fit_presence, hottest, known, learn
 from text2sam.lab.wordnet import narrower_words
+from text2sam.recipes.points import patch_shares
+from text2sam.sam.session import Session
 
 WIDTH, SIZES = 256, ((3, 4), (5, 6))
 KIND = {"person": 0, "book": 1, "cat": 2}
@@ -132,3 +135,29 @@ def test_words_below_the_classes(tmp_path: Path) -> None:
     # without instances, later senses ("bank"), known words ("cats", "mouse"), and hyponyms of the bird
     # crane, since the first sense of "crane" is the machine
     assert found == {"cat": ["tabby", "tiger cat"], "crane": ["tower crane"], "bird": ["pigeon"]}
+
+
+def test_objectness_is_learned_from_all_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channel 3 shows things but for noise, channel 5 the large one alone, which is most of what is covered."""
+    random, photos, embeddings = np.random.default_rng(0), [], {}
+    for k in range(6):
+        masks = np.zeros((3, 48, 64), bool)
+        masks[0, 8:40, 4:36], masks[1, 4 * k : 4 * k + 4, 48:56] = True, True  # the third is in no place
+        image = np.full((48, 64, 3), k, np.uint8)
+        large, small = patch_shares(masks[:2], (12, 16))
+        embeddings[k] = random.normal(0, 0.3, (8, 12, 16)).astype(np.float32)
+        embeddings[k][3] += large + small
+        embeddings[k][5] += large
+        photos.append(SimpleNamespace(image=image, instances=[SimpleNamespace(mask=mask) for mask in masks]))
+    photos.append(SimpleNamespace(image=np.full((48, 64, 3), 0, np.uint8), instances=[]))
+    monkeypatch.setattr(photo, "open_photos", lambda _: photos)
+    monkeypatch.setattr(photo, "photos_of", lambda *_: range(len(photos)))
+    monkeypatch.setattr(Session, "embedding", lambda _, image: embeddings[int(image.pixels[0, 0, 0])])
+    head = photo.learn_objectness(Path("coco"), tiny_predictor())
+    for k, embedding in embeddings.items():
+        told = head(embedding)
+        on = photos[k].instances[0].mask | photos[k].instances[1].mask
+        share = patch_shares(on[None], (12, 16))[0]
+        assert told[share > 0.9].mean() > 0.6
+        assert told[share < 0.1].mean() < 0.3
+        assert told[k : k + 1, 12:14].mean() > 0.4, "the small one counts, too"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from text2sam.errors import InputError
-from text2sam.recipes.smoothing import affinity, smooth
+from text2sam.recipes.smoothing import OFF_THINGS, affinity, on_things, smooth
 from text2sam.types import SimilarityMap
 
 
@@ -73,3 +73,19 @@ def test_the_edge_of_an_object_is_where_sam_sees_it() -> None:
     values[4:12, 2:10] = 1  # two columns too far
     seen = smooth(SimilarityMap(values), affinity(embedding)).values
     assert (np.diff(seen[4:12], axis=1).argmin(1) == 7).all()
+
+
+def test_heat_counts_for_more_on_things() -> None:
+    similarity = a_map((5, 7))
+    similarity.values.setflags(write=False)
+    objectness = np.random.default_rng(2).random((5, 7)).astype(np.float32)
+    seen = on_things(similarity, objectness)
+    assert (seen.text, seen.method, seen.values.dtype) == ("cat", "itsm", np.float32)
+    middle = np.median(similarity.values)
+    for place in np.ndindex(5, 7):
+        value = similarity.values[place]
+        share = max(objectness[place], OFF_THINGS) if value > middle else 1
+        assert seen.values[place] == pytest.approx(middle + (value - middle) * share, abs=1e-6)
+    np.testing.assert_allclose(on_things(similarity, np.ones((5, 7), np.float32)).values, similarity.values, atol=1e-6)
+    flat = SimilarityMap(np.full((5, 7), 0.3, np.float32), "cat")
+    np.testing.assert_array_equal(on_things(flat, objectness).values, flat.values)

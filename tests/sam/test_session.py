@@ -11,6 +11,7 @@ from helpers import FakePredictor, count_calls, picture, tiny_predictor
 from segment_anything import SamPredictor
 
 from text2sam.errors import InputError, UnsupportedModelError
+from text2sam.sam.objectness import Objectness
 from text2sam.sam.session import SAM2, SamImage, Session
 from text2sam.types import PointPrompts
 
@@ -207,3 +208,24 @@ def test_sam_2_keeps_the_callers_autocast() -> None:
         session.ask(session.image(picture(1)), CLICK)
     assert seen == [torch.bfloat16]
     assert vars(Watched()).keys() >= SAM2
+
+
+def test_objectness_is_asked_of_a_predictor_that_tells_it() -> None:
+    predictor = tiny_predictor()
+    session = Session.of(predictor)
+    embedding = session.embedding(session.image(picture(1)))
+    assert embedding is not None
+    assert session.objectness(embedding) is None
+    weight = np.linspace(-1, 1, 16, dtype=np.float32)
+    predictor.objectness = head = Objectness(weight, 0.5)
+    told = session.objectness(embedding)
+    assert told is not None
+    expected = [[float(weight @ embedding[:, y, x]) + 0.5 for x in range(told.shape[1])] for y in range(told.shape[0])]
+    np.testing.assert_allclose(told, np.clip(expected, 0, 1), atol=1e-6)
+    assert 0 < told.mean() < 1
+    with pytest.raises(InputError, match=r"of shape \(16, gh, gw\), not \(15, 3, 4\)"):
+        head(embedding[1:])
+    for wrong in (told[1:], told + 1, told * np.nan):
+        predictor.objectness = lambda _, wrong=wrong: wrong
+        with pytest.raises(UnsupportedModelError, match=r"SamPredictor.objectness must return .* of shape \(3, 4\)"):
+            session.objectness(embedding)

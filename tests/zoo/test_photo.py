@@ -36,7 +36,7 @@ def test_weights_are_small_and_recorded() -> None:
     assert all(name in (folder / "NOTICE.md").read_text() for name in files)
 
 
-@pytest.mark.parametrize("name", ["clip.safetensors", "words.json"])
+@pytest.mark.parametrize("name", ["clip.safetensors", "words.json", "objectness.safetensors"])
 def test_damaged_and_missing_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "weights"
     shutil.copytree(models.SHIPPED.folder, folder)

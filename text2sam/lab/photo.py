@@ -31,6 +31,9 @@ from text2sam.lab.datasets.sample import unions
 from text2sam.lab.experiments.photos import Settings, open_photos, photos_of
 from text2sam.lab.shipping import write_shipped
 from text2sam.lab.wordnet import narrower_words
+from text2sam.recipes.points import patch_shares
+from text2sam.sam.objectness import Objectness
+from text2sam.sam.session import Session
 from text2sam.zoo.photo.models import MEAN, SHIPPED, STD, build_encoder
 from text2sam.zoo.presets import PRESETS
 from text2sam.zoo.shipped import Shipped
@@ -90,6 +93,8 @@ DECAY = 0.1
 """Weight of the vectors' squared norm in the loss."""
 HOTTEST = 10
 """Number of tokens of a photo, over all sizes, whose mean similarity predicts whether the photo shows a name."""
+RIDGE = 0.01
+"""Weight of the squared norm in the regression of objectness, in shares of the mean variance of the embedding's channels."""
 CROWD = 0.3
 """The pair's ``presence_crowd``; on tuning photos absent words of 118 classes (dog) then score as low as those of one class."""
 LENGTH = 2.0
@@ -202,6 +207,37 @@ def known(classifier: WordClassifier) -> list[str]:
     return [name for name, (words, _) in NAMES.items() if words[0] in set(classifier.words)]
 
 
+def learn_objectness(folder: Path, predictor: Any) -> Objectness:
+    """Fits the share of things in each place of SAM's embedding by ridge regression on the tuning half of a COCO folder.
+
+    Every photo counts alike. In a photo, n places of a thing together weigh sqrt(n), so that small things count for more of
+    what they cover; so do the places without a thing.
+    """
+    dataset, session = open_photos(folder), Session.of(predictor)
+    embeddings, shares, weights = [], [], []
+    for place in photos_of(dataset, Settings(half="tuning")):
+        sample = dataset[place]
+        embedding = session.embedding(session.image(np.asarray(sample.image)))
+        if embedding is None or not sample.instances:
+            continue
+        masks = np.stack([instance.mask for instance in sample.instances])
+        covers = patch_shares(np.concatenate([masks, masks.any(0)[None]]), embedding.shape[1:])
+        things, share = covers[:-1], covers[-1]
+        things = things[things.sum((1, 2)) >= 1]  # in units of places
+        on = (things / np.sqrt(things.sum((1, 2), keepdims=True))).max(0, initial=0)
+        weight = on + (1 - share) / np.sqrt((1 - share).sum() + 1)
+        embeddings.append(embedding.reshape(len(embedding), -1).T.astype(np.float64))
+        shares.append(share.ravel())
+        weights.append(weight.ravel() / weight.sum())
+    x, y, w = (np.concatenate(parts) for parts in (embeddings, shares, weights))
+    w /= w.sum()
+    mean, level = w @ x, w @ y
+    products = (w * (x - mean).T) @ (x - mean)
+    ridge = RIDGE * np.trace(products) / len(products) * np.eye(len(products))
+    weight = np.linalg.solve(products + ridge, (w * (x - mean).T) @ (y - level))
+    return Objectness(weight.astype(np.float32), float(level - mean @ weight))
+
+
 def read_photos(folder: Path, encode: WordClassifier) -> list[Taught]:
     """Encodes the tuning half of a COCO folder."""
     dataset = open_photos(folder)
@@ -285,10 +321,12 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
             "words_sha256": file_sha256(words_file),
         },
         "sam.safetensors": {"sam": "MobileSAM, Apache-2.0", "sam_sha256": file_sha256(sam_file)},
+        "objectness.safetensors": {"learned": f"{len(photos)} photos of COCO 2017, annotations CC BY 4.0"},
     }
     words = json.dumps(word_file(table, entries, wordnet), separators=(",", ":"), ensure_ascii=False)
     write_shipped(out, "words.json", words.encode())
     write_shipped(out, "sam.safetensors", rename_keys(load_state_dict(sam_file)))
+    write_objectness(folder, out)
     command = "python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --wordnet FOLDER --sam FILE"
     write_shipped(
         out,
@@ -300,6 +338,16 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
         cross_validation=figures,
     )
     return figures
+
+
+def write_objectness(folder: Path, out: Shipped) -> None:
+    """Learns what tells things from the rest for a pair's SAM, which is written already, and writes it."""
+    from text2sam.sam.build import build_predictor
+
+    learned = learn_objectness(folder, build_predictor("vit_t", out.file("sam.safetensors"), device="cpu"))
+    write_shipped(
+        out, "objectness.safetensors", {"weight": torch.from_numpy(learned.weight), "bias": torch.tensor(learned.bias)}
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A similarity map smoothed over SAM's image embedding: places that look alike to SAM share their similarity."""
+"""Similarity maps seen with SAM's image embedding: places that look alike share their similarity, and things count for more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from text2sam.types import SimilarityMap
 
 SHARPNESS, REACH = 5.0, 0.25
 """Chosen on tuning photos with MobileSAM, see the lab."""
+
+OFF_THINGS = 0.2
+"""What heat on no thing counts for at least; chosen on tuning photos."""
 
 
 def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH) -> NDArray[np.float32]:
@@ -68,3 +71,15 @@ def smooth(similarity: SimilarityMap, weights: NDArray[np.float32]) -> Similarit
         values = torch.nn.functional.interpolate(values[None, None], grid, mode="bicubic", align_corners=False)[0, 0]
     smoothed = np.tensordot(weights, values.numpy(), axes=2)
     return SimilarityMap(smoothed, similarity.text, similarity.method)
+
+
+def on_things(similarity: SimilarityMap, objectness: NDArray[np.float32]) -> SimilarityMap:
+    """A map whose heat above its median counts as much as it lies on things, and for :data:`OFF_THINGS` at least.
+
+    Args:
+        similarity: the map.
+        objectness: of its grid (gh, gw), float32 in [0, 1].
+    """
+    values, middle = similarity.values, np.median(similarity.values)
+    weighted = middle + (values - middle) * np.maximum(objectness, OFF_THINGS)
+    return SimilarityMap(np.where(values > middle, weighted, values).astype(np.float32), similarity.text, similarity.method)

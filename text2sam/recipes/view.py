@@ -17,7 +17,7 @@ from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.masks import keeps
 from text2sam.recipes.choose import Choice, Offer
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
-from text2sam.recipes.smoothing import affinity, smooth
+from text2sam.recipes.smoothing import affinity, on_things, smooth
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from text2sam.recipes.choose import MaskRule
     from text2sam.sam.session import SamImage, Session
 
-_AFFINITY: WeakKeyDictionary[SamImage, NDArray[np.float32]] = WeakKeyDictionary()
-"""Of the image that was last asked about, for its next texts; 38 MB for most photos."""
+_EMBEDDED: WeakKeyDictionary[SamImage, tuple[NDArray[np.float32], NDArray[np.float32] | None]] = WeakKeyDictionary()
+"""Affinity and objectness of the image that was last asked about, for its next texts; 38 MB for most photos."""
 
 
 @keeps("mask", once=True)
@@ -148,18 +148,22 @@ class View:
     def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
         """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`), unless :attr:`smooth` decides.
 
-        As it is where the generator's maps are :attr:`fine`, where the predictor keeps no embedding, and where the map
-        has more places than that, since the embedding tells nothing between its places.
+        Where the predictor tells what is on a thing (:meth:`~text2sam.sam.session.Session.objectness`), the rest counts for
+        less. The map is as it is where the generator's maps are :attr:`fine`, where :attr:`smooth` is False, where the
+        predictor keeps no embedding, and where the map has more places than that, since the embedding tells nothing between
+        its places.
         """
-        return similarity if self.fine or self.smooth is not None else self._over_embedding(similarity)
+        if self.fine or self.smooth is False:
+            return similarity
+        smoothed = similarity if self.smooth else self._over_embedding(similarity)
+        objectness = None if smoothed.flat else self._embedded()[1]
+        fits = objectness is not None and objectness.shape == smoothed.values.shape
+        return on_things(smoothed, objectness) if fits else smoothed
 
     def _over_embedding(self, similarity: SimilarityMap) -> SimilarityMap:
         if similarity.flat:
             return similarity
-        weights = _AFFINITY.get(self.image)
-        if weights is None and (embedding := self.session.embedding(self.image)) is not None:
-            _AFFINITY.clear()
-            weights = _AFFINITY[self.image] = affinity(embedding)
+        weights = self._embedded()[0]
         if weights is None and self.smooth:
             raise UnsupportedModelError(
                 "maps are smoothed over SAM's embedding of the image, and this predictor keeps none; leave out smooth=True "
@@ -168,6 +172,16 @@ class View:
         if weights is None or similarity.values.size > weights[0, 0].size:
             return similarity
         return smooth(similarity, weights)
+
+    def _embedded(self) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """Affinity and objectness of the image, None where the predictor keeps no embedding or does not tell."""
+        if self.image not in _EMBEDDED:
+            embedding = self.session.embedding(self.image)
+            if embedding is None:
+                return None, None
+            _EMBEDDED.clear()
+            _EMBEDDED[self.image] = affinity(embedding), self.session.objectness(embedding)
+        return _EMBEDDED[self.image]
 
     def prompt(
         self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None

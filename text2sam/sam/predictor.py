@@ -22,7 +22,12 @@ _KEYWORDS = ("point_coords", "point_labels", "box", "mask_input", "multimask_out
 
 @runtime_checkable
 class MaskPredictor(Protocol):
-    """What turns points into masks: anything with these two methods, as ``SamPredictor`` has them."""
+    """What turns points into masks: anything with these two methods, as ``SamPredictor`` has them.
+
+    A predictor may also have ``objectness(embedding)``: how likely each place of its embedding (C, gh, gw) of an image is on a
+    thing, (gh, gw) float32 in [0, 1], as :class:`~text2sam.sam.objectness.Objectness` tells it. The default recipe then looks
+    for things on things.
+    """
 
     def set_image(self, image: NDArray[np.uint8]) -> None:
         """Encodes an image; prompts refer to it from then on.

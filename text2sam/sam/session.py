@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.errors import ImageError, InputError
+from text2sam.errors import ImageError, InputError, UnsupportedModelError
 from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
 
 if TYPE_CHECKING:
@@ -169,6 +169,30 @@ class Session:
         grid = torch.stack(torch.meshgrid(*at, indexing="ij")[::-1], dim=-1)[None]
         sampled = torch.nn.functional.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return sampled[0].numpy()
+
+    def objectness(self, embedding: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """How likely each place of an embedding is on a thing, from a predictor that tells it.
+
+        Args:
+            embedding: (C, gh, gw) float32, of :meth:`embedding`.
+
+        Returns:
+            (gh, gw) float32 in [0, 1]; None for predictors without ``objectness``, see
+            :class:`~text2sam.sam.predictor.MaskPredictor`.
+
+        Raises:
+            UnsupportedModelError: the predictor's answer is not of this kind.
+        """
+        tell = getattr(self._predictor, "objectness", None)
+        if not callable(tell):
+            return None
+        told = np.asarray(tell(embedding), np.float32)
+        if told.shape != embedding.shape[1:] or not ((told >= 0) & (told <= 1)).all():
+            raise UnsupportedModelError(
+                f"{type(self._predictor).__name__}.objectness must return numbers in [0, 1] of shape {embedding.shape[1:]}, "
+                f"not {told!r:.80}"
+            )
+        return told
 
     def reset(self) -> None:
         """Makes the predictor forget its image. States that images keep stay with them."""

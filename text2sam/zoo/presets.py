@@ -375,9 +375,11 @@ def load_predictor(preset: Preset, options: ModelOptions) -> Any:
     spec = preset.sam_checkpoint if options.sam_checkpoint is None else options.sam_checkpoint
     if spec is None:
         if preset.clip_model == PHOTO:
-            from text2sam.zoo.photo.models import SHIPPED
+            from text2sam.zoo.photo.models import SHIPPED, load_objectness
 
-            return build_predictor("vit_t", SHIPPED.file("sam.safetensors"), device=device, dtype=dtype)
+            predictor = build_predictor("vit_t", SHIPPED.file("sam.safetensors"), device=device, dtype=dtype)
+            predictor.objectness = load_objectness()
+            return predictor
         from segment_anything import SamPredictor
 
         from text2sam.zoo.sticker.models import load_sam

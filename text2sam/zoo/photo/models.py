@@ -6,6 +6,7 @@
 - ``words.json``: the nouns of WordNet 3.0 (Princeton University, its own licence) above ImageNet's classes, and the words that
   were learned;
 - ``sam.safetensors``: MobileSAM (Apache-2.0);
+- ``objectness.safetensors``: what tells things from the rest in MobileSAM's embedding, learned from COCO's annotations;
 - ``record.json``: checksums, sources, and how presence was fitted. :mod:`text2sam.lab.photo` builds all of them anew.
 """
 
@@ -21,6 +22,7 @@ from text2sam.zoo.shipped import Shipped
 
 if TYPE_CHECKING:
     from text2sam.clip.classifier import WordClassifier
+    from text2sam.sam.objectness import Objectness
 
 SHIPPED = Shipped(
     "photo",
@@ -29,6 +31,7 @@ SHIPPED = Shipped(
         "clip.safetensors": "Apache-2.0 AND CC-BY-4.0",
         "words.json": "LicenseRef-WordNet-3.0",
         "sam.safetensors": "Apache-2.0",
+        "objectness.safetensors": "CC-BY-4.0",
     },
 )
 """The weights; the record also tells their sources."""
@@ -90,3 +93,15 @@ def load_clip(**options: Any) -> WordClassifier:
         std=STD,
         **options,
     )
+
+
+def load_objectness() -> Objectness:
+    """What tells things from the rest in the embedding of the pair's SAM.
+
+    Raises:
+        WeightsError: it is not in the package, or differs from the record.
+    """
+    from text2sam.sam.objectness import Objectness
+
+    state = SHIPPED.state_dict("objectness.safetensors")
+    return Objectness(state["weight"].numpy(), float(state["bias"]))
