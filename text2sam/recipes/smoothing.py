@@ -13,7 +13,7 @@ SHARPNESS, REACH = 5.0, 0.25
 """Chosen on tuning photos with MobileSAM, see the lab."""
 
 OFF_THINGS = 0.2
-"""What heat on no thing counts for at least; chosen on tuning photos."""
+"""How much heat on no thing counts; chosen on tuning photos."""
 
 
 def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH) -> NDArray[np.float32]:
@@ -74,12 +74,12 @@ def smooth(similarity: SimilarityMap, weights: NDArray[np.float32]) -> Similarit
 
 
 def on_things(similarity: SimilarityMap, objectness: NDArray[np.float32]) -> SimilarityMap:
-    """A map whose heat above its median counts as much as it lies on things, and for :data:`OFF_THINGS` at least.
+    """A map whose heat above its median counts the more the more it lies on things, from :data:`OFF_THINGS` to 1.
 
     Args:
         similarity: the map.
         objectness: of its grid (gh, gw), float32 in [0, 1].
     """
     values, middle = similarity.values, np.median(similarity.values)
-    weighted = middle + (values - middle) * np.maximum(objectness, OFF_THINGS)
+    weighted = middle + (values - middle) * (OFF_THINGS + (1 - OFF_THINGS) * objectness)
     return SimilarityMap(np.where(values > middle, weighted, values).astype(np.float32), similarity.text, similarity.method)
