@@ -25,7 +25,8 @@ half the height of a peak ask for large things, the box of its top for small one
 class Objects(Recipe):
     """Every object of a text: prompts for each peak of the map, and the mask that agrees best with the map.
 
-    The map is smoothed over SAM's embedding first (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
+    The map is smoothed over SAM's embedding first, and heat off things counts for less where the predictor tells what is on a
+    thing (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
     the only one in most images, gets further prompts where the points rule has a method ``around``, as
     :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
     one, until an object comes that the map does not support; no prompt is sent twice. Where the generator tells how much what a
