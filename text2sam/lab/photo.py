@@ -221,7 +221,7 @@ def learn_objectness(folder: Path, predictor: Any) -> Objectness:
         if embedding is None or not sample.instances:
             continue
         masks = np.stack([instance.mask for instance in sample.instances])
-        covers = patch_shares(np.concatenate([masks, masks.any(0)[None]]), embedding.shape[1:])
+        covers = patch_shares(np.concatenate([masks, masks.any(0, keepdims=True)]), embedding.shape[1:])
         things, share = covers[:-1], covers[-1]
         things = things[things.sum((1, 2)) >= 1]  # in units of places
         on = (things / np.sqrt(things.sum((1, 2), keepdims=True))).max(0, initial=0)

@@ -26,13 +26,13 @@ class Objects(Recipe):
     """Every object of a text: prompts for each peak of the map, and the mask that agrees best with the map.
 
     The map is smoothed over SAM's embedding first, and heat off things counts for less where the predictor tells what is on a
-    thing (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is
-    the only one in most images, gets further prompts where the points rule has a method ``around``, as
-    :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked three times for the first object and once for each other
-    one, until an object comes that the map does not support; no prompt is sent twice. Where the generator tells how much what a
-    mask cuts out looks like a text (:attr:`~text2sam.recipes.view.View.looks`), the search goes on to the third place at
-    least, since the hottest is often beside a small thing. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) are
-    not smoothed, get no further prompts, and are searched to the end.
+    thing (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is the only one in most images, gets further
+    prompts where the points rule has a method ``around``, as :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked
+    three times for the first object and once for each other one, until an object comes that the map does not support; no
+    prompt is sent twice. Where the generator tells how much what a mask cuts out looks like a text
+    (:attr:`~text2sam.recipes.view.View.looks`), the search goes on to the third place at least, since the hottest is often
+    beside a small thing. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further
+    prompts, and are searched to the end.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 

@@ -157,8 +157,9 @@ class View:
             return similarity
         smoothed = similarity if self.smooth else self._over_embedding(similarity)
         objectness = None if smoothed.flat else self._embedded()[1]
-        fits = objectness is not None and objectness.shape == smoothed.values.shape
-        return on_things(smoothed, objectness) if fits else smoothed
+        if objectness is None or objectness.shape != smoothed.values.shape:
+            return smoothed
+        return on_things(smoothed, objectness)
 
     def _over_embedding(self, similarity: SimilarityMap) -> SimilarityMap:
         if similarity.flat:
