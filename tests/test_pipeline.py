@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -1026,15 +1027,27 @@ def test_the_affinity_of_an_image_serves_its_next_texts(monkeypatch: pytest.Monk
     assert np.array_equal(found.mask, model.segment(other.image, "red").mask)
 
 
+def test_another_thread_may_ask_about_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shared(WeakKeyDictionary[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            super().__setitem__(key, value)
+            self.clear()  # as the other thread does
+
+    model = TextPromptedSAM(tiny_predictor(), Colours())
+    mask = model.segment(TWO, "red").mask
+    monkeypatch.setattr("text2sam.recipes.view._EMBEDDED", Shared())
+    assert np.array_equal(model.segment(TWO, "red").mask, mask)
+
+
 def test_things_are_looked_for_on_things() -> None:
     generator, predictor = Colours(), tiny_predictor()
     values = np.zeros((3, 4), np.float32)
     values[:, 0], values[:, 3] = 1, 0.9
     generator.maps = lambda *_, **__: [SimilarityMap(values, "red")]  # type: ignore[method-assign]
     model = TextPromptedSAM(predictor, generator)
+    model.set_image(TWO)
 
     def at_left(**options: Any) -> bool:
-        model.set_image(TWO)  # SAM's view of an image is kept while it is set
         found = model.segment(None, "red", strategy=Objects(points=PeakRule(hot=0.9, negatives=0), **options), max_objects=1)
         assert options.get("smooth") or np.array_equal(found.similarity.values, values)
         return bool((found.points.positive[:, 0] < 80).all())
@@ -1047,6 +1060,10 @@ def test_things_are_looked_for_on_things() -> None:
     assert not at_left(smooth=True)
     assert at_left(smooth=False)
     generator.fine = True
+    assert at_left()
+    generator.fine = False
+    assert not at_left()
+    del predictor.objectness
     assert at_left()
 
 

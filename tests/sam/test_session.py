@@ -225,7 +225,25 @@ def test_objectness_is_asked_of_a_predictor_that_tells_it() -> None:
     assert 0 < told.mean() < 1
     with pytest.raises(InputError, match=r"of shape \(16, gh, gw\), not \(15, 3, 4\)"):
         head(embedding[1:])
-    for wrong in (told[1:], told + 1, told * np.nan):
+    for wrong in (told[1:], told[None], told + 1, told * np.nan, None, "a cat", [[1], [1, 2]], told.astype(object)):
         predictor.objectness = lambda _, wrong=wrong: wrong
         with pytest.raises(UnsupportedModelError, match=r"SamPredictor.objectness must return .* of shape \(3, 4\)"):
             session.objectness(embedding)
+    predictor.objectness = told
+    with pytest.raises(UnsupportedModelError, match=r"SamPredictor.objectness must be called .* is a ndarray"):
+        session.objectness(embedding)
+    before = embedding.copy()
+    predictor.objectness = lambda given: torch.from_numpy(np.multiply(given, 0, out=given)[0]).bool()
+    np.testing.assert_array_equal(session.objectness(embedding), np.zeros((3, 4)))
+    np.testing.assert_array_equal(embedding, before)
+
+
+def test_an_images_state_is_not_what_tells_things() -> None:
+    predictor = tiny_predictor()
+    predictor.objectness = None
+    session = Session.of(predictor)
+    image = session.image(picture(1))
+    session.ask(image, CLICK)
+    predictor.objectness = head = Objectness(np.zeros(16, np.float32), 0.5)
+    session.ask(image, CLICK)
+    assert predictor.objectness is head

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from text2sam.recipes.choose import MaskRule
     from text2sam.sam.session import SamImage, Session
 
-_EMBEDDED: WeakKeyDictionary[SamImage, tuple[NDArray[np.float32], NDArray[np.float32] | None]] = WeakKeyDictionary()
-"""Affinity and objectness of the image that was last asked about, for its next texts; 38 MB for most photos."""
+_EMBEDDED: WeakKeyDictionary[SamImage, tuple[NDArray[np.float32], NDArray[np.float32]]] = WeakKeyDictionary()
+"""Embedding and affinity of the image that was last asked about, for its next texts; 40 MB for most photos."""
 
 
 @keeps("mask", once=True)
@@ -156,15 +156,16 @@ class View:
         if self.fine or self.smooth is False:
             return similarity
         smoothed = similarity if self.smooth else self._over_embedding(similarity)
-        objectness = None if smoothed.flat else self._embedded()[1]
-        if objectness is None or objectness.shape != smoothed.values.shape:
+        embedding = None if smoothed.flat else self._embedded[0]
+        if embedding is None or embedding.shape[1:] != smoothed.values.shape:
             return smoothed
-        return on_things(smoothed, objectness)
+        objectness = self.session.objectness(embedding)
+        return smoothed if objectness is None else on_things(smoothed, objectness)
 
     def _over_embedding(self, similarity: SimilarityMap) -> SimilarityMap:
         if similarity.flat:
             return similarity
-        weights = self._embedded()[0]
+        weights = self._embedded[1]
         if weights is None and self.smooth:
             raise UnsupportedModelError(
                 "maps are smoothed over SAM's embedding of the image, and this predictor keeps none; leave out smooth=True "
@@ -174,15 +175,15 @@ class View:
             return similarity
         return smooth(similarity, weights)
 
-    def _embedded(self) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-        """Affinity and objectness of the image, None where the predictor keeps no embedding or does not tell."""
-        if self.image not in _EMBEDDED:
-            embedding = self.session.embedding(self.image)
-            if embedding is None:
-                return None, None
+    @property
+    def _embedded(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
+        """Embedding and affinity of the image, None where the predictor keeps no embedding."""
+        held = _EMBEDDED.get(self.image)
+        if held is None and (embedding := self.session.embedding(self.image)) is not None:
+            held = embedding, affinity(embedding)
             _EMBEDDED.clear()
-            _EMBEDDED[self.image] = affinity(embedding), self.session.objectness(embedding)
-        return _EMBEDDED[self.image]
+            _EMBEDDED[self.image] = held
+        return held or (None, None)
 
     def prompt(
         self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None

@@ -131,7 +131,7 @@ def predict_points(
     if not isinstance(answer, (tuple, list)) or len(answer) != 3:
         raise UnsupportedModelError(f"{name}.predict must return (masks, scores, low_res_logits), not {_kind(answer)}")
     try:
-        masks, scores, logits = (_to_numpy(value) for value in answer)
+        masks, scores, logits = (to_numpy(value) for value in answer)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
         raise UnsupportedModelError(f"{name}.predict must return three arrays: {error}") from error
     count = len(scores) if scores.ndim == 1 else 0
@@ -178,7 +178,8 @@ def _prompts(points: PointPrompts, mask_input: NDArray[Any] | None, box: NDArray
     return prompts
 
 
-def _to_numpy(value: Any) -> Any:
+def to_numpy(value: Any) -> Any:
+    """An array, tensor or list as an array; :class:`~text2sam.masks.LogitMasks` stay as they are."""
     if isinstance(value, LogitMasks):
         return value
     if hasattr(value, "detach"):

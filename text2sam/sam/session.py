@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.errors import ImageError, InputError, UnsupportedModelError
-from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
+from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points, to_numpy
 
 if TYPE_CHECKING:
     from text2sam.masks import Masks
@@ -181,18 +181,21 @@ class Session:
             :class:`~text2sam.sam.predictor.MaskPredictor`.
 
         Raises:
-            UnsupportedModelError: the predictor's answer is not of this kind.
+            UnsupportedModelError: ``objectness`` cannot be called, or its answer is not of this kind.
         """
         tell = getattr(self._predictor, "objectness", None)
-        if not callable(tell):
+        if tell is None:
             return None
-        told = np.asarray(tell(embedding), np.float32)
-        if told.shape != embedding.shape[1:] or not ((told >= 0) & (told <= 1)).all():
-            raise UnsupportedModelError(
-                f"{type(self._predictor).__name__}.objectness must return numbers in [0, 1] of shape {embedding.shape[1:]}, "
-                f"not {told!r:.80}"
-            )
-        return told
+        name = f"{type(self._predictor).__name__}.objectness"
+        if not callable(tell):
+            raise UnsupportedModelError(f"{name} must be called with an embedding, and is a {type(tell).__name__}")
+        answer = tell(embedding.copy())  # it may compute in place
+        shape, told = embedding.shape[1:], None
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
+            told = to_numpy(answer)
+        if told is None or told.dtype.kind not in "biuf" or told.shape != shape or not ((told >= 0) & (told <= 1)).all():
+            raise UnsupportedModelError(f"{name} must return numbers in [0, 1] of shape {shape}, not {answer!r:.80}")
+        return np.asarray(told, np.float32)
 
     def reset(self) -> None:
         """Makes the predictor forget its image. States that images keep stay with them."""
@@ -229,7 +232,7 @@ class Session:
             self._predictor.set_image(image.pixels)
         self._current = image
         if self.keeps_state:
-            image.state = {name: value for name, value in _vars(self._predictor).items() if not callable(value)}
+            image.state = _state(self._predictor)
         after = _held(self._predictor)
         # where setting an image changes nothing that can be seen, another image could be set unseen
         self._left = None if _same(before, after) else after
@@ -257,7 +260,7 @@ class Session:
             predictor.input_size = (tensor.shape[-2], tensor.shape[-1])
             predictor.features = own[None].clone()  # a view would keep the whole batch alive
             predictor.is_image_set = True
-            image.state = {name: value for name, value in _vars(predictor).items() if not callable(value)}
+            image.state = _state(predictor)
         predictor.reset_image()
 
     @contextlib.contextmanager
@@ -282,6 +285,11 @@ class Session:
 def _vars(predictor: Any) -> dict[str, Any]:
     held = getattr(predictor, "__dict__", None)
     return held if isinstance(held, dict) else {}
+
+
+def _state(predictor: Any) -> dict[str, Any]:
+    """The attributes that hold an image, and others of the predictor; putting it back must not change what tells things."""
+    return {name: value for name, value in _vars(predictor).items() if not callable(value) and name != "objectness"}
 
 
 def _held(predictor: Any) -> dict[str, tuple[Any, ...]]:
