@@ -218,12 +218,30 @@ def test_settings_of_a_model_show_what_results_depend_on() -> None:
     other = fresh()
     other.predictor.model.mask_decoder.iou_token.weight.data += 1  # type: ignore[attr-defined]
     deeper = TextPromptedSAM(tiny_predictor(), tiny_surgery(depth=3), presence_threshold=0.3)
-    telling, telling_other = fresh(), fresh()
-    telling.predictor.objectness = Objectness(np.zeros(16, np.float32), 0.5)  # type: ignore[attr-defined]
-    telling_other.predictor.objectness = Objectness(np.eye(16, dtype=np.float32)[0], 0.5)  # type: ignore[attr-defined]
-    changed = [{k for k, v in model_settings(m).items() if v != first[k]} for m in (other, deeper, telling, telling_other)]
-    assert changed == [{"sam"}, {"depth", "presence_threshold"}, {"sam"}, {"sam"}]
-    assert model_settings(telling)["sam"] != model_settings(telling_other)["sam"]
+    assert [{k for k, v in model_settings(m).items() if v != first[k]} for m in (other, deeper)] == [
+        {"sam"},
+        {"depth", "presence_threshold"},
+    ]
+
+
+def test_settings_of_a_model_show_what_tells_things() -> None:
+    def sam_with(objectness: Any) -> str:
+        told.predictor.objectness = objectness  # type: ignore[attr-defined]
+        return str(model_settings(told)["sam"])
+
+    told = fresh()
+    without, weight = str(model_settings(told)["sam"]), np.linspace(0, 1, 16, dtype=np.float32)
+    layers = [torch.nn.Linear(16, 1) for _ in range(2)]
+    tellers = [
+        Objectness(weight, 0.5), Objectness(weight, 0.25), Objectness(weight + np.float32(1e-6), 0.5),
+        Objectness(np.append(weight, np.float32(0)), 0.5), *layers, len, sum,
+    ]  # fmt: skip
+    seen = [sam_with(each) for each in tellers]
+    assert len({without, *seen}) == 1 + len(tellers)
+    assert sam_with(None) == without
+    with np.printoptions(precision=2, threshold=4):  # as in many a notebook
+        assert sam_with(Objectness(weight.copy(), 0.5)) == seen[0]
+    assert sam_with(copy.deepcopy(layers[0])) == seen[4]
 
 
 def test_embeddings_save_both_encoders(tmp_path: Path, undisturbed: list[Any]) -> None:

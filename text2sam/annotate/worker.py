@@ -290,7 +290,11 @@ def model_settings(model: TextPromptedSAM) -> dict[str, Any]:
     sam = f"{type(model.predictor).__module__}.{type(model.predictor).__qualname__}"
     sam += fingerprint(inner) if isinstance(inner, torch.nn.Module) else ""
     objectness = getattr(model.predictor, "objectness", None)
-    sam += "" if objectness is None else str(_rule_name(objectness))
+    if isinstance(objectness, torch.nn.Module):
+        sam += fingerprint(objectness)
+    elif objectness is not None:
+        made = getattr(objectness, "fingerprint", None)
+        sam += str(made() if callable(made) else _rule_name(objectness))
     made = getattr(generator, "fingerprint", None)
     templates = getattr(getattr(generator, "prompts", None), "templates", ())
     named = {name: getattr(generator, name, None) for name in ("image_size", "scales", "depth", "tau", "weighting")}

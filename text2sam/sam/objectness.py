@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,7 @@ class Objectness:
             raise InputError(f"embedding must be of shape ({len(self.weight)}, gh, gw), not {embedding.shape}")
         share: NDArray[np.float32] = np.tensordot(self.weight, embedding, axes=1) + np.float32(self.bias)
         return share.clip(0, 1)
+
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that stand for the numbers."""
+        return hashlib.sha256(np.append(self.weight, self.bias).astype(np.float32).tobytes()).hexdigest()
