@@ -1063,6 +1063,9 @@ def test_things_are_looked_for_on_things() -> None:
     assert at_left()
     generator.fine = False
     assert not at_left()
+    values = values.repeat(2, 0).repeat(2, 1)  # finer than the embedding
+    assert at_left()
+    values = values[::2, ::2]
     del predictor.objectness
     assert at_left()
 
