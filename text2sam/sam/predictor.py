@@ -26,7 +26,7 @@ class MaskPredictor(Protocol):
 
     A predictor may also have ``objectness(embedding)``: how likely each place of its embedding (C, gh, gw) of an image is on a
     thing, (gh, gw) float32 in [0, 1], as :class:`~text2sam.sam.objectness.Objectness` tells it. The default recipe then looks
-    for things on things.
+    for things on things. Folder jobs know it by its method ``fingerprint`` where it has one, networks by their weights.
     """
 
     def set_image(self, image: NDArray[np.uint8]) -> None:
