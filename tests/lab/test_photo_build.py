@@ -159,5 +159,5 @@ def test_objectness_is_learned_from_all_things(monkeypatch: pytest.MonkeyPatch) 
         on = photos[k].instances[0].mask | photos[k].instances[1].mask
         share = patch_shares(on[None], (12, 16))[0]
         assert told[share > 0.9].mean() > 0.6
-        assert told[share < 0.1].mean() < 0.3
+        assert told[share < 0.1].mean() < 0.2
         assert told[k : k + 1, 12:14].mean() > 0.4, "the small one counts, too"

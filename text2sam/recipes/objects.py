@@ -55,7 +55,8 @@ class Objects(Recipe):
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
-        smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine.
+        smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine; False
+            also lets heat off things count fully.
 
     Raises:
         InputError: a number is out of range.

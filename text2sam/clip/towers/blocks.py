@@ -76,7 +76,7 @@ class TransformerTower(Adapter):
                 bias = None if kind.window is None else gaussian_window(grid, kind.window, prefix=self.prefix).to(v)
                 length = None if kind.iterations is None else entered.norm(dim=-1).mean(dim=-1)  # (B,)
                 stream = streams.get(kind.name, x)
-                ready = middle if i + 1 >= between.stop else None  # a mean of some of the blocks is none
+                ready = middle if i + 1 >= between.stop else None  # not before all of them are in it
                 update = block.update(attend(kind, q, k, v, bias=bias, length=length, middle=ready), entered)
                 stream = stream + update if kind.residual else update
                 streams[kind.name] = block.mlp(stream) if kind.mlp else stream
