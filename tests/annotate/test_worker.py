@@ -127,6 +127,7 @@ def test_settings_distinguish_rules_of_a_recipe() -> None:
         return 0
 
     recipes = ["paper", "objects", Objects(choose=own), Objects(support=0.4), Objects(margin=float("inf"))]
+    recipes += [Objects(choose=torch.nn.Linear(2, 1)) for _ in range(2)]
     documents = [json.dumps(settings_of(LABELS, Options(strategy=recipe))) for recipe in recipes]
     assert len(set(documents)) == len(documents)
     assert documents[1] == json.dumps(settings_of(LABELS, Options(strategy=Objects())))

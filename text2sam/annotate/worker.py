@@ -276,6 +276,10 @@ def settings_of(labels: LabelSet, options: Options) -> dict[str, Any]:
 def _rule_name(rule: Any) -> Any:
     if rule is None or isinstance(rule, (str, int, float, bool)):
         return str(rule) if isinstance(rule, float) else rule  # may be infinite
+    if isinstance(rule, torch.nn.Module):
+        return fingerprint(rule)
+    if callable(made := getattr(rule, "fingerprint", None)) and not isinstance(rule, type):
+        return str(made())
     if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
         return repr(rule)  # its fields are its settings
     if isinstance(rule, partial):
@@ -290,11 +294,7 @@ def model_settings(model: TextPromptedSAM) -> dict[str, Any]:
     sam = f"{type(model.predictor).__module__}.{type(model.predictor).__qualname__}"
     sam += fingerprint(inner) if isinstance(inner, torch.nn.Module) else ""
     objectness = getattr(model.predictor, "objectness", None)
-    if isinstance(objectness, torch.nn.Module):
-        sam += fingerprint(objectness)
-    elif objectness is not None:
-        made = getattr(objectness, "fingerprint", None)
-        sam += str(made() if callable(made) else _rule_name(objectness))
+    sam += "" if objectness is None else str(_rule_name(objectness))
     made = getattr(generator, "fingerprint", None)
     templates = getattr(getattr(generator, "prompts", None), "templates", ())
     named = {name: getattr(generator, name, None) for name in ("image_size", "scales", "depth", "tau", "weighting")}
