@@ -161,3 +161,7 @@ def test_objectness_is_learned_from_all_things(monkeypatch: pytest.MonkeyPatch) 
         assert told[share > 0.9].mean() > 0.6
         assert told[share < 0.1].mean() < 0.2
         assert told[k : k + 1, 12:14].mean() > 0.4, "the small one counts, too"
+    finer = embeddings | {0: np.kron(embeddings[0], np.ones((1, 4, 4), np.float32))}  # the same image in more places
+    monkeypatch.setattr(Session, "embedding", lambda _, image: finer[int(image.pixels[0, 0, 0])])
+    again = photo.learn_objectness(Path("coco"), tiny_predictor())
+    np.testing.assert_allclose(again.weight, head.weight, atol=0.01, err_msg="every photo counts alike")
