@@ -7,9 +7,13 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from text2sam.errors import InputError, Text2SamError
+from text2sam.errors import InputError, Text2SamError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _T = TypeVar("_T")
 
@@ -106,6 +110,38 @@ def check_returned(
     if count is not None and len(items) != count:
         raise error(f"{part} must return {expected}: {count}, not {len(items)}")
     return items
+
+
+def as_array(value: Any) -> Any:
+    """An array, a tensor of any device and number format, or nested lists as an array of NumPy."""
+    import numpy as np
+
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16.
+        value = value.float().numpy() if value.is_floating_point() else value.numpy()
+    return np.asarray(value)
+
+
+def check_shares(part: str, value: object, shape: tuple[int, ...], expected: str) -> NDArray[np.float32]:
+    """What a part of the user's own returned, as a float32 array of numbers in [0, 1].
+
+    Args:
+        part: what returned it, for the message.
+        value: an array, a tensor or lists.
+        shape: that it must have.
+        expected: what should have been returned, for the message.
+
+    Raises:
+        UnsupportedModelError: the value is something else.
+    """
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
+        array = as_array(value)
+        if array.dtype.kind in "biuf" and array.shape == shape:
+            shares: NDArray[np.float32] = array.astype("float32", copy=False)  # 1 but for float64's rounding is 1
+            if ((shares >= 0) & (shares <= 1)).all():
+                return shares
+    raise UnsupportedModelError(f"{part} must return {expected}, not {value!r:.80}")
 
 
 def name_of(function: object) -> str:

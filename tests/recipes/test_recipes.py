@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import FakePredictor
 
 from text2sam import TextPromptedSAM
@@ -197,9 +198,17 @@ def test_an_object_needs_less_contrast_where_likeness_is_told(looks: bool) -> No
     assert len(result.objects) == 1 + looks
 
 
-@pytest.mark.parametrize("answer", [0.5, [0.5], [2.0, 0.5, 0.5], [float("nan")] * 3])
+@pytest.mark.parametrize("answer", [0.5, [0.5], [2.0, 0.5, 0.5], [float("nan")] * 3, None, "cat", [[1], [1, 2], [3]]])
 def test_a_likeness_that_is_none(answer: Any) -> None:
     generator = Looking(0.0)
     generator.likeness = lambda image, masks, texts: answer  # type: ignore[method-assign]
     with pytest.raises(UnsupportedModelError, match=r"Looking.likeness must return one number in \[0, 1\] per mask"):
         TextPromptedSAM(FakePredictor(), generator).segment(np.zeros((128, 128, 3), np.uint8), "cat")
+
+
+def test_a_likeness_of_tensors() -> None:
+    generator = Looking(0.0)
+    generator.likeness = lambda *_: torch.full((3,), 0.5, dtype=torch.bfloat16, requires_grad=True)  # type: ignore
+    result = TextPromptedSAM(FakePredictor(), generator).segment(np.zeros((128, 128, 3), np.uint8), "cat")
+    assert result.candidates is not None
+    assert result.candidates.figures["likeness"].tolist() == [0.5, 0.5, 0.5]

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import name_of
+from text2sam.checks import check_shares, name_of
 from text2sam.clip.protocol import make_maps
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.masks import keeps
@@ -217,12 +217,9 @@ class View:
         return Found(offer.only(choice.index), points, candidates, similarity)
 
     def _likeness(self, words: tuple[str, ...], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-        like = np.asarray(self.generator.likeness(self.image.pixels, masks, words), np.float32)
-        if like.shape != (len(masks),) or not ((like >= 0) & (like <= 1)).all():
-            raise UnsupportedModelError(
-                f"{type(self.generator).__name__}.likeness must return one number in [0, 1] per mask, not {like!r:.80}"
-            )
-        return like
+        answer = self.generator.likeness(self.image.pixels, masks, words)
+        name = f"{type(self.generator).__name__}.likeness"
+        return check_shares(name, answer, (len(masks),), "one number in [0, 1] per mask")
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
         """How much better a place fits the best of texts than it fits the generator's vocabulary.

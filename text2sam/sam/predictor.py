@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import accepts
+from text2sam.checks import accepts, as_array
 from text2sam.errors import InputError, StateError, UnsupportedModelError
 from text2sam.masks import LogitMasks, Masks
 from text2sam.types import PointPrompts
@@ -131,7 +131,7 @@ def predict_points(
     if not isinstance(answer, (tuple, list)) or len(answer) != 3:
         raise UnsupportedModelError(f"{name}.predict must return (masks, scores, low_res_logits), not {_kind(answer)}")
     try:
-        masks, scores, logits = (to_numpy(value) for value in answer)
+        masks, scores, logits = (_to_array(value) for value in answer)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
         raise UnsupportedModelError(f"{name}.predict must return three arrays: {error}") from error
     count = len(scores) if scores.ndim == 1 else 0
@@ -178,15 +178,8 @@ def _prompts(points: PointPrompts, mask_input: NDArray[Any] | None, box: NDArray
     return prompts
 
 
-def to_numpy(value: Any) -> Any:
-    """An array, tensor or list as an array; :class:`~text2sam.masks.LogitMasks` stay as they are."""
-    if isinstance(value, LogitMasks):
-        return value
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # NumPy has no bfloat16.
-        value = value.float().numpy() if value.is_floating_point() else value.numpy()
-    return np.asarray(value)
+def _to_array(value: Any) -> Any:
+    return value if isinstance(value, LogitMasks) else as_array(value)
 
 
 def _kind(value: Any) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_shares
 from text2sam.errors import ImageError, InputError, UnsupportedModelError
-from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points, to_numpy
+from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
 
 if TYPE_CHECKING:
     from text2sam.masks import Masks
@@ -183,19 +184,14 @@ class Session:
         Raises:
             UnsupportedModelError: ``objectness`` cannot be called, or its answer is not of this kind.
         """
-        tell = getattr(self._predictor, "objectness", None)
-        if tell is None:
+        head = getattr(self._predictor, "objectness", None)
+        if head is None:
             return None
-        name = f"{type(self._predictor).__name__}.objectness"
-        if not callable(tell):
-            raise UnsupportedModelError(f"{name} must be called with an embedding, and is a {type(tell).__name__}")
-        answer = tell(embedding.copy())  # it may compute in place
-        shape, told = embedding.shape[1:], None
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
-            told = to_numpy(answer)
-        if told is None or told.dtype.kind not in "biuf" or told.shape != shape or not ((told >= 0) & (told <= 1)).all():
-            raise UnsupportedModelError(f"{name} must return numbers in [0, 1] of shape {shape}, not {answer!r:.80}")
-        return np.asarray(told, np.float32)
+        name, shape = f"{type(self._predictor).__name__}.objectness", embedding.shape[1:]
+        if not callable(head):
+            raise UnsupportedModelError(f"{name} must be called with an embedding, and is a {type(head).__name__}")
+        answer = head(embedding.copy())  # it may compute in place
+        return check_shares(name, answer, shape, f"numbers in [0, 1] of shape {shape}")
 
     def reset(self) -> None:
         """Makes the predictor forget its image. States that images keep stay with them."""
@@ -288,7 +284,7 @@ def _vars(predictor: Any) -> dict[str, Any]:
 
 
 def _state(predictor: Any) -> dict[str, Any]:
-    """The attributes that hold an image, and others of the predictor; putting it back must not change what tells things."""
+    """The predictor's attributes, with the image it holds, but for objectness, which is no part of an image."""
     return {name: value for name, value in _vars(predictor).items() if not callable(value) and name != "objectness"}
 
 
