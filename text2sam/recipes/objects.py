@@ -138,8 +138,8 @@ class Objects(Recipe):
         return found
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
-        """The objects that look enough like what is meant, compared with the best, and at which the map stands out enough,
-        compared with the one of these where it does most."""
+        """The objects that look enough like what is meant, compared with the best, and whose contrast is high enough,
+        compared with the highest among these."""
         best = max(found, key=lambda each: each.score, default=None)
         if best is None:
             return []
