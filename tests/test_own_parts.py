@@ -13,7 +13,7 @@ from helpers import FakePredictor, picture
 
 from text2sam.errors import ImageError, InputError, Text2SamError, UnsupportedModelError
 from text2sam.pipeline import TextPromptedSAM
-from text2sam.recipes import Objects, Recipe
+from text2sam.recipes import Objects, Prompt, Recipe
 from text2sam.recipes.choose import Choice, choose_by_score
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
@@ -192,6 +192,44 @@ def test_what_recipes_may_find() -> None:
     other = Candidates(np.ones((1, 5, 5), bool), np.ones(1, np.float32), np.zeros((1, 4, 4), np.float32), 0, "")
     with pytest.raises(InputError, match="candidates must be"):
         segment(strategy=Given(lambda found: [replace(found, candidates=other)]))
+
+
+def test_what_steps_of_a_recipe_may_be() -> None:
+    class Steps(Recipe):
+        def __init__(self, steps: Any) -> None:
+            self.steps = steps
+
+    def mine(view: Any, query: Any) -> Any:
+        [similarity] = view.maps(query)
+        found = yield (Prompt(similarity, PointPrompts([at], [1]), choose_by_score) for at in ((20, 10), (5, 5)))
+        assert (yield []) == []
+        return found
+
+    def bare(view: Any, query: Any) -> Any:
+        yield [PointPrompts([[20, 10]], [1])]
+
+    def nothing(view: Any, query: Any) -> Any:
+        yield []
+
+    results = segment(strategy=Steps(mine), texts=("cat", "dog"))
+    assert [len(result.objects) for result in results] == [2, 2]
+    for steps, message in (
+        (lambda view, query: [], r"steps\(view, query\) must yield lists of Prompt, and returned list"),
+        (bare, "bare must return lists of Prompt, not list of PointPrompts"),
+        (nothing, r"Steps\.steps must return a list of Found, not NoneType"),
+    ):
+        with pytest.raises(InputError, match=message):
+            segment(strategy=Steps(steps))
+
+
+def test_a_recipe_that_changes_what_another_finds() -> None:
+    class First(Objects):
+        def find(self, view: Any, query: Any) -> Any:
+            return super().find(view, query)[:1]
+
+    [every] = segment(strategy=Objects())
+    [first] = segment(strategy=First())
+    assert len(every.objects) > len(first.objects) == 1
 
 
 @pytest.mark.parametrize("points", [None, [[20, 10]], np.zeros((1, 2), np.float32), ([[20, 10]], [1])])

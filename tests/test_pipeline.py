@@ -1096,6 +1096,29 @@ def test_points_beside_their_peak_are_not_asked_twice() -> None:
 # the pair that ships
 
 
+@pytest.mark.parametrize("exclude", [(), ("bird sat", "sat")])
+@pytest.mark.parametrize("strategy", [*RECIPES, Objects(points=PeakRule(hot=0.1), support=0)])
+def test_texts_that_are_answered_together(strategy: Any, exclude: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TextPromptedSAM(tiny_predictor(), tiny_surgery(image_size=(24, 32)))
+    texts = ["cat", "dog+bird", {"pet": ["cat", "bird"]}, "dog", "cat sat"]
+    limits = {"cat": 0.0, "dog+bird": 0.0, "pet": 0.0, "dog": 1.0, "cat sat": 0.0}
+    runs = count_calls(model.predictor.model.mask_decoder.transformer)  # type: ignore[attr-defined]
+    options: dict[str, Any] = {"strategy": strategy, "threshold": limits, "exclude": exclude, "max_objects": 3}
+    alone = model.segment_many(picture(), texts, **options)
+    prompts = model.session.calls
+    assert len(runs) == prompts
+    runs.clear()
+    monkeypatch.setattr(Session, "batches", True)
+    monkeypatch.setattr("text2sam.pipeline.TEXTS", 3)
+    together = model.segment_many(picture(), texts, **options)
+    assert model.session.calls == 2 * prompts
+    assert sum(shape[0] for shape in runs) == prompts
+    assert exclude or len(runs) < prompts
+    for one, other in zip(together, alone, strict=True):
+        assert same(one, other)
+        assert len(one.objects) == len(other.objects)
+
+
 @pytest.fixture(scope="module")
 def sticker() -> TextPromptedSAM:
     return TextPromptedSAM.from_pretrained("sticker", device="cpu", text_cache=False)

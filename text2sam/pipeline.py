@@ -44,6 +44,8 @@ __all__ = ["EncodedImage", "TextPromptedSAM"]
 
 THUMBNAIL = 512
 """Longer side, in pixels, of the copy of an image that results carry for notebooks."""
+TEXTS = 16
+"""Texts whose prompts a GPU answers together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -475,54 +477,82 @@ class TextPromptedSAM:
             smooth=request.options.recipe.smooth,
         )
         view = replace(view, avoid=self._excluded(view, request))
-        return [self._segment(encoded, view, query, limit, request) for query, limit in request.queries]
+        results: list[Segmentation] = []
+        at_once = TEXTS if self.session.batches else 1
+        for first in range(0, len(request.queries), at_once):
+            some = request.queries[first : first + at_once]
+            looked = [self._looked_for(view, query, limit, request) for query, limit in some]
+            searched = [query for query, _ in looked if query is not None]
+            found = iter(find_objects(request.options.recipe, view, searched))
+            for (query, limit), (wanted, presence) in zip(some, looked, strict=True):
+                objects = [] if wanted is None else next(found)
+                results.append(_result(encoded, view, query, limit, presence, objects, request))
+        return results
 
     def _excluded(self, view: View, request: Request) -> Avoid:
         """Where the excluded texts are, as far as they are there at all."""
         view = replace(view, against=request.against_excluded)
-        found: list[Found] = []
-        for text in request.exclude if request.queries else ():
-            if presence_scores(self.generator, view.features, [text], request.options.against)[0] >= self.presence_threshold:
-                found += find_objects(request.options.recipe, view, Query(text, (text,)))
+        there = [
+            Query(text, (text,))
+            for text in (request.exclude if request.queries else ())
+            if presence_scores(self.generator, view.features, [text], request.options.against)[0] >= self.presence_threshold
+        ]
+        found = list(itertools.chain.from_iterable(find_objects(request.options.recipe, view, there)))
         if not found:
             return Avoid()
         return Avoid(np.logical_or.reduce([each.mask for each in found]), np.concatenate([f.points.positive for f in found]))
 
-    def _segment(self, encoded: EncodedImage, view: View, query: Query, threshold: float, request: Request) -> Segmentation:
+    def _looked_for(self, view: View, query: Query, threshold: float, request: Request) -> tuple[Query | None, float]:
+        """What of a target is looked for, None where it is not there; and its presence score."""
         recipe = request.options.recipe
         scores = presence_scores(self.generator, view.features, query.texts, request.options.against)
         presence = max(scores)
-        looked = query
-        if not (query.synonyms or recipe.answers_absent):  # of joined texts those are looked for that are there
-            there = tuple(text for text, score in zip(query.texts, scores, strict=True) if score >= threshold)
-            looked = replace(query, texts=there or query.texts)
-        found = find_objects(recipe, view, looked) if presence >= threshold or recipe.answers_absent else []
-        if not recipe.single:
-            found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
-        # an answer that may be "not here" is only as good as the chance that the text is there
-        sure = 1.0 if recipe.answers_absent else presence
+        if recipe.answers_absent:
+            return query, presence
+        if presence < threshold:
+            return None, presence
+        # of joined texts those are looked for that are there
+        there = tuple(text for text, score in zip(query.texts, scores, strict=True) if score >= threshold)
+        return query if query.synonyms else replace(query, texts=there), presence
 
-        def result(parts: Sequence[Found], objects: tuple[Segmentation, ...] = ()) -> Segmentation:
-            mask = np.logical_or.reduce([part.mask for part in parts]) if parts else np.zeros(encoded.shape, bool)
-            return Segmentation(
-                mask=mask,
-                score=parts[0].score * sure if mask.any() else 0.0,
-                box=box_of(mask),
-                points=PointPrompts.joined(part.points for part in parts),
-                similarity=parts[0].similarity if len(parts) == 1 else joint_map(view.maps(query)),
-                candidates=parts[0].candidates if parts else None,
-                text=query.label,
-                present=presence >= threshold and bool(mask.any()),
-                presence=presence,
-                strategy=recipe.name,
-                threshold=threshold,
-                objects=objects,
-                looked_for=() if query.plain else query.texts,
-                excluded=request.exclude,
-                thumbnail=encoded.thumbnail,
-            )
 
-        return result(found, () if recipe.single else tuple(result([each]) for each in found))
+def _result(
+    encoded: EncodedImage,
+    view: View,
+    query: Query,
+    threshold: float,
+    presence: float,
+    found: Sequence[Found],
+    request: Request,
+) -> Segmentation:
+    """The answer to one target."""
+    recipe = request.options.recipe
+    if not recipe.single:
+        found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
+    # an answer that may be "not here" is only as good as the chance that the text is there
+    sure = 1.0 if recipe.answers_absent else presence
+
+    def result(parts: Sequence[Found], objects: tuple[Segmentation, ...] = ()) -> Segmentation:
+        mask = np.logical_or.reduce([part.mask for part in parts]) if parts else np.zeros(encoded.shape, bool)
+        return Segmentation(
+            mask=mask,
+            score=parts[0].score * sure if mask.any() else 0.0,
+            box=box_of(mask),
+            points=PointPrompts.joined(part.points for part in parts),
+            similarity=parts[0].similarity if len(parts) == 1 else joint_map(view.maps(query)),
+            candidates=parts[0].candidates if parts else None,
+            text=query.label,
+            present=presence >= threshold and bool(mask.any()),
+            presence=presence,
+            strategy=recipe.name,
+            threshold=threshold,
+            objects=objects,
+            looked_for=() if query.plain else query.texts,
+            excluded=request.exclude,
+            thumbnail=encoded.thumbnail,
+        )
+
+    return result(found, () if recipe.single else tuple(result([each]) for each in found))
 
 
 def _read(image: ImageLike, reading: ReadOptions) -> NDArray[np.uint8]:

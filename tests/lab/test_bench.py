@@ -208,11 +208,13 @@ def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(out.read_text()) == results == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [result["what"] for result in results] == [
         "annotate, ViT-B-16-quickgelu and SAM vit_t",
+        "an image that is set, ten texts, SAM vit_t, prompts together",
+        "the same, prompts one by one",
         "Grounding DINO tiny and SAM 2.1 tiny",
     ]
     assert all(result["images_per_second"] > 0 and result["busy"] is None for result in results)
     gpu.main([*arguments[:-1], "0"])
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_the_command_writes_and_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
             session.encode([image])
         together = [session.image(image) for image in images]
         with monkeypatch.context() as patch:
-            patch.setattr(Session, "_batches", lambda _: True)
+            patch.setattr(Session, "batches", True)
             encoder = count_calls(predictor.model.image_encoder)
             session.encode(together)
         assert [shape[0] for shape in encoder] == [3]
@@ -247,3 +247,43 @@ def test_an_images_state_is_not_what_tells_things() -> None:
     predictor.objectness = head = Objectness(np.zeros(16, np.float32), 0.5)
     session.ask(image, CLICK)
     assert predictor.objectness is head
+
+
+def test_prompts_of_a_batch_are_as_those_sent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "batches", True)
+    monkeypatch.setattr("text2sam.sam.batch.PROMPTS", 2)
+    predictor = tiny_predictor()
+    session = Session.of(predictor)
+    image = session.image(picture(1, 60, 90))
+    assert session.ask_all(image, []) == []
+    two, box = PointPrompts([[50, 20], [8, 40]], [1, 0]), np.array([10, 5, 70, 50], np.float32)
+    other = PointPrompts([[80.5, 3]], [1])
+    prompts = [(CLICK, None), (two, box), (other, None), (two, None), (CLICK, box), (PointPrompts.empty(), box), (CLICK, None)]
+    runs = count_calls(predictor.model.mask_decoder.transformer)
+    before = session.calls
+    answers = session.ask_all(image, prompts)
+    assert session.calls - before == len(prompts)
+    assert sorted(shape[0] for shape in runs) == [1, 1, 1, 1, 1, 2]
+    for (points, corners), (masks, scores, logits) in zip(prompts, answers, strict=True):
+        expected = session.ask(image, points, box=corners)
+        np.testing.assert_allclose(logits, expected[2], atol=1e-5)
+        np.testing.assert_allclose(scores, expected[1], atol=1e-5)
+        assert masks.shape == (3, 60, 90)
+        assert (np.asarray(masks) != expected[0]).mean() < 1e-3
+        assert logits.base is None, "a view keeps the whole batch alive"
+    assert not equal(answers[0][2:], answers[2][2:])
+    predictor.model.mask_decoder.iou_prediction_head.layers[-1].bias.data[:] = float("nan")
+    with pytest.raises(UnsupportedModelError, match="scores that are not finite"):
+        session.ask_all(image, prompts)
+
+
+def test_batches_are_for_what_is_known_to_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SamPredictor, "device", torch.device("cuda"))
+    predictor = tiny_predictor()
+    assert Session.of(predictor).batches
+    predictor.predict = predictor.predict
+    assert not Session.of(predictor).batches
+    assert not Session.of(type("Relative", (SamPredictor,), {})(predictor.model)).batches
+    assert not Session.of(FakePredictor()).batches
+    monkeypatch.setattr(SamPredictor, "device", torch.device("cpu"))
+    assert not Session.of(tiny_predictor()).batches

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 from text2sam.checks import check_returned
 from text2sam.errors import InputError
 from text2sam.recipes.objects import Objects
 from text2sam.recipes.paper import Paper
-from text2sam.recipes.view import Found, Recipe, View
+from text2sam.recipes.view import Found, Prompt, Recipe, View, in_step
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
-__all__ = ["RECIPES", "Found", "Objects", "Paper", "Query", "Recipe", "View", "find_objects", "get_recipe"]
+__all__ = ["RECIPES", "Found", "Objects", "Paper", "Prompt", "Query", "Recipe", "View", "find_objects", "get_recipe"]
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (Objects(), Paper())}
@@ -32,20 +35,23 @@ def get_recipe(strategy: str | Recipe) -> Recipe:
     return strategy
 
 
-def find_objects(recipe: Recipe, view: View, query: Query) -> list[Found]:
-    """What a recipe finds.
+def find_objects(recipe: Recipe, view: View, queries: Sequence[Query]) -> list[list[Found]]:
+    """What a recipe finds for each target.
 
     Raises:
-        InputError: the recipe did not return a list of :class:`Found` with masks of the image's shape.
+        InputError: the recipe did not return lists of :class:`Found` with masks of the image's shape.
     """
-    part = f"{type(recipe).__name__}.find"
-    objects = check_returned(part, recipe.find(view, query), Found, "a list of Found")
-    for found in objects:
-        mask = found.mask
+    if type(recipe).find is Recipe.find:
+        part, answers = f"{type(recipe).__name__}.steps", in_step(view, [recipe.steps(view, query) for query in queries])
+    else:
+        part, answers = f"{type(recipe).__name__}.find", [recipe.find(view, query) for query in queries]
+    found = [check_returned(part, answer, Found, "a list of Found") for answer in answers]
+    for each in itertools.chain.from_iterable(found):
+        mask = each.mask
         if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == view.shape):
             given = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
             raise InputError(f"{part} must return masks of bool {view.shape}, the shape of the image, not {given}")
-        for kind, value in ((PointPrompts, found.points), (Candidates, found.candidates), (SimilarityMap, found.similarity)):
+        for kind, value in ((PointPrompts, each.points), (Candidates, each.candidates), (SimilarityMap, each.similarity)):
             if not isinstance(value, kind):
                 raise InputError(f"{part} must return Found with {kind.__name__}, not with {type(value).__name__}")
-    return objects
+    return found

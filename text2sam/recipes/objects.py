@@ -12,7 +12,7 @@ from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of
-from text2sam.recipes.view import Found, Recipe, View
+from text2sam.recipes.view import Found, Prompt, Recipe, Steps, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
 
@@ -80,17 +80,18 @@ class Objects(Recipe):
         check_number("places", self.places, 1, whole=True)
         check_number("margin", self.margin, 0)
 
-    def find(self, view: View, query: Query) -> list[Found]:
+    def steps(self, view: View, query: Query) -> Steps:
         """The objects of a target, highest score first."""
         found: list[Found] = []
         for similarity in view.maps(query):
             words = query.texts if query.synonyms else (similarity.text,)
-            found += self._fitting(view, self._supported(view, self._search(view, similarity)), words)
+            searched = yield from self._search(view, similarity)
+            found += self._fitting(view, self._supported(view, searched), words)
         cut = [view.avoid.cut(each) for each in found]
         rest = [new for new, old in zip(cut, found, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
         return [rest[k] for k in distinct([each.mask for each in rest], [each.score for each in rest])][: view.max_objects]
 
-    def _search(self, view: View, similarity: SimilarityMap) -> list[Found]:
+    def _search(self, view: View, similarity: SimilarityMap) -> Steps:
         """One object after the other, until the points end."""
         found: list[Found] = []
         prompted, asked = set[bytes](), set[bytes]()
@@ -120,15 +121,16 @@ class Objects(Recipe):
             taken.append(_patch_at(points.positive[0], smoothed.values.shape, view.shape, reach=int(again)))
             if again:
                 continue
-            answers = []
+            prompts = []
             further = around(smoothed, view.shape, points) if around and not found else []
             for prompt, box in [(points, None), *further]:
                 allowed = view.avoid.points(prompt)
                 key = allowed.coords.tobytes() + (b"" if box is None else box.tobytes())
                 if len(allowed) and key not in asked:
                     asked.add(key)
-                    answers.append(view.prompt(smoothed, allowed, self.choose, box))
-            if answers:
+                    prompts.append(Prompt(smoothed, allowed, self.choose, box))
+            if prompts:
+                answers = yield prompts
                 best = max(answers, key=lambda found: found.score)
                 found.append(replace(best, similarity=similarity))
                 taken[-1] |= best.mask

@@ -9,7 +9,7 @@ import numpy as np
 
 from text2sam.recipes.choose import choose_by_score
 from text2sam.recipes.points import joint_map, points_from_similarity
-from text2sam.recipes.view import Found, Recipe, View
+from text2sam.recipes.view import Prompt, Recipe, Steps, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
 
@@ -48,10 +48,11 @@ class Paper(Recipe):
     vocabulary: bool = False
     smooth: bool | None = None
 
-    def find(self, view: View, query: Query) -> list[Found]:
+    def steps(self, view: View, query: Query) -> Steps:
         """One object, or none where the map is flat."""
         maps = view.maps(query)
         points = view.avoid.points(paper_points(maps, view.shape))
         if not len(points.positive):
             return []
-        return [view.avoid.cut(view.prompt(joint_map(maps), points, choose_by_score))]
+        [found] = yield [Prompt(joint_map(maps), points, choose_by_score)]
+        return [view.avoid.cut(found)]

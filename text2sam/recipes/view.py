@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_shares, name_of
+from text2sam.checks import check_returned, check_shares, name_of
 from text2sam.clip.protocol import make_maps
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.masks import keeps
@@ -23,6 +24,7 @@ from text2sam.types import Candidates, PointPrompts, SimilarityMap
 
 if TYPE_CHECKING:
     from text2sam.recipes.choose import MaskRule
+    from text2sam.sam.predictor import Answer
     from text2sam.sam.session import SamImage, Session
 
 _EMBEDDED: WeakKeyDictionary[SamImage, tuple[NDArray[np.float32], NDArray[np.float32]]] = WeakKeyDictionary()
@@ -55,6 +57,27 @@ class Found:
         """A figure of the chosen candidate, by name; ``otherwise`` where the mask rule does not give it."""
         values = self.candidates.figures.get(name)
         return otherwise if values is None else float(values[self.candidates.chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt for SAM.
+
+    Attributes:
+        similarity: the map the points came from.
+        points: at least one.
+        choose: the mask rule, which chooses one of SAM's masks.
+        box: (4,) float32 xyxy in pixels, or None.
+    """
+
+    similarity: SimilarityMap
+    points: PointPrompts
+    choose: MaskRule
+    box: NDArray[np.float32] | None = None
+
+
+Steps: TypeAlias = Generator[Sequence[Prompt], list[Found], list[Found]]
+"""A search in steps: it yields prompts, is sent their answers, and returns the objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,19 +211,24 @@ class View:
     def prompt(
         self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None
     ) -> Found:
-        """SAM's answer to points, with one of its masks chosen.
+        """SAM's answer to points, with one of its masks chosen; arguments and errors are those of :class:`Prompt` and
+        :meth:`answers`."""
+        return self.answers([Prompt(similarity, points, choose, box)])[0]
 
-        Args:
-            similarity: the map the points came from.
-            points: at least one.
-            choose: the mask rule.
-            box: (4,) float32 xyxy in pixels, or None.
+    def answers(self, prompts: Sequence[Prompt]) -> list[Found]:
+        """SAM's answers to prompts, with one of its masks chosen for each; see
+        :meth:`~text2sam.sam.session.Session.ask_all`.
 
         Raises:
-            InputError: the mask rule returned no :class:`~text2sam.recipes.choose.Choice` of one of the masks.
+            InputError: a mask rule returned no :class:`~text2sam.recipes.choose.Choice` of one of the masks.
             UnsupportedModelError: the predictor's answer is not usable.
         """
-        masks, scores, logits = self.session.ask(self.image, points, box=box)
+        answers = self.session.ask_all(self.image, [(prompt.points, prompt.box) for prompt in prompts])
+        return [self._chosen(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def _chosen(self, prompt: Prompt, answer: Answer) -> Found:
+        similarity, points, choose = prompt.similarity, prompt.points, prompt.choose
+        masks, scores, logits = answer
         words = self._words.get(similarity.text) if self.looks else None  # none for a map of the recipe's own
         look = None if words is None else functools.partial(self._likeness, words)
         offer = Offer(masks, scores, similarity, points, logits, look)
@@ -271,4 +299,29 @@ class Recipe:
 
     def find(self, view: View, query: Query) -> list[Found]:
         """The objects of a target in an image, highest score first; empty where there is none."""
+        return in_step(view, [self.steps(view, query)])[0]
+
+    def steps(self, view: View, query: Query) -> Steps:
+        """:meth:`find` as a generator, so that on a GPU several texts are answered together: prompts are yielded, not given to
+        ``view.prompt``. Write either of the two."""
         raise InputError(f"{type(self).__name__} must define find(view, query), which returns a list of Found")
+
+
+def in_step(view: View, searches: Sequence[Steps]) -> list[list[Found]]:
+    """What searches in one image find, with the prompts of all of them answered together, step by step."""
+    for search in searches:
+        if not isinstance(search, Generator):
+            raise InputError(f"steps(view, query) must yield lists of Prompt, and returned {type(search).__name__}")
+    found: list[list[Found]] = [[] for _ in searches]
+    answers: dict[int, Any] = dict.fromkeys(range(len(searches)))
+    while answers:
+        asked: dict[int, Sequence[Prompt]] = {}
+        for number, answer in answers.items():
+            try:
+                prompts = searches[number].send(answer)
+                asked[number] = check_returned(name_of(searches[number]), prompts, Prompt, "lists of Prompt")
+            except StopIteration as end:
+                found[number] = end.value
+        given = iter(view.answers(list(itertools.chain.from_iterable(asked.values()))))
+        answers = {number: list(itertools.islice(given, len(prompts))) for number, prompts in asked.items()}
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from text2sam.checks import accepts, as_array
 from text2sam.errors import InputError, StateError, UnsupportedModelError
 from text2sam.masks import LogitMasks, Masks
 from text2sam.types import PointPrompts
+
+Answer: TypeAlias = tuple[Masks, NDArray[np.float32], NDArray[np.float32]]
+"""``(masks, scores, low_res_logits)``, as :func:`predict_points` gives them."""
 
 _KEYWORDS = ("point_coords", "point_labels", "box", "mask_input", "multimask_output", "return_logits")
 
@@ -95,7 +98,7 @@ def predict_points(
     box: NDArray[np.float32] | None = None,
     shape: tuple[int, int] | None = None,
     lazy: bool = False,
-) -> tuple[Masks, NDArray[np.float32], NDArray[np.float32]]:
+) -> Answer:
     """Masks for point prompts, in one form whatever the predictor returns.
 
     Points go to the predictor as they are: SAM itself shifts them to the middle of the pixel.
@@ -126,7 +129,15 @@ def predict_points(
     with contextlib.suppress(TypeError, ValueError):  # compiled functions need not tell
         if lazy and "lazy" in inspect.signature(predictor.predict).parameters:  # not accepts: arguments may be passed on
             prompts["lazy"] = True
-    answer = predictor.predict(**prompts, multimask_output=multimask_output)
+    return checked_answer(predictor, predictor.predict(**prompts, multimask_output=multimask_output), shape)
+
+
+def checked_answer(predictor: MaskPredictor, answer: Any, shape: tuple[int, int] | None = None) -> Answer:
+    """What a predictor answered, in the form of :func:`predict_points`.
+
+    Raises:
+        UnsupportedModelError: as :func:`predict_points`.
+    """
     name = type(predictor).__name__
     if not isinstance(answer, (tuple, list)) or len(answer) != 3:
         raise UnsupportedModelError(f"{name}.predict must return (masks, scores, low_res_logits), not {_kind(answer)}")

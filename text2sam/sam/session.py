@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_shares
 from text2sam.errors import ImageError, InputError, UnsupportedModelError
-from text2sam.sam.predictor import MaskPredictor, check_predictor, predict_points
+from text2sam.sam.predictor import Answer, MaskPredictor, check_predictor, checked_answer, predict_points
 
 if TYPE_CHECKING:
-    from text2sam.masks import Masks
     from text2sam.types import PointPrompts
 
 SAM = frozenset({"features", "is_image_set"})
@@ -103,8 +102,7 @@ class Session:
         """
         waiting = [image for image in images if image.state is None]
         with self._lock:
-            if len(waiting) > 1 and self._batches():
-                self._current = None
+            if len(waiting) > 1 and self.batches:
                 self._encode_batch(waiting)
                 return
             for image in waiting:
@@ -118,16 +116,32 @@ class Session:
         multimask_output: bool = True,
         mask_input: NDArray[np.float32] | None = None,
         box: NDArray[np.float32] | None = None,
-    ) -> tuple[Masks, NDArray[np.float32], NDArray[np.float32]]:
+    ) -> Answer:
         """Masks of an image for point prompts; see :func:`~text2sam.sam.predictor.predict_points`, with ``lazy``."""
         sam, (h, w) = self._predictor, image.pixels.shape[:2]
+        with self._asking(image):
+            self.calls += 1
+            return predict_points(
+                sam, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w), lazy=True
+            )
+
+    def ask_all(self, image: SamImage, prompts: Sequence[tuple[PointPrompts, NDArray[np.float32] | None]]) -> list[Answer]:
+        """:meth:`ask` for several prompts, each points and a box or None; a ``SamPredictor`` on a GPU answers them together."""
+        if len(prompts) < 2 or not self.batches:
+            return [self.ask(image, points, box=box) for points, box in prompts]
+        from text2sam.sam.batch import predict_batch
+
+        with self._asking(image):
+            self.calls += len(prompts)
+            answers = predict_batch(self._predictor, prompts)
+        return [checked_answer(self._predictor, answer) for answer in answers]
+
+    @contextlib.contextmanager
+    def _asking(self, image: SamImage) -> Iterator[None]:
         with self._lock, self._float32():
             self._use(image)
-            self.calls += 1
             try:
-                return predict_points(
-                    sam, points, multimask_output=multimask_output, mask_input=mask_input, box=box, shape=(h, w), lazy=True
-                )
+                yield
             finally:
                 if self._left is not None:  # what predict left behind is no other image
                     self._left = _held(self._predictor)
@@ -233,29 +247,24 @@ class Session:
         # where setting an image changes nothing that can be seen, another image could be set unseen
         self._left = None if _same(before, after) else after
 
-    def _batches(self) -> bool:
-        from segment_anything import SamPredictor
-
-        predictor = self._predictor
-        # a subclass may do more than SamPredictor in set_image
-        return type(predictor) is SamPredictor and predictor.device.type != "cpu"
+    @property
+    def batches(self) -> bool:
+        """Whether several images, or prompts of one, are cheaper together: on a GPU, for ``SamPredictor`` itself."""
+        predictor, kind = self._predictor, type(self._predictor)
+        # a subclass, or a method put in place of its own, may do more
+        plain = (kind.__module__, kind.__name__) == ("segment_anything.predictor", "SamPredictor")
+        return plain and not vars(predictor).keys() & {"set_image", "predict"} and predictor.device.type != "cpu"
 
     def _encode_batch(self, images: Sequence[SamImage]) -> None:
-        """One run of ``SamPredictor``'s image encoder for several images."""
-        import torch
+        from text2sam.sam.batch import encode_batch
 
-        predictor, model = self._predictor, self._model
-        ordered = [image.pixels if model.image_format == "RGB" else image.pixels[..., ::-1] for image in images]
-        resized = [predictor.transform.apply_image(pixels) for pixels in ordered]  # (h, w, 3), the longer side the encoder's
-        tensors = [torch.as_tensor(pixels, device=predictor.device).permute(2, 0, 1).contiguous() for pixels in resized]
-        with torch.no_grad():
-            features = model.image_encoder(torch.stack([model.preprocess(tensor) for tensor in tensors]))  # (B, C, h', w')
-        for image, tensor, own in zip(images, tensors, features, strict=True):
+        predictor = self._predictor
+        self._current = None
+        with self._float32():
+            encoded = encode_batch(predictor, [image.pixels for image in images])
+        for image, made in zip(images, encoded, strict=True):
             predictor.reset_image()
-            predictor.original_size = image.pixels.shape[:2]
-            predictor.input_size = (tensor.shape[-2], tensor.shape[-1])
-            predictor.features = own[None].clone()  # a view would keep the whole batch alive
-            predictor.is_image_set = True
+            vars(predictor).update(made)
             image.state = _state(predictor)
         predictor.reset_image()
 

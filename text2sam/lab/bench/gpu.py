@@ -1,8 +1,9 @@
 """Images per second on a GPU, within ten minutes: ``python -m text2sam.lab.bench.gpu --out FILE``.
 
 The script compares ``annotate`` with ViT-B/16 at 512 px and two SAMs, in float32 and half precision, with transformers'
-Grounding DINO tiny and SAM 2.1 tiny. All weights are random, and all labels are taken as present. ``busy`` is the share of the
-time in which the GPU computes; otherwise it waits for the processor, the disk or Python.
+Grounding DINO tiny and SAM 2.1 tiny; and ten texts whose prompts go through SAM's decoder together with the same one by one.
+All weights are random, and all labels are taken as present. ``busy`` is the share of the time in which the GPU computes;
+otherwise it waits for the processor, the disk or Python.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -27,7 +29,10 @@ from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.suites import draw
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.build import build_predictor
+from text2sam.sam.session import Session
 
+TEXTS = ("cat", "dog", "bird", "horse", "car", "bus", "tree", "cup", "chair", "person")
+ROUNDS = 5
 LABELS = LabelSet(tuple(LabelSpec(name, threshold=0.0) for name in ("cat", "dog")))
 
 
@@ -70,7 +75,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 if device.type == "cuda":
                     job()  # warm-up
                 add(f"annotate, {chosen.clip} and SAM {kind}", dtype, chosen.images, job)
-                del model, job
+                model.set_image(draw((480, 640)))
+                texts = partial(_ask_ten, model)
+                texts()
+                add(f"an image that is set, ten texts, SAM {kind}, prompts together", dtype, ROUNDS, texts)
+                with mock.patch.object(Session, "batches", False):
+                    add("the same, prompts one by one", dtype, ROUNDS, texts)
+                del model, job, texts
             peers = peer_pipeline((480, 640), device, check_dtype(dtype, device)) if chosen.peer_images else None
             if peers is not None:
                 peers(True)
@@ -90,6 +101,11 @@ def _pair(clip: str, sam: str, size: int, device: torch.device, dtype: str) -> T
     return TextPromptedSAM(
         predictor, ClipSurgery(tower.eval(), tokenizer, size, device=device, dtype=check_dtype(dtype, device))
     )
+
+
+def _ask_ten(model: TextPromptedSAM) -> None:
+    for _ in range(ROUNDS):
+        model.segment_many(None, TEXTS, threshold=0.0)
 
 
 def _each(ask: Callable[[bool], object], images: int) -> None:
