@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from text2sam.recipes import RECIPES, Found, Objects, Query, Recipe, View, get_r
 from text2sam.recipes.choose import choose_by_agreement
 from text2sam.recipes.paper import paper_points
 from text2sam.recipes.points import joint_map, mean_map, points_from_similarity
+from text2sam.recipes.view import Avoid
+from text2sam.sam.session import Session
 from text2sam.types import PointPrompts, SimilarityMap
 
 
@@ -212,3 +215,100 @@ def test_a_likeness_of_tensors() -> None:
     result = TextPromptedSAM(FakePredictor(), generator).segment(np.zeros((128, 128, 3), np.uint8), "cat")
     assert result.candidates is not None
     assert result.candidates.figures["likeness"].tolist() == [0.5, 0.5, 0.5]
+
+
+SHEEP, GOAT, STONE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+
+
+class Meadow(FakePredictor):
+    """Things are squares of 16 pixels. The embedding tells goats from sheep, and takes stones for sheep."""
+
+    def __init__(self, **things: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.is_image_set, self.features = False, torch.zeros(0)
+        self.image = np.zeros((128, 160, 3), np.uint8)
+        for (row, column), colour in ((at, globals()[kind]) for kind, places in things.items() for at in places):
+            self.image[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = colour
+
+    def set_image(self, image: Any) -> None:
+        super().set_image(image)
+        red, green, blue = (torch.from_numpy(image[4::8, 4::8, k] / 250).float() for k in range(3))
+        self.features = torch.stack([red + blue, green])[None]
+        self.is_image_set = True
+
+    def answer(self, image: Any, point: Any, several: bool) -> Any:
+        x, y = point // 16 * 16
+        masks = np.zeros((3, *image.shape[:2]), bool)
+        masks[:, y : y + 16, x : x + 16] = image[y, x].any()
+        return masks, np.array([0.3, 0.9, 0.5], np.float32)
+
+
+class Shepherd:
+    """The map shows the places in ``hot``; cutouts are told by their colour."""
+
+    likeness = cutouts = None
+
+    def __init__(self, *hot: tuple[int, int]) -> None:
+        self.hot = hot
+        self.cutouts = lambda image, masks: [image[mask].mean(0) for mask in masks]  # type: ignore[assignment]
+        self.likeness = lambda image, masks, texts: np.full(len(masks), 0.4)  # type: ignore[assignment]
+
+    def encode(self, images: Sequence[Any]) -> list[None]:
+        return [None for _ in images]
+
+    def maps(self, features: None, texts: Sequence[str], *, against: Any = None) -> list[SimilarityMap]:
+        values = np.zeros((16, 20), np.float32)
+        for row, column in self.hot:
+            values[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = 1 if (row, column) == self.hot[0] else 0.9
+        return [SimilarityMap(values if text == "sheep" else np.eye(16, 20, dtype=np.float32), text) for text in texts]
+
+
+def herd(meadow: Meadow, shepherd: Shepherd, text: str = "sheep", **options: Any) -> list[tuple[int, int]]:
+    recipe = Objects(smooth=False, places=2, further=options.pop("further", 16))
+    result = TextPromptedSAM(meadow, shepherd).segment(meadow.image, text, strategy=recipe, **options)
+    return sorted((int(o.box[1]) // 16, int(o.box[0]) // 16) for o in result.objects if o.box is not None)
+
+
+def test_more_of_what_was_found_several_times() -> None:
+    sheep = [(1, 1), (1, 4), (3, 6), (5, 1), (6, 8)]
+    meadow = Meadow(SHEEP=sheep, GOAT=[(3, 2), (6, 4)], STONE=[(5, 6)])
+    shepherd = Shepherd(*sheep[:2])
+    assert herd(meadow, shepherd) == sheep
+    assert len(meadow.prompts) == 4 + 3 + 1  # two peaks, the first of them three times; three sheep and the stone
+    assert herd(meadow, shepherd, further=0) == sheep[:2]
+    assert len(herd(meadow, shepherd, further=1)) <= 3
+    assert herd(meadow, Shepherd(sheep[0])) == sheep[:1], "of one thing no more are looked for"
+    for most in (2, 4):
+        with pytest.warns(UserWarning, match=f"ended at {most} objects"):
+            assert len(herd(meadow, shepherd, max_objects=most)) == most
+    for name in ("cutouts", "is_image_set"):  # nothing tells what looks alike
+        owner: Any = shepherd if name == "cutouts" else meadow
+        delattr(owner, name)
+        assert herd(meadow, shepherd) == sheep[:2]
+
+
+def test_the_search_for_more_ends_where_all_that_is_left_looks_different() -> None:
+    stones = [(5, column) for column in range(0, 10, 2)] + [(7, column) for column in range(0, 10, 2)]
+    meadow = Meadow(SHEEP=[(1, 1), (1, 4)], STONE=stones)
+    assert herd(meadow, Shepherd((1, 1), (1, 4))) == [(1, 1), (1, 4)]
+    assert len(meadow.prompts) == 4 + 4
+
+
+def test_more_is_not_looked_for_where_it_is_excluded() -> None:
+    sheep = [(1, 1), (1, 4), (3, 6)]
+    meadow = Meadow(SHEEP=sheep)
+    shepherd = Shepherd(*sheep[:2])
+    view = View((128, 160), shepherd, None, Session.of(meadow), Session.of(meadow).image(meadow.image))
+    excluded = np.zeros((128, 160), bool)
+    excluded[48:64, 96:112] = True
+    found = Objects(smooth=False, places=2).find(replace(view, avoid=Avoid(excluded)), Query("sheep", ("sheep",)))
+    assert len(found) == 2
+    assert len(Objects(smooth=False, places=2).find(view, Query("sheep", ("sheep",)))) == 3
+
+
+@pytest.mark.parametrize("answer", [None, [], [[0, np.nan]], [1, 2], [["a", "b"]], [[1, 2], [1, 2]], np.zeros((1, 2, 2))])
+def test_cutouts_must_be_vectors(answer: Any) -> None:
+    meadow, shepherd = Meadow(SHEEP=[(1, 1), (1, 4), (3, 6)]), Shepherd((1, 1), (1, 4))
+    shepherd.cutouts = lambda image, masks: answer  # type: ignore[assignment]
+    with pytest.raises(UnsupportedModelError, match=r"Shepherd\.cutouts must return a vector of finite numbers per mask"):
+        herd(meadow, shepherd)

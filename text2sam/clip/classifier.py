@@ -225,16 +225,32 @@ class WordClassifier:
         Raises:
             PromptError: a text is empty, or is no word of the table.
         """
-        found = np.zeros(len(masks), np.float32)
-        there = [k for k, mask in enumerate(masks) if mask.any()]
         words = [self._vectors(meaning) for meaning in {self.words.meaning(text) for text in texts}]
+        pooled = torch.from_numpy(self.cutouts(image, masks)).to(self.device)
+        with exact(self.device):
+            similar = torch.stack([(pooled @ vectors.T).amax(dim=1) - offset for vectors, offset in words]).amax(dim=0)
+        shares = torch.sigmoid((similar - 3) / 2).cpu().numpy()
+        found: NDArray[np.float32] = np.where([mask.any() for mask in masks], shares, np.float32(0))
+        return found
+
+    def cutouts(self, image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
+        """What each mask cuts out (:func:`~text2sam.clip.pixels.cutout`), as the classifier knows it.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            masks: M masks (h, w) bool over the image, at any size.
+
+        Returns:
+            (M, C) float32, the mean token of each cutout; the cosine of two tells how alike they look. 0 for an empty mask.
+        """
+        pooled = np.zeros((len(masks), self._rows.shape[1]), np.float32)
+        there = [k for k, mask in enumerate(masks) if mask.any()]
         if there:
             squares = [normalise(cutout(image, masks[k], CUTOUT), self.mean, self.std) for k in there]
             with exact(self.device), evaluating(self.tower.module):
-                pooled = self.tower.features(torch.cat(squares).to(self.device, self.tower.weight.dtype)).float().mean((2, 3))
-                similar = torch.stack([(pooled @ vectors.T).amax(dim=1) - offset for vectors, offset in words]).amax(dim=0)
-            found[there] = torch.sigmoid((similar - 3) / 2).cpu().numpy()
-        return found
+                tokens = self.tower.features(torch.cat(squares).to(self.device, self.tower.weight.dtype))
+            pooled[there] = tokens.float().mean((2, 3)).cpu().numpy()
+        return pooled
 
     def hint(self, text: str) -> str | None:
         """Advice about a word that stands for a wider one, or is too general; None for others."""

@@ -32,8 +32,8 @@ class MapGenerator(Protocol):
 
         TextPromptedSAM(predictor, Corner()).segment(image, "cat")
 
-    What a generator may have besides. :class:`~text2sam.clip.generator.ClipSurgery` has all but ``likeness`` and ``sense``,
-    which :class:`~text2sam.clip.classifier.WordClassifier` has:
+    What a generator may have besides. :class:`~text2sam.clip.generator.ClipSurgery` has all but ``likeness``,
+    ``cutouts`` and ``sense``, which :class:`~text2sam.clip.classifier.WordClassifier` has:
 
     - ``presence(features, text, *, against=None) -> float``: the presence score in [0, 1]; without it every text is present.
     - ``prepare(texts, *, against=None, method="surgery")``: encodes texts ahead, and raises for texts it cannot take.
@@ -45,6 +45,8 @@ class MapGenerator(Protocol):
     - ``likeness(image, masks, texts)``: (M,) in [0, 1], how much what each of M masks (h, w) bool, at any size, cuts out of the
       image looks like the most similar of the texts. It costs a pass of the model for each mask; the default recipe chooses
       places and masks by it.
+    - ``cutouts(image, masks)``: (M, D) numbers, a vector of what each mask cuts out; the cosine of two tells how alike they
+      look. Where several objects of a text were found, the default recipe looks for more that look like them.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``sense(text)``: what a text stands for, any hashable value; equal for texts that are one thing to the model.
     - ``fingerprint() -> str``: stands for the model in calibrations.

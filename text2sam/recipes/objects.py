@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
-from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of
+from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
 from text2sam.recipes.view import Found, Prompt, Recipe, Steps, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
@@ -19,6 +19,12 @@ from text2sam.types import PointPrompts, SimilarityMap
 PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65, box=True)))
 """The default points. Lower peaks are mostly other things, and one negative point parts objects that touch. Points spread over
 half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
+
+RESEMBLING, ALIKE, FAILED = 0.4, 1.1, 4
+"""Further objects: the cosine from which a place is tried, what resemblance and half of the likeness must reach, and how many
+places in a row may fail; chosen on tuning photos."""
+FREE, OVERLAP = 0.3, 0.3
+"""Shares of a place, and of the smaller of two masks, that may be taken already."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ class Objects(Recipe):
         places: how many places are tried at least where the generator tells likeness.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
+        further: where several objects were found, so many places at most are tried that look like them in SAM's embedding, of
+            which those stay whose cutouts look like them and like the text; for generators that tell both, see ``cutouts`` of
+            :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
         smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine; False
             also lets heat off things count fully.
@@ -70,6 +79,7 @@ class Objects(Recipe):
     alike: float = 0.6
     places: int = 3
     margin: float = 5.0
+    further: int = 16
     answers_absent: bool = False
     smooth: bool | None = None
 
@@ -79,6 +89,7 @@ class Objects(Recipe):
         check_number("alike", self.alike, 0, 1)
         check_number("places", self.places, 1, whole=True)
         check_number("margin", self.margin, 0)
+        check_number("further", self.further, 0, whole=True)
 
     def steps(self, view: View, query: Query) -> Steps:
         """The objects of a target, highest score first."""
@@ -86,7 +97,8 @@ class Objects(Recipe):
         for similarity in view.maps(query):
             words = query.texts if query.synonyms else (similarity.text,)
             searched = yield from self._search(view, similarity)
-            found += self._fitting(view, self._supported(view, searched), words)
+            several = yield from self._more(view, similarity, self._supported(view, searched))
+            found += self._fitting(view, several, words)
         cut = [view.avoid.cut(each) for each in found]
         rest = [new for new, old in zip(cut, found, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
         return [rest[k] for k in distinct([each.mask for each in rest], [each.score for each in rest])][: view.max_objects]
@@ -110,10 +122,7 @@ class Objects(Recipe):
                 break
             if len(found) == most:
                 if len(self._supported(view, found)) >= view.max_objects:
-                    warn(
-                        f"the search for {similarity.text!r} ended at {view.max_objects} objects; max_objects= (--max-objects) "
-                        "sets how many are looked for"
-                    )
+                    _warn_of_end(view, similarity)
                 break
             # a point comes again where its peak lies in the patch beside it; SAM would answer as before
             again = points.coords.tobytes() in prompted
@@ -139,6 +148,44 @@ class Objects(Recipe):
                     break
         return found
 
+    def _more(self, view: View, similarity: SimilarityMap, found: list[Found]) -> Steps:
+        """Where there are several objects, also others that look like them, whatever the map is there."""
+        resemblance = view.resemblance() if self.further and len(found) > 1 and not view.fine else None
+        if resemblance is None:
+            return found
+        found, smoothed, failed = list(found), view.smoothed(similarity), 0
+        taken = np.logical_or.reduce([each.mask for each in found])
+        if view.avoid.mask is not None:
+            taken |= view.avoid.mask
+        for each in found:
+            resemblance.add(resemblance.looks(each.mask))
+        for _ in range(self.further):
+            places = resemblance.places()
+            places[patch_shares(taken[None], places.shape)[0] > FREE] = -1
+            at = np.unravel_index(int(places.argmax()), places.shape)
+            if places[at] < RESEMBLING or failed == FAILED:
+                break
+            if len(found) >= view.max_objects:
+                _warn_of_end(view, similarity)
+                break
+            point = np.array([pixel_of((int(at[0]), int(at[1])), view.shape, places.shape)], np.float32)
+            taken |= _patch_at(point[0], places.shape, view.shape, reach=1)
+            failed += 1
+            allowed = view.avoid.points(PointPrompts(point, np.ones(1, np.uint8)))
+            if not len(allowed):
+                continue
+            [answer] = yield [Prompt(smoothed, allowed, self.choose)]
+            new, size = answer.mask, int(answer.mask.sum())
+            if not size or any(int((new & each.mask).sum()) >= OVERLAP * min(size, each.mask.sum()) for each in found):
+                continue
+            looks = resemblance.looks(new)
+            if answer.figure("likeness", 0.0) / 2 + resemblance.of(looks) >= ALIKE:
+                found.append(replace(answer, similarity=similarity))
+                resemblance.add(looks)
+                taken |= new
+                failed = 0
+        return found
+
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
         """The objects that look enough like what is meant, compared with the best, and whose contrast is high enough,
         compared with the highest among these."""
@@ -159,6 +206,13 @@ class Objects(Recipe):
         if odds is None:
             return found
         return [each for each, value in zip(found, odds, strict=True) if value >= odds.max() - self.margin]
+
+
+def _warn_of_end(view: View, similarity: SimilarityMap) -> None:
+    warn(
+        f"the search for {similarity.text!r} ended at {view.max_objects} objects; max_objects= (--max-objects) "
+        "sets how many are looked for"
+    )
 
 
 def _patch_at(

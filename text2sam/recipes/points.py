@@ -179,7 +179,7 @@ class RegionRule:
         region = hot_component(heat, peak, low + self.level * (float(heat[peak]) - low))
         patches = [peak, *_spread(region, peak, self.spread)]
         points = PointPrompts(
-            np.array([_pixel(patch, (h, w), heat.shape) for patch in patches], np.float32), np.ones(len(patches), np.uint8)
+            np.array([pixel_of(patch, (h, w), heat.shape) for patch in patches], np.float32), np.ones(len(patches), np.uint8)
         )
         if not self.box:
             return points, None
@@ -232,8 +232,8 @@ class PeakRule:
             return PointPrompts.empty()
         coords = np.array(
             [
-                _pixel(peak, (h, w), heat.shape, _centroid(heat, peak)),
-                *(_pixel(patch, (h, w), heat.shape) for patch in self._valleys(heat, peak)),
+                pixel_of(peak, (h, w), heat.shape, _centroid(heat, peak)),
+                *(pixel_of(patch, (h, w), heat.shape) for patch in self._valleys(heat, peak)),
             ],
             np.float32,
         )
@@ -304,7 +304,7 @@ def _centroid(heat: NDArray[np.float32], peak: tuple[int, int]) -> tuple[float, 
     return float((rows * weights).sum() / weights.sum()), float((columns * weights).sum() / weights.sum())
 
 
-def _pixel(
+def pixel_of(
     patch: tuple[int, int], shape: tuple[int, int], grid: tuple[int, ...], place: tuple[float, float] | None = None
 ) -> tuple[int, int]:
     """(x, y): the pixel at a place (row, column), in patches, or in the middle of a patch, that :func:`patch_of` counts to it.

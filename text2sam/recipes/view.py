@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Generator, Sequence
@@ -12,12 +13,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.checks import check_returned, check_shares, name_of
+from text2sam.checks import as_array, check_returned, check_shares, name_of
 from text2sam.clip.protocol import make_maps
 from text2sam.errors import InputError, UnsupportedModelError
 from text2sam.masks import keeps
 from text2sam.recipes.choose import Choice, Offer
 from text2sam.recipes.points import mean_map, patch_shares, pixels_under
+from text2sam.recipes.resemblance import Resemblance
 from text2sam.recipes.smoothing import affinity, on_things, smooth
 from text2sam.targets import Query
 from text2sam.types import Candidates, PointPrompts, SimilarityMap
@@ -248,6 +250,21 @@ class View:
         answer = self.generator.likeness(self.image.pixels, masks, words)
         name = f"{type(self.generator).__name__}.likeness"
         return check_shares(name, answer, (len(masks),), "one number in [0, 1] per mask")
+
+    def resemblance(self) -> Resemblance | None:
+        """What tells what looks like things in the image; None where the generator tells no cutouts, or the predictor keeps no
+        embedding."""
+        embedding = self._embedded[0] if callable(getattr(self.generator, "cutouts", None)) else None
+        return None if embedding is None else Resemblance(embedding, self._cutout)
+
+    def _cutout(self, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        answer, name = self.generator.cutouts(self.image.pixels, [mask]), f"{type(self.generator).__name__}.cutouts"
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
+            vectors = as_array(answer)
+            if vectors.dtype.kind in "biuf" and vectors.ndim == 2 and len(vectors) == 1 and np.isfinite(vectors).all():
+                vector: NDArray[np.float32] = vectors[0].astype(np.float32)
+                return vector
+        raise UnsupportedModelError(f"{name} must return a vector of finite numbers per mask, not {answer!r:.80}")
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
         """How much better a place fits the best of texts than it fits the generator's vocabulary.
