@@ -291,7 +291,16 @@ def test_the_search_for_more_ends_where_all_that_is_left_looks_different() -> No
     stones = [(5, column) for column in range(0, 10, 2)] + [(7, column) for column in range(0, 10, 2)]
     meadow = Meadow(SHEEP=[(1, 1), (1, 4)], STONE=stones)
     assert herd(meadow, Shepherd((1, 1), (1, 4))) == [(1, 1), (1, 4)]
-    assert len(meadow.prompts) == 4 + 4
+    assert len(meadow.prompts) == 4 + 3
+
+
+def test_more_is_not_looked_for_where_what_was_found_differs() -> None:
+    meadow = Meadow(SHEEP=[(1, 1), (3, 6), (5, 1)], GOAT=[(1, 4)])
+    assert herd(meadow, Shepherd((1, 1), (1, 4))) == [(1, 1), (1, 4)]
+    assert len(meadow.prompts) == 4
+    mixed = Meadow(SHEEP=[(1, 1), (1, 7), (5, 1)], GOAT=[(1, 4), (5, 4)])
+    found = herd(mixed, Shepherd((1, 1), (1, 4), (1, 7)), text="sheep")
+    assert found == [(1, 1), (1, 4), (1, 7), (5, 1)], "one goat stands for no kind"
 
 
 def test_more_is_not_looked_for_where_it_is_excluded() -> None:

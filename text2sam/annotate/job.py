@@ -107,7 +107,7 @@ def annotate(
             then is kept.
     """
     started = time.perf_counter()
-    workers, limit = _number("workers", workers), _number("limit", limit)
+    workers, limit, labels = _number("workers", workers), _number("limit", limit), label_set(labels)  # before a long walk
     if review is not None:
         check_file(review)
     options = Options(

@@ -12,6 +12,7 @@ from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
+from text2sam.recipes.resemblance import Looks, resemblance
 from text2sam.recipes.view import Found, Prompt, Recipe, Steps, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
@@ -20,9 +21,10 @@ PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65
 """The default points. Lower peaks are mostly other things, and one negative point parts objects that touch. Points spread over
 half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
 
-RESEMBLING, ALIKE, FAILED = 0.4, 1.1, 4
-"""Further objects: the cosine from which a place is tried, what resemblance and half of the likeness must reach, and how many
-places in a row may fail; chosen on tuning photos."""
+SAME, RESEMBLING, ALIKE, FAILED = 0.9, 0.5, 1.1, 3
+"""Further objects: what resemblance and half of the likeness must reach for an object to stand for its kind, the cosine from
+which a place is tried, what resemblance and half of the likeness must reach there, and how many places in a row may fail.
+Chosen on tuning photos."""
 FREE, OVERLAP = 0.3, 0.3
 """Shares of a place, and of the smaller of two masks, that may be taken already."""
 
@@ -60,9 +62,9 @@ class Objects(Recipe):
         places: how many places are tried at least where the generator tells likeness.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
-        further: where several objects were found, so many places at most are tried that look like them in SAM's embedding, of
-            which those stay whose cutouts look like them and like the text; for generators that tell both, see ``cutouts`` of
-            :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
+        further: where objects were found that look like one another, so many places at most are tried that look like them in
+            SAM's embedding, and what is found there stays where its cutout looks like them and like the text; for generators
+            that tell both, see ``cutouts`` of :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
         smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine; False
             also lets heat off things count fully.
@@ -149,18 +151,22 @@ class Objects(Recipe):
         return found
 
     def _more(self, view: View, similarity: SimilarityMap, found: list[Found]) -> Steps:
-        """Where there are several objects, also others that look like them, whatever the map is there."""
-        resemblance = view.resemblance() if self.further and len(found) > 1 and not view.fine else None
-        if resemblance is None:
+        """Where there are several objects that look like one another, also others that do, whatever the map is there."""
+        resembling = view.resemblance() if self.further and len(found) > 1 and not view.fine else None
+        if resembling is None:
             return found
+        every = [resembling.looks(each.mask) for each in found]
+        things = [
+            own
+            for number, (each, own) in enumerate(zip(found, every, strict=True))
+            if _alike(each, own, every[:number] + every[number + 1 :]) >= SAME
+        ]
         found, smoothed, failed = list(found), view.smoothed(similarity), 0
         taken = np.logical_or.reduce([each.mask for each in found])
         if view.avoid.mask is not None:
             taken |= view.avoid.mask
-        for each in found:
-            resemblance.add(resemblance.looks(each.mask))
-        for _ in range(self.further):
-            places = resemblance.places()
+        for _ in range(self.further if things else 0):
+            places = resembling.places(things)
             places[patch_shares(taken[None], places.shape)[0] > FREE] = -1
             at = np.unravel_index(int(places.argmax()), places.shape)
             if places[at] < RESEMBLING or failed == FAILED:
@@ -178,10 +184,10 @@ class Objects(Recipe):
             new, size = answer.mask, int(answer.mask.sum())
             if not size or any(int((new & each.mask).sum()) >= OVERLAP * min(size, each.mask.sum()) for each in found):
                 continue
-            looks = resemblance.looks(new)
-            if answer.figure("likeness", 0.0) / 2 + resemblance.of(looks) >= ALIKE:
+            looks = resembling.looks(new)
+            if _alike(answer, looks, things) >= ALIKE:
                 found.append(replace(answer, similarity=similarity))
-                resemblance.add(looks)
+                things.append(looks)
                 taken |= new
                 failed = 0
         return found
@@ -206,6 +212,11 @@ class Objects(Recipe):
         if odds is None:
             return found
         return [each for each, value in zip(found, odds, strict=True) if value >= odds.max() - self.margin]
+
+
+def _alike(found: Found, looks: Looks, things: Sequence[Looks]) -> float:
+    """How much an object looks like the text, and like one of the things."""
+    return found.figure("likeness", 0.0) / 2 + resemblance(looks, things)
 
 
 def _warn_of_end(view: View, similarity: SimilarityMap) -> None:

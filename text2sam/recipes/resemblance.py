@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ class Looks(NamedTuple):
 
 
 class Resemblance:
-    """How things of one kind look in an image, to tell what looks like them.
+    """Tells what in an image looks like other things in it.
 
     Args:
         embedding: (C, gh, gw) float32 over the image.
@@ -34,28 +34,24 @@ class Resemblance:
 
     def __init__(self, embedding: NDArray[np.float32], cutout: Callable[[NDArray[np.bool_]], NDArray[np.float32]]) -> None:
         self._embedding = embedding - embedding.mean((1, 2), keepdims=True)
-        self._looks = self._embedding / np.maximum(np.linalg.norm(self._embedding, axis=0), 1e-9)
+        self._places = self._embedding / np.maximum(np.linalg.norm(self._embedding, axis=0), 1e-9)
         self._cutout = cutout
-        self._things: list[Looks] = []
 
     def looks(self, mask: NDArray[np.bool_]) -> Looks:
         """The looks of what a mask (H, W) covers."""
         [share] = patch_shares(mask[None], self._embedding.shape[1:])
         return Looks(_unit(np.tensordot(self._embedding, share, 2)), _unit(self._cutout(mask)))
 
-    def add(self, looks: Looks) -> None:
-        """Adds a thing to those that others are compared with."""
-        self._things.append(looks)
-
-    def places(self) -> NDArray[np.float32]:
+    def places(self, things: Sequence[Looks]) -> NDArray[np.float32]:
         """(gh, gw) float32 in [-1, 1]: the cosine of each place's embedding with that of the thing it resembles most."""
-        places: NDArray[np.float32] = np.max([np.tensordot(each.embedded, self._looks, 1) for each in self._things], axis=0)
+        places: NDArray[np.float32] = np.max([np.tensordot(each.embedded, self._places, 1) for each in things], axis=0)
         return places
 
-    def of(self, looks: Looks) -> float:
-        """The highest cosine with a thing's cutout, plus a quarter of the highest with a thing's embedding."""
-        embedded = max(float(looks.embedded @ each.embedded) for each in self._things)
-        return EMBEDDED * embedded + max(float(looks.cutout @ each.cutout) for each in self._things)
+
+def resemblance(looks: Looks, things: Sequence[Looks]) -> float:
+    """The highest cosine with the cutout of one of the things, plus a quarter of the highest with an embedding of theirs."""
+    embedded = max(float(looks.embedded @ each.embedded) for each in things)
+    return EMBEDDED * embedded + max(float(looks.cutout @ each.cutout) for each in things)
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -66,8 +66,8 @@ class Settings:
     image_texts: tuple[str, str] = ("cat", "ship")
     image_rounds: int = 7
     folder_preset: str = "photo"
-    folder_images: int = 32
-    folder_rounds: int = 2
+    folder_images: int = 64
+    folder_rounds: int = 3
     sam_rounds: int = 5
     peer_rounds: int = 1
 
@@ -267,7 +267,7 @@ def measure_annotate(settings: Settings) -> Result:
     rows = [timed_row(what, per_image["job"], per_image["loop"], 1.6)]
     if photos:
         what = "annotate in bfloat16, against the loop in float32"
-        rows.append(timed_row(what, per_image["job_bfloat16"], per_image["loop"]))
+        rows.append(timed_row(what, per_image["job_bfloat16"], per_image["loop"], 1.6))
     return details, rows
 
 
