@@ -146,6 +146,11 @@ def test_what_is_refused_before_anything_is_done(tmp_path: Path, images: Path, o
     assert not (tmp_path / STATE).exists()
 
 
+def test_bad_labels_are_told_before_the_folder_is_walked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="label"):
+        run(tmp_path / "missing", tmp_path / "out", labels="")
+
+
 def test_a_place_for_the_review_is_looked_for_first(tmp_path: Path, images: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         run(images, tmp_path / "out", review=tmp_path)
