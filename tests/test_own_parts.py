@@ -214,8 +214,10 @@ def test_what_steps_of_a_recipe_may_be() -> None:
     results = segment(strategy=Steps(mine), texts=("cat", "dog"))
     assert [len(result.objects) for result in results] == [2, 2]
     for steps, message in (
-        (lambda view, query: [], r"steps\(view, query\) must yield lists of Prompt, and returned list"),
+        (lambda view, query: [], "must be a generator that yields lists of Prompt, not list"),
         (bare, "bare must return lists of Prompt, not list of PointPrompts"),
+        (lambda *_: (yield [Prompt(None, [[2, 3]], choose_by_score)]), "points must be PointPrompts, not list"),  # type: ignore[arg-type]
+        (lambda *_: (yield [Prompt(None, PointPrompts.empty(), None)]), "rule must be a function, not None"),  # type: ignore[arg-type]
         (nothing, r"Steps\.steps must return a list of Found, not NoneType"),
     ):
         with pytest.raises(InputError, match=message):
@@ -227,6 +229,9 @@ def test_a_recipe_that_changes_what_another_finds() -> None:
         def find(self, view: Any, query: Any) -> Any:
             return super().find(view, query)[:1]
 
+    own = Recipe()
+    own.find = lambda view, query: []  # type: ignore[method-assign]
+    assert segment(strategy=own)[0].objects == ()
     [every] = segment(strategy=Objects())
     [first] = segment(strategy=First())
     assert len(every.objects) > len(first.objects) == 1

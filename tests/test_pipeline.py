@@ -1109,7 +1109,7 @@ def test_texts_that_are_answered_together(strategy: Any, exclude: Any, monkeypat
     assert len(runs) == prompts
     runs.clear()
     monkeypatch.setattr(Session, "batches", True)
-    monkeypatch.setattr("text2sam.pipeline.TEXTS", 3)
+    monkeypatch.setattr("text2sam.recipes.TEXTS", 3)
     together = model.segment_many(picture(), texts, **options)
     assert model.session.calls == 2 * prompts
     assert sum(shape[0] for shape in runs) == prompts

@@ -44,8 +44,6 @@ __all__ = ["EncodedImage", "TextPromptedSAM"]
 
 THUMBNAIL = 512
 """Longer side, in pixels, of the copy of an image that results carry for notebooks."""
-TEXTS = 16
-"""Texts whose prompts a GPU answers together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,17 +475,12 @@ class TextPromptedSAM:
             smooth=request.options.recipe.smooth,
         )
         view = replace(view, avoid=self._excluded(view, request))
-        results: list[Segmentation] = []
-        at_once = TEXTS if self.session.batches else 1
-        for first in range(0, len(request.queries), at_once):
-            some = request.queries[first : first + at_once]
-            looked = [self._looked_for(view, query, limit, request) for query, limit in some]
-            searched = [query for query, _ in looked if query is not None]
-            found = iter(find_objects(request.options.recipe, view, searched))
-            for (query, limit), (wanted, presence) in zip(some, looked, strict=True):
-                objects = [] if wanted is None else next(found)
-                results.append(_result(encoded, view, query, limit, presence, objects, request))
-        return results
+        looked = [self._looked_for(view, query, limit, request) for query, limit in request.queries]
+        found = find_objects(request.options.recipe, view, [query for query, _ in looked if query is not None])
+        return [
+            _result(encoded, view, query, limit, presence, [] if wanted is None else next(found), request)
+            for (query, limit), (wanted, presence) in zip(request.queries, looked, strict=True)
+        ]
 
     def _excluded(self, view: View, request: Request) -> Avoid:
         """Where the excluded texts are, as far as they are there at all."""

@@ -217,11 +217,12 @@ def test_a_likeness_of_tensors() -> None:
     assert result.candidates.figures["likeness"].tolist() == [0.5, 0.5, 0.5]
 
 
-SHEEP, GOAT, STONE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+SHEEP, LAMB, KID, STONE, GOAT = (250, 0, 0), (200, 0, 150), (70, 0, 240), (0, 0, 250), (0, 250, 0)
 
 
 class Meadow(FakePredictor):
-    """Things are squares of 16 pixels. The embedding tells goats from sheep, and takes stones for sheep."""
+    """Things are squares of 16 pixels. The embedding tells goats from all others. Cutouts of sheep and lambs, and of lambs and
+    kids, have a cosine of 0.8."""
 
     def __init__(self, **things: list[tuple[int, int]]) -> None:
         super().__init__()
@@ -278,9 +279,9 @@ def test_more_of_what_was_found_several_times() -> None:
     assert herd(meadow, shepherd, further=0) == sheep[:2]
     assert len(herd(meadow, shepherd, further=1)) <= 3
     assert herd(meadow, Shepherd(sheep[0])) == sheep[:1], "of one thing no more are looked for"
-    for most in (2, 4):
-        with pytest.warns(UserWarning, match=f"ended at {most} objects"):
-            assert len(herd(meadow, shepherd, max_objects=most)) == most
+    assert herd(meadow, shepherd, max_objects=2) == sheep[:2]
+    with pytest.warns(UserWarning, match="ended at 4 objects"):
+        assert len(herd(meadow, shepherd, max_objects=4)) == 4
     for name in ("cutouts", "is_image_set"):  # nothing tells what looks alike
         owner: Any = shepherd if name == "cutouts" else meadow
         delattr(owner, name)
@@ -312,12 +313,49 @@ def test_more_is_not_looked_for_where_it_is_excluded() -> None:
     excluded[48:64, 96:112] = True
     found = Objects(smooth=False, places=2).find(replace(view, avoid=Avoid(excluded)), Query("sheep", ("sheep",)))
     assert len(found) == 2
+    assert not any(excluded[int(y), int(x)] for points, labels in meadow.prompts for x, y in points[labels == 1])
     assert len(Objects(smooth=False, places=2).find(view, Query("sheep", ("sheep",)))) == 3
 
 
-@pytest.mark.parametrize("answer", [None, [], [[0, np.nan]], [1, 2], [["a", "b"]], [[1, 2], [1, 2]], np.zeros((1, 2, 2))])
+def test_more_must_look_like_the_text_and_like_what_was_found_last() -> None:
+    hot = [(1, 1), (1, 4)]
+    meadow, shepherd = Meadow(SHEEP=hot, LAMB=[(3, 6)], KID=[(5, 2)]), Shepherd(*hot)
+    assert herd(meadow, shepherd) == [*hot, (3, 6), (5, 2)]
+    assert herd(Meadow(SHEEP=hot, KID=[(5, 2)]), shepherd) == hot
+    red = lambda image, masks, texts: [0.4 * bool(mask.any() and image[mask][0, 0] == 250) for mask in masks]  # noqa: E731
+    shepherd.likeness = red  # type: ignore[assignment]
+    assert herd(meadow, shepherd) == hot
+    shepherd.likeness = None
+    assert herd(meadow, shepherd) == hot
+
+
+def test_more_does_not_overlap_what_was_found() -> None:
+    class Wide(Meadow):
+        def answer(self, image: Any, point: Any, several: bool) -> Any:
+            masks, scores = super().answer(image, point, several)
+            if tuple(image[point[1], point[0]]) == LAMB:
+                masks |= np.roll(masks, -16, axis=2)
+            return masks, scores
+
+    assert herd(Meadow(SHEEP=[(1, 1), (1, 4)], LAMB=[(1, 6)]), Shepherd((1, 1), (1, 4))) == [(1, 1), (1, 4), (1, 6)]
+    assert herd(Wide(SHEEP=[(1, 1), (1, 4)], LAMB=[(1, 5)]), Shepherd((1, 1), (1, 4))) == [(1, 1), (1, 4)]
+
+
+def test_fine_maps_show_all_there_is() -> None:
+    shepherd: Any = Shepherd((1, 1), (1, 4))
+    shepherd.fine = True
+    assert herd(Meadow(SHEEP=[(1, 1), (1, 4), (3, 6)]), shepherd) == [(1, 1), (1, 4)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], [[0, np.nan]], [[3e38, 1]], [[1e300, 1]], [1, 2], [["a"]], [[1], [1]], np.zeros((1, 2, 2)), "of two lengths"],
+)
 def test_cutouts_must_be_vectors(answer: Any) -> None:
+    def cutouts(image: Any, masks: Any) -> Any:
+        return [[1, 2][: 1 + int(masks[0][24, 24])]] if isinstance(answer, str) else answer
+
     meadow, shepherd = Meadow(SHEEP=[(1, 1), (1, 4), (3, 6)]), Shepherd((1, 1), (1, 4))
-    shepherd.cutouts = lambda image, masks: answer  # type: ignore[assignment]
-    with pytest.raises(UnsupportedModelError, match=r"Shepherd\.cutouts must return a vector of finite numbers per mask"):
+    shepherd.cutouts = cutouts  # type: ignore[assignment]
+    with pytest.raises(UnsupportedModelError, match=r"Shepherd\.cutouts must return a vector .*, all of one length"):
         herd(meadow, shepherd)

@@ -272,6 +272,11 @@ def test_prompts_of_a_batch_are_as_those_sent_alone(monkeypatch: pytest.MonkeyPa
         assert (np.asarray(masks) != expected[0]).mean() < 1e-3
         assert logits.base is None, "a view keeps the whole batch alive"
     assert not equal(answers[0][2:], answers[2][2:])
+    [listed, _] = session.ask_all(image, [(CLICK, box.tolist()), (CLICK, None)])  # type: ignore[list-item]
+    np.testing.assert_allclose(listed[2], session.ask(image, CLICK, box=box)[2], atol=1e-5)
+    for bad in (None, np.zeros((2, 4)), np.full(4, np.nan)):
+        with pytest.raises(InputError, match="nothing to ask for" if bad is None else "box must be four finite numbers"):
+            session.ask_all(image, [(CLICK, None), (PointPrompts.empty(), bad)])
     predictor.model.mask_decoder.iou_prediction_head.layers[-1].bias.data[:] = float("nan")
     with pytest.raises(UnsupportedModelError, match="scores that are not finite"):
         session.ask_all(image, prompts)
@@ -281,8 +286,10 @@ def test_batches_are_for_what_is_known_to_take_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SamPredictor, "device", torch.device("cuda"))
     predictor = tiny_predictor()
     assert Session.of(predictor).batches
-    predictor.predict = predictor.predict
-    assert not Session.of(predictor).batches
+    for name in ("predict", "interm_features"):
+        changed = tiny_predictor()
+        setattr(changed, name, predictor.predict)
+        assert not Session.of(changed).batches
     assert not Session.of(type("Relative", (SamPredictor,), {})(predictor.model)).batches
     assert not Session.of(FakePredictor()).batches
     monkeypatch.setattr(SamPredictor, "device", torch.device("cpu"))

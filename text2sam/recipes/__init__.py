@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -35,18 +34,33 @@ def get_recipe(strategy: str | Recipe) -> Recipe:
     return strategy
 
 
-def find_objects(recipe: Recipe, view: View, queries: Sequence[Query]) -> list[list[Found]]:
-    """What a recipe finds for each target.
+TEXTS = 16
+"""Texts whose prompts a GPU answers together at most; of images above a megapixel fewer, since each holds masks meanwhile."""
+
+
+def find_objects(recipe: Recipe, view: View, queries: Sequence[Query]) -> Iterator[list[Found]]:
+    """What a recipe finds for each target, one after the other.
 
     Raises:
         InputError: the recipe did not return lists of :class:`Found` with masks of the image's shape.
     """
-    if type(recipe).find is Recipe.find:
-        part, answers = f"{type(recipe).__name__}.steps", in_step(view, [recipe.steps(view, query) for query in queries])
-    else:
-        part, answers = f"{type(recipe).__name__}.find", [recipe.find(view, query) for query in queries]
-    found = [check_returned(part, answer, Found, "a list of Found") for answer in answers]
-    for each in itertools.chain.from_iterable(found):
+    steps = getattr(recipe.find, "__func__", None) is Recipe.find
+    part = f"{type(recipe).__name__}.{'steps' if steps else 'find'}"
+    fitting = int(TEXTS * min(1, 1e6 / (view.shape[0] * view.shape[1])))
+    together = max(1, fitting) if steps and view.session.batches else 1
+    for first in range(0, len(queries), together):
+        some = queries[first : first + together]
+        if steps:
+            answers: Sequence[object] = in_step(view, [recipe.steps(view, query) for query in some])
+        else:
+            answers = [recipe.find(view, query) for query in some]
+        for answer in answers:
+            yield _checked(part, view, answer)
+
+
+def _checked(part: str, view: View, answer: object) -> list[Found]:
+    found = check_returned(part, answer, Found, "a list of Found")
+    for each in found:
         mask = each.mask
         if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == view.shape):
             given = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__

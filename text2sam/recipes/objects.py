@@ -21,10 +21,13 @@ PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65
 """The default points. Lower peaks are mostly other things, and one negative point parts objects that touch. Points spread over
 half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
 
-SAME, RESEMBLING, ALIKE, FAILED = 0.9, 0.5, 1.1, 3
-"""Further objects: what resemblance and half of the likeness must reach for an object to stand for its kind, the cosine from
-which a place is tried, what resemblance and half of the likeness must reach there, and how many places in a row may fail.
-Chosen on tuning photos."""
+SAME, ALIKE = 0.9, 1.1
+"""What resemblance and half of the likeness must reach, for an object that was found to stand for its kind, and for a further
+one to stay. Chosen on tuning photos, as the next two are."""
+RESEMBLING = 0.5
+"""The cosine from which a place is tried for further objects."""
+FAILED = 3
+"""So many places in a row without an object end the search for further ones."""
 FREE, OVERLAP = 0.3, 0.3
 """Shares of a place, and of the smaller of two masks, that may be taken already."""
 
@@ -34,13 +37,13 @@ class Objects(Recipe):
     """Every object of a text: prompts for each peak of the map, and the mask that agrees best with the map.
 
     The map is smoothed over SAM's embedding first, and heat off things counts for less where the predictor tells what is on a
-    thing (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is the only one in most images, gets further
-    prompts where the points rule has a method ``around``, as :class:`~text2sam.recipes.points.PeakRule` has. So SAM is asked
-    three times for the first object and once for each other one, until an object comes that the map does not support; no
-    prompt is sent twice. Where the generator tells how much what a mask cuts out looks like a text
-    (:attr:`~text2sam.recipes.view.View.looks`), the search goes on to the third place at least, since the hottest is often
-    beside a small thing. Maps that are fine (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further
-    prompts, and are searched to the end.
+    thing (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is the only one in most images, gets
+    further prompts where the points rule has a method ``around``, as :class:`~text2sam.recipes.points.PeakRule` has. So
+    SAM is asked three times for the first object and once for each other one, until an object comes that the map does not
+    support, and then at places that look like what was found (``further``); no prompt is sent twice. Where the generator
+    tells how much what a mask cuts out looks like a text (:attr:`~text2sam.recipes.view.View.looks`), the search goes on
+    to the third place at least, since the hottest is often beside a small thing. Maps that are fine
+    (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further prompts, and are searched to the end.
 
     Points and mask rule can be exchanged; presence, ``exclude`` and the vocabulary stay as they are::
 
@@ -64,7 +67,7 @@ class Objects(Recipe):
             object; only for generators with a vocabulary.
         further: where objects were found that look like one another, so many places at most are tried that look like them in
             SAM's embedding, and what is found there stays where its cutout looks like them and like the text; for generators
-            that tell both, see ``cutouts`` of :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
+            with ``likeness`` and ``cutouts``, see :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
         smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine; False
             also lets heat off things count fully.
@@ -152,13 +155,15 @@ class Objects(Recipe):
 
     def _more(self, view: View, similarity: SimilarityMap, found: list[Found]) -> Steps:
         """Where there are several objects that look like one another, also others that do, whatever the map is there."""
-        resembling = view.resemblance() if self.further and len(found) > 1 and not view.fine else None
+        different = [found[k] for k in distinct([each.mask for each in found], [each.score for each in found])]
+        possible = len(different) > 1 and len(found) < view.max_objects and not view.fine
+        resembling = view.resemblance() if self.further and possible else None
         if resembling is None:
             return found
-        every = [resembling.looks(each.mask) for each in found]
+        every = [resembling.looks(each.mask) for each in different]
         things = [
             own
-            for number, (each, own) in enumerate(zip(found, every, strict=True))
+            for number, (each, own) in enumerate(zip(different, every, strict=True))
             if _alike(each, own, every[:number] + every[number + 1 :]) >= SAME
         ]
         found, smoothed, failed = list(found), view.smoothed(similarity), 0

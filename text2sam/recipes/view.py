@@ -70,12 +70,21 @@ class Prompt:
         points: at least one.
         choose: the mask rule, which chooses one of SAM's masks.
         box: (4,) float32 xyxy in pixels, or None.
+
+    Raises:
+        InputError: points or rule are of another kind.
     """
 
     similarity: SimilarityMap
     points: PointPrompts
     choose: MaskRule
     box: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.points, PointPrompts):
+            raise InputError(f"a Prompt's points must be PointPrompts, not {type(self.points).__name__}")
+        if not callable(self.choose):
+            raise InputError(f"a Prompt's mask rule must be a function, not {type(self.choose).__name__}")
 
 
 Steps: TypeAlias = Generator[Sequence[Prompt], list[Found], list[Found]]
@@ -252,19 +261,26 @@ class View:
         return check_shares(name, answer, (len(masks),), "one number in [0, 1] per mask")
 
     def resemblance(self) -> Resemblance | None:
-        """What tells what looks like things in the image; None where the generator tells no cutouts, or the predictor keeps no
-        embedding."""
-        embedding = self._embedded[0] if callable(getattr(self.generator, "cutouts", None)) else None
-        return None if embedding is None else Resemblance(embedding, self._cutout)
+        """What tells what looks like things in the image; None where the generator tells no likeness or no cutouts, or the
+        predictor keeps no embedding."""
+        tells = self.looks and callable(getattr(self.generator, "cutouts", None))
+        embedding = self._embedded[0] if tells else None
+        return None if embedding is None else Resemblance(embedding, functools.partial(self._cutout, set()))
 
-    def _cutout(self, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _cutout(self, lengths: set[int], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The vector of a cutout; ``lengths`` is that of the first, from then on."""
         answer, name = self.generator.cutouts(self.image.pixels, [mask]), f"{type(self.generator).__name__}.cutouts"
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
             vectors = as_array(answer)
-            if vectors.dtype.kind in "biuf" and vectors.ndim == 2 and len(vectors) == 1 and np.isfinite(vectors).all():
-                vector: NDArray[np.float32] = vectors[0].astype(np.float32)
-                return vector
-        raise UnsupportedModelError(f"{name} must return a vector of finite numbers per mask, not {answer!r:.80}")
+            if vectors.dtype.kind in "biuf" and vectors.ndim == 2 and len(vectors) == 1:
+                lengths.add(vectors.shape[1])
+                large = np.abs(vectors[0].astype(np.float64)).max(initial=0)
+                if len(lengths) == 1 and large < 1e15:  # not NaN, and the square is finite in float32
+                    vector: NDArray[np.float32] = vectors[0].astype(np.float32)
+                    return vector
+        raise UnsupportedModelError(
+            f"{name} must return a vector of finite numbers per mask, all of one length, not {answer!r:.80}"
+        )
 
     def odds(self, texts: Sequence[str], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64] | None:
         """How much better a place fits the best of texts than it fits the generator's vocabulary.
@@ -296,7 +312,7 @@ class View:
 
 
 class Recipe:
-    """A way from similarity maps to masks; subclass it and write :meth:`find`.
+    """A way from similarity maps to masks; subclass it and write :meth:`find` or :meth:`steps`.
 
     Attributes:
         name: what ``Segmentation.strategy`` says.
@@ -319,16 +335,18 @@ class Recipe:
         return in_step(view, [self.steps(view, query)])[0]
 
     def steps(self, view: View, query: Query) -> Steps:
-        """:meth:`find` as a generator, so that on a GPU several texts are answered together: prompts are yielded, not given to
-        ``view.prompt``. Write either of the two."""
-        raise InputError(f"{type(self).__name__} must define find(view, query), which returns a list of Found")
+        """:meth:`find` as a generator, so that on a GPU several texts are answered together: lists of :class:`Prompt` are
+        yielded, not given to ``view.prompt``, and their answers, lists of :class:`Found`, come back. Write one of the two."""
+        raise InputError(
+            f"{type(self).__name__} must define find(view, query), which returns a list of Found, or steps(view, query)"
+        )
 
 
 def in_step(view: View, searches: Sequence[Steps]) -> list[list[Found]]:
     """What searches in one image find, with the prompts of all of them answered together, step by step."""
     for search in searches:
         if not isinstance(search, Generator):
-            raise InputError(f"steps(view, query) must yield lists of Prompt, and returned {type(search).__name__}")
+            raise InputError(f"a recipe's steps must be a generator that yields lists of Prompt, not {type(search).__name__}")
     found: list[list[Found]] = [[] for _ in searches]
     answers: dict[int, Any] = dict.fromkeys(range(len(searches)))
     while answers:

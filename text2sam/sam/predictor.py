@@ -123,7 +123,7 @@ def predict_points(
         StateError: no image is set.
         UnsupportedModelError: the answer is not of the shapes above, scores are not finite, or a mask or logit is NaN.
     """
-    prompts = _prompts(points, mask_input, box)
+    prompts = prompt_of(points, mask_input, box)
     if getattr(predictor, "is_image_set", True) is False:
         raise StateError("no image is set: call set_image before asking for masks")
     with contextlib.suppress(TypeError, ValueError):  # compiled functions need not tell
@@ -169,7 +169,12 @@ def checked_answer(predictor: MaskPredictor, answer: Any, shape: tuple[int, int]
     return on, scores.astype(np.float32).clip(0, 1), logits.astype(np.float32)
 
 
-def _prompts(points: PointPrompts, mask_input: NDArray[Any] | None, box: NDArray[Any] | None) -> dict[str, Any]:
+def prompt_of(points: PointPrompts, mask_input: NDArray[Any] | None, box: NDArray[Any] | None) -> dict[str, Any]:
+    """A prompt as the keyword arguments of ``predict``.
+
+    Raises:
+        InputError: as :func:`predict_points`.
+    """
     if not len(points) and box is None and mask_input is None:
         raise InputError("there is nothing to ask for: give at least one point, a box or a mask")
     prompts: dict[str, Any] = {"point_coords": None, "point_labels": None}

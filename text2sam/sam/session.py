@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_shares
 from text2sam.errors import ImageError, InputError, UnsupportedModelError
-from text2sam.sam.predictor import Answer, MaskPredictor, check_predictor, checked_answer, predict_points
+from text2sam.sam.predictor import Answer, MaskPredictor, check_predictor, checked_answer, predict_points, prompt_of
 
 if TYPE_CHECKING:
     from text2sam.types import PointPrompts
@@ -27,6 +27,9 @@ SAM = frozenset({"features", "is_image_set"})
 """Attributes in which ``SamPredictor`` and its relatives (MobileSAM, HQ-SAM) keep an image."""
 SAM2 = frozenset({"_features", "_orig_hw", "_is_image_set"})
 """Attributes in which ``SAM2ImagePredictor`` and its relatives keep an image."""
+
+PLAIN = {"model", "transform", "objectness", "original_size", "input_size", "orig_h", "orig_w", "input_h", "input_w", *SAM}
+"""Attributes of a ``SamPredictor`` that is nothing more; the last may be added, see :class:`MaskPredictor`."""
 
 
 class SamImage:
@@ -131,9 +134,10 @@ class Session:
             return [self.ask(image, points, box=box) for points, box in prompts]
         from text2sam.sam.batch import predict_batch
 
+        checked = [(points, prompt_of(points, None, box).get("box")) for points, box in prompts]
         with self._asking(image):
             self.calls += len(prompts)
-            answers = predict_batch(self._predictor, prompts)
+            answers = predict_batch(self._predictor, checked)
         return [checked_answer(self._predictor, answer) for answer in answers]
 
     @contextlib.contextmanager
@@ -250,10 +254,10 @@ class Session:
     @property
     def batches(self) -> bool:
         """Whether several images, or prompts of one, are cheaper together: on a GPU, for ``SamPredictor`` itself."""
-        predictor, kind = self._predictor, type(self._predictor)
-        # a subclass, or a method put in place of its own, may do more
-        plain = (kind.__module__, kind.__name__) == ("segment_anything.predictor", "SamPredictor")
-        return plain and not vars(predictor).keys() & {"set_image", "predict"} and predictor.device.type != "cpu"
+        kind, held = type(self._predictor), _vars(self._predictor)
+        # a subclass, a relative of that name, or a method put in place of its own may do more
+        plain = (kind.__module__, kind.__name__) == ("segment_anything.predictor", "SamPredictor") and held.keys() <= PLAIN
+        return plain and self._predictor.device.type != "cpu"
 
     def _encode_batch(self, images: Sequence[SamImage]) -> None:
         from text2sam.sam.batch import encode_batch
