@@ -66,10 +66,10 @@ class Settings:
     image_texts: tuple[str, str] = ("cat", "ship")
     image_rounds: int = 7
     folder_preset: str = "photo"
-    folder_images: int = 64
-    folder_rounds: int = 3
+    folder_images: int = 48
+    folder_rounds: int = 5
     sam_rounds: int = 5
-    peer_rounds: int = 1
+    peer_rounds: int = 5
 
 
 def measure_text(settings: Settings) -> Result:
