@@ -35,6 +35,7 @@ TINY = Settings(
     image_rounds=1,
     folder_preset="sticker",
     folder_images=2,
+    peer_rounds=1,
     folder_rounds=1,
     sam_rounds=1,
     large_shape=(60, 90),
