@@ -23,11 +23,11 @@ half the height of a peak ask for large things, the box of its top for small one
 
 SAME, ALIKE = 0.9, 1.1
 """What resemblance and half of the likeness must reach, for an object that was found to stand for its kind, and for a further
-one to stay. Chosen on tuning photos, as the next two are."""
+object to stay. Chosen on tuning photos, as the next two are."""
 RESEMBLING = 0.5
 """The cosine from which a place is tried for further objects."""
 FAILED = 3
-"""So many places in a row without an object end the search for further ones."""
+"""So many places in a row without an object end the search for further objects."""
 FREE, OVERLAP = 0.3, 0.3
 """Shares of a place, and of the smaller of two masks, that may be taken already."""
 

@@ -336,7 +336,7 @@ class Recipe:
 
     def steps(self, view: View, query: Query) -> Steps:
         """:meth:`find` as a generator, so that on a GPU several texts are answered together: lists of :class:`Prompt` are
-        yielded, not given to ``view.prompt``, and their answers, lists of :class:`Found`, come back. Write one of the two."""
+        yielded, not given to ``view.prompt``, and their answers, lists of :class:`Found`, come back."""
         raise InputError(
             f"{type(self).__name__} must define find(view, query), which returns a list of Found, or steps(view, query)"
         )

@@ -64,7 +64,7 @@ def predict_batch(
         ``(masks, scores, low_res_logits)`` for each prompt, as ``SamPredictor.predict`` gives them but for the masks, which are
         made when they are asked for.
     """
-    model, size = predictor.model, predictor.original_size
+    size = predictor.original_size
     alike: dict[tuple[int, bool], list[int]] = {}
     for number, (points, box) in enumerate(prompts):
         alike.setdefault((len(points), box is None), []).append(number)
@@ -79,20 +79,49 @@ def predict_batch(
             coords = [predictor.transform.apply_coords(prompts[k][0].coords, size) for k in some]
             labels = [prompts[k][0].labels for k in some]
             boxes = [] if boxless else [predictor.transform.apply_boxes(prompts[k][1], size)[0] for k in some]
-            sparse, dense = model.prompt_encoder(
-                points=(tensor(coords, np.float32), tensor(labels, np.int32)) if count else None,
-                boxes=tensor(boxes, np.float32) if boxes else None,
-                masks=None,
-            )
-            logits, scores = model.mask_decoder(
-                image_embeddings=predictor.features,
-                image_pe=model.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
+            logits, scores = decode(
+                predictor,
+                (tensor(coords, np.float32), tensor(labels, np.int32)) if count else None,
+                tensor(boxes, np.float32) if boxes else None,
             )
             for k, low, score in zip(some, logits.float().cpu().numpy(), scores.float().cpu().numpy(), strict=True):
                 low = low.copy()  # a view would keep the whole batch alive
-                masks = LogitMasks(low, model.image_encoder.img_size, predictor.input_size, size, model.mask_threshold)
-                answers[k] = masks, score, low
+                answers[k] = logit_masks(predictor, low), score, low
     return [answers[k] for k in range(len(prompts))]
+
+
+def decode(
+    predictor: SamPredictor,
+    points: tuple[Tensor, Tensor | None] | None,
+    boxes: Tensor | None,
+    mask_input: Tensor | None = None,
+    multimask_output: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """SAM's decoder on the predictor's image.
+
+    Args:
+        predictor: its image is set.
+        points: coordinates (B, N, 2) in pixels of SAM's input, and labels (B, N).
+        boxes: (B, 4) xyxy in pixels of SAM's input.
+        mask_input: (B, 1, 256, 256) logits.
+        multimask_output: three masks when true, one when false.
+
+    Returns:
+        Logits (B, M, 256, 256) and scores (B, M).
+    """
+    model = predictor.model
+    sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
+    logits, scores = model.mask_decoder(
+        image_embeddings=predictor.features,
+        image_pe=model.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask_output,
+    )
+    return logits, scores
+
+
+def logit_masks(predictor: SamPredictor, logits: NDArray[np.float32]) -> LogitMasks:
+    """Masks of the predictor's image from logits (..., 256, 256)."""
+    side, threshold = predictor.model.image_encoder.img_size, predictor.model.mask_threshold
+    return LogitMasks(logits, side, predictor.input_size, predictor.original_size, threshold)

@@ -17,7 +17,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from text2sam.masks import LogitMasks
+from text2sam.sam.batch import decode, logit_masks
 
 
 class _Attention(Attention):  # type: ignore[misc]
@@ -130,11 +130,7 @@ class CPUPredictor(SamPredictor):  # type: ignore[misc]
         if not lazy or self.device.type != "cpu":
             return super().predict(*prompts, **options)  # type: ignore[no-any-return]
         _, scores, logits = super().predict(*prompts, **options, return_logits=None)
-        return self._masks(logits), scores, logits
-
-    def _masks(self, logits: NDArray[np.float32]) -> LogitMasks:
-        side, threshold = self.model.image_encoder.img_size, self.model.mask_threshold
-        return LogitMasks(logits, side, self.input_size, self.original_size, threshold)
+        return logit_masks(self, logits), scores, logits
 
     @torch.no_grad()
     def predict_torch(
@@ -151,16 +147,7 @@ class CPUPredictor(SamPredictor):  # type: ignore[misc]
         prompts = (point_coords, point_labels, boxes, mask_input, multimask_output)
         if return_logits or not self.is_image_set or self.device.type != "cpu":
             return super().predict_torch(*prompts, return_logits)  # type: ignore[no-any-return]
-        model = self.model
-        sparse, dense = model.prompt_encoder(
-            points=None if point_coords is None else (point_coords, point_labels), boxes=boxes, masks=mask_input
-        )
-        logits, scores = model.mask_decoder(
-            image_embeddings=self.features,
-            image_pe=model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
-        )
-        masks = logits if return_logits is None else torch.from_numpy(np.asarray(self._masks(logits.numpy())))
+        points = None if point_coords is None else (point_coords, point_labels)
+        logits, scores = decode(self, points, boxes, mask_input, multimask_output)
+        masks = logits if return_logits is None else torch.from_numpy(np.asarray(logit_masks(self, logits.numpy())))
         return masks, scores, logits

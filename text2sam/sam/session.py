@@ -28,8 +28,8 @@ SAM = frozenset({"features", "is_image_set"})
 SAM2 = frozenset({"_features", "_orig_hw", "_is_image_set"})
 """Attributes in which ``SAM2ImagePredictor`` and its relatives keep an image."""
 
-PLAIN = {"model", "transform", "objectness", "original_size", "input_size", "orig_h", "orig_w", "input_h", "input_w", *SAM}
-"""Attributes of a ``SamPredictor`` that is nothing more; the last may be added, see :class:`MaskPredictor`."""
+PLAIN = SAM | {"model", "transform", "original_size", "input_size", "orig_h", "orig_w", "input_h", "input_w", "objectness"}
+"""All attributes of a plain ``SamPredictor``, and ``objectness``, which may be added to it."""
 
 
 class SamImage:
