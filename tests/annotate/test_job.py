@@ -147,7 +147,7 @@ def test_what_is_refused_before_anything_is_done(tmp_path: Path, images: Path, o
 
 
 def test_bad_labels_are_told_before_the_folder_is_walked(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="label"):
+    with pytest.raises(InputError, match="is empty; take the extra comma out"):
         run(tmp_path / "missing", tmp_path / "out", labels="")
 
 
