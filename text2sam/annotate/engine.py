@@ -162,7 +162,7 @@ class _Run:
         try:
             if count > 1 and not on_cpu(model):
                 raise CannotStart("only models on a CPU have several")
-            job = stack.enter_context(packed(self._plan)) if count > 1 else None
+            job = stack.enter_context(packed(worker)) if count > 1 else None
         except (CannotStart, OSError) as error:
             job = None
             self._warn(f"one worker does all the work: {error}", wanted is not None)

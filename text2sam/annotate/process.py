@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -28,9 +28,6 @@ from text2sam.annotate.journal import Record
 from text2sam.annotate.sources import ImageItem
 from text2sam.annotate.worker import Worker, load_batches
 from text2sam.errors import Text2SamWarning
-
-if TYPE_CHECKING:
-    from text2sam.annotate.engine import Plan
 
 # not by multiprocessing, which would run the user's script again; an interrupt is for the process that reads the answers
 _START = (
@@ -66,15 +63,15 @@ class Answer(NamedTuple):
 
 
 @contextlib.contextmanager
-def packed(plan: Plan) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What workers need for a plan, as a file: its name for them, and the descriptors they must inherit.
+def packed(worker: Worker) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What further workers like this one need, as a file: its name for them, and the descriptors they must inherit.
 
     Raises:
         CannotStart: the model or an option cannot be pickled.
         OSError: there is no place for the file.
     """
-    store = None if plan.embeddings is None else plan.embeddings.folder.absolute()
-    job = (plan.model, plan.labels, plan.options, store, PIL.Image.MAX_IMAGE_PIXELS, torch.get_num_threads())
+    store = None if worker.store is None else worker.store.folder.absolute()
+    job = (worker.model, worker.labels, worker.options, store, PIL.Image.MAX_IMAGE_PIXELS, torch.get_num_threads())
     with contextlib.ExitStack() as stack:
         if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # vanishes with the last process that holds it
             file: Any = stack.enter_context(open(os.memfd_create("text2sam"), "wb"))
