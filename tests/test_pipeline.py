@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
+import inspect
 import io
 import pickle
 import re
@@ -823,6 +825,11 @@ def test_examples_that_cannot_be_used() -> None:
         (([TWO, TWO], ["red", ""], [True, False]), PromptError, "example 1 of 2: .*names something"),
         (([TWO, TWO], ["red", {"car": "auto"}], [True, False]), PromptError, "example 1 of 2: "),
         (([TWO, "not/there.png"], ["red", "blue"], [True, False]), ImageError, "example 1 of 2: .*not/there"),
+        (([TWO, TWO], ["red", "blue"], ["yes", "no"]), InputError, "a bool per example.*not 'yes'"),
+        (([TWO, TWO], ["red", "blue"], [True, None]), InputError, "a bool per example.*not None"),
+        (([TWO, TWO], ["red", "blue"], [1, float("nan")]), InputError, "a bool per example.*not nan"),
+        (([TWO, TWO], ["red", "blue"], [0.5, 1]), InputError, "a bool per example.*not 0.5"),
+        (([TWO, TWO], ["red", "blue"], [[True, False], [True]]), InputError, "a bool per example.*not .*True"),
     ):
         with pytest.raises(error, match=told):
             model.calibrate(*arguments)  # type: ignore[arg-type]
@@ -855,6 +862,10 @@ def test_calibrate_takes_the_threshold_over(tmp_path: Path) -> None:
         model.presence_threshold = 0.99
         model.use(given)
         assert model.presence_threshold == fitted.threshold
+    for answers in ([1, 0.0], np.array([True, False]), torch.tensor([1, 0])):
+        assert model.calibrate([TWO, TWO], ["red", "absent"], answers).auroc == 1  # type: ignore[arg-type]
+    with pytest.warns(Text2SamWarning, match=r"AUROC 0\.00.*the right way round"):
+        model.calibrate([TWO, TWO], ["red", "absent"], [False, True])
     dear = model.calibrate([TWO, TWO], ["red", "blue"], [True, False], false_cost=9.0)
     assert 0.7 < dear.threshold <= 0.8
 
@@ -1257,6 +1268,10 @@ def test_results_are_light_and_can_be_looked_at(tmp_path: Path) -> None:
     over = np.asarray(Image.open(result.save(tmp_path / "o.png", image)))
     assert over.shape == image.shape
     assert (over[result.mask] != image[result.mask]).any()
+    assert np.array_equal(over, result.overlay(image))
+    assert np.array_equal(over, result.overlay(image[..., ::-1], channel_order="BGR"))
+    result.save(tmp_path / "bgr.png", image[..., ::-1], channel_order="BGR")
+    assert np.array_equal(over, np.asarray(Image.open(tmp_path / "bgr.png")))
     with pytest.raises(InputError, match="the image is"):
         result.save(tmp_path / "x.png", image[:-1])
     for path in (tmp_path / "x.jpg", 5):
@@ -1342,9 +1357,9 @@ def test_autocast_and_the_default_dtype_do_not_matter() -> None:
 
 def test_a_pipeline_can_be_pickled() -> None:
     model = TextPromptedSAM(tiny_predictor(), tiny_surgery(image_size=(24, 32)), presence_threshold=0.25)
-    copy = pickle.loads(pickle.dumps(model))
-    assert copy.presence_threshold == 0.25
-    assert same(copy.segment(picture(), "cat", strategy="paper"), model.segment(picture(), "cat", strategy="paper"))
+    twin = pickle.loads(pickle.dumps(model))
+    assert twin.presence_threshold == 0.25
+    assert same(twin.segment(picture(), "cat", strategy="paper"), model.segment(picture(), "cat", strategy="paper"))
 
 
 def test_what_a_recipe_finds_is_sorted_and_not_empty() -> None:
@@ -1382,8 +1397,46 @@ def test_images_too_thin_for_sam() -> None:
             model.segment(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8), "cat", strategy="paper")
 
 
-def test_tiles_are_for_images_that_are_encoded_now() -> None:
+@pytest.mark.parametrize("option", [{"tiles": 32}, {"channel_order": "BGR"}, {"page": 1}, {"value_range": (0, 9)}])
+def test_options_that_come_too_late_for_an_encoded_image(option: dict[str, Any]) -> None:
     c = Counted()
     [encoded] = c.model.encode([picture()])
-    with pytest.raises(InputError, match="tiles= is for images"):
-        c.segment(encoded, "cat", tiles=32)
+    c.model.set_image(picture())
+    result = c.segment(encoded, "cat", tiles=False, channel_order="RGB", page=0, value_range=None)
+    for image in (encoded, None):
+        with pytest.raises(InputError, match=f"{next(iter(option))}= is for images that are encoded by this call"):
+            c.segment(image, "cat", **option)
+        if "tiles" not in option:
+            with pytest.raises(InputError, match="is for images that are encoded by this call"):
+                c.model.refine(image, result, PointPrompts([[1, 1]], [1]), **option)
+
+
+def test_a_text_that_is_forgotten() -> None:
+    c = Counted()
+    c.model.set_image(picture())
+    for call in (lambda: c.segment("cat"), lambda: c.segment(picture()), lambda: c.segment_many(["cat", "dog"])):
+        with pytest.raises(PromptError, match=r"no texts? (is|are) given.*for the image that is set"):
+            call()
+    assert [result.text for result in c.segment_many(texts=["cat", "dog"])] == ["cat", "dog"]
+
+
+def test_signatures_name_the_options() -> None:
+    for method in (TextPromptedSAM.segment, TextPromptedSAM.segment_batch, TextPromptedSAM.check_texts):
+        parameters = inspect.signature(method).parameters
+        assert {name: parameters[name].default for name in ("strategy", "max_objects", "against", "page")} == {
+            "strategy": "objects",
+            "max_objects": 100,
+            "against": None,
+            "page": 0,
+        }
+
+
+def test_an_encoded_image_can_be_copied_but_not_pickled() -> None:
+    c = Counted(tiny_predictor())
+    [encoded] = c.model.encode([picture()], sam=True)
+    twin = copy.deepcopy(encoded)
+    assert twin.sam.state["features"] is not encoded.sam.state["features"]
+    assert same(c.segment(twin, "cat"), c.segment(encoded, "cat"))
+    assert len(repr(encoded)) < 100
+    with pytest.raises(TypeError, match="belongs to its model and cannot be pickled"):
+        pickle.dumps(encoded)

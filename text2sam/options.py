@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from text2sam.checks import check_known, check_number
 from text2sam.clip.tiles import Tiles, check_tiles
@@ -13,6 +14,8 @@ from text2sam.image import ChannelOrder, ReadOptions, check_reading
 from text2sam.recipes import Recipe, get_recipe
 
 Thresholds: TypeAlias = float | Mapping[str, float] | None
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class SegmentOptions(ReadOptions, total=False):
@@ -90,3 +93,15 @@ class Options:
     def recipe(self) -> Recipe:
         """The recipe that ``strategy`` names or is."""
         return get_recipe(self.strategy)
+
+
+def named_options(method: _Method) -> _Method:
+    """Gives a method that takes ``**options`` a signature that names them, for notebooks and ``help``."""
+    signature = inspect.signature(method)
+    given = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    named = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Options)
+    ]
+    method.__signature__ = signature.replace(parameters=[*given, *named])  # type: ignore[attr-defined]
+    return method

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from text2sam.checks import check_known, check_number
+from text2sam.checks import as_array, check_known, check_number
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
-from text2sam.errors import ImageError, InputError, StateError, Text2SamError
+from text2sam.errors import ImageError, InputError, PromptError, StateError, Text2SamError, warn
 from text2sam.image import ImageLike, ReadOptions, check_several, numbered, read_image
-from text2sam.options import Options, SegmentOptions
+from text2sam.options import Options, SegmentOptions, named_options
 from text2sam.presence import Calibration, fit_threshold, presence_scores
 from text2sam.recipes import find_objects
 from text2sam.recipes.points import joint_map
@@ -46,7 +46,7 @@ THUMBNAIL = 512
 """Longer side, in pixels, of the copy of an image that results carry for notebooks."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
     """An image and what the models know of it, made by :meth:`TextPromptedSAM.encode`.
 
@@ -64,6 +64,10 @@ class EncodedImage:
     def shape(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+    def __repr__(self) -> str:
+        height, width = self.shape
+        return f"<EncodedImage: {width} x {height} pixels, SAM's encoding {'made' if self.sam.state else 'not made yet'}>"
 
     @functools.cached_property
     def thumbnail(self) -> NDArray[np.uint8]:
@@ -222,6 +226,7 @@ class TextPromptedSAM:
         """Whether :meth:`set_image` was called."""
         return self._set is not None
 
+    @named_options
     def segment(
         self, image: ImageLike | EncodedImage | None = None, text: Target = "", **options: Unpack[SegmentOptions]
     ) -> Segmentation:
@@ -242,8 +247,11 @@ class TextPromptedSAM:
             ImageError, PromptError, InputError: an argument is not usable, or contradicts another.
             StateError: no image was given and none is set.
         """
+        if isinstance(text, str) and not text:
+            raise PromptError("no text is given; call segment(image, 'cat'), or segment(text='cat') for the image that is set")
         return self.segment_many(image, [text], **options)[0]
 
+    @named_options
     def segment_instances(
         self, image: ImageLike | EncodedImage | None = None, text: Target = "", **options: Unpack[SegmentOptions]
     ) -> list[Segmentation]:
@@ -254,8 +262,9 @@ class TextPromptedSAM:
         """
         return list(self.segment(image, text, **options).instances)
 
+    @named_options
     def segment_many(
-        self, image: ImageLike | EncodedImage | None, texts: Texts, **options: Unpack[SegmentOptions]
+        self, image: ImageLike | EncodedImage | None = None, texts: Texts | None = None, **options: Unpack[SegmentOptions]
     ) -> list[Segmentation]:
         """Segments several texts in one image, which is encoded once.
 
@@ -270,12 +279,15 @@ class TextPromptedSAM:
         Returns:
             One result per text, in order. Errors are those of :meth:`segment`.
         """
+        if texts is None:
+            raise PromptError(
+                "no texts are given; call segment_many(image, ['cat', 'dog']), or segment_many(texts=['cat', 'dog']) for the "
+                "image that is set"
+            )
         request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
-            held = self._given(image)
+            held = self._given(image, {"tiles": request.options.tiles, **request.options.reading})
             if isinstance(held, EncodedImage):
-                if request.options.tiles is not False:
-                    raise InputError("tiles= is for images that are encoded by this call; give it to set_image or encode")
                 prepare(self.generator, request)
                 encoded = held
             else:
@@ -284,12 +296,14 @@ class TextPromptedSAM:
                 [encoded] = self._encode([pixels], [request.options.method], request.options.tiles)
             return self._segment_all(encoded, request)
 
+    @named_options
     def check_texts(self, texts: Texts, **options: Unpack[SegmentOptions]) -> None:
         """Warns of texts, and raises for them, as :meth:`segment_many` does; takes its arguments but the image."""
         request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
             prepare(self.generator, request)
 
+    @named_options
     def segment_batch(
         self, images: Iterable[ImageLike], texts: Texts, *, batch_size: int = 8, **options: Unpack[SegmentOptions]
     ) -> list[list[Segmentation]]:
@@ -367,7 +381,7 @@ class TextPromptedSAM:
             StateError: no image was given and none is set.
         """
         with self._lock:
-            held = self._given(image)
+            held = self._given(image, reading)
             sam = held.sam if isinstance(held, EncodedImage) else self.session.image(_read(held, reading))
             return corrected(self.session, sam, result, number, points)
 
@@ -401,7 +415,10 @@ class TextPromptedSAM:
         check_several(images)
         if isinstance(texts, str) or not (isinstance(texts, Iterable) and isinstance(present, Iterable)):
             raise InputError(f"texts and present must be sequences, a text and a bool per example, not {texts!r}, {present!r}")
-        images, texts, present = list(images), list(texts), [bool(p) for p in present]
+        images, texts, present = list(images), list(texts), list(present)
+        for given, answer in zip(present, map(as_array, present), strict=True):
+            if answer.dtype.kind not in "biuf" or answer.shape != () or answer not in (0, 1):
+                raise InputError(f"present must hold a bool per example, True where the text is in the image, not {given!r}")
         if not len(images) == len(texts) == len(present):
             raise InputError(
                 "calibrate takes one image, one text and one answer per example, "
@@ -418,6 +435,11 @@ class TextPromptedSAM:
             except Text2SamError as error:
                 raise type(error)(f"example {position} of {len(images)}: {error}") from error
         fitted = fit_threshold(np.array(scores), np.array(present, bool), false_cost=false_cost)
+        if fitted.auroc <= 0.5:
+            warn(
+                f"presence scores do not tell the present examples from the absent ones (AUROC {fitted.auroc:.2f}), so the "
+                "threshold is no better than any other; are the answers the right way round?"
+            )
         self.presence_threshold = fitted.threshold
         return replace(fitted, model=self._fingerprint())
 
@@ -436,11 +458,15 @@ class TextPromptedSAM:
             )
         self.presence_threshold = calibration.threshold
 
-    def _given(self, image: ImageLike | EncodedImage | None) -> ImageLike | EncodedImage:
-        """An image, or the one that is set."""
+    def _given(self, image: ImageLike | EncodedImage | None, reading: Mapping[str, Any]) -> ImageLike | EncodedImage:
+        """An image, or the one that is set; ``reading`` are the options of reading and encoding, which come too late for one
+        that is encoded."""
         held = self._set if image is None else image
         if held is None:
             raise StateError("no image is set: pass one, or call set_image first")
+        late = [name for name, value in reading.items() if str(value) != str(getattr(Options(), name, None))]
+        if late and isinstance(held, EncodedImage):
+            raise InputError(f"{late[0]}= is for images that are encoded by this call; give it to set_image or encode")
         return held
 
     def _fingerprint(self) -> str:

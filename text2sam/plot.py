@@ -4,6 +4,8 @@ Functions that draw one picture take the image, what is drawn on it and the axes
 axes they draw on a new figure that has the image's size in pixels, of a tiny image a multiple. Functions that draw several
 pictures return a figure. Nothing goes through ``pyplot`` and no setting of matplotlib is changed. matplotlib comes with the
 extra ``text2sam[plot]``, and without it every function raises MissingDependencyError; :mod:`text2sam.paint` draws on arrays.
+Images are read as :func:`text2sam.image.read_image` reads them without options; of OpenCV's arrays and the like give what it
+returns with theirs.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from text2sam.checks import check_number, check_shape
 from text2sam.errors import InputError
@@ -25,8 +25,9 @@ from text2sam.paint import overlay
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
-    from text2sam.image import ImageLike
+    from text2sam.image import ImageLike, ReadOptions
 
 NOISE = 1e-5
 """A map whose range is below this share of its magnitude is flat: float32 rounding alone leaves such a range."""
@@ -92,6 +93,10 @@ class PointPrompts:
 
     coords: NDArray[np.float32]
     labels: NDArray[np.uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, coords: ArrayLike, labels: ArrayLike) -> None: ...
 
     def __post_init__(self) -> None:
         try:
@@ -362,32 +367,46 @@ class Segmentation:
         """One result per object, highest score first: ``objects``, else the result itself; none where the mask is empty."""
         return self.objects or (() if self.box is None else (self,))
 
-    def save(self, path: str | os.PathLike[str], image: ImageLike | None = None) -> Path:
+    def overlay(self, image: ImageLike, **reading: Unpack[ReadOptions]) -> NDArray[np.uint8]:
+        """The objects and the points over the image.
+
+        Args:
+            image: the image that was segmented, as :func:`text2sam.image.read_image` accepts it.
+            **reading: how it is read: ``channel_order``, ``value_range``, ``page``, ``max_pixels``.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: the image cannot be read.
+            InputError: it is of another size, or an option is not usable.
+        """
+        from text2sam.image import read_image
+
+        pixels = read_image(image, **reading)
+        _require(pixels.shape[:2] == self.mask.shape, f"the image is {pixels.shape[:2]}, the mask {self.mask.shape}")
+        masks = [part.mask for part in self.instances]
+        return overlay(pixels, masks, points=self.points.coords, labels=self.points.labels)
+
+    def save(self, path: str | os.PathLike[str], image: ImageLike | None = None, **reading: Unpack[ReadOptions]) -> Path:
         """Writes a PNG file, whole or not at all.
 
         Args:
             path: the file, named ``.png``.
-            image: the image that was segmented, as :func:`text2sam.image.read_image` accepts it. The file then shows the
-                objects and the points over it; without it the file is the mask, 255 on the object and 0 off it.
+            image: the image that was segmented. The file then is its :meth:`overlay`; without it the file is the mask, 255
+                on the object and 0 off it.
+            **reading: as for :meth:`overlay`.
 
         Returns:
             ``path`` as a ``Path``.
 
         Raises:
             OutputError: the file cannot be written.
-            ImageError: the image cannot be read.
-            InputError: the file is not named ``.png``, or the image is of another size.
+            ImageError, InputError: as :meth:`overlay`, or the file is not named ``.png``.
         """
         ok = isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() == ".png"
         _require(ok, f"save writes a PNG file, whose path ends in .png, not {path!r}")
-        if image is None:
-            return write_png(path, self.mask)
-        from text2sam.image import read_image
-
-        pixels = read_image(image)
-        _require(pixels.shape[:2] == self.mask.shape, f"the image is {pixels.shape[:2]}, the mask {self.mask.shape}")
-        masks = [part.mask for part in self.instances]
-        return write_png(path, overlay(pixels, masks, points=self.points.coords, labels=self.points.labels))
+        return write_png(path, self.mask if image is None else self.overlay(image, **reading))
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the objects over a small copy of the image; None without that copy."""

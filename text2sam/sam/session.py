@@ -8,6 +8,7 @@ their own in between, another pipeline or a cell of a notebook; the session noti
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,16 @@ class SamImage:
         self.pixels = pixels
         self.state = state
         self._model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SamImage:
+        """A copy of the same model."""
+        return SamImage(copy.deepcopy(self.pixels, memo), self._model, copy.deepcopy(self.state, memo))
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an encoded image belongs to its model and cannot be pickled; pickle the image and encode it again, or keep "
+            "embeddings on the disk (text2sam annotate --embeddings)"
+        )
 
 
 class Session:

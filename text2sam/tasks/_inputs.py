@@ -24,7 +24,10 @@ def surgery_of(model: ClipSurgery | TextPromptedSAM) -> ClipSurgery:
     surgery = getattr(model, "generator", model)
     if not isinstance(surgery, ClipSurgery):
         kind = type(surgery).__name__ if surgery is model else f"a {type(model).__name__} with a {type(surgery).__name__}"
-        raise InputError(f"this task needs a CLIP: model must be a ClipSurgery or a TextPromptedSAM with one, not {kind}")
+        raise InputError(
+            f"this task needs a CLIP: model must be a ClipSurgery or a TextPromptedSAM with one, not {kind}; the presets "
+            "mobile and sticker have one"
+        )
     return surgery
 
 

@@ -63,7 +63,7 @@ class Place:
     words: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextExplanation:
     """Which words and which places carry the match of an image and a text; :func:`text2sam.plot.words` draws it.
 
@@ -87,6 +87,10 @@ class TextExplanation:
     score: float
     method: str
     shape: tuple[int, int]
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{word.text} {word.carries:+.3f}" for word in self.words)
+        return f"<TextExplanation {self.text!r}: score {self.score:.3f}, carried by {words}>"
 
     @property
     def shares(self) -> NDArray[np.float32]:

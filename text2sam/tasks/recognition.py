@@ -22,7 +22,7 @@ SCORES = ("surgery", "cosine", "softmax", "sigmoid")
 """The scores of :func:`recognize`; the first is the paper's."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recognition:
     """How much an image shows each of several labels.
 
@@ -41,6 +41,11 @@ class Recognition:
         for kind, values in self.scores.items():
             if not np.isfinite(values).all():
                 raise InputError(f"the scores {kind!r} are not finite; the model's weights may be damaged")
+
+    def __repr__(self) -> str:
+        kind = next(iter(self.scores), "")
+        best = [f"{label} {score:.3f}" for label, score in (self.ranked(kind, top=3) if kind else [])]
+        return f"<Recognition: {len(self.labels)} labels; best by {kind!r}: {', '.join(best)}>"
 
     def ranked(self, kind: str = "surgery", *, top: int | None = None) -> list[tuple[str, float]]:
         """(label, score) pairs, the highest score first.

@@ -37,7 +37,7 @@ LOGIT_SCALE = 40.0
 _BUDGET = 64 * 2**20  # bytes of logits enlarged at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SemanticMap:
     """The class of every pixel of an image.
 
@@ -65,6 +65,10 @@ class SemanticMap:
     def __post_init__(self) -> None:
         if not ((self.probabilities >= 0) & (self.probabilities <= 1)).all():  # NaN is outside
             raise InputError("probabilities must be in [0, 1]; the model's weights may be damaged")
+
+    def __repr__(self) -> str:
+        height, width = self.classes.shape
+        return f"<SemanticMap: {width} x {height} pixels, {len(self.labels)} labels; present: {', '.join(self.present)}>"
 
     @property
     def present(self) -> tuple[str, ...]:
