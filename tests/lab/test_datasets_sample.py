@@ -123,7 +123,7 @@ def test_a_dataset_is_a_sequence_that_reads_no_file() -> None:
     assert len(data) == 3
     assert [s.id for s in data] == [s.id for s in (data[0], data[np.int64(1)], data[-1])] == ["s0", "s1", "s2"]
     for place in (3, -4):
-        with pytest.raises(IndexError, match="3 samples"):
+        with pytest.raises(IndexError):
             data[place]
     with pytest.raises(TypeError):
         data["s0"]  # type: ignore[index]

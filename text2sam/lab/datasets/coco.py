@@ -1,12 +1,10 @@
-"""COCO 2017 and COCO-Stuff.
+"""COCO 2017.
 
-- Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, and run lengths where ``iscrowd`` is 1.
-- Caesar et al., COCO-Stuff (CVPR 2018): class maps of 80 things and 91 stuff classes.
+Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, and run lengths where ``iscrowd`` is 1.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +17,11 @@ from numpy.typing import NDArray
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names, pixels
+from text2sam.lab.datasets.layout import Root
 from text2sam.lab.datasets.sample import TASKS, Dataset, Instance
 from text2sam.rle import check_runs, parse_counts, unroll
 
 HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)"
-STUFF_HOME = "https://github.com/nightrome/cocostuff (stuffthingmaps_trainval2017.zip; pictures from https://cocodataset.org)"
-
-_MOST_CATEGORY = 182
-_TRAIN_IDS = "_labelTrainIds"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +33,7 @@ class _Picture:
 
 
 def open_coco(
-    root: str | os.PathLike[str] | None,
+    root: Root,
     split: str = "val2017",
     *,
     background: bool = True,
@@ -182,35 +176,3 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
 
     merged = coco.merge(coco.frPyObjects(polygons, h, w))
     return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)
-
-
-def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017") -> Dataset:
-    """COCO-Stuff, 171 classes.
-
-    Layout: images in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
-    ``stuffthingmaps_trainval2017/<split>/`` or ``annotations/<split>/``. ``<id>_labelTrainIds.png`` (MMSegmentation) holds 0 to
-    170 and is preferred. ``<id>.png`` (the authors) holds 0 to 181, one less than the number of the category, without the 11
-    unused numbers.
-
-    Args:
-        split: ``"val2017"`` (5,000 images) or ``"train2017"``.
-    """
-    disk.check_split(split)
-    layout = disk.Layout(root, "COCO-Stuff", STUFF_HOME)
-    maps = tuple(f"{name}/{split}" for name in ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations"))
-    base = layout.base((".", "coco_stuff164k", "coco"), (split, f"images/{split}", *maps))
-    pictures, labels = layout.folder(base, split, f"images/{split}"), layout.folder(base, *maps)
-    layout.check()
-    photos = disk.files_in(pictures, disk.IMAGE_SUFFIXES)
-    masks, encoding = disk.files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
-    if not masks:
-        masks, encoding = disk.files_in(labels, (".png",)), "categories"
-    if encoding == "trainIds":
-        numbers = {index: index for index in range(len(names.COCO_STUFF))}
-    else:
-        used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
-        numbers = {category - 1: index for index, category in enumerate(used)}
-    return layout.paired(
-        "coco-stuff", names.COCO_STUFF, pixels.translation(numbers), (pictures, photos), (labels, masks), split=split,
-        options={"encoding": encoding}, wording=names.stuff_wording(),
-    )  # fmt: skip

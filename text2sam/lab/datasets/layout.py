@@ -7,15 +7,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from text2sam.errors import InputError
 from text2sam.image import read_image
 from text2sam.lab.datasets.pixels import Colour, read_semantic
-from text2sam.lab.datasets.sample import Dataset, Sample, Task
+from text2sam.lab.datasets.sample import IGNORE, Dataset, Sample, Task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -23,6 +22,9 @@ LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _MOST_TEXT = 1 << 28
 _MOST_JSON = 1 << 31
 _SHOWN = 5
+Root: TypeAlias = str | os.PathLike[str] | None
+"""The folder of a data set."""
+
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -43,7 +45,7 @@ class Layout:
         MissingDataError: ``root`` is not a folder.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None, title: str, homepage: str) -> None:
+    def __init__(self, root: Root, title: str, homepage: str) -> None:
         self.title, self.homepage = title, homepage
         self._missing: list[str] = []
         if root is None or not os.fspath(root):
@@ -95,11 +97,14 @@ class Layout:
         self,
         name: str,
         classes: tuple[str, ...],
-        table: NDArray[np.int32],
-        images: tuple[Path, Mapping[str, Path]],
-        labels: tuple[Path, Mapping[str, Path]],
+        pictures: Path,
+        labels: Path,
+        numbers: Mapping[int, int] | None = None,
         *,
-        ids: Iterable[str] | None = None,
+        ignored: int = IGNORE,
+        photos: Mapping[str, Path] | None = None,
+        masks: Mapping[str, Path] | None = None,
+        ids: Path | Iterable[str] | None = None,
         background: bool = False,
         colour: Colour | None = None,
         **fields: Any,
@@ -108,20 +113,29 @@ class Layout:
 
         Args:
             name, classes, background: see :class:`~text2sam.lab.datasets.sample.Dataset`.
-            table: class index of each number in a label file.
-            images, labels: their folder, and the files by id.
-            ids: in order; None takes those of the images.
+            pictures, labels: folders of the images and of the label files.
+            numbers: number in a label file -> index of its class, or :data:`IGNORE`; None if the numbers are the indices.
+            ignored: a further number, of ignored pixels.
+            photos, masks: files by id; None takes those in ``pictures`` and ``labels``.
+            ids: in order, or a file that lists them; None takes those of the images.
             colour: encoding of the numbers as colours; None for plain numbers.
             **fields: see :meth:`dataset`.
 
         Raises:
+            InputError: the list of ids cannot be read.
             MissingDataError: a file is missing.
         """
-        (pictures, photos), (folder, masks) = images, labels
-        wanted = tuple(photos if ids is None else ids)
-        self.need(f"pictures in {pictures}", wanted, photos)
-        self.need(f"label files in {folder}", wanted, masks)
         self.check()
+        photos = files_in(pictures, IMAGE_SUFFIXES) if photos is None else photos
+        masks = files_in(labels, LABEL_SUFFIXES) if masks is None else masks
+        wanted = read_ids(ids) if isinstance(ids, Path) else list(photos if ids is None else ids)
+        self.need(f"pictures in {pictures}", wanted, photos)
+        self.need(f"label files in {labels}", wanted, masks)
+        self.check()
+        numbers = dict(enumerate(range(len(classes)))) if numbers is None else numbers
+        table = np.full(max(*numbers, ignored) + 1, -1, np.int32)
+        for number, index in {**numbers, ignored: IGNORE}.items():
+            table[number] = index
 
         def truth(place: int) -> dict[str, Any]:
             path = masks[wanted[place]]
@@ -157,14 +171,7 @@ class Layout:
 
         def make(place: int) -> Sample:
             key, path = pictures[place]
-            return Sample(
-                key,
-                classes,
-                background,
-                read_image=lambda: read_image(path),
-                path=path,
-                **truth(place),
-            )
+            return Sample(key, classes, background, lambda: read_image(path), path=path, **truth(place))
 
         return Dataset(
             name,
@@ -198,6 +205,12 @@ def check_split(split: str, known: Sequence[str] = ()) -> str:
 def with_background(classes: tuple[str, ...], background: bool) -> tuple[str, ...]:
     """The classes, preceded by ``"background"`` if it is a class."""
     return (("background",) if background else ()) + classes
+
+
+def counted(classes: int, background: bool) -> dict[int, int]:
+    """Numbers of label files in which 0 is the background or ignored, and 1 to ``classes`` are classes -> indices."""
+    zero = {0: 0 if background else IGNORE}
+    return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
 
 
 def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict[str, Path]:

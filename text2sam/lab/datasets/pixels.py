@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from text2sam.decode import open_picture, pillow_errors
 from text2sam.errors import ImageError, InputError
 from text2sam.image import read_image
-from text2sam.lab.datasets.sample import IGNORE
 
 Colour = Literal["number", "corner"]
 """Encoding of a number as a colour: red + 256 * green (ImageNet-S), or the sum of 1 for red, 2 for green and 4 for blue."""
@@ -95,36 +93,12 @@ def _decode(path: Path) -> tuple[str, NDArray[Any]]:
     return mode, values
 
 
-def translation(pairs: Mapping[int, int], size: int = 256, *, ignored: int = IGNORE) -> NDArray[np.int32]:
-    """A table from the numbers in label files to class indices.
-
-    Args:
-        pairs: number -> index or :data:`IGNORE`.
-        size: length of the table.
-        ignored: a further ignored number.
-
-    Returns:
-        (size,) int32, -1 for unknown numbers.
-    """
-    table = np.full(size, -1, np.int32)
-    for number, index in pairs.items():
-        table[number] = index
-    table[ignored] = IGNORE
-    return table
-
-
-def counted(classes: int, background: bool) -> dict[int, int]:
-    """Pairs for :func:`translation` of labels in which 0 is the background or ignored, and 1 to ``classes`` are classes."""
-    zero = {0: 0 if background else IGNORE}
-    return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
-
-
 def read_semantic(path: Path, table: NDArray[np.int32], *, colour: Colour | None = None) -> NDArray[np.int32]:
     """Reads a label file as a class map, (H, W) int32.
 
     Args:
         path, colour: see :func:`read_values`.
-        table: see :func:`translation`.
+        table: number -> index of a class or :data:`~text2sam.lab.datasets.sample.IGNORE`; -1 for unknown numbers.
 
     Raises:
         ImageError: see :func:`read_values`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -252,10 +251,7 @@ class Dataset:
         return len(self.ids)
 
     def __getitem__(self, position: SupportsIndex) -> Sample:
-        place = operator.index(position)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"{self.title} has {len(self)} samples and no index {place}")
-        return self.make(place % len(self))
+        return self.make(range(len(self))[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.make(place) for place in range(len(self)))

@@ -7,14 +7,14 @@ import os
 from typing import Any
 
 from text2sam.errors import InputError
-from text2sam.lab.datasets.layout import check_split
+from text2sam.lab.datasets.layout import Root, check_split
 from text2sam.lab.datasets.sample import Dataset, Instance, Sample
 
 _MOST = 1_000_000
 
 
 def open_sticker(
-    root: str | os.PathLike[str] | None = None,
+    root: Root = None,
     split: str = "report",
     *,
     scenes: int = 300,
