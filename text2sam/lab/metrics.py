@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from text2sam.errors import InputError, needed
+from text2sam.lab.datasets.sample import IGNORE
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 """0.50, 0.55, ..., 0.95, over which AP is averaged."""
@@ -60,14 +61,7 @@ def match_detections(ious: NDArray[np.floating[Any]], threshold: float) -> NDArr
 
     Returns:
         (D,) bool, whether each detection has a match.
-
-    Raises:
-        InputError: an argument has another shape or range.
     """
-    if ious.ndim != 2:
-        raise InputError(f"ious must have two axes, detections and objects, not shape {ious.shape}")
-    if not 0 < threshold <= 1:
-        raise InputError(f"threshold must be in (0, 1], not {threshold!r}")
     hits = np.zeros(len(ious), bool)
     left = np.array(ious, np.float64)
     for d in range(len(left) if left.shape[1] else 0):
@@ -90,14 +84,9 @@ def average_precision(hits: ArrayLike, positives: float, weights: ArrayLike | No
 
     Returns:
         A value in [0, 1]; NaN without objects.
-
-    Raises:
-        InputError: an argument has another shape, type or range.
     """
     right = np.asarray(hits, bool)
-    if right.ndim != 1 or positives < 0:
-        raise InputError(f"hits must have one axis and positives be at least 0, not {right.shape} and {positives!r}")
-    counts = _weights(weights, right)
+    counts = np.ones(len(right), np.int64) if weights is None else np.asarray(weights, np.int64)
     if positives == 0:
         return NAN
     true, seen = np.cumsum(counts * right), np.cumsum(counts)
@@ -123,15 +112,15 @@ def auroc(
         A value in [0, 1]; NaN if either side has no weight.
 
     Raises:
-        InputError: an argument has another shape, type or range.
         MissingDependencyError: scikit-learn is not installed.
     """
-    p, n = (_scores(scores) for scores in (positive, negative))
-    wp, wn = _weights(positive_weights, p), _weights(negative_weights, n)
-    if not wp.sum() or not wn.sum():
+    scores = np.concatenate([np.asarray(side, np.float64) for side in (positive, negative)])
+    truth = np.arange(len(scores)) < len(scores) - np.size(negative)
+    given = zip((positive, negative), (positive_weights, negative_weights), strict=True)
+    weights = np.concatenate([np.ones(np.size(side)) if counts is None else counts for side, counts in given])
+    if not weights[truth].sum() or not weights[~truth].sum():
         return NAN
-    truth = np.repeat([True, False], [len(p), len(n)])
-    return float(scikit_learn().roc_auc_score(truth, np.concatenate([p, n]), sample_weight=np.concatenate([wp, wn])))
+    return float(scikit_learn().roc_auc_score(truth, scores, sample_weight=weights))
 
 
 def class_average_precisions(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
@@ -165,12 +154,7 @@ def bootstrap_weights(units: int, resamples: int, seed: int = 0) -> NDArray[np.i
 
     Returns:
         (resamples, units) int64; every row sums to ``units``.
-
-    Raises:
-        InputError: a number is below 1.
     """
-    if units < 1 or resamples < 1:
-        raise InputError(f"units and resamples must be at least 1, not {units!r} and {resamples!r}")
     rng = np.random.default_rng(seed)
     drawn: NDArray[np.int64] = rng.multinomial(units, np.full(units, 1 / units), size=resamples)
     return drawn
@@ -228,34 +212,28 @@ class ConfusionMatrix:
     def __init__(self, classes: int) -> None:
         self.counts: NDArray[np.int64] = np.zeros((classes, classes + 1), np.int64)
 
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def add(self, prediction: NDArray[Any], truth: NDArray[Any], ignore: int = 255) -> None:
+    def add(self, prediction: NDArray[Any], truth: NDArray[Any]) -> None:
         """Adds the pixels of one image.
 
         Args:
-            prediction: (H, W) integers in [0, K), or ``ignore`` for undecided pixels.
-            truth: (H, W) integers in [0, K), or ``ignore`` for ignored pixels.
-            ignore: a label outside [0, K).
+            prediction: (H, W) integers in [0, K), or 255 for undecided pixels.
+            truth: (H, W) integers in [0, K), or 255 for ignored pixels.
 
         Raises:
             InputError: shapes differ, or a value is not a class.
             MissingDependencyError: scikit-learn is not installed.
         """
-        k = len(self)
-        if 0 <= ignore < k:
-            raise InputError(f"ignore must not be one of the {k} classes, but is {ignore!r}")
+        k = len(self.counts)
         if prediction.shape != truth.shape:
             raise InputError(f"prediction and truth must have one shape, not {prediction.shape} and {truth.shape}")
-        counted = truth != ignore
+        counted = truth != IGNORE
         t, p = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        for name, labels in (("truth", t), ("prediction", p[p != ignore])):
+        for name, labels in (("truth", t), ("prediction", p[p != IGNORE])):
             wrong = labels[(labels < 0) | (labels >= k)]
             if wrong.size:
                 raise InputError(f"{name} holds {int(wrong[0])}, which is none of the {k} classes 0 to {k - 1}")
         if len(t):
-            matrix = scikit_learn().confusion_matrix(t, np.where(p == ignore, k, p), labels=np.arange(k + 1))
+            matrix = scikit_learn().confusion_matrix(t, np.where(p == IGNORE, k, p), labels=np.arange(k + 1))
             self.counts += matrix[:k]
 
     def iou(self) -> NDArray[np.float64]:
@@ -288,22 +266,12 @@ class MapSample:
         name: the class.
         ious: (K,) float64 in [0, 1], IoU of ``map >= threshold`` with the mask for K thresholds.
         foreground, background: mean of the map on and off the mask, in [0, 1]; the background of a full mask is NaN.
-
-    Raises:
-        InputError: a value has another shape or range.
     """
 
     name: str
     ious: NDArray[np.float64]
     foreground: float
     background: float
-
-    def __post_init__(self) -> None:
-        v = self.ious
-        if v.ndim != 1 or not v.size or not ((v >= 0) & (v <= 1)).all():
-            raise InputError("ious must be a non-empty array (K,) in [0, 1]")
-        if not 0 <= self.foreground <= 1 or self.background < 0 or self.background > 1:
-            raise InputError(f"foreground and background must be in [0, 1], not {self.foreground!r} and {self.background!r}")
 
     @property
     def contrast(self) -> float:
@@ -428,19 +396,3 @@ def explainability_samples(samples: Sequence[MapSample], weights: NDArray[np.int
 def _lowest_best(curve: NDArray[np.float64]) -> int:
     """Index of the first maximum, up to rounding."""
     return int((curve >= curve.max() - 1e-12).argmax())
-
-
-def _scores(scores: ArrayLike) -> NDArray[np.float64]:
-    s = np.asarray(scores, np.float64)
-    if s.ndim != 1 or not np.isfinite(s).all():
-        raise InputError(f"scores must be finite numbers along one axis, not of shape {s.shape}")
-    return s
-
-
-def _weights(weights: ArrayLike | None, like: NDArray[Any]) -> NDArray[np.int64]:
-    if weights is None:
-        return np.ones(len(like), np.int64)
-    w = np.asarray(weights)
-    if w.shape != like.shape or not (np.issubdtype(w.dtype, np.integer) or not w.size) or (w < 0).any():
-        raise InputError(f"weights must be whole numbers of at least 0 of shape {like.shape}, not {w.dtype} {w.shape}")
-    return w.astype(np.int64)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from text2sam.clip.attention import CORRCLIP
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.errors import InputError, needed
-from text2sam.lab.datasets import IGNORE, Dataset, Sample
+from text2sam.lab.datasets import Dataset, Sample
 from text2sam.lab.metrics import (
     MAP_THRESHOLDS,
     SOFT_SCORES,
@@ -227,7 +227,7 @@ class Semantic:
                 image = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
                 segmentation = segment_semantic(self._pair or self.surgery, image, self._words, method=method, **options)
                 matrix = ConfusionMatrix(len(self._names))
-                matrix.add(segmentation.classes.astype(np.int64), sample.semantic, IGNORE)
+                matrix.add(segmentation.classes.astype(np.int64), sample.semantic)
             flat = matrix.counts.ravel()
             indices = np.flatnonzero(flat)
             counts[method] = [indices.tolist(), flat[indices].tolist()]
