@@ -33,7 +33,7 @@ from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.settings import RULES, SOURCES, Settings
-from text2sam.lab.runner.tasks import Task, build_task
+from text2sam.lab.runner.tasks import TASKS, Task
 from text2sam.zoo.download import file_sha256
 
 __all__ = ["ModelChoice", "ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
@@ -75,12 +75,15 @@ def measure(
         InputError: settings, data set and journal do not fit together, or no image can be read.
         OutputError: ``out`` or the journal cannot be written.
         PromptError, UnsupportedModelError, MissingDependencyError, WeightsError: as
-            :func:`~text2sam.lab.runner.tasks.build_task`.
+            :class:`~text2sam.lab.runner.tasks.Task`.
     """
     if out is not None and out.is_dir():
         raise OutputError(f"cannot write {str(out)!r}: it is a folder; give the name of a file")
     info = model or ModelInfo()
-    task = build_task(surgery, dataset, settings, iclip, predictor)
+    dataset.require(settings.truth)
+    if ("iclip" in settings.methods) != (iclip is not None):
+        raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is missing")
+    task = TASKS[settings.task](surgery, dataset, settings, iclip, predictor)
     described = _describe(surgery, info)
     sam = None if predictor is None else _describe_sam(predictor)
     key = {
@@ -93,13 +96,14 @@ def measure(
     }
     with Journal(None if out is None else journal_path(out), key, overwrite=overwrite) as journal:
         _measure(task, dataset, journal, progress)
-        failed, seconds = _collect(task, dataset, journal)
-    if len(failed) == len(dataset):
-        raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
+        done, failed, seconds = _collect(dataset, journal)
+        if not done:
+            raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
+        figures = {method: task.figures(method, (journal.read(key)["kept"] for key in done)) for method in settings.methods}
     published = published_for(dataset, settings, info, surgery)
     result = {
         "untrained": info.untrained,
-        "figures": {method: task.figures(method) for method in settings.methods},
+        "figures": figures,
         "published": {m: {name: dataclasses.asdict(figure) for name, figure in by.items()} for m, by in published.items()},
         "images": {"measured": len(dataset) - len(failed), "failed": len(failed)},
         "failed": failed,
@@ -162,8 +166,9 @@ def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> 
         journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
 
 
-def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
-    """Adds the measurements to the task in the order of the data set; returns the failures, and the seconds by part."""
+def _collect(dataset: Dataset, journal: Journal) -> tuple[list[str], list[dict[str, str]], dict[str, dict[str, float]]]:
+    """Keys of the measured images in the order of the data set, the failures, and the seconds by part."""
+    done: list[str] = []
     failed: list[dict[str, str]] = []
     seconds: dict[str, list[float]] = {}
     for name in dataset.ids:
@@ -171,13 +176,17 @@ def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[
         if "failed" in value:
             failed.append({"id": name, "reason": value["failed"]})
             continue
-        task.add(value["kept"])
+        done.append(key_of(name))
         for part, spent in value["seconds"].items():
             seconds.setdefault(part, []).append(spent)
-    return failed, {
-        part: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
-        for part, spent in seconds.items()
-    }
+    return (
+        done,
+        failed,
+        {
+            part: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
+            for part, spent in seconds.items()
+        },
+    )
 
 
 def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
