@@ -195,9 +195,9 @@ def test_registry() -> None:
     }  # fmt: skip
     assert reader_options("voc") == {"background": True, "labels": "SegmentationClass"}
     assert len(TASKS) == 4
-    with pytest.raises(InputError, match="no data set is called 'pascal'; there are voc,"):
+    with pytest.raises(InputError, match="no data set 'pascal'; there are voc,"):
         open_dataset("pascal")
-    with pytest.raises(InputError, match="no option 'size'; its options are: background, labels, frame"):
+    with pytest.raises(InputError, match="no voc option 'size'; there are background, labels, frame"):
         open_dataset("voc", ".", size=3)
     with pytest.raises(InputError, match="needs the folder"):
         open_dataset("voc")

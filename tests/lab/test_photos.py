@@ -112,7 +112,7 @@ def model() -> TextPromptedSAM:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"half": "most"}, "half must be one of tuning, reporting, all, not 'most'"),
+        ({"half": "most"}, "no half 'most'; there are tuning, reporting, all"),
         ({"strategies": ("paper", "paper")}, "each name once"),
         ({"strategies": ("best",)}, "not 'best'"),
     ],

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from text2sam import __version__
+from text2sam.checks import check_known
 from text2sam.devices import pick_device
-from text2sam.errors import InputError
 from text2sam.lab.bench.suites import SUITES, Settings
 from text2sam.tables import aligned
 
@@ -52,8 +52,7 @@ def run(suite: str, settings: Settings) -> dict[str, Any]:
     Raises:
         InputError: the suite is unknown, or the device is not available.
     """
-    if suite not in ("all", *SUITES):
-        raise InputError(f"suite must be one of all, {', '.join(SUITES)}, not {suite!r}")
+    check_known("suite", [suite], ("all", *SUITES))
     start = time.perf_counter()
     machine = _machine(settings)
     results = {name: SUITES[name](settings) for name in (SUITES if suite == "all" else (suite,))}

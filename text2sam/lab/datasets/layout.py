@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from text2sam.checks import check_known
 from text2sam.errors import InputError
 from text2sam.image import read_image
 from text2sam.lab.datasets.pixels import Colour, read_semantic
@@ -195,9 +196,9 @@ def check_split(split: str, known: Sequence[str] = ()) -> str:
     Raises:
         InputError: it is not.
     """
-    if known and split not in known:
-        raise InputError(f"split must be one of {', '.join(known)}, not {split!r}")
-    if not isinstance(split, str) or not _SPLIT.fullmatch(split):
+    if known:
+        check_known("split", [split], known)
+    elif not isinstance(split, str) or not _SPLIT.fullmatch(split):
         raise InputError(f"split must be a plain name such as 'val', not {split!r}")
     return split
 

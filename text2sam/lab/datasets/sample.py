@@ -14,6 +14,7 @@ from typing import Any, Literal, SupportsIndex, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
 
 IGNORE = 255
@@ -302,8 +303,8 @@ def subset(dataset: Dataset, limit: int | None = None, seed: int | None = None) 
         InputError: ``limit`` is not an integer >= 1, or ``seed`` not an integer >= 0.
     """
     for name, value, least in (("limit", limit, 1), ("seed", seed, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least):
-            raise InputError(f"{name} must be a whole number of at least {least}, or None, not {value!r}")
+        if value is not None:
+            check_number(name, value, least, whole=True)
     if limit is None or limit >= len(dataset):
         return dataset
     if seed is None:

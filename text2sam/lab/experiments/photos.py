@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from text2sam import __version__
 from text2sam.annotate.embeddings import EmbeddingStore
+from text2sam.checks import check_known, check_number
 from text2sam.errors import InputError, PromptError
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
@@ -72,14 +73,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.half not in HALVES:
-            raise InputError(f"half must be one of {', '.join(HALVES)}, not {self.half!r}")
+        check_known("half", [self.half], tuple(HALVES))
         if not self.strategies or len(self.recipes) < len(self.strategies):
             raise InputError(f"strategies must be at least one recipe, each name once, not {self.strategies!r}")
-        for name, least in (("photos", 1), ("resamples", 1)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise InputError(f"{name} must be at least {least}, not {value!r}")
+        if self.photos is not None:
+            check_number("photos", self.photos, 1, whole=True)
 
     @property
     def recipes(self) -> dict[str, Recipe]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
+from text2sam.checks import check_known, check_number
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
 from text2sam.lab.metrics import (
@@ -53,6 +54,7 @@ SIZE_NAMES = ("small", "medium", "large")
 ABSENT = 2
 """Number of absent names queried per scene."""
 MOST_SCENES = 1_000_000
+"""Largest number of scenes, so that the splits do not overlap."""
 _PICTURES = 5
 
 
@@ -80,10 +82,8 @@ class Settings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InputError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
-        if not 1 <= self.scenes <= MOST_SCENES:
-            raise InputError(f"scenes must be in 1 to {MOST_SCENES}, so that the splits do not overlap, not {self.scenes!r}")
+        check_known("split", [self.split], tuple(SPLITS))
+        check_number("scenes", self.scenes, 1, MOST_SCENES, whole=True)
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise InputError(f"strategies must be at least one name, each once, not {self.strategies!r}")
 

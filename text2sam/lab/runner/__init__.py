@@ -32,7 +32,7 @@ from text2sam.lab.output import track
 from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
-from text2sam.lab.runner.settings import RULES, SOURCES, Settings
+from text2sam.lab.runner.settings import BOOTSTRAP_SEED, RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import TASKS, Task
 from text2sam.zoo.download import file_sha256
 
@@ -114,7 +114,7 @@ def measure(
         "settings": settings.to_json(),
         "seeds": {
             "subset": dataset.options.get("subset_seed"),
-            "bootstrap": settings.bootstrap_seed,
+            "bootstrap": BOOTSTRAP_SEED,
             "weights": info.weights_seed,
         },
         "dataset": dataset.describe(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from text2sam.checks import check_known
 from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
@@ -20,6 +21,8 @@ Refinement = Literal["regions"]
 """Masks that vote in semantic segmentation, see :func:`text2sam.tasks.segment_semantic`."""
 
 ThresholdRule = Literal["dataset", "class", "image"]
+
+BOOTSTRAP_SEED = 0
 
 _PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
@@ -81,27 +84,11 @@ RULES: Mapping[RunTask, str] = {
 """Task -> definition of its figures."""
 
 
-def methods_of(task: RunTask) -> tuple[str, ...]:
-    """The methods of a task.
-
-    Raises:
-        InputError: the task is unknown.
-    """
-    if task not in RUN_TASKS:
-        raise InputError(f"task must be one of {', '.join(RUN_TASKS)}, not {task!r}")
-    return tuple(SOURCES[task])
-
-
 def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Expands ``"all"`` to the methods that need only the CLIP, and no name to the papers' method.
-
-    Raises:
-        InputError: the task is unknown.
-    """
-    known = methods_of(task)
+    """Expands ``"all"`` to the methods that need only the CLIP, and no name to the papers' method."""
     if not names:
         return (PAPER_METHOD[task],)
-    every = SCORES if task == "recognition" else tuple(name for name in known if name in ENCODED)
+    every = SCORES if task == "recognition" else tuple(METHODS)
     return tuple(dict.fromkeys(method for name in names for method in (every if name == "all" else (name,))))
 
 
@@ -119,7 +106,7 @@ class Settings:
         refine: semantic: see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
         label_set: explainability: feature surgery over the classes; False: with the empty text.
         threshold_rule: explainability: the rule of the mIoU in the table; the result has all three.
-        resamples, bootstrap_seed: number of bootstrap resamples over images (0: no bootstrap), and their seed.
+        resamples: number of bootstrap resamples over images; 0 makes no intervals.
 
     Raises:
         InputError: a value is invalid, or does not apply to the task.
@@ -137,25 +124,16 @@ class Settings:
     label_set: bool = True
     threshold_rule: ThresholdRule = "dataset"
     resamples: int = 1000
-    bootstrap_seed: int = 0
 
     def __post_init__(self) -> None:
-        known = methods_of(self.task)
-        unknown = [name for name in self.methods if name not in known]
-        if unknown:
-            raise InputError(f"method must be one of {', '.join(known)} for {self.task}, not {unknown[0]!r}")
+        check_known("task", [self.task], RUN_TASKS)
+        check_known(f"{self.task} method", self.methods, tuple(SOURCES[self.task]))
+        check_known("threshold rule", [self.threshold_rule], get_args(ThresholdRule))
+        check_known("refinement", filter(None, [self.refine]), get_args(Refinement))
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError(f"methods must be at least one name, each once, not {self.methods!r}")
-        if self.threshold_rule not in get_args(ThresholdRule):
-            raise InputError(f"threshold_rule must be one of {', '.join(get_args(ThresholdRule))}, not {self.threshold_rule!r}")
-        if self.resamples < 0 or self.bootstrap_seed < 0:
-            raise InputError(
-                f"resamples and bootstrap_seed must be at least 0, not {self.resamples!r} and {self.bootstrap_seed!r}"
-            )
         if check_tiles(self.tiles) is not False and (self.window or self.short_side):
             raise InputError("tiles and a sliding window exclude each other; give one of the two")
-        if self.refine not in (None, *get_args(Refinement)):
-            raise InputError(f"refine must be one of {', '.join(get_args(Refinement))}, not {self.refine!r}")
         if check_tiles(self.tiles) is not False and self.needs_sam:
             raise InputError(f"SAM's masks cannot be used with tiles; leave out tiles, or refine and {CORRCLIP}")
         plain = Settings.__dataclass_fields__
@@ -182,8 +160,11 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """All settings, JSON-ready."""
-        names = ("threshold_rule", "resamples", "bootstrap_seed")
-        return self.measuring() | {name: getattr(self, name) for name in names}
+        return self.measuring() | {
+            "threshold_rule": self.threshold_rule,
+            "resamples": self.resamples,
+            "bootstrap_seed": BOOTSTRAP_SEED,
+        }
 
 
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {

@@ -37,7 +37,7 @@ from text2sam.lab.metrics import (
     soft_mask_scores,
 )
 from text2sam.lab.runner.onepass import Clock, OnePass
-from text2sam.lab.runner.settings import ENCODED, Settings
+from text2sam.lab.runner.settings import BOOTSTRAP_SEED, ENCODED, Settings
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
@@ -366,7 +366,7 @@ def _weights(images: int, settings: Settings) -> NDArray[np.int64] | None:
     """Weights of the bootstrap over images; None without a bootstrap, or if it would take too long."""
     if not settings.resamples or images < 2 or settings.resamples * images > _MOST_DRAWS:
         return None
-    return bootstrap_weights(images, settings.resamples, settings.bootstrap_seed)
+    return bootstrap_weights(images, settings.resamples, BOOTSTRAP_SEED)
 
 
 def _chunks(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
