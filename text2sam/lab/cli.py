@@ -18,7 +18,7 @@ from text2sam.cli.options import Device, ModelOptions, Tiles, option, parse_tile
 from text2sam.cli.output import echo
 from text2sam.errors import InputError, Text2SamError
 from text2sam.files import check_file, check_folder
-from text2sam.lab.output import reporting
+from text2sam.lab.output import reporting, track
 
 if TYPE_CHECKING:
     from text2sam.lab.runner import ModelChoice
@@ -101,7 +101,8 @@ def evaluate_sticker(
         sticker.draw_scene(settings.seeds.start)  # fail before models are built if a package is missing
         scikit_learn()
         model = TextPromptedSAM.from_pretrained("sticker", device=device, sam_checkpoint=sam_checkpoint, progress=progress)
-        records = sticker.measure(model, settings, progress=progress)
+        drawn = (sticker.draw_scene(seed) for seed in track(settings.seeds, "scenes", progress))
+        records = sticker.measure(model, drawn, settings.strategies)
         report(sticker.report(records, settings))
     if pictures is not None:
         sticker.write_pictures(pictures, model, records)
