@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from text2sam.tables import aligned
 
 if TYPE_CHECKING:
     from text2sam.lab.datasets.sample import Sample
-    from text2sam.pipeline import EncodedImage, TextPromptedSAM
+    from text2sam.pipeline import TextPromptedSAM
 
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "all": slice(None)}
 SIZES = {"> 5 %": (0.05, 1.01), "1 to 5 %": (0.01, 0.05), "< 1 %": (0.0, 0.01), "> 1 %": (0.01, 1.01)}
@@ -116,16 +116,6 @@ def known_names(model: TextPromptedSAM, names: Sequence[str]) -> tuple[str, ...]
     return tuple(known)
 
 
-def encode_photo(model: TextPromptedSAM, image: NDArray[np.uint8], store: EmbeddingStore | None = None) -> EncodedImage:
-    """The embeddings of both models, loaded from the store or saved to it."""
-    encoded = store.load(image) if store else None
-    if encoded is None:
-        [encoded] = model.encode([image], sam=True)
-        if store:
-            store.save(encoded)
-    return encoded
-
-
 def measure_photo(
     model: TextPromptedSAM, sample: Sample, names: Sequence[str], settings: Settings, store: EmbeddingStore | None = None
 ) -> dict[str, Any]:
@@ -136,7 +126,11 @@ def measure_photo(
         (whether the map's peak is on it) and ``answers``, recipe -> ``iou`` (taken as present), ``answered`` (IoU of the
         result), ``calls`` of SAM and ``seconds``; ``absent``, the presence scores of absent names.
     """
-    encoded = encode_photo(model, sample.image, store)
+    encoded = store.load(sample.image) if store else None
+    if encoded is None:
+        [encoded] = model.encode([sample.image], sam=True)
+        if store:
+            store.save(encoded)
     scores = {name: presence_scores(model.generator, encoded.features, [name], None)[0] for name in names}
     truths = unions(sample.instances)
     targets = []
@@ -216,58 +210,52 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
         - ``false``: share of absent names that are predicted present; ``absent``: number of absent names.
         - ``thresholds``: for each of :data:`THRESHOLDS` the same share as ``false``, and that of targets over 1 % as ``found``.
     """
-    weights = bootstrap_weights(max(1, len(photos)), settings.resamples, settings.seed)
-    first, *others = settings.recipes
+    units = max(1, len(photos))
+    weights = bootstrap_weights(units, settings.resamples, settings.seed)
+    weights = np.concatenate([np.ones((1, units), np.int64), weights])
+    targets = [target for photo in photos for target in photo["targets"]]
+    unit = np.repeat(np.arange(len(photos)), [len(photo["targets"]) for photo in photos])
+    size, presence, present, peak = (
+        np.array([target[name] for target in targets], np.float64) for name in ("size", "presence", "present", "peak")
+    )
+    within = {name: (size >= low) & (size < high) for name, (low, high) in SIZES.items()}
     rows: list[dict[str, Any]] = []
 
-    def add(figure: str, recipe: str, value: Callable[[Mapping[str, Any]], float]) -> None:
-        rows.append({"figure": figure, "recipe": recipe, "sizes": _by_size(photos, weights, value)})
+    def add(figure: str, recipe: str, values: NDArray[np.float64]) -> None:
+        sizes = {}
+        for name, of in within.items():
+            means = weighted_ratio(np.bincount(unit[of], values[of], units), np.bincount(unit[of], minlength=units), weights)
+            sizes[name] = estimate(means[0], means[1:]) | {"count": int(of.sum())}
+        rows.append({"figure": figure, "recipe": recipe, "sizes": sizes})
 
-    def of(recipe: str, key: str, base: str | None = None) -> Callable[[Mapping[str, Any]], float]:
-        return lambda target: target["answers"][recipe][key] - (target["answers"][base][key] if base else 0)
+    def of_recipe(recipe: str, key: str) -> NDArray[np.float64]:
+        return np.array([target["answers"][recipe][key] for target in targets], np.float64)
 
+    first, *others = settings.recipes
     for figure, key in (("IoU, absent = 0", "answered"), ("IoU, taken as present", "iou")):
         for recipe in settings.recipes:
-            add(figure, recipe, of(recipe, key))
+            add(figure, recipe, of_recipe(recipe, key))
         for recipe in others:
-            add(figure, f"{recipe} - {first}", of(recipe, key, first))
+            add(figure, f"{recipe} - {first}", of_recipe(recipe, key) - of_recipe(first, key))
     for recipe in settings.recipes:
-        add("calls of SAM", recipe, of(recipe, "calls"))
-    add("peak on the target", "", lambda target: target["peak"])
-    add("predicted present", "", lambda target: target["present"])
+        add("calls of SAM", recipe, of_recipe(recipe, "calls"))
+    add("peak on the target", "", peak)
+    add("predicted present", "", present)
     absent = np.array([score for photo in photos for score in photo["absent"].values()], np.float64)
-    shown = np.array([(t["size"], t["presence"]) for photo in photos for t in photo["targets"]], np.float64).reshape(-1, 2)
-    within = {name: (shown[:, 0] >= low) & (shown[:, 0] < high) for name, (low, high) in SIZES.items()}
+
+    def share(scores: NDArray[np.float64], limit: float) -> float | None:
+        return float(np.mean(scores >= limit)) if len(scores) else None
+
     return {
         "rows": rows,
-        "auroc": {name: finite(auroc(shown[part, 1], absent)) for name, part in (within | {"all": shown[:, 0] >= 0}).items()},
-        "false": finite(_share_from(absent, threshold)),
+        "auroc": {name: finite(auroc(presence[of], absent)) for name, of in (within | {"all": size >= 0}).items()},
+        "false": share(absent, threshold),
         "absent": len(absent),
         "thresholds": [
-            {
-                "threshold": limit,
-                "found": finite(_share_from(shown[within["> 1 %"], 1], limit)),
-                "false": finite(_share_from(absent, limit)),
-            }
+            {"threshold": limit, "found": share(presence[within["> 1 %"]], limit), "false": share(absent, limit)}
             for limit in THRESHOLDS
         ],
     }
-
-
-def _share_from(scores: NDArray[np.float64], limit: float) -> float:
-    return float(np.mean(scores >= limit)) if len(scores) else float("nan")
-
-
-def _by_size(
-    photos: Sequence[Mapping[str, Any]], weights: NDArray[np.int64], value: Callable[[Mapping[str, Any]], float]
-) -> dict[str, Any]:
-    figures = {}
-    for name, (low, high) in SIZES.items():
-        values = [[value(target) for target in photo["targets"] if low <= target["size"] < high] for photo in photos]
-        sums, counts = (np.array(list(map(of, values)), np.float64) for of in (sum, len))
-        mean = sums.sum() / counts.sum() if counts.any() else float("nan")
-        figures[name] = estimate(mean, weighted_ratio(sums, counts, weights)) | {"count": int(counts.sum())}
-    return figures
 
 
 def table(result: Mapping[str, Any]) -> str:
