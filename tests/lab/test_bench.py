@@ -140,9 +140,9 @@ def test_recipe_figures(monkeypatch: pytest.MonkeyPatch, absent: str, per_object
     monkeypatch.setattr("text2sam.demo.load_scenes", lambda: (scene,))
     monkeypatch.setattr(suites, "build_sticker", lambda _: Scripted())
     details, (prompts, timed) = suites.measure_recipe(TINY)
-    assert (prompts.ours, prompts.baseline, prompts.met) == (pytest.approx(per_object), 1, met)
-    assert prompts.aim == "ours <= baseline + 2"
-    assert timed.unit == "s"
+    assert (prompts["ours"], prompts["baseline"], prompts["met"]) == (pytest.approx(per_object), 1, met)
+    assert prompts["aim"] == "ours <= baseline + 2"
+    assert timed["unit"] == "s"
     assert [case["calls"]["objects"] for case in details["cases"]] == [5, 5, 5 * met]
 
 

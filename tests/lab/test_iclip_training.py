@@ -211,5 +211,5 @@ def test_the_command_in_small(stickers: Any, tmp_path: Path, monkeypatch: pytest
     assert list(result["maps"]) == ["itsm", "architecture", "surgery", "surgery_labels", "iclip", "iclip_architecture"]
     assert result["settings"]["steps"] == 2
     assert json.loads(capsys.readouterr().out) == result
-    with pytest.raises(InputError, match="scenes must be at least 1"):
+    with pytest.raises(InputError, match="scenes must be a whole number of at least 1"):
         lab.Settings(scenes=0)

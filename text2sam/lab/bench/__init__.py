@@ -47,7 +47,7 @@ def run(suite: str, settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON-ready: ``suite``, ``machine`` (versions, processors, threads, load), ``settings``, ``seconds``, ``benchmarks`` (all
-        figures, by suite) and ``rows``, the lines of the table, see :class:`~text2sam.lab.bench.timing.Row`.
+        figures, by suite) and ``rows``, the lines of the table, see :func:`~text2sam.lab.bench.timing.row`.
 
     Raises:
         InputError: the suite is unknown, or the device is not available.
@@ -62,7 +62,7 @@ def run(suite: str, settings: Settings) -> dict[str, Any]:
         "settings": asdict(settings),
         "seconds": time.perf_counter() - start,
         "benchmarks": {name: details for name, (details, _) in results.items()},
-        "rows": [asdict(row) for _, rows in results.values() for row in rows],
+        "rows": [row for _, rows in results.values() for row in rows],
     }
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from text2sam.lab.bench.timing import Row, Side, alternate, timed_row
+from text2sam.lab.bench.timing import Side, alternate, timed_row
 
 if TYPE_CHECKING:
     from text2sam.lab.bench.suites import Settings
 
 
-def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
+def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Times of encoder and prompts; the weights are random."""
     from segment_anything import SamPredictor
 

@@ -22,12 +22,12 @@ from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
 from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.sam import measure_sam
-from text2sam.lab.bench.timing import Row, Side, alternate, peak_tensor_bytes, row, timed_row
+from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes, row, timed_row
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes.choose import mask_iou
 
-Result = tuple[dict[str, Any], list[Row]]
+Result = tuple[dict[str, Any], list[dict[str, Any]]]
 """Figures of a suite, JSON-ready, and its lines of the table."""
 
 
@@ -98,8 +98,7 @@ def measure_text(settings: Settings) -> Result:
 
 def measure_surgery(settings: Settings) -> Result:
     """Time and peak memory of feature surgery over a label set, against the plain implementation."""
-    rows: list[Row] = []
-    cases: list[dict[str, Any]] = []
+    rows, cases = list[dict[str, Any]](), list[dict[str, Any]]()
     for count, channels in [*((n, settings.channels) for n in settings.labels), (settings.labels[0], settings.wide_channels)]:
         image, labels = _random_features(settings.tokens, count, channels, pick_device(settings.device))
         calls = {"ours": partial(feature_surgery, image, labels), "plain": partial(plain.feature_surgery, image, labels)}

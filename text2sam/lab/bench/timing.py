@@ -19,31 +19,6 @@ from text2sam.errors import InputError
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table.
-
-    Attributes:
-        what: the comparison.
-        ours, baseline: medians, in ``unit``.
-        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
-        ratio: baseline divided by ours; above 1 if ours is better.
-        low, high: smallest and largest ratio of the rounds; None for figures without rounds.
-        aim: the aim in words; None without an aim.
-        met: whether the aim is met; None without an aim.
-    """
-
-    what: str
-    ours: float
-    baseline: float
-    unit: str
-    ratio: float
-    low: float | None = None
-    high: float | None = None
-    aim: str | None = None
-    met: bool | None = None
-
-
-@dataclass(frozen=True)
 class Side:
     """A side of a comparison.
 
@@ -133,14 +108,28 @@ def peak_tensor_bytes(call: Callable[[], object]) -> int:
     return int(counter.peak)
 
 
-def row(what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None) -> Row:
-    """A line of counts."""
-    return Row(what, ours, baseline, unit, baseline / ours, aim=aim, met=met)
+def row(
+    what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None, **rounds: float
+) -> dict[str, Any]:
+    """A line of the table.
+
+    Args:
+        what: the comparison.
+        ours, baseline: medians, in ``unit``.
+        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
+        aim, met: the aim in words, and whether it is met; None without an aim.
+        **rounds: ``low`` and ``high``, the smallest and the largest ratio of the rounds.
+
+    Returns:
+        JSON-ready, with ``ratio``, baseline divided by ours, above 1 if ours is better; ``low`` and ``high`` are None without
+        rounds.
+    """
+    ratios = {"ratio": baseline / ours, "low": None, "high": None} | rounds
+    return {"what": what, "ours": ours, "baseline": baseline, "unit": unit, **ratios, "aim": aim, "met": met}
 
 
-def timed_row(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> Row:
+def timed_row(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> dict[str, Any]:
     """A line from two results of :func:`alternate`; ``at_least`` is the aim for the ratio."""
     ratios = [b / o for o, b in zip(ours["samples_s"], baseline["samples_s"], strict=True)]
-    ratio = baseline["median_s"] / ours["median_s"]
-    aim, met = (None, None) if at_least is None else (f">= {at_least:g}", ratio >= at_least)
-    return Row(what, ours["median_s"], baseline["median_s"], "s", ratio, min(ratios), max(ratios), aim, met)
+    line = row(what, ours["median_s"], baseline["median_s"], "s", low=min(ratios), high=max(ratios))
+    return line if at_least is None else line | {"aim": f">= {at_least:g}", "met": line["ratio"] >= at_least}
