@@ -21,7 +21,6 @@ from text2sam.files import check_file, check_folder
 from text2sam.lab.output import reporting, track
 
 if TYPE_CHECKING:
-    from text2sam.lab.runner import ModelChoice
     from text2sam.lab.runner.settings import RunTask
 
 evaluate = new_app(help="Measure the quality of text2sam.", no_args_is_help=True)
@@ -187,17 +186,6 @@ class ClipOptions(ModelOptions):
         option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1; the papers use only 1."),
     ] = "1"
 
-    def choice(self, untrained: bool) -> ModelChoice:
-        """The options for the runner.
-
-        Raises:
-            InputError: an option is invalid.
-        """
-        from text2sam.lab.runner import ModelChoice
-
-        self.check()
-        return ModelChoice(untrained=untrained, **self.keywords())
-
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -248,16 +236,7 @@ class DataOptions:
         iclip: Path | None = None,
         **settings: Any,
     ) -> None:
-        """Measures a task and prints the result.
-
-        Args:
-            task: the task.
-            clip: the CLIP.
-            as_json: print JSON.
-            background: option of the data set's reader.
-            iclip: file of trained projections.
-            **settings: further fields of :class:`text2sam.lab.runner.Settings`.
-        """
+        """Measures a task and prints the result; ``settings`` are fields of :class:`text2sam.lab.runner.Settings`."""
         from text2sam.lab import runner
         from text2sam.lab.datasets import open_dataset, subset
         from text2sam.lab.runner.report import table
@@ -271,7 +250,9 @@ class DataOptions:
             raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         if self.out is not None:
             check_file(self.out)
-        choice, options = clip.choice(self.untrained), self.reader_options(background)
+        clip.check()
+        choice = runner.ModelChoice(untrained=self.untrained, **clip.keywords())
+        options = self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
         surgery, model = runner.build_surgery(choice)

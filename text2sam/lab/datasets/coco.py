@@ -26,10 +26,9 @@ HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    number: int
     file: str
     shape: tuple[int, int]
-    objects: tuple[tuple[str, bool, Any], ...]  # class, crowd, segmentation as in the file
+    objects: list[tuple[str, bool, Any]]  # class, crowd, segmentation as in the file
 
 
 def open_coco(
@@ -86,8 +85,7 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], dict[str, Callable[[]
         InputError: the file is missing or not in COCO's format.
     """
     categories, pictures = _index(disk.read_json(path), path)
-    where = f"in {path}"
-    return categories, {p.file: partial(_instances, p, p.shape, f"the annotations of {p.file} {where}") for p in pictures}
+    return categories, {p.file: partial(_instances, p, p.shape, f"the annotations of {p.file} in {path}") for p in pictures}
 
 
 def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
@@ -104,7 +102,7 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
         if not isinstance(name, str) or not name.strip() or number in categories:
             raise InputError(f"category {number} of {path} must have a name and occur once; its name is {name!r}")
         categories[number] = name.strip()
-    images: dict[int, tuple[str, tuple[int, int], list[tuple[str, bool, Any]]]] = {}
+    images: dict[int, _Picture] = {}
     for entry in parts[1]:
         number = _whole(entry, "id", "an image", path)
         h, w = (_whole(entry, side, f"image {number}", path) for side in ("height", "width"))
@@ -114,7 +112,7 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
             file = check_relative(entry.get("file_name"))
         except InputError as error:
             raise InputError(f"file_name of image {number} in {path}: {error}") from error
-        images[number] = (file, (h, w), [])
+        images[number] = _Picture(file, (h, w), [])
     for entry in parts[2]:
         image, category = (_whole(entry, key, "an annotation", path) for key in ("image_id", "category_id"))
         crowd = entry.get("iscrowd", 0)
@@ -123,9 +121,8 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
                 f"annotation {entry.get('id')!r} of {path} must have the image_id and category_id of an image and a category "
                 f"in the file, and iscrowd 0 or 1, not {image}, {category} and {crowd!r}"
             )
-        images[image][2].append((categories[category], bool(crowd), entry.get("segmentation")))
-    pictures = [_Picture(number, file, shape, tuple(objects)) for number, (file, shape, objects) in sorted(images.items())]
-    return tuple(categories[number] for number in sorted(categories)), pictures
+        images[image].objects.append((categories[category], bool(crowd), entry.get("segmentation")))
+    return tuple(categories[number] for number in sorted(categories)), [images[number] for number in sorted(images)]
 
 
 def _whole(entry: dict[str, Any], key: str, what: str, path: Path) -> int:

@@ -141,7 +141,7 @@ def open_coco_stuff(root: Root, split: str = "val2017") -> Dataset:
         numbers = {category - 1: index for index, category in enumerate(used)}
     return layout.paired(
         "coco-stuff", names.COCO_STUFF, pictures, labels, numbers, masks=masks, split=split, options={"encoding": encoding},
-        wording=names.stuff_wording(),
+        wording=names.COCO_STUFF_WORDING,
     )  # fmt: skip
 
 

@@ -105,11 +105,8 @@ IMAGENET_S50 = {
 """Folder -> name from WordNet of ImageNet-S50; the sorted folders have the numbers 1 to 50."""
 
 
-def stuff_wording() -> dict[str, str]:
-    """Wording of COCO-Stuff's names with a hyphen: ``"floor-wood"`` -> "wood floor", ``"sky-other"`` -> "sky"."""
-    wording = {}
-    for name in COCO_STUFF:
-        if "-" in name:
-            whole, part = name.split("-")
-            wording[name] = whole if part in ("other", "stuff") else f"{part} {whole}"
-    return wording | {"window-blind": "window blind", "structural-other": "structure", "solid-other": "solid object"}
+COCO_STUFF_WORDING = {
+    name: whole if part in ("other", "stuff") else f"{part} {whole}"
+    for name, (whole, part) in ((name, name.split("-")) for name in COCO_STUFF if "-" in name)
+} | {"window-blind": "window blind", "structural-other": "structure", "solid-other": "solid object"}
+"""Wording of COCO-Stuff's names with a hyphen: ``"floor-wood"`` -> "wood floor", ``"sky-other"`` -> "sky"."""

@@ -53,7 +53,7 @@ class Sample:
     """An image and its ground truth.
 
     Each property is read on first access and then kept, so do not keep lists of samples. A file that is missing, broken or does
-    not fit the image raises an error that names it.
+    not fit the image raises an ImageError or InputError that names it.
 
     Attributes:
         id: unique in its data set, the same on every machine.
@@ -88,11 +88,7 @@ class Sample:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of the image in pixels.
-
-        Raises:
-            ImageError: as :attr:`image`.
-        """
+        """(H, W) of the image in pixels."""
         h, w = self.image.shape[:2]
         return h, w
 
@@ -140,11 +136,7 @@ class Sample:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The classes that the image shows, without the background, in the order of :attr:`classes`; crowds included.
-
-        Raises:
-            InputError, ImageError: as :attr:`semantic` and :attr:`instances`, or a name is not a class.
-        """
+        """The classes that the image shows, without the background, in the order of :attr:`classes`; crowds included."""
         if self.read_labels is not None:
             names = set(self.read_labels())
         elif self.read_instances is not None:
@@ -158,11 +150,7 @@ class Sample:
 
     @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
-        """Class -> (H, W) bool, not empty, without the background; unions of objects, without crowds, may overlap.
-
-        Raises:
-            InputError, ImageError: as :attr:`semantic` and :attr:`instances`.
-        """
+        """Class -> (H, W) bool, not empty, without the background; unions of objects, without crowds, may overlap."""
         if self.read_instances is not None:
             masks = unions(i for i in self.instances if not i.crowd and i.mask.any())
             return {name: masks[name] for name in self.classes[self.background :] if name in masks}
@@ -173,11 +161,7 @@ class Sample:
 
     @property
     def ignored(self) -> NDArray[np.bool_]:
-        """(H, W) bool, the ignored pixels.
-
-        Raises:
-            InputError, ImageError: as :attr:`semantic`.
-        """
+        """(H, W) bool, the ignored pixels."""
         ignored: NDArray[np.bool_] = self.semantic == IGNORE
         return ignored
 
