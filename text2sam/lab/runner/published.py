@@ -85,10 +85,8 @@ def published_for(
     whole = "limit" not in dataset.options and usual == {
         name: dataset.options.get(name, value) for name, value in usual.items()
     }
-    plain = not (settings.window or settings.background_words) and settings.label_set
-    plain = plain and settings.threshold_rule == "dataset" and settings.background_threshold is None
-    plain = plain and surgery.scales == (1.0,)
-    plain = plain and tuple(surgery.prompts.templates) == ensemble_templates()
+    default = Settings(settings.task, settings.methods, tiles=settings.tiles, resamples=settings.resamples)
+    plain = settings == default and surgery.scales == (1.0,) and tuple(surgery.prompts.templates) == ensemble_templates()
     published: dict[str, dict[str, Published]] = {}
     for figure in PUBLISHED if whole and plain and not model.untrained else ():
         same = (figure.task, figure.dataset, figure.split) == (settings.task, dataset.name, dataset.split)

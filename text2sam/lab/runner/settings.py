@@ -47,17 +47,6 @@ SOURCES: Mapping[RunTask, Mapping[str, str]] = {
 }
 """Task -> method -> source."""
 
-ENCODED = frozenset(METHODS)
-"""The methods that share one encoding of an image."""
-
-PAPER_METHOD: Mapping[RunTask, str] = {
-    "recognition": "surgery",
-    "semantic": "architecture",
-    "explainability": "surgery",
-    "camouflage": "surgery",
-}
-"""Task -> the papers' method."""
-
 RULES: Mapping[RunTask, str] = {
     "recognition": (
         "mAP in percent: average precision of each class over all images, without interpolation and with equal scores as one "
@@ -87,7 +76,7 @@ RULES: Mapping[RunTask, str] = {
 def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     """Expands ``"all"`` to the methods that need only the CLIP, and no name to the papers' method."""
     if not names:
-        return (PAPER_METHOD[task],)
+        return ("architecture" if task == "semantic" else "surgery",)
     every = SCORES if task == "recognition" else tuple(METHODS)
     return tuple(dict.fromkeys(method for name in names for method in (every if name == "all" else (name,))))
 

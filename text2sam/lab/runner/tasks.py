@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2sam.clip.attention import CORRCLIP
+from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.errors import InputError, needed
 from text2sam.lab.datasets import Dataset, Sample
@@ -37,7 +37,7 @@ from text2sam.lab.metrics import (
     soft_mask_scores,
 )
 from text2sam.lab.runner.onepass import Clock, OnePass
-from text2sam.lab.runner.settings import BOOTSTRAP_SEED, ENCODED, Settings
+from text2sam.lab.runner.settings import BOOTSTRAP_SEED, Settings
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
@@ -78,7 +78,7 @@ class Task(ABC):
                 f"{dataset.title} has no class 'background', which background words and threshold need; open it with "
                 "background=True (--background) if its reader has that option"
             )
-        self.surgery = OnePass(surgery, [method for method in settings.methods if method in ENCODED])
+        self.surgery = OnePass(surgery, [method for method in settings.methods if method in METHODS])
         self._settings = settings
         self._background = dataset.background
         self._names = dataset.classes if settings.task == "semantic" else dataset.foreground
@@ -257,7 +257,7 @@ class Explainability(Task):
             self._texts = class_features(self.surgery, self._words.values(), None)  # (T, C)
             alone = not settings.label_set or len(prompts) == 1
             self._redundant = self.surgery.encode_texts([""]) if alone else None
-        self._maps: dict[str, Maps] = {method: self._encoded(method) for method in settings.methods if method in ENCODED}
+        self._maps: dict[str, Maps] = {method: self._encoded(method) for method in settings.methods if method in METHODS}
         if "gradcam" in settings.methods:
             self._maps["gradcam"] = _gradcam(surgery, prompts)
         if iclip is not None:
