@@ -290,7 +290,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(TextPromptedSAM, "from_pretrained", build)
     monkeypatch.setattr(sticker, "draw_scene", lambda seed: drawn[seed % 2])
-    monkeypatch.setattr(sticker, "bootstrap_weights", lambda scenes, *_: bootstrap_weights(scenes, 5))
+    monkeypatch.setattr(sticker.metrics, "bootstrap_weights", lambda scenes, *_: bootstrap_weights(scenes, 5))
     return given
 
 

@@ -2,7 +2,7 @@
 
 A bootstrap over scenes or images counts a unit as often as it is drawn, so the functions take integer weights instead of
 copies. scikit-learn computes AUROC, average precision and confusion matrices (but not COCO's interpolated average precision),
-and pysodmetrics the S-, E- and weighted F-measure.
+and pysodmetrics the S-, E- and weighted F-measure; where one is missing, these raise a MissingDependencyError.
 """
 
 from __future__ import annotations
@@ -32,20 +32,12 @@ NAN = float("nan")
 
 
 def scikit_learn() -> Any:
-    """The module ``sklearn.metrics``.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
-    """
+    """The module ``sklearn.metrics``."""
     return needed("sklearn.metrics", "scikit-learn", "measuring", "lab")
 
 
 def sod_metrics() -> Any:
-    """The module ``py_sod_metrics``.
-
-    Raises:
-        MissingDependencyError: pysodmetrics is not installed.
-    """
+    """The module ``py_sod_metrics``."""
     return needed("py_sod_metrics", "pysodmetrics", "measuring camouflaged objects", "lab")
 
 
@@ -110,9 +102,6 @@ def auroc(
 
     Returns:
         A value in [0, 1]; NaN if either side has no weight.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
     """
     scores = np.concatenate([np.asarray(side, np.float64) for side in (positive, negative)])
     truth = np.arange(len(scores)) < len(scores) - np.size(negative)
@@ -135,7 +124,6 @@ def class_average_precisions(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.
 
     Raises:
         InputError: an argument has another shape or type.
-        MissingDependencyError: scikit-learn is not installed.
     """
     s, t = np.asarray(scores, np.float64), np.asarray(truth)
     if s.ndim != 2 or t.shape != s.shape or t.dtype != np.bool_:
@@ -221,7 +209,6 @@ class ConfusionMatrix:
 
         Raises:
             InputError: shapes differ, or a value is not a class.
-            MissingDependencyError: scikit-learn is not installed.
         """
         k = len(self.counts)
         if prediction.shape != truth.shape:
@@ -323,7 +310,6 @@ def soft_mask_scores(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_])
 
     Raises:
         InputError: an argument has another shape, type or range.
-        MissingDependencyError: pysodmetrics is not installed.
     """
     v, m = np.asarray(values, np.float64), np.asarray(mask)
     if v.ndim != 2 or not v.size or m.shape != v.shape or m.dtype != np.bool_ or not (v.min() >= 0 and v.max() <= 1):

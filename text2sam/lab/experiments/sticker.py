@@ -23,15 +23,7 @@ from text2sam import __version__
 from text2sam.checks import check_known, check_number
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
-from text2sam.lab.metrics import (
-    IOU_THRESHOLDS,
-    auroc,
-    average_precision,
-    bootstrap_weights,
-    estimate,
-    match_detections,
-    weighted_ratio,
-)
+from text2sam.lab import metrics
 from text2sam.lab.output import cell
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
 from text2sam.recipes.choose import mask_iou
@@ -243,7 +235,9 @@ def tally(
         np.array([getattr(answer, name) for answer in answers], np.float64)
         for name in ("objects", "size", "iou", "best", "points", "points_on", "present", "presence")
     )
-    hits = [np.stack([match_detections(answer.instance_ious, t) for t in IOU_THRESHOLDS]) for answer in answers]  # (10, D)
+    hits = [
+        np.stack([metrics.match_detections(answer.instance_ious, t) for t in metrics.IOU_THRESHOLDS]) for answer in answers
+    ]  # (10, D)
     matched = np.array([own[0].sum() for own in hits])
     there, of_size = objects > 0, np.searchsorted(SIZE_BOUNDS, size, side="right")
     pointed, ones = there & (points > 0), np.ones(len(answers))
@@ -262,14 +256,14 @@ def tally(
     figures, counts = {}, {}
     for name, (values, number, of) in means.items():
         sums, cases = (np.bincount(scene[of], part[of], len(scenes)) for part in (values, number))
-        figures[name], counts[name] = weighted_ratio(sums, cases, weights), int(cases.sum())
+        figures[name], counts[name] = metrics.weighted_ratio(sums, cases, weights), int(cases.sum())
     order = np.argsort(-np.concatenate([answer.scores for answer in answers]), kind="stable")
     ranked = np.concatenate(hits, axis=1)[:, order]  # (10, D)
     detected = np.repeat(scene, [len(answer.scores) for answer in answers])[order]
     total = np.bincount(scene, objects, len(scenes)).astype(np.int64)
-    ap = np.array([[average_precision(right, int(row @ total), row[detected]) for right in ranked] for row in weights])
+    ap = np.array([[metrics.average_precision(right, int(row @ total), row[detected]) for right in ranked] for row in weights])
     sides = (presence[there], presence[~there])
-    areas = np.array([auroc(*sides, row[scene[there]], row[scene[~there]]) for row in weights])
+    areas = np.array([metrics.auroc(*sides, row[scene[there]], row[scene[~there]]) for row in weights])
     counts |= {"ap50": len(order), "ap": len(order), "presence_auroc": int(there.sum())}
     return figures | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}, counts
 
@@ -287,18 +281,19 @@ def summarize(records: Records, *, resamples: int = 1000) -> dict[str, Any]:
     """
     scenes = list(records.values())
     base, *others = scenes[0]
-    weights = np.concatenate([np.ones((1, len(scenes)), np.int64), bootstrap_weights(len(scenes), resamples)])
+    weights = np.concatenate([np.ones((1, len(scenes)), np.int64), metrics.bootstrap_weights(len(scenes), resamples)])
     drawn, figures = {}, {}
     for strategy in scenes[0]:
         drawn[strategy], counts = tally([answers[strategy] for answers in scenes], weights)
         figures[strategy] = {
-            name: estimate(drawn[strategy][name][0], drawn[strategy][name][1:]) | {"count": counts[name]} for name in FIGURES
+            name: metrics.estimate(drawn[strategy][name][0], drawn[strategy][name][1:]) | {"count": counts[name]}
+            for name in FIGURES
         }
     differences: dict[str, Any] = {strategy: {} for strategy in others}
     for strategy in others:
         for name in FIGURES:
             less = drawn[strategy][name] - drawn[base][name]
-            differences[strategy][name] = estimate(less[0], less[1:])
+            differences[strategy][name] = metrics.estimate(less[0], less[1:])
     asked = [answer for answers in scenes for answer in answers[base]]
     cases = [answer for answer in asked if answer.objects]
     return {
@@ -337,7 +332,7 @@ def report(records: Records, settings: Settings) -> dict[str, Any]:
             "objects": list(OBJECTS),
             "repeat": REPEAT,
             "size_bounds": list(SIZE_BOUNDS),
-            "iou_thresholds": list(IOU_THRESHOLDS),
+            "iou_thresholds": list(metrics.IOU_THRESHOLDS),
             "interval": 0.95,
             "differences_against": settings.strategies[0],
         },

@@ -19,23 +19,8 @@ from numpy.typing import NDArray
 from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.errors import InputError, needed
+from text2sam.lab import metrics
 from text2sam.lab.datasets import Dataset, Sample
-from text2sam.lab.metrics import (
-    SOFT_SCORES,
-    ConfusionMatrix,
-    MapSample,
-    bootstrap_weights,
-    class_average_precisions,
-    explainability,
-    explainability_samples,
-    finite,
-    interval,
-    map_sample,
-    ratio,
-    row_means,
-    sod_metrics,
-    soft_mask_scores,
-)
 from text2sam.lab.runner.onepass import Clock, OnePass
 from text2sam.lab.runner.settings import BOOTSTRAP_SEED, Settings
 from text2sam.pipeline import TextPromptedSAM
@@ -127,7 +112,7 @@ class Recognition(Task):
         classes = np.arange(len(self._names))
         rows = [(np.array(kept["scores"][method], np.float32), np.isin(classes, kept["labels"])) for kept in measured]
         scores, truth = (np.stack(part) for part in zip(*rows, strict=True))
-        precisions = class_average_precisions(scores, truth)
+        precisions = metrics.class_average_precisions(scores, truth)
         shown = np.isfinite(precisions)
         cheap = self._settings.resamples * truth.shape[0] * int(shown.sum()) <= _MOST_RANKED
         weights = _weights(len(truth), self._settings) if cheap else None
@@ -159,7 +144,7 @@ def bootstrap_map(
             positives = true[:, -1]
             total[start:stop] += np.divide(gained, positives, out=np.zeros(len(gained)), where=positives > 0)
             classes[start:stop] += positives > 0
-    return ratio(total, classes)
+    return metrics.ratio(total, classes)
 
 
 class Semantic(Task):
@@ -199,7 +184,7 @@ class Semantic(Task):
             with clock.part(method):
                 image = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
                 segmentation = segment_semantic(self._pair or self.surgery, image, self._words, method=method, **options)
-                matrix = ConfusionMatrix(len(self._names))
+                matrix = metrics.ConfusionMatrix(len(self._names))
                 matrix.add(segmentation.classes.astype(np.int64), sample.semantic)
             flat = matrix.counts.ravel()
             indices = np.flatnonzero(flat)
@@ -209,7 +194,7 @@ class Semantic(Task):
     def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """In percent ``miou``, ``miou_without_background`` (None without a background), ``mean_accuracy``, ``pixel_accuracy``
         and ``iou`` by class; ``pixels`` (their number), ``confusion`` (K, K + 1) and ``intervals``."""
-        total, rows = ConfusionMatrix(len(self._names)), []
+        total, rows = metrics.ConfusionMatrix(len(self._names)), []
         for kept in measured:
             indices, numbers = kept["pixels"][method]
             square = np.zeros_like(total.counts)
@@ -223,10 +208,10 @@ class Semantic(Task):
         if weights is not None:
             hits, truth, predicted = (weights @ parts[:, i].astype(np.float64) for i in range(3))  # (R, K)
             union = truth + predicted - hits
-            ious = ratio(hits, union)
-            drawn["miou"] = 100 * row_means(ious)
+            ious = metrics.ratio(hits, union)
+            drawn["miou"] = 100 * metrics.row_means(ious)
             if without is not None:
-                drawn["miou_without_background"] = 100 * row_means(ious[:, 1:])
+                drawn["miou_without_background"] = 100 * metrics.row_means(ious[:, 1:])
         figures = {
             "miou": _percent(total.miou()),
             "miou_without_background": None if without is None else _percent(total.miou(without)),
@@ -278,26 +263,26 @@ class Explainability(Task):
     def _compared(self, sample: Sample, name: str, similarity: SimilarityMap) -> list[Any]:
         """What is kept of a map: here the attributes of a :class:`~text2sam.lab.metrics.MapSample`."""
         counted = ~sample.ignored  # the order of the pixels does not matter
-        kept = map_sample(name, similarity.to_image(sample.shape)[counted][None], sample.masks[name][counted][None])
-        return [kept.ious.tolist(), kept.foreground, finite(kept.background)]
+        kept = metrics.map_sample(name, similarity.to_image(sample.shape)[counted][None], sample.masks[name][counted][None])
+        return [kept.ious.tolist(), kept.foreground, metrics.finite(kept.background)]
 
     def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """In percent ``miou`` (by the threshold rule of the settings), ``miou_dataset``, ``miou_class``, ``miou_image`` and
         ``msc``; the data set's ``threshold``, ``thresholds`` by class, ``samples``, ``classes``, ``intervals``."""
-        samples, of_image, settings, count = list[MapSample](), list[int](), self._settings, 0
+        samples, of_image, settings, count = list[metrics.MapSample](), list[int](), self._settings, 0
         for count, kept in enumerate(measured, 1):
             for i, (curve, on, off) in zip(kept["classes"], kept["maps"][method], strict=True):
-                samples.append(MapSample(self._names[i], np.array(curve), on, math.nan if off is None else off))
+                samples.append(metrics.MapSample(self._names[i], np.array(curve), on, math.nan if off is None else off))
                 of_image.append(count - 1)
         if not samples:
             names = ("miou", "miou_dataset", "miou_class", "miou_image", "msc", "threshold")
             return dict.fromkeys(names) | {"thresholds": {}, "samples": 0, "classes": 0, "intervals": {}}
-        figures = explainability(samples)
+        figures = metrics.explainability(samples)
         figures = {"miou": figures[f"miou_{settings.threshold_rule}"], **figures}
         weights = _weights(count, settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
-            parts = [explainability_samples(samples, weights[a:b, of_image]) for a, b in _chunks(weights)]
+            parts = [metrics.explainability_samples(samples, weights[a:b, of_image]) for a, b in _chunks(weights)]
             drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
         return {**figures, "intervals": _intervals(drawn, figures)}
@@ -319,24 +304,25 @@ class Camouflage(Explainability):
     """Camouflaged objects: the map of each class that an image shows, as a soft mask."""
 
     def __init__(self, *given: Any) -> None:
-        sod_metrics()  # fail before the first image if it is missing
+        metrics.sod_metrics()  # fail before the first image if it is missing
         super().__init__(*given)
 
     def _compared(self, sample: Sample, name: str, similarity: SimilarityMap) -> list[Any]:
         """The values of :func:`~text2sam.lab.metrics.soft_mask_scores`."""
-        return list(map(finite, soft_mask_scores(similarity.to_image(sample.shape), sample.masks[name])))
+        return list(map(metrics.finite, metrics.soft_mask_scores(similarity.to_image(sample.shape), sample.masks[name])))
 
     def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """The :data:`~text2sam.lab.metrics.SOFT_SCORES` in [0, 1], ``samples``, ``intervals``."""
         rows = [kept["maps"][method] for kept in measured]
-        scores = np.array([row for image in rows for row in image], np.float64).reshape(-1, len(SOFT_SCORES))  # None is NaN
-        figures = dict(zip(SOFT_SCORES, map(finite, row_means(scores.T)), strict=True))
+        scores = np.array([row for image in rows for row in image], np.float64)  # None becomes NaN
+        scores = scores.reshape(-1, len(metrics.SOFT_SCORES))
+        figures = dict(zip(metrics.SOFT_SCORES, map(metrics.finite, metrics.row_means(scores.T)), strict=True))
         weights = _weights(len(rows), self._settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
             counts = np.repeat(weights, list(map(len, rows)), axis=1).astype(np.float64)  # (R, S)
-            means = ratio(counts @ np.nan_to_num(scores), counts @ np.isfinite(scores).astype(np.float64))
-            drawn = dict(zip(SOFT_SCORES, means.T, strict=True))
+            means = metrics.ratio(counts @ np.nan_to_num(scores), counts @ np.isfinite(scores).astype(np.float64))
+            drawn = dict(zip(metrics.SOFT_SCORES, means.T, strict=True))
         return {**figures, "samples": len(scores), "intervals": _intervals(drawn, figures)}
 
 
@@ -366,7 +352,7 @@ def _weights(images: int, settings: Settings) -> NDArray[np.int64] | None:
     """Weights of the bootstrap over images; None without a bootstrap, or if it would take too long."""
     if not settings.resamples or images < 2 or settings.resamples * images > _MOST_DRAWS:
         return None
-    return bootstrap_weights(images, settings.resamples, BOOTSTRAP_SEED)
+    return metrics.bootstrap_weights(images, settings.resamples, BOOTSTRAP_SEED)
 
 
 def _chunks(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -385,9 +371,9 @@ def _intervals(drawn: Mapping[str, NDArray[np.float64]], figures: Mapping[str, f
     for name, samples in drawn.items():
         value, known = figures[name], samples[np.isfinite(samples)]
         if value is not None and len(known):
-            intervals[name] = list(interval(known - known.mean() + value))
+            intervals[name] = list(metrics.interval(known - known.mean() + value))
     return intervals
 
 
 def _percent(share: float) -> float | None:
-    return finite(100 * float(share))
+    return metrics.finite(100 * float(share))
