@@ -41,7 +41,7 @@ from text2sam.lab.metrics import (
     map_sample,
     mean_average_precision,
 )
-from text2sam.lab.runner import ModelChoice, ModelInfo, Settings, build_surgery, journal_path, key_of, measure
+from text2sam.lab.runner import ModelInfo, Settings, build_surgery, journal_path, key_of, measure
 from text2sam.lab.runner.models import untrained_clip
 from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.published import PUBLISHED, published_for
@@ -687,11 +687,11 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny_architectures")
 def test_untrained(dataset: Dataset, tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    surgery, info = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", templates=SHORT_TEMPLATES))
+    surgery, info = build_surgery(untrained=True, image_size=16, depth=2, device="cpu", templates=SHORT_TEMPLATES)
     assert torch.equal(torch.get_rng_state(), state)
     assert info == ModelInfo("ViT-B-16", None, None, True, 0)
     assert surgery.image_size == (16, 16)
-    twin, _ = build_surgery(ModelChoice(untrained=True, image_size=16, depth=2, device="cpu", templates=SHORT_TEMPLATES))
+    twin, _ = build_surgery(untrained=True, image_size=16, depth=2, device="cpu", templates=SHORT_TEMPLATES)
     assert twin.fingerprint() == surgery.fingerprint()
     other = untrained_clip("ViT-B-16", 1)
     assert not torch.equal(other.visual.proj, surgery.model.visual.proj)
@@ -706,7 +706,7 @@ def test_untrained(dataset: Dataset, tmp_path: Path) -> None:
             untrained_clip(name)
     assert untrained_clip("tiny-resnet").visual.attnpool is not None
     with pytest.raises(InputError, match="no checkpoint"):
-        ModelChoice(untrained=True, clip_checkpoint="x.pt")
+        build_surgery(untrained=True, clip_checkpoint="x.pt")
 
 
 @pytest.mark.usefixtures("tiny_architectures")
@@ -747,27 +747,27 @@ def test_the_identity_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from text2sam.zoo import presets
     from text2sam.zoo import table as weights
 
-    surgery, info = build_surgery(ModelChoice(preset="sticker", device="cpu"))
+    surgery, info = build_surgery(preset="sticker", device="cpu")
     assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (192, 192), 7)
     monkeypatch.setattr(presets, "load_clip", lambda *_, **__: (tiny_clip(), tokenizer()))
-    _, info = build_surgery(ModelChoice(preset="mobile", depth=2, device="cpu"))
+    _, info = build_surgery(preset="mobile", depth=2, device="cpu")
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "openai")
     assert info.sha256 == weights.CHECKPOINTS["clip-vit-b-16-openai"].sha256
-    _, info = build_surgery(ModelChoice(clip_checkpoint="clip-rn50-openai", depth=2, device="cpu"))
+    _, info = build_surgery(clip_checkpoint="clip-rn50-openai", depth=2, device="cpu")
     assert (info.name, info.pretrained) == ("RN50-quickgelu", "openai")
-    _, info = build_surgery(ModelChoice(clip_checkpoint="clip-rn50-openai", clip_model="RN50", depth=2, device="cpu"))
+    _, info = build_surgery(clip_checkpoint="clip-rn50-openai", clip_model="RN50", depth=2, device="cpu")
     assert info.name == "RN50"
     file = tmp_path / "mine.pt"
     file.write_bytes(b"weights")
-    _, info = build_surgery(ModelChoice(clip_checkpoint=str(file), depth=2, device="cpu"))
+    _, info = build_surgery(clip_checkpoint=str(file), depth=2, device="cpu")
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "mine.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"weights")
-    _, folder = build_surgery(ModelChoice(preset="siglip2", clip_checkpoint=str(tmp_path / "folder"), depth=2, device="cpu"))
+    _, folder = build_surgery(preset="siglip2", clip_checkpoint=str(tmp_path / "folder"), depth=2, device="cpu")
     assert (folder.name, folder.pretrained, folder.sha256) == ("", "folder", info.sha256)
     known = dataclasses.replace(weights.CHECKPOINTS["clip-rn50-openai"], sha256=info.sha256 or "")
     monkeypatch.setitem(weights.CHECKPOINTS, "clip-rn50-openai", known)
-    _, info = build_surgery(ModelChoice(clip_checkpoint=str(file), clip_model="RN50-quickgelu", depth=2, device="cpu"))
+    _, info = build_surgery(clip_checkpoint=str(file), clip_model="RN50-quickgelu", depth=2, device="cpu")
     assert (info.name, info.pretrained) == ("RN50-quickgelu", "openai")
 
 

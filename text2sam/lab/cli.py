@@ -251,12 +251,11 @@ class DataOptions:
         if self.out is not None:
             check_file(self.out)
         clip.check()
-        choice = runner.ModelChoice(untrained=self.untrained, **clip.keywords())
         options = self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
-        surgery, model = runner.build_surgery(choice)
-        predictor = runner.build_sam(choice) if chosen.needs_sam else None
+        surgery, model = runner.build_surgery(untrained=self.untrained, **clip.keywords())
+        predictor = runner.build_sam(**clip.keywords()) if chosen.needs_sam else None
         with reporting(table, None, as_json) as report:
             report(
                 runner.measure(

@@ -1,4 +1,7 @@
-"""Folders and files of data sets: finds them, reports what is missing, and builds the data set."""
+"""Folders and files of data sets: finds them, reports what is missing, and builds the data set.
+
+Functions that read a file or a folder raise an InputError that names it if it cannot be read or has other content.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +86,7 @@ class Layout:
             self._missing.append(f"{what} of {', '.join(missing[:_SHOWN])}{more}")
 
     def check(self) -> None:
-        """Checks that nothing is missing.
-
-        Raises:
-            MissingDataError: the noted files and folders are missing.
-        """
+        """Raises a :class:`MissingDataError` if files or folders were noted as missing."""
         if self._missing:
             pieces = "\n".join(f"  {piece}" for piece in self._missing)
             raise MissingDataError(
@@ -242,11 +241,7 @@ def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The subfolders of a folder in the order of their names, without hidden folders.
-
-    Raises:
-        InputError: the folder cannot be read.
-    """
+    """The subfolders of a folder in the order of their names, without hidden folders."""
     try:
         return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     except OSError as error:
@@ -254,11 +249,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def read_text(path: Path, most: int = _MOST_TEXT) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        InputError: it cannot be read, has more than ``most`` bytes, or is not UTF-8.
-    """
+    """A text file in UTF-8 of at most ``most`` bytes."""
     try:
         with open(path, "rb") as file:
             data = file.read(most + 1)
@@ -273,11 +264,7 @@ def read_text(path: Path, most: int = _MOST_TEXT) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a text file, stripped.
-
-    Raises:
-        InputError: the file cannot be read or is empty.
-    """
+    """The non-empty lines of a text file, stripped; an InputError if there are none."""
     lines = [line.strip() for line in read_text(path).splitlines()]
     kept = [line for line in lines if line]
     if not kept:
@@ -286,11 +273,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids in a list file.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not a file name without suffix, or occurs twice.
-    """
+    """The ids in a list file; an InputError if a line is not a file name without suffix, or occurs twice."""
     ids = read_lines(path)
     for number, name in enumerate(ids, 1):
         if not _SPLIT.fullmatch(name):
@@ -302,11 +285,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: it cannot be read, is too large, or is not JSON.
-    """
+    """The content of a JSON file."""
     text = read_text(path, _MOST_JSON)
     try:
         return json.loads(text)

@@ -29,14 +29,14 @@ from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.output import track
-from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_surgery
+from text2sam.lab.runner.models import ModelInfo, build_sam, build_surgery
 from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.settings import BOOTSTRAP_SEED, RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import TASKS, Task
 from text2sam.zoo.download import file_sha256
 
-__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
+__all__ = ["ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
 
 
 def measure(
