@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Task(ABC):
         WeightsError: the ICLIP file does not fit.
     """
 
+    needs: tuple[str, ...]  # attributes of a sample
+
     def __init__(
         self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
     ) -> None:
@@ -73,13 +75,14 @@ class Task(ABC):
         # before the first image, so that errors come early and a resumed run has the same features
         self.surgery.encode_texts([*(text for (text,) in self._words.values()), *settings.background_words, ""])
 
-    @abstractmethod
     def read(self, sample: Sample) -> None:
         """Reads the files that ``measure`` needs.
 
         Raises:
             ImageError, InputError: a file is missing, broken, or contradicts another.
         """
+        for name in self.needs:
+            getattr(sample, name)
 
     @abstractmethod
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
@@ -96,8 +99,7 @@ class Task(ABC):
 class Recognition(Task):
     """Multi-label recognition: scores of every class in every image."""
 
-    def read(self, sample: Sample) -> None:
-        _ = sample.image, sample.labels
+    needs = ("image", "labels")
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
         with clock.part("methods"):  # one call computes the scores of all methods
@@ -150,6 +152,8 @@ def bootstrap_map(
 class Semantic(Task):
     """Semantic segmentation: pixels by true and by predicted class."""
 
+    needs = ("image", "semantic")
+
     def __init__(
         self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
     ) -> None:
@@ -164,9 +168,6 @@ class Semantic(Task):
             "stride": settings.stride,
             "short_side": settings.short_side,
         }
-
-    def read(self, sample: Sample) -> None:
-        _ = sample.image, sample.semantic
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
         tiles, refine = self._settings.tiles, self._settings.refine
@@ -233,6 +234,8 @@ Maps = Callable[[Sample, list[int]], list[SimilarityMap]]
 class Explainability(Task):
     """Explainability: one map for each class that an image shows."""
 
+    needs = ("image", "masks", "semantic")
+
     def __init__(
         self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
     ) -> None:
@@ -244,12 +247,15 @@ class Explainability(Task):
             self._redundant = self.surgery.encode_texts([""]) if alone else None
         self._maps: dict[str, Maps] = {method: self._encoded(method) for method in settings.methods if method in METHODS}
         if "gradcam" in settings.methods:
-            self._maps["gradcam"] = _gradcam(surgery, prompts)
-        if iclip is not None:
-            self._maps["iclip"] = _iclip(iclip, surgery, self.surgery, prompts)
+            needed("pytorch_grad_cam", "grad-cam", "the method 'gradcam'", "cam")
+            from text2sam.lab.activation import class_activation
 
-    def read(self, sample: Sample) -> None:
-        _ = sample.image, sample.masks, sample.semantic
+            self._maps["gradcam"] = lambda sample, shown: class_activation(surgery, sample.image, [prompts[i] for i in shown])
+        if iclip is not None:
+            from text2sam.tasks.iclip import ICLIP
+
+            head, encode = ICLIP.load(iclip, surgery), self.surgery.encode_image
+            self._maps["iclip"] = lambda sample, shown: head.maps(encode(sample.image), [prompts[i] for i in shown])
 
     def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
         shown = [i for i, name in enumerate(self._names) if name in sample.masks]
@@ -332,20 +338,6 @@ TASKS: Mapping[str, type[Task]] = {
     "explainability": Explainability,
     "camouflage": Camouflage,
 }
-
-
-def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
-    needed("pytorch_grad_cam", "grad-cam", "the method 'gradcam'", "cam")
-    from text2sam.lab.activation import class_activation
-
-    return lambda sample, shown: class_activation(surgery, sample.image, [prompts[i] for i in shown])
-
-
-def _iclip(file: Path, surgery: ClipSurgery, encoder: OnePass, prompts: Sequence[str]) -> Maps:
-    from text2sam.tasks.iclip import ICLIP
-
-    head = ICLIP.load(file, surgery)
-    return lambda sample, shown: head.maps(encoder.encode_image(sample.image), [prompts[i] for i in shown])
 
 
 def _weights(images: int, settings: Settings) -> NDArray[np.int64] | None:
