@@ -1,17 +1,6 @@
 """``text2sam bench``: time and memory of text2sam and of a baseline, measured in one process.
 
-The suites:
-
-- ``text``: the prompt ensemble on a text tower of real size, against :mod:`text2sam.lab.experiments.plain`. Its weights are
-  random, which does not change the time;
-- ``surgery``: time and peak memory of feature surgery over a label set, against the plain implementation;
-- ``images``: the second text on an image against the first, by the papers' recipe;
-- ``recipe``: the default recipe against the papers', in prompts for SAM and in time;
-- ``sam``: MobileSAM's image encoder and prompts on a CPU, against the same weights in segment-anything, and in bfloat16;
-- ``annotate``: a folder job, including its dataset, against a plain loop over ``segment_many``;
-- ``peers``: the photo pair against transformers' Grounding DINO and SAM 2.1, if transformers is installed.
-
-:mod:`text2sam.lab.bench.gpu` is a script for a GPU.
+Every suite is a function of :data:`SUITES`; :mod:`text2sam.lab.bench.gpu` is a script for a GPU.
 
 :class:`torch.utils.benchmark.Timer` takes the times. Both sides of a comparison are measured in turn and in changing order, so
 that other load affects both. A figure is the median of the rounds; the range of the ratios of the rounds shows how reliable it

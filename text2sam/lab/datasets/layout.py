@@ -39,11 +39,6 @@ class MissingDataError(InputError):
 class Layout:
     """Finds the files of a data set, reports all that are missing in one error, and builds the data set.
 
-    Args:
-        root: folder of the data set.
-        title: name of the data set.
-        homepage: where to get it.
-
     Raises:
         InputError: ``root`` is missing.
         MissingDataError: ``root`` is not a folder.

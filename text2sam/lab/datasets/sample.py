@@ -279,7 +279,6 @@ def subset(dataset: Dataset, limit: int | None = None, seed: int | None = None) 
     and grows with the limit.
 
     Args:
-        dataset: the data set.
         limit: largest number of samples; None takes all.
         seed: seed of the choice; None takes the first samples.
 

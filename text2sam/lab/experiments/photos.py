@@ -164,14 +164,7 @@ def measure(
     embeddings: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measures all photos of a half.
-
-    Args:
-        model: the pair.
-        dataset: see :func:`open_photos`.
-        settings: see :class:`Settings`.
-        embeddings: folder in which encoded photos are cached.
-        progress: show a progress bar on standard error.
+    """Measures all photos of a half; encoded photos are cached in the folder ``embeddings``.
 
     Returns:
         JSON-ready: ``text2sam`` (version), the figures of :func:`summarize`, ``photos`` (see :func:`measure_photo`), ``names``,

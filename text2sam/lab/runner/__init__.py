@@ -54,15 +54,13 @@ def measure(
     """Measures a task on a data set.
 
     Args:
-        surgery: the CLIP.
-        dataset: see :func:`text2sam.lab.datasets.open_dataset`.
-        settings: see :class:`~text2sam.lab.runner.settings.Settings`.
+        surgery, dataset, settings: what is measured.
         model: identity of the CLIP; published figures are shown only for a known model.
         iclip: file of trained projections, for the method ``"iclip"``.
         predictor: the SAM, if the settings need it.
         out: JSON file for the result; the journal beside it lets a killed run resume.
         overwrite: delete the journal first.
-        progress: show a progress bar on standard error.
+        progress: show a progress bar.
 
     Returns:
         JSON-ready: ``figures`` by method (see :mod:`text2sam.lab.runner.tasks`), ``published`` figures for the same setting,

@@ -21,17 +21,10 @@ class OnePass(ClipSurgery):
     """A ClipSurgery that encodes for several methods at once and caches the encodings until :meth:`forget`.
 
     So each method can be measured by a call of its own, while the encoder runs once. It shares model, texts and settings with
-    ``surgery``.
-
-    Args:
-        surgery: the CLIP.
-        methods: the methods to encode for, names of :data:`text2sam.clip.attention.METHODS`.
-
-    Attributes:
-        seconds: duration of encoding.
+    ``surgery``. ``seconds`` is the duration of encoding.
 
     Raises:
-        UnsupportedModelError: the image tower does not support a method.
+        UnsupportedModelError: the image tower does not support one of the methods.
     """
 
     def __init__(self, surgery: ClipSurgery, methods: Sequence[Method]) -> None:

@@ -9,11 +9,9 @@ from text2sam.clip.prompts import ensemble_templates
 from text2sam.clip.tiles import Tiles
 from text2sam.lab.datasets import DATASETS, Dataset, reader_options
 from text2sam.lab.runner.models import ModelInfo
-from text2sam.lab.runner.settings import RunTask, Settings
+from text2sam.lab.runner.settings import PAPER, RunTask, Settings
 
 SECOND_HAND = "second-hand"
-
-_PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Published:
     method: str
     figure: str
     value: float
-    source: str = _PAPER
+    source: str = PAPER
     note: str = ""
     background: bool = False
     tiles: Tiles = False

@@ -24,11 +24,11 @@ ThresholdRule = Literal["dataset", "class", "image"]
 
 BOOTSTRAP_SEED = 0
 
-_PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
+PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
 SOURCES: Mapping[RunTask, Mapping[str, str]] = {
     "recognition": {
-        "surgery": f"{_PAPER}, section 3.3, over the label set",
+        "surgery": f"{PAPER}, section 3.3, over the label set",
         "cosine": "CLIP, Radford et al. 2021, arXiv 2103.00020: cosine of class token and text",
         "softmax": "CLIP, Radford et al. 2021, arXiv 2103.00020: softmax of scaled cosines over the label set",
         "sigmoid": "SigLIP, Zhai et al. 2023, arXiv 2303.15343; relative to the empty text for a CLIP without a bias",

@@ -41,9 +41,7 @@ class Task(ABC):
     A run calls ``read`` and ``measure`` for each image, then ``figures``.
 
     Args:
-        surgery: the CLIP.
-        dataset: a data set with the task's ground truth.
-        settings: see :class:`~text2sam.lab.runner.settings.Settings`.
+        surgery, dataset, settings: what is measured; the data set has the task's ground truth.
         iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method ``"iclip"``.
         predictor: the SAM, if the settings need it.
 
