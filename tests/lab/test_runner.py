@@ -476,11 +476,11 @@ from text2sam.lab.datasets import open_dataset
 from text2sam.lab.runner import Settings, measure
 from text2sam.lab.runner.tasks import Explainability
 plain, seen = Explainability.measure, []
-def measuring(self, sample, clock):
+def measuring(self, sample):
     seen.append(sample.id)
     if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return plain(self, sample, clock)
+    return plain(self, sample)
 Explainability.measure = measuring
 settings = Settings("explainability", ("surgery", "itsm"), resamples=20)
 measure(tiny_surgery(), open_dataset("folder", sys.argv[1]), settings, out=Path(sys.argv[2]))

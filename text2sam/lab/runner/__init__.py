@@ -30,7 +30,6 @@ from text2sam.fingerprint import fingerprint
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.output import track
 from text2sam.lab.runner.models import ModelInfo, build_sam, build_surgery
-from text2sam.lab.runner.onepass import Clock
 from text2sam.lab.runner.published import published_for
 from text2sam.lab.runner.settings import BOOTSTRAP_SEED, RULES, SOURCES, Settings
 from text2sam.lab.runner.tasks import TASKS, Task
@@ -148,20 +147,19 @@ def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> 
         place for place, name in enumerate(dataset.ids) if key_of(name) not in journal or "failed" in journal.read(key_of(name))
     ]
     for place in track(left, dataset.title, progress):
-        sample, clock = dataset[place], Clock(task.surgery)
+        sample, surgery = dataset[place], task.surgery
+        surgery.forget()
         started = time.perf_counter()
         try:
-            with clock.part("read"):
+            with surgery.part("read"):
                 task.read(sample)
         except (ImageError, InputError) as error:
             journal.append(key_of(sample.id), {"failed": one_line(str(error))})
             continue
-        try:
-            kept = task.measure(sample, clock)
-        finally:
-            task.surgery.forget()
-        clock.seconds["image"] = time.perf_counter() - started
-        journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
+        kept = task.measure(sample)
+        seconds = {**surgery.seconds, "image": time.perf_counter() - started}
+        journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in seconds.items()}})
+    task.surgery.forget()
 
 
 def _collect(dataset: Dataset, journal: Journal) -> tuple[list[str], list[dict[str, str]], dict[str, dict[str, float]]]:

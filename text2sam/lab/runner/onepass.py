@@ -21,7 +21,10 @@ class OnePass(ClipSurgery):
     """A ClipSurgery that encodes for several methods at once and caches the encodings until :meth:`forget`.
 
     So each method can be measured by a call of its own, while the encoder runs once. It shares model, texts and settings with
-    ``surgery``. ``seconds`` is the duration of encoding.
+    ``surgery``.
+
+    Attributes:
+        seconds: by part of the work, see :meth:`part`; encoding is a part of its own, ``"encode"``.
 
     Raises:
         UnsupportedModelError: the image tower does not support one of the methods.
@@ -31,7 +34,7 @@ class OnePass(ClipSurgery):
         vars(self).update(vars(surgery))
         self._methods = tuple(methods)
         self._kept: dict[bytes, ImageFeatures] = {}
-        self.seconds = 0.0
+        self.seconds = {"read": 0.0, "encode": 0.0}
         self._kinds(self._methods)
 
     def encode_image(
@@ -60,35 +63,27 @@ class OnePass(ClipSurgery):
         return [self._kept[key] for key in keys]
 
     def forget(self) -> None:
-        """Clears the cache."""
+        """Clears the cache and the seconds."""
         self._kept.clear()
+        self.seconds = {"read": 0.0, "encode": 0.0}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the seconds of a ``with`` block, without those of encoding, to those of a part."""
+        started, before = time.perf_counter(), self.seconds["encode"]
+        try:
+            yield
+        finally:
+            encoding = self.seconds["encode"] - before
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started - encoding
 
     def _timed(self, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
         started = time.perf_counter()
         features = encode()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - started
+        self.seconds["encode"] += time.perf_counter() - started
         return features
-
-
-class Clock:
-    """Seconds by part; the encoding inside a part is added to ``"encode"`` instead."""
-
-    def __init__(self, surgery: OnePass) -> None:
-        self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0}
-        self._surgery = surgery
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Times a ``with`` block."""
-        started, before = time.perf_counter(), self._surgery.seconds
-        try:
-            yield
-        finally:
-            encoding = self._surgery.seconds - before
-            self.seconds["encode"] += encoding
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started - encoding
 
 
 def _key(pixels: NDArray[np.uint8], tiles: Tiles = False) -> bytes:

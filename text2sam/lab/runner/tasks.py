@@ -21,7 +21,7 @@ from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.errors import InputError, needed
 from text2sam.lab import metrics
 from text2sam.lab.datasets import Dataset, Sample
-from text2sam.lab.runner.onepass import Clock, OnePass
+from text2sam.lab.runner.onepass import OnePass
 from text2sam.lab.runner.settings import BOOTSTRAP_SEED, Settings
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import class_features, parse_labels
@@ -83,7 +83,7 @@ class Task(ABC):
             getattr(sample, name)
 
     @abstractmethod
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+    def measure(self, sample: Sample) -> dict[str, Any]:
         """The measurements of an image, JSON-ready."""
 
     @abstractmethod
@@ -99,8 +99,8 @@ class Recognition(Task):
 
     needs = ("image", "labels")
 
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        with clock.part("methods"):  # one call computes the scores of all methods
+    def measure(self, sample: Sample) -> dict[str, Any]:
+        with self.surgery.part("methods"):  # one call computes the scores of all methods
             recognition = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
         return {
             "labels": [self._names.index(name) for name in sample.labels],
@@ -167,11 +167,11 @@ class Semantic(Task):
             "short_side": settings.short_side,
         }
 
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+    def measure(self, sample: Sample) -> dict[str, Any]:
         tiles, refine = self._settings.tiles, self._settings.refine
         regions: NDArray[np.uint16] | None = None
         if self._pair is not None:
-            with clock.part("regions"):
+            with self.surgery.part("regions"):
                 regions = find_regions(self._pair.session, self._pair.session.image(sample.image))
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
@@ -180,7 +180,7 @@ class Semantic(Task):
                 options["regions"] = regions
             if method != CORRCLIP:
                 options["refine"] = refine
-            with clock.part(method):
+            with self.surgery.part(method):
                 image = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
                 segmentation = segment_semantic(self._pair or self.surgery, image, self._words, method=method, **options)
                 matrix = metrics.ConfusionMatrix(len(self._names))
@@ -255,11 +255,11 @@ class Explainability(Task):
             head, encode = ICLIP.load(iclip, surgery), self.surgery.encode_image
             self._maps["iclip"] = lambda sample, shown: head.maps(encode(sample.image), [prompts[i] for i in shown])
 
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+    def measure(self, sample: Sample) -> dict[str, Any]:
         shown = [i for i, name in enumerate(self._names) if name in sample.masks]
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
-            with clock.part(method):
+            with self.surgery.part(method):
                 maps = self._maps[method](sample, shown) if shown else []
                 kept[method] = [self._compared(sample, self._names[i], m) for i, m in zip(shown, maps, strict=True)]
         return {"classes": shown, "maps": kept}
