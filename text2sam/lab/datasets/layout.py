@@ -127,7 +127,7 @@ class Layout:
         self.need(f"pictures in {pictures}", wanted, photos)
         self.need(f"label files in {labels}", wanted, masks)
         self.check()
-        numbers = dict(enumerate(range(len(classes)))) if numbers is None else numbers
+        numbers = {index: index for index in range(len(classes))} if numbers is None else numbers
         table = np.full(max(*numbers, ignored) + 1, -1, np.int32)
         for number, index in {**numbers, ignored: IGNORE}.items():
             table[number] = index
