@@ -17,7 +17,7 @@ from text2sam.errors import OutputError
 from text2sam.lab import bench
 from text2sam.lab.bench import Settings, gpu, suites
 from text2sam.lab.bench.peers import peer_pipeline
-from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes
+from text2sam.lab.bench.timing import alternate, peak_tensor_bytes
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.cpu import CPUPredictor
 
@@ -49,8 +49,8 @@ def surgery_result() -> dict[str, Any]:
 
 def test_sides_are_prepared_and_take_turns_in_changing_order() -> None:
     calls: list[str] = []
-    sides = {name: Side(lambda name=name: calls.append(name), lambda: calls.append("prepare")) for name in "ab"}  # type: ignore[misc]
-    times = alternate(sides, 2)
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}  # type: ignore[misc]
+    times = alternate(sides, 2, prepare=dict.fromkeys("ab", lambda: calls.append("prepare")))
     assert [name for i, name in enumerate(calls) if name != "prepare" and calls[i - 1] == "prepare"] == list("aabbbbaa")
     assert [len(side["samples_s"]) for side in times.values()] == [2, 2]
     assert all(min(side["samples_s"]) <= side["median_s"] <= max(side["samples_s"]) for side in times.values())

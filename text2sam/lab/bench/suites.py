@@ -22,7 +22,7 @@ from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
 from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.sam import measure_sam
-from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes, row, timed_row
+from text2sam.lab.bench.timing import alternate, peak_tensor_bytes, row, timed_row
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes.choose import mask_iou
@@ -82,7 +82,8 @@ def measure_text(settings: Settings) -> Result:
     def plainly() -> torch.Tensor:
         return plain.prompt_ensemble(model, tokenizer, texts, templates)
 
-    times = alternate({"ours": Side(lambda: ensemble(texts), ensemble.forget), "plain": Side(plainly)}, settings.text_rounds)
+    sides = {"ours": lambda: ensemble(texts), "plain": plainly}
+    times = alternate(sides, settings.text_rounds, prepare={"ours": ensemble.forget})
     tokens = tokenizer([template.format(text) for text in texts for template in templates])
     details = {
         "texts": texts,
@@ -107,8 +108,7 @@ def measure_surgery(settings: Settings) -> Result:
         case["difference"] = float((calls["ours"]() - calls["plain"]()).abs().max())
         cases.append(case)
         if channels == settings.channels:
-            sides = {name: Side(call, short=name == "ours") for name, call in calls.items()}
-            times = case["times"] = alternate(sides, settings.surgery_rounds)
+            times = case["times"] = alternate(calls, settings.surgery_rounds, short="ours")
             what = f"feature surgery, {count} texts, {settings.tokens} tokens"
             aim = 100.0 if count == settings.labels[0] else None
             rows.append(timed_row(f"{what}, against plain", times["ours"], times["plain"], aim))
@@ -153,16 +153,20 @@ def measure_images(settings: Settings) -> Result:
     def plainly() -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         return plain.segment(predictor, surgery, tokenizer, image, second)
 
-    times = alternate(
-        {
-            "first_text_known": Side(on_new_image, knowing(first, second)),
-            "second_text_known": Side(on_set_image, knowing(first, second, image_is_set=True)),
-            "first_text_new": Side(on_new_image, knowing()),
-            "second_text_new": Side(on_set_image, knowing(first, image_is_set=True)),
-            "plain": Side(plainly),
-        },
-        settings.image_rounds,
-    )
+    sides = {
+        "first_text_known": on_new_image,
+        "second_text_known": on_set_image,
+        "first_text_new": on_new_image,
+        "second_text_new": on_set_image,
+        "plain": plainly,
+    }
+    prepare = {
+        "first_text_known": knowing(first, second),
+        "second_text_known": knowing(first, second, image_is_set=True),
+        "first_text_new": knowing(),
+        "second_text_new": knowing(first, image_is_set=True),
+    }
+    times = alternate(sides, settings.image_rounds, prepare=prepare)
     mask, values = plainly()
     results = model.segment_many(image, (first, second), strategy="paper")
     details = {
@@ -202,7 +206,7 @@ def measure_recipe(settings: Settings) -> Result:
             cases.append(case)
     texts = scenes[0].find
     model.set_image(scenes[0].image)
-    sides = {recipe: Side(partial(model.segment_many, None, texts, strategy=recipe)) for recipe in recipes}
+    sides = {recipe: partial(model.segment_many, None, texts, strategy=recipe) for recipe in recipes}
     times = alternate(sides, settings.image_rounds)
     calls, objects = ({r: sum(case[key][r] for case in cases) for r in recipes} for key in ("calls", "objects"))
     each = {r: calls[r] / max(1, objects[r]) for r in recipes}
@@ -247,8 +251,8 @@ def measure_annotate(settings: Settings) -> Result:
         def job(name: str) -> None:
             objects[name] = sum(annotate(models[name], folder, labels, out, overwrite=True).objects.values())
 
-        sides = {name: Side(partial(job, name), long=True) for name in models} | {"loop": Side(loop, long=True)}
-        times = alternate(sides, settings.folder_rounds)
+        sides: dict[str, Callable[[], object]] = {**{name: partial(job, name) for name in models}, "loop": loop}
+        times = alternate(sides, settings.folder_rounds, warm_up=False)
         shares = _shares(models["job"], loop)
     per_image = {
         name: {key: (np.array(value) / len(files)).tolist() for key, value in side.items()} for name, side in times.items()
@@ -322,15 +326,15 @@ def measure_peers(settings: Settings) -> Result:
         model.set_image(image)
         return ask(first)
 
-    sides = {
-        "first_text": Side(on_new_image, long=True),
-        "second_text": Side(partial(ask, second), long=True),
-        "four_texts": Side(partial(model.segment_many, image, (first, second, *more), threshold=0.0), long=True),
-        "peers_first_text": Side(partial(theirs, True), long=True),
-        "peers_second_text": Side(partial(theirs, False), long=True),
+    sides: dict[str, Callable[[], object]] = {
+        "first_text": on_new_image,
+        "second_text": partial(ask, second),
+        "four_texts": partial(model.segment_many, image, (first, second, *more), threshold=0.0),
+        "peers_first_text": partial(theirs, True),
+        "peers_second_text": partial(theirs, False),
     }
     peaks = {"ours": peak_tensor_bytes(on_new_image), "peers": peak_tensor_bytes(partial(theirs, True))}
-    times = alternate(sides, settings.peer_rounds)
+    times = alternate(sides, settings.peer_rounds, warm_up=False)
     what = "photo pair, against Grounding DINO tiny and SAM 2.1 tiny (transformers, untrained)"
     return {"image": list(settings.image_shape), "times": times, "peak_tensor_bytes": peaks}, [
         timed_row(f"{what}: first mask of an image", times["first_text"], times["peers_first_text"]),

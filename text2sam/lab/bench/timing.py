@@ -7,7 +7,6 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,51 +14,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 
-from text2sam.errors import InputError
 
+def alternate(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+    short: str | None = None,
+    warm_up: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Times several calls in turn; every second round runs in reverse order.
 
-@dataclass(frozen=True)
-class Side:
-    """A side of a comparison.
-
-    Attributes:
-        call: the timed function.
-        prepare: runs before every timed call.
-        short: whether a sample is the mean of 20 calls, with ``prepare`` only before the first.
-        long: whether the two calls to warm up are left out.
-    """
-
-    call: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
-    short: bool = False
-    long: bool = False
-
-
-def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
-    """Times several sides in turn; every second round runs in reverse order.
+    Args:
+        sides: the calls by name.
+        rounds: samples of each.
+        prepare: what runs before the samples of a side.
+        short: the side whose samples are means of 20 calls.
+        warm_up: whether two calls precede each sample.
 
     Returns:
         By name: ``median_s`` and ``samples_s``, seconds of a call; and ``cpu_s``, the median of the processor seconds that this
         process and its finished child processes used for a call, including the calls to warm up.
-
-    Raises:
-        InputError: ``rounds`` is below 1.
     """
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, not {rounds!r}")
-    timers = {name: Timer("call()", setup="prepare()", globals=vars(side)) for name, side in sides.items()}
+    timers = {
+        name: Timer("call()", setup="prepare()", globals={"call": call, "prepare": (prepare or {}).get(name, tuple)})
+        for name, call in sides.items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds):
-        for name in sides if i % 2 == 0 else reversed(sides):
-            side, before = sides[name], sum(os.times()[:4])
-            if side.long:
-                side.prepare()
-                start = time.perf_counter()
-                side.call()
-                samples[name].append(time.perf_counter() - start)
+        for name in sides if i % 2 == 0 else reversed(list(sides)):
+            before = sum(os.times()[:4])
+            if warm_up:
+                samples[name].append(timers[name].timeit(20 if name == short else 1).mean)
             else:
-                samples[name].append(timers[name].timeit(20 if side.short else 1).mean)  # after two calls to warm up
+                start = time.perf_counter()
+                sides[name]()
+                samples[name].append(time.perf_counter() - start)
             cpu[name].append(sum(os.times()[:4]) - before)
     return {
         name: {"median_s": statistics.median(taken), "samples_s": taken, "cpu_s": statistics.median(cpu[name])}
