@@ -73,15 +73,10 @@ def test_files_are_read_once_and_on_demand() -> None:
     assert calls == ["map"]
 
 
-def test_a_class_map_of_another_size_or_with_unknown_values() -> None:
+def test_a_class_map_of_another_size() -> None:
     sample = Sample("x7", CLASSES, True, picture(4, 5), read_semantic=lambda: np.zeros((5, 4), np.uint8))
     with pytest.raises(InputError, match=r"'x7' is 5 x 4 pixels .* its picture 4 x 5"):
         sample.semantic  # noqa: B018
-    with pytest.raises(InputError, match=r"holds 3, 254; there are 3 classes, so 0 to 2 and 255"):
-        mapped([[3, 254, 255]]).semantic  # noqa: B018
-    for wrong in (np.zeros((2, 3), np.float32), np.zeros((2, 3, 1), np.uint8)):
-        with pytest.raises(InputError, match=r"must be .* integers"):
-            Sample("x", CLASSES, True, picture(), read_semantic=lambda wrong=wrong: wrong).semantic  # type: ignore[misc]  # noqa: B018
 
 
 def test_objects_give_a_class_map_with_the_smallest_on_top() -> None:
@@ -111,8 +106,6 @@ def test_only_labels() -> None:
         Sample("one", CLASSES, True, picture(), read_labels=list).semantic  # noqa: B018
     with pytest.raises(InputError, match="no objects"):
         sample.instances  # noqa: B018
-    with pytest.raises(InputError, match="'cow'"):
-        Sample("one", CLASSES, True, never, read_labels=lambda: ["cow"]).labels  # noqa: B018
 
 
 # data sets

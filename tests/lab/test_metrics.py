@@ -48,7 +48,6 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
         (lambda: class_average_precisions([[1.0]], [[1]]), "bool"),
         (lambda: map_sample("cat", np.full((2, 2), 2.0), np.ones((2, 2), bool)), r"in \[0, 1\]"),
         (lambda: explainability([]), "at least one sample"),
-        (lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2))), "a bool array"),
     ],
 )
 def test_bad_arguments(call: Any, message: str) -> None:

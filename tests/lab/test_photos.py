@@ -112,7 +112,6 @@ def model() -> TextPromptedSAM:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"half": "most"}, "no half 'most'; there are tuning, reporting, all"),
         ({"strategies": ("paper", "paper")}, "each name once"),
         ({"strategies": ("best",)}, "not 'best'"),
     ],

@@ -150,11 +150,7 @@ def test_a_single_class(surgery: ClipSurgery) -> None:
 def test_settings_are_checked() -> None:
     for task, options, message in [
         ("semantic", {"methods": ("magic",)}, "there are surgery"),
-        ("semantic", {"methods": ()}, "at least one"),
-        ("semantic", {"threshold_rule": "class"}, "threshold_rule is for explainability"),
-        ("explainability", {"window": 8}, "window is for semantic"),
         ("semantic", {"tiles": True}, "tiles must be"),
-        ("recognition", {"label_set": False}, "label_set is for explainability"),
         ("recognition", {"methods": ("gem",)}, "cosine"),
         ("explainability", {"threshold_rule": "pixel"}, "dataset, class, image"),
         ("instances", {}, "recognition, semantic, explainability"),

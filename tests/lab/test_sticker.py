@@ -152,9 +152,8 @@ def values(records: Records, strategy: str) -> dict[str, float | None]:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"split": "test"}, "no split 'test'; there are report, tune"),
         ({"scenes": 1_000_001}, "scenes must be a whole number"),
-        ({"strategies": ("paper", "paper")}, "each once"),
+        ({"strategies": ("paper", "magic")}, "magic"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], says: str) -> None:

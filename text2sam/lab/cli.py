@@ -85,14 +85,11 @@ def evaluate_sticker(
     from text2sam.lab.experiments import sticker
     from text2sam.lab.metrics import scikit_learn
     from text2sam.pipeline import TextPromptedSAM
-    from text2sam.recipes import get_recipe
 
     if pictures is not None:
         check_folder(pictures)
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
     settings = sticker.Settings(scenes=scenes, split=split, sam_checkpoint=sam_checkpoint, device=device, **options)
-    for strategy in settings.strategies:
-        get_recipe(strategy)
     if pictures is not None and len(settings.strategies) < 2:
         raise InputError("--pictures compares two recipes; name a second one with --strategy")
     progress = sys.stderr.isatty()

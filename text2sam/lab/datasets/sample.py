@@ -99,20 +99,11 @@ class Sample:
         Where objects overlap, the smallest is on top; pixels of crowds only are ignored.
 
         Raises:
-            InputError: the data set has no masks, or the map has another size than the image or an unknown value.
+            InputError: the data set has no masks, or the map has another size than the image.
             ImageError: a file cannot be read.
         """
         values: NDArray[Any] = self._painted() if self.read_semantic is None else self.read_semantic()
-        if values.ndim != 2 or values.dtype.kind not in "iu":
-            raise InputError(f"the class map of {self._name} must be (H, W) integers, not {values.dtype} {values.shape}")
         self._check_size(values.shape, "the class map")
-        wrong = np.unique(values[((values < 0) | (values >= len(self.classes))) & (values != IGNORE)])
-        if wrong.size:
-            shown = ", ".join(map(str, wrong[:5].tolist()))
-            raise InputError(
-                f"the class map of {self._name} holds {shown}; there are {len(self.classes)} classes, so 0 to "
-                f"{len(self.classes) - 1} and {IGNORE} (ignored) are expected"
-            )
         return values.astype(np.int32, copy=False)
 
     @cached_property
@@ -120,17 +111,13 @@ class Sample:
         """The objects, in the order of the data set.
 
         Raises:
-            InputError: the data set has no objects, or a mask has another size than the image or an unknown class.
+            InputError: the data set has no objects, or a mask has another size than the image.
             ImageError: a file cannot be read.
         """
         if self.read_instances is None:
             raise InputError(f"sample {self.id!r} has no objects; its data set has no instance masks")
         instances = tuple(self.read_instances(self.shape))
         for instance in instances:
-            if instance.label not in self.classes:
-                raise InputError(
-                    f"{self._name} has an object of the class {instance.label!r}, which the data set does not have"
-                )
             self._check_size(instance.mask.shape, f"the mask of a {instance.label!r}")
         return instances
 
@@ -143,21 +130,15 @@ class Sample:
             names = {instance.label for instance in self.instances}
         else:
             names = {self.classes[i] for i in np.unique(self.semantic).tolist() if i != IGNORE}
-        unknown = sorted(names - set(self.classes))
-        if unknown:
-            raise InputError(f"{self._name} has the label {unknown[0]!r}, which is not a class of the data set")
         return tuple(name for name in self.classes[self.background :] if name in names)
 
     @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """Class -> (H, W) bool, not empty, without the background; unions of objects, without crowds, may overlap."""
-        if self.read_instances is not None:
-            masks = unions(i for i in self.instances if not i.crowd and i.mask.any())
-            return {name: masks[name] for name in self.classes[self.background :] if name in masks}
-        values = self.semantic
-        present = set(np.unique(values).tolist()) - {IGNORE}
-        first = int(self.background)
-        return {name: values == i for i, name in enumerate(self.classes) if i >= first and i in present}
+        if self.read_instances is None:
+            return {name: self.semantic == self.classes.index(name) for name in self.labels}
+        masks = unions(i for i in self.instances if not i.crowd and i.mask.any())
+        return {name: masks[name] for name in self.labels if name in masks}
 
     @property
     def ignored(self) -> NDArray[np.bool_]:

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from text2sam import __version__
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.checks import check_known, check_number
 from text2sam.errors import InputError, PromptError
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
@@ -73,11 +72,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_known("half", [self.half], tuple(HALVES))
         if not self.strategies or len(self.recipes) < len(self.strategies):
             raise InputError(f"strategies must be at least one recipe, each name once, not {self.strategies!r}")
-        if self.photos is not None:
-            check_number("photos", self.photos, 1, whole=True)
 
     @property
     def recipes(self) -> dict[str, Recipe]:

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
-from text2sam.checks import check_known, check_number
-from text2sam.errors import InputError
+from text2sam.checks import check_number
 from text2sam.files import write_json, write_png
 from text2sam.lab import metrics
 from text2sam.lab.output import cell
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
+from text2sam.recipes import get_recipe
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
 from text2sam.tables import aligned
@@ -74,10 +74,9 @@ class Settings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        check_known("split", [self.split], tuple(SPLITS))
         check_number("scenes", self.scenes, 1, MOST_SCENES, whole=True)
-        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
-            raise InputError(f"strategies must be at least one name, each once, not {self.strategies!r}")
+        for strategy in self.strategies:
+            get_recipe(strategy)
 
     @property
     def seeds(self) -> range:

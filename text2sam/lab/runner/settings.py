@@ -98,7 +98,7 @@ class Settings:
         resamples: number of bootstrap resamples over images; 0 makes no intervals.
 
     Raises:
-        InputError: a value is invalid, or does not apply to the task.
+        InputError: a value is invalid, or contradicts another.
     """
 
     task: RunTask
@@ -119,17 +119,10 @@ class Settings:
         check_known(f"{self.task} method", self.methods, tuple(SOURCES[self.task]))
         check_known("threshold rule", [self.threshold_rule], get_args(ThresholdRule))
         check_known("refinement", filter(None, [self.refine]), get_args(Refinement))
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods must be at least one name, each once, not {self.methods!r}")
         if check_tiles(self.tiles) is not False and (self.window or self.short_side):
             raise InputError("tiles and a sliding window exclude each other; give one of the two")
         if check_tiles(self.tiles) is not False and self.needs_sam:
             raise InputError(f"SAM's masks cannot be used with tiles; leave out tiles, or refine and {CORRCLIP}")
-        plain = Settings.__dataclass_fields__
-        for task, names in _ONLY_FOR.items():
-            foreign = [name for name in names if task != self.task and getattr(self, name) != plain[name].default]
-            if foreign:
-                raise InputError(f"{foreign[0]} is for {task}, not for {self.task}")
 
     @property
     def needs_sam(self) -> bool:
@@ -143,9 +136,8 @@ class Settings:
 
     def measuring(self) -> dict[str, Any]:
         """The settings that the measurements of an image depend on, JSON-ready."""
-        names = (*_ONLY_FOR["semantic"], "label_set")
-        values = {name: getattr(self, name) for name in names}
-        return {"task": self.task, "methods": list(self.methods), **values, "background_words": list(self.background_words)}
+        values = {name: value for name, value in vars(self).items() if name not in ("threshold_rule", "resamples")}
+        return values | {"methods": list(self.methods), "background_words": list(self.background_words)}
 
     def to_json(self) -> dict[str, Any]:
         """All settings, JSON-ready."""
@@ -154,9 +146,3 @@ class Settings:
             "resamples": self.resamples,
             "bootstrap_seed": BOOTSTRAP_SEED,
         }
-
-
-_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    "semantic": ("background_words", "background_threshold", "window", "stride", "short_side", "tiles", "refine"),
-    "explainability": ("label_set", "threshold_rule"),
-}
