@@ -21,8 +21,6 @@ from text2sam.lab.datasets.layout import Root
 from text2sam.lab.datasets.sample import TASKS, Dataset, Instance
 from text2sam.rle import check_runs, parse_counts, unroll
 
-HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)"
-
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
@@ -52,7 +50,7 @@ def open_coco(
         annotations, images: other paths of the JSON file and of the folder of images, relative to ``root``.
     """
     disk.check_split(split)
-    layout = disk.Layout(root, "COCO", HOME)
+    layout = disk.Layout(root, "COCO", "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)")
     base = layout.base((".", "coco", "COCO"), (f"annotations/instances_{split}.json", split, f"images/{split}"))
     listed = layout.file(base, annotations or f"annotations/instances_{split}.json")
     folder = layout.folder(base, *([images] if images else [split, f"images/{split}"]))

@@ -18,8 +18,6 @@ from text2sam.lab.datasets import names
 from text2sam.lab.datasets.layout import Root
 from text2sam.lab.datasets.sample import Dataset
 
-HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
-
 
 def open_nus_wide(root: Root, split: str = "test") -> Dataset:
     """NUS-WIDE.
@@ -32,7 +30,8 @@ def open_nus_wide(root: Root, split: str = "test") -> Dataset:
         split: ``"test"`` (107,859 images) or ``"train"``.
     """
     part = disk.check_split(split, ("train", "test")).capitalize()
-    layout = disk.Layout(root, "NUS-WIDE", HOME)
+    home = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
+    layout = disk.Layout(root, "NUS-WIDE", home)
     base = layout.base((".", "NUS-WIDE", "NUS_WIDE"), ("ImageList", "Groundtruth", "Flickr"))
     listed = layout.file(base, f"ImageList/{part}Imagelist.txt", f"{part}Imagelist.txt")
     labels = layout.folder(
