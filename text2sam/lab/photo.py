@@ -103,17 +103,11 @@ LENGTH = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """A training photo.
-
-    Attributes:
-        features: its features.
-        cover: (P, N) float32, the share of each token's area, at all sizes, that each of N names covers.
-        there: (N,) bool, the names that it shows.
-    """
+    """A training photo."""
 
     features: PlaceFeatures
-    cover: torch.Tensor
-    there: torch.Tensor
+    cover: torch.Tensor  # (P, N) float32, the share of each token's area, at all sizes, that each of N names covers
+    there: torch.Tensor  # (N,) bool, the names that it shows
 
     @property
     def tokens(self) -> torch.Tensor:

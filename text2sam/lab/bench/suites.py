@@ -33,39 +33,23 @@ Result = tuple[dict[str, Any], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and repeats of the benchmarks; the defaults are those of ``text2sam bench``.
+    """Sizes and repeats of the benchmarks; the defaults are those of ``text2sam bench``."""
 
-    Attributes:
-        device: None takes cuda, then mps, then cpu.
-        text_model: embed_dim, width, heads and layers of the CLIP of the text suite; by default those of ViT-B-16's text tower.
-        templates: prompt templates; None takes the papers' 85.
-        texts: texts of one call in the text suite.
-        text_rounds, surgery_rounds, image_rounds, folder_rounds, sam_rounds, peer_rounds: timed rounds of a suite; image_rounds
-            are those of the suites images and recipe.
-        labels: numbers of texts for feature surgery; memory at two widths is measured with the first.
-        tokens: tokens of the image, including the class token.
-        channels, wide_channels: the two widths C.
-        image_shape, large_shape: (H, W) of the drawn image in pixels, and of a large photo.
-        image_texts: the first and the second text.
-        folder_preset: the pair of the annotate suite, "photo" or "sticker".
-        folder_images: images in the folder of the annotate suite.
-    """
-
-    device: str | None = None
-    text_model: tuple[int, int, int, int] = (512, 512, 8, 12)
-    templates: tuple[str, ...] | None = None
-    texts: tuple[str, ...] = ("cat",)
+    device: str | None = None  # None takes cuda, then mps, then cpu
+    text_model: tuple[int, int, int, int] = (512, 512, 8, 12)  # embed_dim, width, heads, layers: ViT-B-16's text tower
+    templates: tuple[str, ...] | None = None  # None takes the papers' 85
+    texts: tuple[str, ...] = ("cat",)  # of one call in the text suite
     text_rounds: int = 3
-    labels: tuple[int, ...] = (59, 171)
-    tokens: int = 1025
+    labels: tuple[int, ...] = (59, 171)  # texts for feature surgery; memory at two widths is measured with the first number
+    tokens: int = 1025  # of the image, including the class token
     channels: int = 512
     wide_channels: int = 1024
     surgery_rounds: int = 5
-    image_shape: tuple[int, int] = (480, 640)
-    large_shape: tuple[int, int] = (3000, 4000)
-    image_texts: tuple[str, str] = ("cat", "ship")
-    image_rounds: int = 7
-    folder_preset: str = "photo"
+    image_shape: tuple[int, int] = (480, 640)  # of the drawn image
+    large_shape: tuple[int, int] = (3000, 4000)  # of a large photo
+    image_texts: tuple[str, str] = ("cat", "ship")  # the first and the second text
+    image_rounds: int = 7  # of the suites images and recipe
+    folder_preset: str = "photo"  # or "sticker"
     folder_images: int = 48
     folder_rounds: int = 5
     sam_rounds: int = 5

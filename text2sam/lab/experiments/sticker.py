@@ -86,32 +86,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The figures of one result: a recipe, a scene and a name.
-
-    Attributes:
-        name: the text.
-        objects: number of objects with that name in the scene, 0 for an absent name.
-        size: share of the image that the largest of them covers, 0 for an absent name.
-        iou: IoU of the mask with the union of the objects; NaN for an absent name.
-        best: the same for SAM's best candidate, see :func:`best_candidate`.
-        points: number of positive points.
-        points_on: number of positive points on an object with that name.
-        present, presence: as in the result.
-        scores: (D,) float64, scores of the instances in descending order.
-        instance_ious: (D, G) float64, IoU of instances with objects.
-    """
+    """The figures of one result: a recipe, a scene and a name."""
 
     name: str
-    objects: int
-    size: float
-    iou: float
-    best: float
-    points: int
-    points_on: int
+    objects: int  # with that name in the scene, 0 for an absent name
+    size: float  # share of the image that the largest of them covers, 0 for an absent name
+    iou: float  # of the mask with the union of the objects; NaN for an absent name
+    best: float  # the same for SAM's best candidate, see :func:`best_candidate`
+    points: int  # positive points
+    points_on: int  # positive points on an object with that name
     present: bool
     presence: float
-    scores: NDArray[np.float64]
-    instance_ious: NDArray[np.float64]
+    scores: NDArray[np.float64]  # (D,), of the instances, in descending order
+    instance_ious: NDArray[np.float64]  # (D, G), of instances with objects
 
 
 Records: TypeAlias = dict[int, dict[str, list[Answer]]]

@@ -16,17 +16,7 @@ SECOND_HAND = "second-hand"
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure.
-
-    Attributes:
-        task, dataset, split, model, pretrained, image_size, method: the setting, with the names of this package.
-        figure: name of the figure in the result.
-        value: in percent, or a share, as in the result.
-        source: the publication.
-        note: remarks; begins with :data:`SECOND_HAND` if we could not check the source.
-        background: whether the first class of the data set is the background.
-        tiles: see :class:`~text2sam.lab.runner.settings.Settings`.
-    """
+    """A published figure and its setting, with the names of this package."""
 
     task: RunTask
     dataset: str
@@ -35,12 +25,12 @@ class Published:
     pretrained: str
     image_size: int
     method: str
-    figure: str
-    value: float
+    figure: str  # its name in the result
+    value: float  # in percent, or a share, as in the result
     source: str = PAPER
-    note: str = ""
-    background: bool = False
-    tiles: Tiles = False
+    note: str = ""  # begins with SECOND_HAND if we could not check the source
+    background: bool = False  # whether the first class of the data set is the background
+    tiles: Tiles = False  # see :class:`~text2sam.lab.runner.settings.Settings`
 
 
 _VIT, _RN = "ViT-B-16-quickgelu", "RN50-quickgelu"

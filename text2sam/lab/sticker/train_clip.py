@@ -37,34 +37,20 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ClipStage:
-    """One stage of CLIP's curriculum.
-
-    Attributes:
-        steps: number of optimizer steps.
-        size: side of the square scenes in pixels.
-        objects: smallest and largest number of objects.
-        sides: range of object sizes, as a share of the scene's side.
-        keep: share of the patch tokens kept in each step; the others are dropped at random, as in FLIP.
-        batch: scenes per step.
-        learning_rate: peak of the schedule, a cosine over all stages.
-        fresh, pool: see :func:`~text2sam.lab.sticker.training.batches`.
-        resized: range of the size of CLIP's input, as a share of ``size``.
-        aspect: largest ratio of the longer to the shorter side of CLIP's input.
-        grey: probability that a scene is made grey.
-    """
+    """One stage of CLIP's curriculum; for ``fresh`` and ``pool`` see :func:`~text2sam.lab.sticker.training.batches`."""
 
     steps: int
-    size: int
-    objects: tuple[int, int]
-    sides: tuple[float, float]
-    keep: float
+    size: int  # side of the square scenes in pixels
+    objects: tuple[int, int]  # smallest and largest number
+    sides: tuple[float, float]  # range of object sizes, as a share of the scene's side
+    keep: float  # share of the patch tokens in each step; the others are dropped at random, as in FLIP
     batch: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # peak of the schedule, a cosine over all stages
     fresh: float = 0.3
     pool: int = 2048
-    resized: tuple[float, float] = (1.0, 1.0)
-    aspect: float = 1.0
-    grey: float = 0.0
+    resized: tuple[float, float] = (1.0, 1.0)  # range of the size of CLIP's input, as a share of the scene's
+    aspect: float = 1.0  # largest ratio of the longer to the shorter side of CLIP's input
+    grey: float = 0.0  # probability that a scene is made grey
 
 
 _VARIED: dict[str, Any] = {"fresh": 0.1, "pool": 24576, "resized": (0.6, 1.35), "aspect": 1.3, "grey": 0.12}
