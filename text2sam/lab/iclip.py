@@ -49,14 +49,7 @@ _HIGHEST_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of training and measuring; the defaults take about three minutes on one core.
-
-    Attributes:
-        train_scenes: number of training scenes.
-        steps, batch, lr, seed: see :func:`fit`.
-        keep: share of an image's patches under the mask.
-        paths: token paths, see :class:`text2sam.tasks.iclip.ICLIP`; one ICLIP is trained for each.
-        scenes: number of held-out scenes.
+    """Settings of training and measuring, see also :func:`fit`; the defaults take about three minutes on one core.
 
     Raises:
         InputError: a value is out of range.
@@ -67,9 +60,9 @@ class Settings:
     batch: int = 32
     lr: float = 5e-3
     seed: int = 0
-    paths: tuple[TokenPath, ...] = ("raw", "architecture")
-    keep: float = 0.5
-    scenes: int = 100
+    paths: tuple[TokenPath, ...] = ("raw", "architecture")  # one ICLIP is trained for each
+    keep: float = 0.5  # share of an image's patches under the mask
+    scenes: int = 100  # held out
 
     def __post_init__(self) -> None:
         for name in ("train_scenes", "steps", "batch", "scenes"):

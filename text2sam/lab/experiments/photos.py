@@ -55,21 +55,15 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 class Settings:
     """Settings of ``text2sam evaluate photos``.
 
-    Attributes:
-        half: a key of :data:`HALVES`.
-        strategies: recipes or their names; differences are relative to the first.
-        photos: largest number of photos, evenly spaced; None takes all of the half.
-        resamples, seed: number of bootstrap resamples, and their seed.
-
     Raises:
-        InputError: a value is out of range.
+        InputError: a recipe is unknown or has the name of another.
     """
 
-    half: str = "reporting"
-    strategies: tuple[str | Recipe, ...] = ("paper", "objects")
-    photos: int | None = None
+    half: str = "reporting"  # a key of HALVES
+    strategies: tuple[str | Recipe, ...] = ("paper", "objects")  # differences are relative to the first
+    photos: int | None = None  # largest number, evenly spaced; None takes all of the half
     resamples: int = 2000
-    seed: int = 0
+    seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
         if not self.strategies or len(self.recipes) < len(self.strategies):

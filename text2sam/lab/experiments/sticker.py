@@ -54,24 +54,16 @@ _PICTURES = 5
 class Settings:
     """Settings of ``text2sam evaluate sticker``.
 
-    Attributes:
-        scenes: number of scenes, 1 to 1,000,000.
-        split: ``"report"``, or ``"tune"`` for choosing thresholds.
-        strategies: names of recipes; differences are relative to the first.
-        resamples: number of bootstrap resamples.
-        sam_checkpoint: SAM weights other than the shipped, a file or a listed name.
-        device: None takes cuda, then mps, then cpu.
-
     Raises:
-        InputError: a value is out of range.
+        InputError: there are too many scenes, or a recipe is unknown.
     """
 
     scenes: int = 300
-    split: str = "report"
-    strategies: tuple[str, ...] = ("paper", "objects")
+    split: str = "report"  # a key of SPLITS; "tune" is for choosing thresholds
+    strategies: tuple[str, ...] = ("paper", "objects")  # names of recipes; differences are relative to the first
     resamples: int = 1000
-    sam_checkpoint: str | None = None
-    device: str | None = None
+    sam_checkpoint: str | None = None  # other SAM weights than the shipped, a file or a listed name
+    device: str | None = None  # None takes cuda, then mps, then cpu
 
     def __post_init__(self) -> None:
         check_number("scenes", self.scenes, 1, MOST_SCENES, whole=True)
