@@ -10,7 +10,7 @@ from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets.layout import Root
 from text2sam.lab.datasets.pixels import read_mask
-from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance
+from text2sam.lab.datasets.sample import Dataset, Instance
 
 HOME = "your own folder: images/, masks/, and classes.txt with a name on each line, or label='...' for masks of one thing"
 
@@ -59,20 +59,11 @@ def open_folder(
         return of_masks("folder", layout, photos, files, background=background, split=split, options=options)
     listed = layout.file(base, "classes.txt")
     layout.check()
-    classes = _classes(listed)
+    classes = tuple(line.partition(",")[0].strip() for line in disk.read_lines(listed))
+    if not all(classes):
+        raise InputError(f"{listed} must have the name of a class on each line")
     background = classes[0].lower() == "background"
     return layout.paired("folder", classes, pictures, labels, background=background, split=split, options=options)
-
-
-def _classes(path: Path) -> tuple[str, ...]:
-    classes = tuple(line.partition(",")[0].strip() for line in disk.read_lines(path))
-    if not all(classes):
-        raise InputError(f"{path} must have the name of a class on each line")
-    if len(classes) > IGNORE:
-        raise InputError(
-            f"{path} has {len(classes)} classes; at most {IGNORE} are possible, since {IGNORE} stands for ignored pixels"
-        )
-    return classes
 
 
 def open_cod10k(
