@@ -21,21 +21,13 @@ _CONFIG = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The identity of a CLIP, as far as it is known.
+    """The identity of a CLIP, as far as it is known."""
 
-    Attributes:
-        name: open_clip's name of the architecture (``"ViT-B-16-quickgelu"``), or ``"sticker"``; empty if unknown.
-        pretrained: ``"openai"``, ``"sticker"``, or the name of the weights file; None if untrained or unknown.
-        sha256: checksum of the weights file.
-        untrained: whether the weights are random, so that figures are meaningless.
-        weights_seed: seed of random weights.
-    """
-
-    name: str = ""
-    pretrained: str | None = None
-    sha256: str | None = None
-    untrained: bool = False
-    weights_seed: int | None = None
+    name: str = ""  # open_clip's name of the architecture ("ViT-B-16-quickgelu"), or "sticker"; empty if unknown
+    pretrained: str | None = None  # "openai", "sticker", or the name of the weights file; None if untrained or unknown
+    sha256: str | None = None  # of the weights file
+    untrained: bool = False  # whether the weights are random, so that figures are meaningless
+    weights_seed: int | None = None  # of random weights
 
 
 def build_surgery(preset: str = "mobile", *, untrained: bool = False, **options: Any) -> tuple[ClipSurgery, ModelInfo]:

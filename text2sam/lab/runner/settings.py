@@ -85,34 +85,24 @@ def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[st
 class Settings:
     """Settings of a task.
 
-    Attributes:
-        task: one of :data:`RUN_TASKS`.
-        methods: distinct names in :data:`SOURCES`.
-        background_words: semantic: texts for the background instead of "background".
-        background_threshold: semantic: pixels whose highest probability is lower are background.
-        window, stride, short_side: semantic: the sliding window of :func:`text2sam.tasks.segment_semantic`.
-        tiles: semantic: see :meth:`text2sam.clip.generator.ClipSurgery.encode_image`.
-        refine: semantic: see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
-        label_set: explainability: feature surgery over the classes; False: with the empty text.
-        threshold_rule: explainability: the rule of the mIoU in the table; the result has all three.
-        resamples: number of bootstrap resamples over images; 0 makes no intervals.
-
     Raises:
         InputError: a value is invalid, or contradicts another.
     """
 
     task: RunTask
-    methods: tuple[str, ...]
-    background_words: tuple[str, ...] = ()
-    background_threshold: float | None = None
+    methods: tuple[str, ...]  # distinct names in SOURCES
+    # for semantic, see text2sam.tasks.segment_semantic and, for tiles, ClipSurgery.encode_image
+    background_words: tuple[str, ...] = ()  # texts for the background instead of "background"
+    background_threshold: float | None = None  # pixels whose highest probability is lower are background
     window: int | None = None
     stride: int | None = None
     short_side: int | None = None
     tiles: Tiles = False
-    refine: Refinement | None = None
-    label_set: bool = True
-    threshold_rule: ThresholdRule = "dataset"
-    resamples: int = 1000
+    refine: Refinement | None = None  # "corrclip" has its own vote
+    # for explainability
+    label_set: bool = True  # feature surgery over the classes; False: with the empty text
+    threshold_rule: ThresholdRule = "dataset"  # the rule of the mIoU in the table; the result has all three
+    resamples: int = 1000  # of the bootstrap over images; 0 makes no intervals
 
     def __post_init__(self) -> None:
         check_known("task", [self.task], RUN_TASKS)
