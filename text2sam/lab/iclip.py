@@ -32,10 +32,9 @@ from text2sam.errors import InputError, StateError
 from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike
-from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.metrics import mean_average_precision
 from text2sam.lab.sticker.evaluate import VARIANTS, MapTally, evaluation_scenes
-from text2sam.lab.sticker.training import TRAIN_SEEDS
+from text2sam.lab.sticker.training import TRAIN_SEEDS, contrastive_loss
 from text2sam.lab.sticker.world import THINGS, Scene, World
 from text2sam.targets import check_text
 from text2sam.tasks.iclip import ICLIP, TokenPath

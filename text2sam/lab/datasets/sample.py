@@ -54,28 +54,17 @@ class Sample:
 
     Each property is read on first access and then kept, so do not keep lists of samples. A file that is missing, broken or does
     not fit the image raises an ImageError or InputError that names it.
-
-    Attributes:
-        id: unique in its data set, the same on every machine.
-        classes: class names, in the order of the indices in :attr:`semantic`.
-        background: whether the first class is the background.
-        path: the image file; None for a drawn image.
-        label_path: the label file, for messages.
-        read_image: returns (H, W, 3) uint8 RGB.
-        read_semantic: returns (H, W) integers, class indices or :data:`IGNORE`; None without class maps.
-        read_instances: (H, W) -> the objects; None without objects.
-        read_labels: returns names of classes in any order; None derives them from the objects or the class map.
     """
 
-    id: str
-    classes: tuple[str, ...]
-    background: bool
-    read_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    read_semantic: Callable[[], NDArray[Any]] | None = field(default=None, repr=False)
-    read_instances: Callable[[tuple[int, int]], Sequence[Instance]] | None = field(default=None, repr=False)
-    read_labels: Callable[[], Iterable[str]] | None = field(default=None, repr=False)
-    path: Path | None = None
-    label_path: Path | None = None
+    id: str  # unique in its data set, the same on every machine
+    classes: tuple[str, ...]  # in the order of the indices in semantic
+    background: bool  # whether the first class is the background
+    read_image: Callable[[], NDArray[np.uint8]]  # (H, W, 3) RGB
+    read_semantic: Callable[[], NDArray[Any]] | None = None  # (H, W) integers, class indices or IGNORE; None without class maps
+    read_instances: Callable[[tuple[int, int]], Sequence[Instance]] | None = None  # (H, W) -> objects; None without objects
+    read_labels: Callable[[], Iterable[str]] | None = None  # in any order; None derives them from the objects or the class map
+    path: Path | None = None  # the image file; None for a drawn image
+    label_path: Path | None = None  # for messages
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
@@ -172,36 +161,22 @@ class Sample:
 class Dataset:
     """A data set with a fixed order of samples.
 
-    Attributes:
-        name: the name that :func:`text2sam.lab.datasets.open_dataset` takes.
-        title: the name in tables.
-        classes: names as in the benchmark, in the order of the class maps.
-        background: whether the first class is the background.
-        tasks: the kinds of ground truth, of :data:`TASKS`.
-        ids: the ids of the samples, in order.
-        make: index -> sample, without reading a file.
-        split: name of the split; empty without splits.
-        root: the folder; None for drawn images.
-        homepage: where to get the data set.
-        options: the other options of the reader, JSON-ready.
-        wording: class -> text to query instead of its name.
-
     Raises:
         InputError: there is no sample, there are too many classes, or a name occurs twice.
     """
 
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    background: bool
-    tasks: tuple[Task, ...]
-    ids: Sequence[str] = field(repr=False)
-    make: Callable[[int], Sample] = field(repr=False)
+    name: str  # that text2sam.lab.datasets.open_dataset takes
+    title: str  # the name in tables
+    classes: tuple[str, ...]  # as in the benchmark, in the order of the class maps
+    background: bool  # whether the first class is the background
+    tasks: tuple[Task, ...]  # the kinds of ground truth
+    ids: Sequence[str]  # in order
+    make: Callable[[int], Sample]  # index -> sample, without reading a file
     split: str = ""
-    root: Path | None = None
-    homepage: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    wording: Mapping[str, str] = field(default_factory=dict, repr=False)
+    root: Path | None = None  # None for drawn images
+    homepage: str = ""  # where to get it
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the reader, JSON-ready
+    wording: Mapping[str, str] = field(default_factory=dict)  # class -> text to query instead of its name
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -24,8 +24,7 @@ from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import ensemble_templates
 from text2sam.clip.towers.base import resize_tokens
 from text2sam.clip.towers.text import encode_tokens
-from text2sam.lab.loss import contrastive_loss
-from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, train
+from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, contrastive_loss, train
 from text2sam.lab.sticker.world import THINGS, World
 from text2sam.zoo.sticker.models import CLIP_CONFIG, build_clip
 

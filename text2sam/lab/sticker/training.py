@@ -1,4 +1,4 @@
-"""The training loop of the sticker CLIP and the sticker SAM."""
+"""The training loop of the sticker CLIP and the sticker SAM, and CLIP's loss."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.files import atomic_path
+
+_NEVER = -1e4  # far below any logit, whose absolute value is at most 100
 
 TRAIN_SEEDS = 1_000_000_000
 """Smallest seed of a training scene."""
@@ -193,3 +196,27 @@ def average_gradients(model: torch.nn.Module) -> None:
 def decay(step: int, total: int, warm_up: int) -> float:
     """Factor of the learning rate in (0, 1]: linear warm-up times half a cosine from 1 to 0.02 over all steps."""
     return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+def contrastive_loss(logits: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss with any number of positive texts per image.
+
+    The loss of a positive pair is ``-log(e^p / (e^p + sum e^n))`` over the negatives n. It is averaged over the positives of
+    an image, then over images with positives; then the same over texts, and over both directions.
+
+    Args:
+        logits: (B, M), cosines times the scale.
+        fits: (B, M) bool, the positive pairs, at least one.
+
+    Returns:
+        A scalar.
+    """
+
+    def one_way(z: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+        # finite, since the gradient of minus infinity is NaN in rows without negatives
+        negatives = z.masked_fill(positive, _NEVER).logsumexp(dim=1, keepdim=True)
+        count = positive.sum(dim=1)
+        rows = (F.softplus(negatives - z) * positive).sum(dim=1) / count.clamp(min=1)
+        return rows[count > 0].mean()
+
+    return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))
