@@ -247,18 +247,12 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True, eq=False)
 class MapSample:
-    """A similarity map compared with a mask.
+    """A similarity map compared with a mask."""
 
-    Attributes:
-        name: the class.
-        ious: (K,) float64 in [0, 1], IoU of ``map >= threshold`` with the mask for K thresholds.
-        foreground, background: mean of the map on and off the mask, in [0, 1]; the background of a full mask is NaN.
-    """
-
-    name: str
-    ious: NDArray[np.float64]
-    foreground: float
-    background: float
+    name: str  # the class
+    ious: NDArray[np.float64]  # (K,) in [0, 1], IoU of ``map >= threshold`` with the mask for K thresholds
+    foreground: float  # mean of the map on the mask, in [0, 1]
+    background: float  # the same off the mask; NaN for a full mask
 
     @property
     def contrast(self) -> float:

@@ -148,14 +148,13 @@ class Layout:
         *,
         background: bool = False,
         tasks: tuple[Task, ...] = ("recognition", "semantic", "explainability"),
-        split: str = "",
         options: Mapping[str, object] | None = None,
-        wording: Mapping[str, str] | None = None,
+        **fields: Any,
     ) -> Dataset:
         """A data set of image files.
 
         Args:
-            name, classes, background, tasks, split, wording: see :class:`~text2sam.lab.datasets.sample.Dataset`.
+            name, classes, background, tasks, **fields: see :class:`~text2sam.lab.datasets.sample.Dataset`.
             pictures: ids and files, in order.
             truth: index of an image -> arguments of :class:`~text2sam.lab.datasets.sample.Sample` for its ground truth.
             options: options of the reader, besides ``background``.
@@ -168,20 +167,8 @@ class Layout:
             key, path = pictures[place]
             return Sample(key, classes, background, lambda: read_image(path), path=path, **truth(place))
 
-        return Dataset(
-            name,
-            self.title,
-            classes,
-            background,
-            tasks,
-            tuple(key for key, _ in pictures),
-            make,
-            split=split,
-            root=self.root,
-            homepage=self.homepage,
-            options={"background": background, **(options or {})},
-            wording=wording or {},
-        )
+        fields |= {"root": self.root, "homepage": self.homepage, "options": {"background": background, **(options or {})}}
+        return Dataset(name, self.title, classes, background, tasks, tuple(key for key, _ in pictures), make, **fields)
 
 
 def check_split(split: str, known: Sequence[str] = ()) -> str:

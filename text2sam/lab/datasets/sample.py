@@ -27,17 +27,11 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One annotated object.
-
-    Attributes:
-        label: its class.
-        mask: (H, W) bool.
-        crowd: whether the mask covers many objects (COCO's ``iscrowd``); it is then ignored.
-    """
+    """One annotated object."""
 
     label: str
-    mask: NDArray[np.bool_]
-    crowd: bool = False
+    mask: NDArray[np.bool_]  # (H, W)
+    crowd: bool = False  # whether the mask covers many objects (COCO's ``iscrowd``); it is then ignored
 
 
 def unions(instances: Iterable[Instance]) -> dict[str, NDArray[np.bool_]]:

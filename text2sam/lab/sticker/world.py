@@ -43,31 +43,19 @@ _MIN_VISIBLE = 0.6
 
 @dataclass(frozen=True)
 class StickerObject:
-    """An object in a scene.
+    """An object in a scene."""
 
-    Attributes:
-        name: a key of :data:`THINGS`.
-        mask: (H, W) bool, its visible pixels (alpha of at least one half, and not covered by another object).
-        visible: share of its pixels that is visible, in (0, 1].
-    """
-
-    name: str
-    mask: NDArray[np.bool_]
-    visible: float
+    name: str  # a key of THINGS
+    mask: NDArray[np.bool_]  # (H, W), its visible pixels: alpha of at least one half, and not covered by another object
+    visible: float  # share of its pixels that is visible, in (0, 1]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene.
+    """A drawn scene."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        objects: its objects from bottom to top.
-        seed: its seed.
-    """
-
-    image: NDArray[np.uint8]
-    objects: tuple[StickerObject, ...]
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    objects: tuple[StickerObject, ...]  # from bottom to top
     seed: int
 
     @property
@@ -214,21 +202,13 @@ def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class World:
-    """Draws scenes.
+    """Draws scenes."""
 
-    Attributes:
-        size: (H, W) of a scene in pixels.
-        objects: smallest and largest number of objects in a scene, from 0.
-        sides: range of the longest side of an object, as a share of the shorter side of the scene.
-        repeat: probability that an object repeats a name of the scene.
-        things: names to draw from; repeated names are drawn more often.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    objects: tuple[int, int] = (1, 4)
-    sides: tuple[float, float] = (0.22, 0.5)
-    repeat: float = 0.0
-    things: Sequence[str] = field(default_factory=lambda: tuple(THINGS))
+    size: tuple[int, int] = (224, 224)  # (H, W) of a scene in pixels
+    objects: tuple[int, int] = (1, 4)  # smallest and largest number of objects in a scene, from 0
+    sides: tuple[float, float] = (0.22, 0.5)  # range of an object's longest side, as a share of the scene's shorter side
+    repeat: float = 0.0  # probability that an object repeats a name of the scene
+    things: Sequence[str] = field(default_factory=lambda: tuple(THINGS))  # repeated names are drawn more often
 
     def __post_init__(self) -> None:
         if min(self.size) < 16:
