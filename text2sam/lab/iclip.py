@@ -229,12 +229,7 @@ def train(surgery: ClipSurgery, settings: Settings, *, path: TokenPath = "raw") 
 
 
 def compare(surgery: ClipSurgery, trained: Mapping[str, ICLIP], scenes: Iterable[Scene]) -> dict[str, Any]:
-    """Figures of maps and of recognition, by method.
-
-    Args:
-        surgery: the CLIP.
-        trained: ICLIPs of the same CLIP, by name.
-        scenes: held-out scenes, none of them empty.
+    """Figures of maps and of recognition on scenes that are not empty, for a CLIP and ICLIPs of it.
 
     Returns:
         ``maps``: method (:data:`~text2sam.lab.sticker.evaluate.VARIANTS` and the trained) -> figures of :class:`MapTally`.

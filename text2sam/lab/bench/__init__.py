@@ -28,11 +28,7 @@ __all__ = ["SUITES", "Settings", "run", "table"]
 
 
 def run(suite: str, settings: Settings) -> dict[str, Any]:
-    """Runs benchmarks.
-
-    Args:
-        suite: ``"all"``, or one of :data:`SUITES`.
-        settings: sizes and repeats; the defaults take a few minutes on two cores.
+    """Runs one of :data:`SUITES` or ``"all"``; with the default settings all take a few minutes on two cores.
 
     Returns:
         JSON-ready: ``suite``, ``machine`` (versions, processors, threads, load), ``settings``, ``seconds``, ``benchmarks`` (all

@@ -199,8 +199,7 @@ def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict
     """The files in a folder by stem, in the order of their names, without hidden files and subfolders.
 
     Args:
-        folder: the folder.
-        suffixes: suffixes in lower case; the case of a file's suffix does not matter.
+        suffixes: in lower case; the case of a file's suffix does not matter.
         ending: required ending of the stem, which is removed.
 
     Raises:

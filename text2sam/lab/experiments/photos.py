@@ -2,15 +2,9 @@
 
 Data: a folder in COCO's format (Lin et al. 2014): ``instances.json``, and the images in ``images/`` or beside it.
 
-Protocol:
-
-- *Half*: photos with an even index in the order of file names are for ``tuning``, the others for ``reporting``.
-- *Names*: the categories that :meth:`~text2sam.clip.protocol.MapGenerator.prepare` of the pair accepts.
-- *Target*: all objects of a name in a photo, crowds included. Its size is its share of the image.
-- *IoU*: of the target and the mask of :meth:`~text2sam.TextPromptedSAM.segment`. "Absent = 0" is the IoU of the result, which
-  is 0 if the target is predicted absent and the recipe then returns no mask; "taken as present" ignores the prediction.
-- *Presence*: AUROC of the presence scores of names in a photo against names that are not.
-- Intervals are 95 % bootstrap intervals over photos, with the same resamples for all recipes.
+The README of the lab describes halves, targets and figures. The names are the categories that
+:meth:`~text2sam.clip.protocol.MapGenerator.prepare` of the pair accepts; crowds belong to a target; the bootstrap over photos
+draws the same resamples for all recipes.
 """
 
 from __future__ import annotations

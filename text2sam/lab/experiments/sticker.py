@@ -247,11 +247,7 @@ def tally(
 
 
 def summarize(records: Records, *, resamples: int = 1000) -> dict[str, Any]:
-    """Figures with intervals, and differences to the first recipe.
-
-    Args:
-        records: the measured scenes.
-        resamples: number of bootstrap resamples over scenes.
+    """Figures with intervals of a bootstrap over scenes, and differences to the first recipe.
 
     Returns:
         JSON-ready: ``counts``; ``figures``, recipe -> figure -> ``value``, ``low``, ``high``, ``count``; ``differences``,

@@ -182,11 +182,8 @@ def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor
 def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1) -> Path:
     """Trains the sticker CLIP and returns the path of its last checkpoint.
 
-    Args:
-        out: folder of the checkpoint, which is resumed if it exists, and of ``clip_log.jsonl``.
-        stages: the curriculum.
-        device: device of the model.
-        workers: number of processes that draw scenes.
+    The folder ``out`` holds the checkpoint, which is resumed if it exists, and ``clip_log.jsonl``; ``workers`` is the number of
+    processes that draw scenes.
     """
     import open_clip
 
