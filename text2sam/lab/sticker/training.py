@@ -52,18 +52,24 @@ def train(
             different batches each time.
         loss_of: (batch, stage, rng, figures) -> a scalar; it may add to the figures.
         device: device of the model.
-        weight_decay: see :func:`parameter_groups`.
+        weight_decay: of weights; biases, norms and embeddings have none.
         warm_up: see :func:`decay`.
 
     Returns:
         The path of the last checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True
-    )
-    checkpoint = out / f"{name}.pt"
-    step, first = resume(checkpoint, model, optimizer, device), process()[0] == 0
+    flat = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
+    rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
+    groups = [{"params": rest, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
+    checkpoint, step, first = out / f"{name}.pt", 0, process()[0] == 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+        torch.manual_seed(step)
     ends = np.cumsum([stage.steps for stage in stages]).tolist()
     while step < ends[-1]:
         which = bisect.bisect_right(ends, step)
@@ -98,24 +104,6 @@ def train(
     if first:
         (out / f"{name}_stages.json").write_text(json.dumps([asdict(stage) for stage in stages], indent=1))
     return checkpoint
-
-
-def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weights with decay; biases, norms and embeddings without decay."""
-    flat = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
-    rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
-    return [{"params": rest, "weight_decay": decay}, {"params": flat, "weight_decay": 0.0}]
-
-
-def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> int:
-    """Loads a checkpoint of :func:`train` and returns its step; 0 if there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.manual_seed(state["step"])
-    return int(state["step"])
 
 
 def batches(
