@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from text2sam.lab.bench.timing import alternate, timed_row
 
-if TYPE_CHECKING:
-    from text2sam.lab.bench.suites import Settings
 
-
-def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Times of encoder and prompts; the weights are random."""
+def measure_sam(settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Times of encoder and prompts with random weights, by the settings of the suites."""
     from segment_anything import SamPredictor
 
     from text2sam.sam.build import build_predictor, build_sam

@@ -85,7 +85,11 @@ def measure_surgery(settings: Settings) -> Result:
     """Time and peak memory of feature surgery over a label set, against the plain implementation."""
     rows, cases = list[dict[str, Any]](), list[dict[str, Any]]()
     for count, channels in [*((n, settings.channels) for n in settings.labels), (settings.labels[0], settings.wide_channels)]:
-        image, labels = _random_features(settings.tokens, count, channels, pick_device(settings.device))
+        generator, device = torch.Generator().manual_seed(0), pick_device(settings.device)
+        image, labels = (
+            torch.nn.functional.normalize(torch.randn(*shape, channels, generator=generator), dim=-1).to(device)
+            for shape in ((1, settings.tokens), (count,))
+        )
         calls = {"ours": partial(feature_surgery, image, labels), "plain": partial(plain.feature_surgery, image, labels)}
         peaks = {name: peak_tensor_bytes(call) for name, call in calls.items()}
         case: dict[str, Any] = {"labels": count, "tokens": settings.tokens, "channels": channels, "peak_tensor_bytes": peaks}
@@ -348,13 +352,6 @@ def draw(shape: Sequence[int]) -> NDArray[np.uint8]:
     image[np.hypot(x - 0.3 * width, y - 0.5 * height) < 0.2 * min(height, width)] = (220, 120, 40)
     image[int(0.4 * height) : int(0.8 * height), int(0.65 * width) : int(0.9 * width)] = (40, 60, 200)
     return image.astype(np.uint8)
-
-
-def _random_features(tokens: int, labels: int, channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, tokens, channels, generator=generator)
-    text = torch.randn(labels, channels, generator=generator)
-    return tuple(torch.nn.functional.normalize(t, dim=-1).to(device) for t in (image, text))  # type: ignore[return-value]
 
 
 def _text_model(settings: Settings) -> tuple[Any, Any]:

@@ -205,26 +205,26 @@ def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict
     Raises:
         InputError: two files differ only in their suffix, or the folder cannot be read.
     """
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
     found: dict[str, Path] = {}
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
-            continue  # macOS adds "._name.png" to archives
+    for path in _listed(folder, os.DirEntry.is_file):
+        stem, suffix = os.path.splitext(path.name)
+        if suffix.lower() not in suffixes or not stem.endswith(ending):
+            continue
         stem = stem[: len(stem) - len(ending)]
         if stem in found:
-            raise InputError(f"{folder} has both {found[stem].name} and {name}; remove one of them")
-        found[stem] = folder / name
+            raise InputError(f"{folder} has both {found[stem].name} and {path.name}; remove one of them")
+        found[stem] = path
     return found
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The subfolders of a folder in the order of their names, without hidden folders."""
-    try:
-        return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return _listed(folder, os.DirEntry.is_dir)
+
+
+def _listed(folder: Path, kind: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
+    try:  # macOS adds "._name.png" to archives
+        return sorted(Path(e.path) for e in os.scandir(folder) if kind(e) and not e.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
 

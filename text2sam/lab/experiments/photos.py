@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,15 @@ from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.errors import InputError, PromptError
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
-from text2sam.lab.datasets.sample import unions
+from text2sam.lab.datasets.sample import Sample, unions
 from text2sam.lab.metrics import auroc, bootstrap_weights, estimate, finite, weighted_ratio
 from text2sam.lab.output import cell, track
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.presence import presence_scores
 from text2sam.recipes import Recipe, get_recipe
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
 from text2sam.tables import aligned
-
-if TYPE_CHECKING:
-    from text2sam.lab.datasets.sample import Sample
-    from text2sam.pipeline import TextPromptedSAM
 
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "all": slice(None)}
 SIZES = {"> 5 %": (0.05, 1.01), "1 to 5 %": (0.01, 0.05), "< 1 %": (0.0, 0.01), "> 1 %": (0.01, 1.01)}

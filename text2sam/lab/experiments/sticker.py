@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,12 @@ from text2sam.files import write_json, write_png
 from text2sam.lab import metrics
 from text2sam.lab.output import cell
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import get_recipe
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
 from text2sam.tables import aligned
 from text2sam.types import Segmentation
-
-if TYPE_CHECKING:
-    from text2sam.pipeline import TextPromptedSAM
 
 SPLITS = {"report": 2_000_000, "tune": 3_000_000}
 """First seed of each split. Training uses seeds from 1,000,000,000 upwards."""

@@ -82,7 +82,9 @@ def measure(
         raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is missing")
     task = TASKS[settings.task](surgery, dataset, settings, iclip, predictor)
     described = _describe(surgery, info)
-    sam = None if predictor is None else _describe_sam(predictor)
+    kind, module = type(predictor), getattr(predictor, "model", None)
+    weights = fingerprint(module) if isinstance(module, torch.nn.Module) else None
+    sam = None if predictor is None else {"predictor": f"{kind.__module__}.{kind.__qualname__}", "fingerprint": weights}
     key = {
         "measuring": settings.measuring(),
         "dataset": {k: v for k, v in dataset.describe().items() if k not in ("title", "root", "homepage", "tasks")},
@@ -201,12 +203,6 @@ def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": surgery.device.type,
     }
-
-
-def _describe_sam(predictor: Any) -> dict[str, Any]:
-    model = getattr(predictor, "model", None)
-    known = fingerprint(model) if isinstance(model, torch.nn.Module) else None
-    return {"predictor": f"{type(predictor).__module__}.{type(predictor).__qualname__}", "fingerprint": known}
 
 
 def _versions() -> dict[str, str]:

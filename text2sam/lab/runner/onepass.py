@@ -31,9 +31,8 @@ class OnePass(ClipSurgery):
     def __init__(self, surgery: ClipSurgery, methods: Sequence[Method]) -> None:
         vars(self).update(vars(surgery))
         self._methods = tuple(methods)
-        self._kept: dict[bytes, list[ImageFeatures]] = {}
-        self.seconds = {"read": 0.0, "encode": 0.0}
         self._kinds(self._methods)
+        self.forget()
 
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
@@ -64,7 +63,7 @@ class OnePass(ClipSurgery):
 
     def forget(self) -> None:
         """Clears the cache and the seconds."""
-        self._kept.clear()
+        self._kept: dict[bytes, list[ImageFeatures]] = {}
         self.seconds = {"read": 0.0, "encode": 0.0}
 
     @contextmanager
