@@ -154,6 +154,7 @@ def values(records: Records, strategy: str) -> dict[str, float | None]:
     [
         ({"scenes": 1_000_001}, "scenes must be a whole number"),
         ({"strategies": ("paper", "magic")}, "magic"),
+        ({"strategies": ()}, "at least one"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], says: str) -> None:

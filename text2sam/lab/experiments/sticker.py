@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from text2sam import __version__
 from text2sam.checks import check_number
+from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
 from text2sam.lab import metrics
 from text2sam.lab.output import cell
@@ -65,6 +66,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_number("scenes", self.scenes, 1, MOST_SCENES, whole=True)
+        if not self.strategies:
+            raise InputError("strategies must be at least one name")
         for strategy in self.strategies:
             get_recipe(strategy)
 
