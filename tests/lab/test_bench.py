@@ -17,7 +17,7 @@ from text2sam.errors import OutputError
 from text2sam.lab import bench
 from text2sam.lab.bench import Settings, gpu, suites
 from text2sam.lab.bench.peers import peer_pipeline
-from text2sam.lab.bench.timing import Side, alternate, peak_tensor_bytes
+from text2sam.lab.bench.timing import alternate, peak_tensor_bytes
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.sam.cpu import CPUPredictor
 
@@ -49,8 +49,8 @@ def surgery_result() -> dict[str, Any]:
 
 def test_sides_are_prepared_and_take_turns_in_changing_order() -> None:
     calls: list[str] = []
-    sides = {name: Side(lambda name=name: calls.append(name), lambda: calls.append("prepare")) for name in "ab"}  # type: ignore[misc]
-    times = alternate(sides, 2)
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}  # type: ignore[misc]
+    times = alternate(sides, 2, prepare=dict.fromkeys("ab", lambda: calls.append("prepare")))
     assert [name for i, name in enumerate(calls) if name != "prepare" and calls[i - 1] == "prepare"] == list("aabbbbaa")
     assert [len(side["samples_s"]) for side in times.values()] == [2, 2]
     assert all(min(side["samples_s"]) <= side["median_s"] <= max(side["samples_s"]) for side in times.values())
@@ -140,9 +140,9 @@ def test_recipe_figures(monkeypatch: pytest.MonkeyPatch, absent: str, per_object
     monkeypatch.setattr("text2sam.demo.load_scenes", lambda: (scene,))
     monkeypatch.setattr(suites, "build_sticker", lambda _: Scripted())
     details, (prompts, timed) = suites.measure_recipe(TINY)
-    assert (prompts.ours, prompts.baseline, prompts.met) == (pytest.approx(per_object), 1, met)
-    assert prompts.aim == "ours <= baseline + 2"
-    assert timed.unit == "s"
+    assert (prompts["ours"], prompts["baseline"], prompts["met"]) == (pytest.approx(per_object), 1, met)
+    assert prompts["aim"] == "ours <= baseline + 2"
+    assert timed["unit"] == "s"
     assert [case["calls"]["objects"] for case in details["cases"]] == [5, 5, 5 * met]
 
 

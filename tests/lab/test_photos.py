@@ -112,7 +112,6 @@ def model() -> TextPromptedSAM:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"half": "most"}, "half must be one of tuning, reporting, all, not 'most'"),
         ({"strategies": ("paper", "paper")}, "each name once"),
         ({"strategies": ("best",)}, "not 'best'"),
     ],

@@ -85,20 +85,13 @@ Tap = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LastStep:
-    """The last step of a tower, which makes the class token.
+    """The last step of a tower, which makes the class token."""
 
-    Attributes:
-        stream: what enters it, in a form of the tower's own.
-        grid: (gh, gw).
-        finish: (stream, tap) -> (B, C) class token. ``tap`` is given the layer that the step mixes into the class token, and
-            returns it.
-        layer_map: what ``tap`` is given -> (B, D, gh, gw).
-    """
-
-    stream: torch.Tensor
-    grid: tuple[int, int]
+    stream: torch.Tensor  # what enters it, in a form of the tower's own
+    grid: tuple[int, int]  # (gh, gw)
+    # (stream, tap) -> (B, C) class token; ``tap`` is given the layer that the step mixes into it, and returns the layer
     finish: Callable[[torch.Tensor, Tap], torch.Tensor]
-    layer_map: Callable[[torch.Tensor], torch.Tensor]
+    layer_map: Callable[[torch.Tensor], torch.Tensor]  # what ``tap`` is given -> (B, D, gh, gw)
 
 
 def last_step(tower: ImageTower, pixels: torch.Tensor) -> LastStep:

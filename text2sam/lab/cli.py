@@ -18,10 +18,9 @@ from text2sam.cli.options import Device, ModelOptions, Tiles, option, parse_tile
 from text2sam.cli.output import echo
 from text2sam.errors import InputError, Text2SamError
 from text2sam.files import check_file, check_folder
-from text2sam.lab.output import reporting
+from text2sam.lab.output import reporting, track
 
 if TYPE_CHECKING:
-    from text2sam.lab.runner import ModelChoice
     from text2sam.lab.runner.settings import RunTask
 
 evaluate = new_app(help="Measure the quality of text2sam.", no_args_is_help=True)
@@ -86,14 +85,11 @@ def evaluate_sticker(
     from text2sam.lab.experiments import sticker
     from text2sam.lab.metrics import scikit_learn
     from text2sam.pipeline import TextPromptedSAM
-    from text2sam.recipes import get_recipe
 
     if pictures is not None:
         check_folder(pictures)
     options: dict[str, Any] = {"strategies": tuple(split_list(strategies))} if strategies else {}
     settings = sticker.Settings(scenes=scenes, split=split, sam_checkpoint=sam_checkpoint, device=device, **options)
-    for strategy in settings.strategies:
-        get_recipe(strategy)
     if pictures is not None and len(settings.strategies) < 2:
         raise InputError("--pictures compares two recipes; name a second one with --strategy")
     progress = sys.stderr.isatty()
@@ -101,7 +97,8 @@ def evaluate_sticker(
         sticker.draw_scene(settings.seeds.start)  # fail before models are built if a package is missing
         scikit_learn()
         model = TextPromptedSAM.from_pretrained("sticker", device=device, sam_checkpoint=sam_checkpoint, progress=progress)
-        records = sticker.measure(model, settings, progress=progress)
+        drawn = (sticker.draw_scene(seed) for seed in track(settings.seeds, "scenes", progress))
+        records = sticker.measure(model, drawn, settings.strategies)
         report(sticker.report(records, settings))
     if pictures is not None:
         sticker.write_pictures(pictures, model, records)
@@ -186,17 +183,6 @@ class ClipOptions(ModelOptions):
         option("--scales", "SHARE,...", "Shares of --image-size to average over, such as 0.75,1; the papers use only 1."),
     ] = "1"
 
-    def choice(self, untrained: bool) -> ModelChoice:
-        """The options for the runner.
-
-        Raises:
-            InputError: an option is invalid.
-        """
-        from text2sam.lab.runner import ModelChoice
-
-        self.check()
-        return ModelChoice(untrained=untrained, **self.keywords())
-
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -247,16 +233,7 @@ class DataOptions:
         iclip: Path | None = None,
         **settings: Any,
     ) -> None:
-        """Measures a task and prints the result.
-
-        Args:
-            task: the task.
-            clip: the CLIP.
-            as_json: print JSON.
-            background: option of the data set's reader.
-            iclip: file of trained projections.
-            **settings: further fields of :class:`text2sam.lab.runner.Settings`.
-        """
+        """Measures a task and prints the result; ``settings`` are fields of :class:`text2sam.lab.runner.Settings`."""
         from text2sam.lab import runner
         from text2sam.lab.datasets import open_dataset, subset
         from text2sam.lab.runner.report import table
@@ -270,11 +247,12 @@ class DataOptions:
             raise InputError(f"no SAM is measured; leave out --sam-checkpoint {clip.sam_checkpoint!r}")
         if self.out is not None:
             check_file(self.out)
-        choice, options = clip.choice(self.untrained), self.reader_options(background)
+        clip.check()
+        options = self.reader_options(background)
         data = subset(open_dataset(self.dataset, self.root, split=self.split, **options), self.limit, self.seed)
         data.require(chosen.truth)
-        surgery, model = runner.build_surgery(choice)
-        predictor = runner.build_sam(choice) if chosen.needs_sam else None
+        surgery, model = runner.build_surgery(untrained=self.untrained, **clip.keywords())
+        predictor = runner.build_sam(**clip.keywords()) if chosen.needs_sam else None
         with reporting(table, None, as_json) as report:
             report(
                 runner.measure(

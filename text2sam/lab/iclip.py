@@ -14,9 +14,9 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from text2sam import __version__
+from text2sam.checks import check_number
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.towers.base import evaluating
 from text2sam.clip.towers.vit import vit_stream
@@ -31,10 +32,9 @@ from text2sam.errors import InputError, StateError
 from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.image import ImageLike
-from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.metrics import mean_average_precision
 from text2sam.lab.sticker.evaluate import VARIANTS, MapTally, evaluation_scenes
-from text2sam.lab.sticker.training import TRAIN_SEEDS
+from text2sam.lab.sticker.training import TRAIN_SEEDS, contrastive_loss
 from text2sam.lab.sticker.world import THINGS, Scene, World
 from text2sam.targets import check_text
 from text2sam.tasks.iclip import ICLIP, TokenPath
@@ -48,14 +48,7 @@ _HIGHEST_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of training and measuring; the defaults take about three minutes on one core.
-
-    Attributes:
-        train_scenes: number of training scenes.
-        steps, batch, lr, seed: see :func:`fit`.
-        keep: share of an image's patches under the mask.
-        paths: token paths, see :class:`text2sam.tasks.iclip.ICLIP`; one ICLIP is trained for each.
-        scenes: number of held-out scenes.
+    """Settings of training and measuring, see also :func:`fit`; the defaults take about three minutes on one core.
 
     Raises:
         InputError: a value is out of range.
@@ -66,30 +59,21 @@ class Settings:
     batch: int = 32
     lr: float = 5e-3
     seed: int = 0
-    paths: tuple[TokenPath, ...] = ("raw", "architecture")
-    keep: float = 0.5
-    scenes: int = 100
+    paths: tuple[TokenPath, ...] = ("raw", "architecture")  # one ICLIP is trained for each
+    keep: float = 0.5  # share of an image's patches under the mask
+    scenes: int = 100  # held out
 
     def __post_init__(self) -> None:
         for name in ("train_scenes", "steps", "batch", "scenes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+            check_number(name, getattr(self, name), 1, whole=True)
 
 
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """Tokens and masks of S training images.
-
-    Attributes:
-        tokens: (S, 1 + N, C) floats, L2-normalised, class token first.
-        mask: (S, N) bool, the patches for max pooling.
-    """
+class Tokens(NamedTuple):
+    """Tokens and masks of S training images: (S, 1 + N, C) floats, L2-normalised, class token first; and (S, N) bool, the
+    patches for max pooling."""
 
     tokens: torch.Tensor
     mask: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 def class_attention(surgery: ClipSurgery, pixels: torch.Tensor) -> torch.Tensor:
@@ -168,7 +152,7 @@ def fit(
 
     Args:
         iclip: the projections to train, on the device of their CLIP.
-        tokens: tokens of S images, from :func:`extract`.
+        tokens: of S images, from :func:`extract`.
         captions: the texts of each image, at least one; its negatives are the texts of other images in the batch.
         steps: number of optimizer steps.
         batch: images per step; each epoch has a new random order.
@@ -186,8 +170,9 @@ def fit(
     """
     if steps < 1 or batch < 1 or not 0 < lr < math.inf:
         raise InputError(f"steps, batch and lr must be positive, not {steps!r}, {batch!r} and {lr!r}")
-    if len(captions) != len(tokens) or any(isinstance(texts, str) or not texts for texts in captions):
-        raise InputError(f"captions must be one or more texts for each of {len(tokens)} images")
+    encoded, masks = tokens
+    if len(captions) != len(encoded) or any(isinstance(texts, str) or not texts for texts in captions):
+        raise InputError(f"captions must be one or more texts for each of {len(encoded)} images")
     sets = [[check_text(text) for text in texts] for texts in captions]
     surgery = iclip.surgery
     scale = min(_HIGHEST_SCALE, float(surgery.logit_scale()))
@@ -198,13 +183,13 @@ def fit(
         optimizer = torch.optim.AdamW(iclip.parameters(), lr=lr, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            order = order or list(torch.randperm(len(tokens), generator=generator).split(batch))
+            order = order or list(torch.randperm(len(encoded), generator=generator).split(batch))
             chosen = order.pop(0)
             names = list(dict.fromkeys([*(text for i in chosen for text in sets[i]), *map(check_text, negatives)]))
             fits = torch.tensor([[name in sets[i] for name in names] for i in chosen], device=surgery.device)
             texts = surgery.encode_texts(names).clone()  # (M, C), made in inference mode
-            cls, patches = iclip(tokens.tokens[chosen].clone().to(surgery.device, torch.float32))
-            mask = tokens.mask[chosen].to(surgery.device)
+            cls, patches = iclip(encoded[chosen].clone().to(surgery.device, torch.float32))
+            mask = masks[chosen].to(surgery.device)
             pooled = masked_max_pooling(patches, mask)
             parts = [contrastive_loss(scale * F.normalize(x, dim=-1) @ texts.T, fits) for x in (cls, pooled)]
             loss = parts[0] + parts[1]
@@ -229,13 +214,11 @@ def train(surgery: ClipSurgery, settings: Settings, *, path: TokenPath = "raw") 
     """An ICLIP trained on sticker scenes and their names, and the losses of :func:`fit`."""
     iclip = ICLIP(surgery, path=path)
     scenes = list(training_scenes(settings.train_scenes, max(surgery.image_size)))
-    names = [scene.names for scene in scenes]
-    tokens = extract(iclip, (scene.image for scene in scenes), keep=settings.keep)
-    tokens = replace(tokens, tokens=tokens.tokens.half())
+    tokens, masks = extract(iclip, (scene.image for scene in scenes), keep=settings.keep)
     losses = fit(
         iclip,
-        tokens,
-        names,
+        Tokens(tokens.half(), masks),
+        [scene.names for scene in scenes],
         steps=settings.steps,
         batch=settings.batch,
         lr=settings.lr,
@@ -246,12 +229,7 @@ def train(surgery: ClipSurgery, settings: Settings, *, path: TokenPath = "raw") 
 
 
 def compare(surgery: ClipSurgery, trained: Mapping[str, ICLIP], scenes: Iterable[Scene]) -> dict[str, Any]:
-    """Figures of maps and of recognition, by method.
-
-    Args:
-        surgery: the CLIP.
-        trained: ICLIPs of the same CLIP, by name.
-        scenes: held-out scenes, none of them empty.
+    """Figures of maps and of recognition on scenes that are not empty, for a CLIP and ICLIPs of it.
 
     Returns:
         ``maps``: method (:data:`~text2sam.lab.sticker.evaluate.VARIANTS` and the trained) -> figures of :class:`MapTally`.

@@ -2,7 +2,7 @@
 
 A bootstrap over scenes or images counts a unit as often as it is drawn, so the functions take integer weights instead of
 copies. scikit-learn computes AUROC, average precision and confusion matrices (but not COCO's interpolated average precision),
-and pysodmetrics the S-, E- and weighted F-measure.
+and pysodmetrics the S-, E- and weighted F-measure; where one is missing, these raise a MissingDependencyError.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from text2sam.errors import InputError, needed
+from text2sam.lab.datasets.sample import IGNORE
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 """0.50, 0.55, ..., 0.95, over which AP is averaged."""
@@ -31,20 +32,12 @@ NAN = float("nan")
 
 
 def scikit_learn() -> Any:
-    """The module ``sklearn.metrics``.
-
-    Raises:
-        MissingDependencyError: scikit-learn is not installed.
-    """
+    """The module ``sklearn.metrics``."""
     return needed("sklearn.metrics", "scikit-learn", "measuring", "lab")
 
 
 def sod_metrics() -> Any:
-    """The module ``py_sod_metrics``.
-
-    Raises:
-        MissingDependencyError: pysodmetrics is not installed.
-    """
+    """The module ``py_sod_metrics``."""
     return needed("py_sod_metrics", "pysodmetrics", "measuring camouflaged objects", "lab")
 
 
@@ -60,14 +53,7 @@ def match_detections(ious: NDArray[np.floating[Any]], threshold: float) -> NDArr
 
     Returns:
         (D,) bool, whether each detection has a match.
-
-    Raises:
-        InputError: an argument has another shape or range.
     """
-    if ious.ndim != 2:
-        raise InputError(f"ious must have two axes, detections and objects, not shape {ious.shape}")
-    if not 0 < threshold <= 1:
-        raise InputError(f"threshold must be in (0, 1], not {threshold!r}")
     hits = np.zeros(len(ious), bool)
     left = np.array(ious, np.float64)
     for d in range(len(left) if left.shape[1] else 0):
@@ -90,14 +76,9 @@ def average_precision(hits: ArrayLike, positives: float, weights: ArrayLike | No
 
     Returns:
         A value in [0, 1]; NaN without objects.
-
-    Raises:
-        InputError: an argument has another shape, type or range.
     """
     right = np.asarray(hits, bool)
-    if right.ndim != 1 or positives < 0:
-        raise InputError(f"hits must have one axis and positives be at least 0, not {right.shape} and {positives!r}")
-    counts = _weights(weights, right)
+    counts = np.ones(len(right), np.int64) if weights is None else np.asarray(weights, np.int64)
     if positives == 0:
         return NAN
     true, seen = np.cumsum(counts * right), np.cumsum(counts)
@@ -121,17 +102,14 @@ def auroc(
 
     Returns:
         A value in [0, 1]; NaN if either side has no weight.
-
-    Raises:
-        InputError: an argument has another shape, type or range.
-        MissingDependencyError: scikit-learn is not installed.
     """
-    p, n = (_scores(scores) for scores in (positive, negative))
-    wp, wn = _weights(positive_weights, p), _weights(negative_weights, n)
-    if not wp.sum() or not wn.sum():
+    scores = np.concatenate([np.asarray(side, np.float64) for side in (positive, negative)])
+    truth = np.arange(len(scores)) < len(scores) - np.size(negative)
+    given = zip((positive, negative), (positive_weights, negative_weights), strict=True)
+    weights = np.concatenate([np.ones(np.size(side)) if counts is None else counts for side, counts in given])
+    if not weights[truth].sum() or not weights[~truth].sum():
         return NAN
-    truth = np.repeat([True, False], [len(p), len(n)])
-    return float(scikit_learn().roc_auc_score(truth, np.concatenate([p, n]), sample_weight=np.concatenate([wp, wn])))
+    return float(scikit_learn().roc_auc_score(truth, scores, sample_weight=weights))
 
 
 def class_average_precisions(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
@@ -146,7 +124,6 @@ def class_average_precisions(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.
 
     Raises:
         InputError: an argument has another shape or type.
-        MissingDependencyError: scikit-learn is not installed.
     """
     s, t = np.asarray(scores, np.float64), np.asarray(truth)
     if s.ndim != 2 or t.shape != s.shape or t.dtype != np.bool_:
@@ -165,12 +142,7 @@ def bootstrap_weights(units: int, resamples: int, seed: int = 0) -> NDArray[np.i
 
     Returns:
         (resamples, units) int64; every row sums to ``units``.
-
-    Raises:
-        InputError: a number is below 1.
     """
-    if units < 1 or resamples < 1:
-        raise InputError(f"units and resamples must be at least 1, not {units!r} and {resamples!r}")
     rng = np.random.default_rng(seed)
     drawn: NDArray[np.int64] = rng.multinomial(units, np.full(units, 1 / units), size=resamples)
     return drawn
@@ -228,34 +200,27 @@ class ConfusionMatrix:
     def __init__(self, classes: int) -> None:
         self.counts: NDArray[np.int64] = np.zeros((classes, classes + 1), np.int64)
 
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def add(self, prediction: NDArray[Any], truth: NDArray[Any], ignore: int = 255) -> None:
+    def add(self, prediction: NDArray[Any], truth: NDArray[Any]) -> None:
         """Adds the pixels of one image.
 
         Args:
-            prediction: (H, W) integers in [0, K), or ``ignore`` for undecided pixels.
-            truth: (H, W) integers in [0, K), or ``ignore`` for ignored pixels.
-            ignore: a label outside [0, K).
+            prediction: (H, W) integers in [0, K), or 255 for undecided pixels.
+            truth: (H, W) integers in [0, K), or 255 for ignored pixels.
 
         Raises:
             InputError: shapes differ, or a value is not a class.
-            MissingDependencyError: scikit-learn is not installed.
         """
-        k = len(self)
-        if 0 <= ignore < k:
-            raise InputError(f"ignore must not be one of the {k} classes, but is {ignore!r}")
+        k = len(self.counts)
         if prediction.shape != truth.shape:
             raise InputError(f"prediction and truth must have one shape, not {prediction.shape} and {truth.shape}")
-        counted = truth != ignore
+        counted = truth != IGNORE
         t, p = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        for name, labels in (("truth", t), ("prediction", p[p != ignore])):
+        for name, labels in (("truth", t), ("prediction", p[p != IGNORE])):
             wrong = labels[(labels < 0) | (labels >= k)]
             if wrong.size:
                 raise InputError(f"{name} holds {int(wrong[0])}, which is none of the {k} classes 0 to {k - 1}")
         if len(t):
-            matrix = scikit_learn().confusion_matrix(t, np.where(p == ignore, k, p), labels=np.arange(k + 1))
+            matrix = scikit_learn().confusion_matrix(t, np.where(p == IGNORE, k, p), labels=np.arange(k + 1))
             self.counts += matrix[:k]
 
     def iou(self) -> NDArray[np.float64]:
@@ -282,28 +247,12 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True, eq=False)
 class MapSample:
-    """A similarity map compared with a mask.
+    """A similarity map compared with a mask."""
 
-    Attributes:
-        name: the class.
-        ious: (K,) float64 in [0, 1], IoU of ``map >= threshold`` with the mask for K thresholds.
-        foreground, background: mean of the map on and off the mask, in [0, 1]; the background of a full mask is NaN.
-
-    Raises:
-        InputError: a value has another shape or range.
-    """
-
-    name: str
-    ious: NDArray[np.float64]
-    foreground: float
-    background: float
-
-    def __post_init__(self) -> None:
-        v = self.ious
-        if v.ndim != 1 or not v.size or not ((v >= 0) & (v <= 1)).all():
-            raise InputError("ious must be a non-empty array (K,) in [0, 1]")
-        if not 0 <= self.foreground <= 1 or self.background < 0 or self.background > 1:
-            raise InputError(f"foreground and background must be in [0, 1], not {self.foreground!r} and {self.background!r}")
+    name: str  # the class
+    ious: NDArray[np.float64]  # (K,) in [0, 1], IoU of ``map >= threshold`` with the mask for K thresholds
+    foreground: float  # mean of the map on the mask, in [0, 1]
+    background: float  # the same off the mask; NaN for a full mask
 
     @property
     def contrast(self) -> float:
@@ -352,22 +301,13 @@ def soft_mask_scores(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_])
     Returns:
         (4,) float64 in [0, 1], in the order of :data:`SOFT_SCORES`; the S-measure is NaN if the centroid of the mask is in the
         last row or column.
-
-    Raises:
-        InputError: an argument has another shape, type or range.
-        MissingDependencyError: pysodmetrics is not installed.
     """
-    v, m = np.asarray(values, np.float64), np.asarray(mask)
-    if v.ndim != 2 or not v.size or m.shape != v.shape or m.dtype != np.bool_ or not (v.min() >= 0 and v.max() <= 1):
-        raise InputError(
-            f"values must be (H, W) in [0, 1] and mask a bool array of that shape, not {v.shape} and {m.dtype} {m.shape}"
-        )
     kinds = sod_metrics()
     measures = (kinds.Smeasure(), kinds.Emeasure(), kinds.WeightedFmeasure(), kinds.MAE())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the S-measure takes means of empty quadrants
         for measure in measures:
-            measure.step(v, m, normalize=False)
+            measure.step(np.asarray(values, np.float64), mask, normalize=False)
     s, e, f, error = (measure.get_results() for measure in measures)
     # the E-measure divides by H * W - 1 and can exceed 1
     return np.array([s["sm"], np.minimum(e["em"]["curve"], 1).mean(), f["wfm"], error["mae"]], np.float64)
@@ -428,19 +368,3 @@ def explainability_samples(samples: Sequence[MapSample], weights: NDArray[np.int
 def _lowest_best(curve: NDArray[np.float64]) -> int:
     """Index of the first maximum, up to rounding."""
     return int((curve >= curve.max() - 1e-12).argmax())
-
-
-def _scores(scores: ArrayLike) -> NDArray[np.float64]:
-    s = np.asarray(scores, np.float64)
-    if s.ndim != 1 or not np.isfinite(s).all():
-        raise InputError(f"scores must be finite numbers along one axis, not of shape {s.shape}")
-    return s
-
-
-def _weights(weights: ArrayLike | None, like: NDArray[Any]) -> NDArray[np.int64]:
-    if weights is None:
-        return np.ones(len(like), np.int64)
-    w = np.asarray(weights)
-    if w.shape != like.shape or not (np.issubdtype(w.dtype, np.integer) or not w.size) or (w < 0).any():
-        raise InputError(f"weights must be whole numbers of at least 0 of shape {like.shape}, not {w.dtype} {w.shape}")
-    return w.astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +14,14 @@ from text2sam.files import atomic_path
 T = TypeVar("T")
 
 
-def track(items: Sequence[T], title: str, show: bool) -> Iterator[T]:
+def track(items: Sequence[T], title: str, show: bool) -> Iterable[T]:
     """Iterates over ``items``, with a progress bar on standard error if ``show``."""
     if not show:
-        yield from items
-        return
+        return items
+    from rich import progress
     from rich.console import Console
-    from rich.progress import track as bar
 
-    yield from bar(items, title, console=Console(stderr=True), transient=True)
+    return progress.track(items, title, console=Console(stderr=True), transient=True)
 
 
 def cell(figure: Mapping[str, Any], *, sign: bool = False) -> str:

@@ -103,17 +103,11 @@ LENGTH = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """A training photo.
-
-    Attributes:
-        features: its features.
-        cover: (P, N) float32, the share of each token's area, at all sizes, that each of N names covers.
-        there: (N,) bool, the names that it shows.
-    """
+    """A training photo."""
 
     features: PlaceFeatures
-    cover: torch.Tensor
-    there: torch.Tensor
+    cover: torch.Tensor  # (P, N) float32, the share of each token's area, at all sizes, that each of N names covers
+    there: torch.Tensor  # (N,) bool, the names that it shows
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -260,22 +254,15 @@ def fit_presence(found: np.ndarray[Any, Any], there: np.ndarray[Any, Any]) -> tu
     return float(model.intercept_[0]), float(model.coef_[0, 0])
 
 
-def word_file(table: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], wordnet: Path) -> dict[str, Any]:
-    """The content of ``words.json``, from ImageNet's table, the learned entries and the folder of WordNet.
+def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam_file: Path, out: Shipped) -> dict[str, Any]:
+    """Writes the files of the photo pair and returns the figures of a cross-validation on the tuning half.
 
     Raises:
         MissingDataError: a file of WordNet is missing.
     """
-    narrower = narrower_words(table, wordnet, [entry["synset"] for entry in entries if entry["synset"]])
-    known = {word for entry in entries for word in entry["words"]}
-    narrower |= {wider: [*kinds, *narrower.get(wider, [])] for wider, kinds in NARROWER.items() if wider in known}
-    return {"synsets": table["synsets"], "words": table["words"], "learned": list(entries), "narrower": narrower}
-
-
-def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam_file: Path, out: Shipped) -> dict[str, Any]:
-    """Writes the files of the photo pair and returns the figures of a cross-validation on the tuning half."""
     from sklearn.metrics import roc_auc_score
 
+    from text2sam.sam.build import build_predictor
     from text2sam.sam.mobile import rename_keys
     from text2sam.zoo.download import file_sha256
     from text2sam.zoo.state_dicts import load_state_dict
@@ -323,10 +310,15 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
         "sam.safetensors": {"sam": "MobileSAM, Apache-2.0", "sam_sha256": file_sha256(sam_file)},
         "objectness.safetensors": {"learned": f"{len(photos)} photos of COCO 2017, annotations CC BY 4.0"},
     }
-    words = json.dumps(word_file(table, entries, wordnet), separators=(",", ":"), ensure_ascii=False)
-    write_shipped(out, "words.json", words.encode())
+    narrower = narrower_words(table, wordnet, [entry["synset"] for entry in entries if entry["synset"]])
+    learned = {word for entry in entries for word in entry["words"]}
+    narrower |= {wider: [*kinds, *narrower.get(wider, [])] for wider, kinds in NARROWER.items() if wider in learned}
+    words = {"synsets": table["synsets"], "words": table["words"], "learned": entries, "narrower": narrower}
+    write_shipped(out, "words.json", json.dumps(words, separators=(",", ":"), ensure_ascii=False).encode())
     write_shipped(out, "sam.safetensors", rename_keys(load_state_dict(sam_file)))
-    write_objectness(folder, out)
+    objectness = learn_objectness(folder, build_predictor("vit_t", out.file("sam.safetensors"), device="cpu"))
+    head = {"weight": torch.from_numpy(objectness.weight), "bias": torch.tensor(objectness.bias)}
+    write_shipped(out, "objectness.safetensors", head)
     command = "python -m text2sam.lab.photo --coco FOLDER --encoder FILE --words FILE --wordnet FOLDER --sam FILE"
     write_shipped(
         out,
@@ -338,16 +330,6 @@ def build(folder: Path, encoder_file: Path, words_file: Path, wordnet: Path, sam
         cross_validation=figures,
     )
     return figures
-
-
-def write_objectness(folder: Path, out: Shipped) -> None:
-    """Learns what tells things from the rest for a pair's SAM, which is written already, and writes it."""
-    from text2sam.sam.build import build_predictor
-
-    learned = learn_objectness(folder, build_predictor("vit_t", out.file("sam.safetensors"), device="cpu"))
-    write_shipped(
-        out, "objectness.safetensors", {"weight": torch.from_numpy(learned.weight), "bias": torch.tensor(learned.bias)}
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,8 +18,7 @@ def write_shipped(pair: Shipped, filename: str, content: bytes | Mapping[str, to
     """Writes a file of a pair and enters its SHA-256, and ``more``, in the record.
 
     Args:
-        pair: whose file it is.
-        filename: of the file.
+        pair, filename: whose file it is, and its name.
         content: bytes; or tensors, which are written in half precision.
         **more: further entries of the record.
 

@@ -114,12 +114,12 @@ def test_sam_segments_the_clicked_object(pair: TextPromptedSAM, scenes: list[Sce
 
 @drawing
 def test_the_default_recipe_is_better_than_the_papers(pair: TextPromptedSAM) -> None:
-    from text2sam.lab.experiments.sticker import Settings, Tally
-    from text2sam.lab.experiments.sticker import measure as measure_recipes
+    from text2sam.lab.experiments.sticker import SPLITS, draw_scene, measure, tally
 
-    records = measure_recipes(pair, Settings(scenes=8, split="tune"))
+    drawn = (draw_scene(seed) for seed in range(SPLITS["tune"], SPLITS["tune"] + 8))
+    records = measure(pair, drawn, ("paper", "objects")).values()
     paper, ours = (
-        {name: float(v[0]) for name, v in Tally([r.answers[s] for r in records]).figures(np.ones((1, 8), np.int64)).items()}
+        {name: float(v[0]) for name, v in tally([answers[s] for answers in records], np.ones((1, 8), np.int64))[0].items()}
         for s in ("paper", "objects")
     )
     assert ours["iou_repeated"] > paper["iou_repeated"] + 0.15

@@ -20,7 +20,6 @@ import torch
 from helpers import surgery_tokens
 
 from text2sam.errors import InputError
-from text2sam.lab.loss import contrastive_loss
 from text2sam.lab.sticker import train as train_module
 from text2sam.lab.sticker import train_clip as train_clip_module
 from text2sam.lab.sticker import train_sam as train_sam_module
@@ -44,7 +43,7 @@ from text2sam.lab.sticker.train_sam import (
     practice,
     train_sam,
 )
-from text2sam.lab.sticker.training import average_gradients, pooled
+from text2sam.lab.sticker.training import average_gradients, contrastive_loss, pooled
 from text2sam.lab.sticker.world import THINGS, Scene, World, inner_point
 from text2sam.recipes.choose import mask_iou
 from text2sam.zoo.sticker.models import build_clip, build_sam

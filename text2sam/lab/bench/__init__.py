@@ -1,17 +1,6 @@
 """``text2sam bench``: time and memory of text2sam and of a baseline, measured in one process.
 
-The suites:
-
-- ``text``: the prompt ensemble on a text tower of real size, against :mod:`text2sam.lab.experiments.plain`. Its weights are
-  random, which does not change the time;
-- ``surgery``: time and peak memory of feature surgery over a label set, against the plain implementation;
-- ``images``: the second text on an image against the first, by the papers' recipe;
-- ``recipe``: the default recipe against the papers', in prompts for SAM and in time;
-- ``sam``: MobileSAM's image encoder and prompts on a CPU, against the same weights in segment-anything, and in bfloat16;
-- ``annotate``: a folder job, including its dataset, against a plain loop over ``segment_many``;
-- ``peers``: the photo pair against transformers' Grounding DINO and SAM 2.1, if transformers is installed.
-
-:mod:`text2sam.lab.bench.gpu` is a script for a GPU.
+Every suite is a function of :data:`SUITES`; :mod:`text2sam.lab.bench.gpu` is a script for a GPU.
 
 :class:`torch.utils.benchmark.Timer` takes the times. Both sides of a comparison are measured in turn and in changing order, so
 that other load affects both. A figure is the median of the rounds; the range of the ratios of the rounds shows how reliable it
@@ -30,8 +19,8 @@ from typing import Any
 import torch
 
 from text2sam import __version__
+from text2sam.checks import check_known
 from text2sam.devices import pick_device
-from text2sam.errors import InputError
 from text2sam.lab.bench.suites import SUITES, Settings
 from text2sam.tables import aligned
 
@@ -39,21 +28,16 @@ __all__ = ["SUITES", "Settings", "run", "table"]
 
 
 def run(suite: str, settings: Settings) -> dict[str, Any]:
-    """Runs benchmarks.
-
-    Args:
-        suite: ``"all"``, or one of :data:`SUITES`.
-        settings: sizes and repeats; the defaults take a few minutes on two cores.
+    """Runs one of :data:`SUITES` or ``"all"``; with the default settings all take a few minutes on two cores.
 
     Returns:
         JSON-ready: ``suite``, ``machine`` (versions, processors, threads, load), ``settings``, ``seconds``, ``benchmarks`` (all
-        figures, by suite) and ``rows``, the lines of the table, see :class:`~text2sam.lab.bench.timing.Row`.
+        figures, by suite) and ``rows``, the lines of the table, see :func:`~text2sam.lab.bench.timing.row`.
 
     Raises:
         InputError: the suite is unknown, or the device is not available.
     """
-    if suite not in ("all", *SUITES):
-        raise InputError(f"suite must be one of all, {', '.join(SUITES)}, not {suite!r}")
+    check_known("suite", [suite], ("all", *SUITES))
     start = time.perf_counter()
     machine = _machine(settings)
     results = {name: SUITES[name](settings) for name in (SUITES if suite == "all" else (suite,))}
@@ -63,7 +47,7 @@ def run(suite: str, settings: Settings) -> dict[str, Any]:
         "settings": asdict(settings),
         "seconds": time.perf_counter() - start,
         "benchmarks": {name: details for name, (details, _) in results.items()},
-        "rows": [asdict(row) for _, rows in results.values() for row in rows],
+        "rows": [row for _, rows in results.values() for row in rows],
     }
 
 

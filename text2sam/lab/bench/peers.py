@@ -30,7 +30,7 @@ def peer_pipeline(
 
     Args:
         shape: (H, W) of the image, whose pixels are random.
-        device, dtype: device and type of the models.
+        device, dtype: of the models.
         detector: settings of ``GroundingDinoConfig``, for tests.
         short_side: shorter side of the detector's input in pixels.
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from text2sam.lab.bench.timing import Row, Side, alternate, timed_row
-
-if TYPE_CHECKING:
-    from text2sam.lab.bench.suites import Settings
+from text2sam.lab.bench.timing import alternate, timed_row
 
 
-def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
-    """Times of encoder and prompts; the weights are random."""
+def measure_sam(settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Times of encoder and prompts with random weights, by the settings of the suites."""
     from segment_anything import SamPredictor
 
     from text2sam.sam.build import build_predictor, build_sam
@@ -32,8 +29,8 @@ def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
     encoders = {name: predictor.model.image_encoder for name, predictor in predictors.items()}
     with torch.inference_mode():
         features = {name: encoder(pixels) for name, encoder in encoders.items()}
-        sides = {name: Side(partial(encoder, pixels), long=True) for name, encoder in encoders.items()}
-        times = alternate(sides, settings.sam_rounds)
+        sides = {name: partial(encoder, pixels) for name, encoder in encoders.items()}
+        times = alternate(sides, settings.sam_rounds, warm_up=False)
     rows = [
         timed_row("MobileSAM's image encoder, against plain", times["ours"], times["plain"], 1.5),
         timed_row("MobileSAM's image encoder in bfloat16, against float32", times["bfloat16"], times["ours"]),
@@ -50,12 +47,12 @@ def measure_sam(settings: Settings) -> tuple[dict[str, Any], list[Row]]:
             predictor.features = features["plain"]
         points, labels = np.array([[0.4 * width, 0.5 * height], [0.1 * width, 0.1 * height]]), np.array([1, 0])
         prompts = {
-            "ours": Side(partial(ours.predict, points, labels), long=True),
-            "one": Side(partial(_one_mask, ours, points, labels), long=True),
-            "plain": Side(partial(plain.predict, points, labels), long=True),
+            "ours": partial(ours.predict, points, labels),
+            "one": partial(_one_mask, ours, points, labels),
+            "plain": partial(plain.predict, points, labels),
         }
         ours.predict(points, labels)  # of an image's first prompt something is kept
-        prompted = alternate(prompts, settings.sam_rounds)
+        prompted = alternate(prompts, settings.sam_rounds, warm_up=False)
         details[f"prompt_{height}x{width}"] = prompted
         for name, masks in (("ours", "all masks"), ("one", "one mask")):
             what = f"a further prompt on {width} x {height} pixels, {masks}, against SamPredictor's all"

@@ -22,50 +22,34 @@ from text2sam.clip.similarity import feature_surgery
 from text2sam.devices import pick_device
 from text2sam.lab.bench.peers import peer_pipeline
 from text2sam.lab.bench.sam import measure_sam
-from text2sam.lab.bench.timing import Row, Side, alternate, peak_tensor_bytes, row, timed_row
+from text2sam.lab.bench.timing import alternate, peak_tensor_bytes, row, timed_row
 from text2sam.lab.experiments import plain
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes.choose import mask_iou
 
-Result = tuple[dict[str, Any], list[Row]]
+Result = tuple[dict[str, Any], list[dict[str, Any]]]
 """Figures of a suite, JSON-ready, and its lines of the table."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and repeats of the benchmarks; the defaults are those of ``text2sam bench``.
+    """Sizes and repeats of the benchmarks; the defaults are those of ``text2sam bench``."""
 
-    Attributes:
-        device: None takes cuda, then mps, then cpu.
-        text_model: embed_dim, width, heads and layers of the CLIP of the text suite; by default those of ViT-B-16's text tower.
-        templates: prompt templates; None takes the papers' 85.
-        texts: texts of one call in the text suite.
-        text_rounds, surgery_rounds, image_rounds, folder_rounds, sam_rounds, peer_rounds: timed rounds of a suite; image_rounds
-            are those of the suites images and recipe.
-        labels: numbers of texts for feature surgery; memory at two widths is measured with the first.
-        tokens: tokens of the image, including the class token.
-        channels, wide_channels: the two widths C.
-        image_shape, large_shape: (H, W) of the drawn image in pixels, and of a large photo.
-        image_texts: the first and the second text.
-        folder_preset: the pair of the annotate suite, "photo" or "sticker".
-        folder_images: images in the folder of the annotate suite.
-    """
-
-    device: str | None = None
-    text_model: tuple[int, int, int, int] = (512, 512, 8, 12)
-    templates: tuple[str, ...] | None = None
-    texts: tuple[str, ...] = ("cat",)
+    device: str | None = None  # None takes cuda, then mps, then cpu
+    text_model: tuple[int, int, int, int] = (512, 512, 8, 12)  # embed_dim, width, heads, layers: ViT-B-16's text tower
+    templates: tuple[str, ...] | None = None  # None takes the papers' 85
+    texts: tuple[str, ...] = ("cat",)  # of one call in the text suite
     text_rounds: int = 3
-    labels: tuple[int, ...] = (59, 171)
-    tokens: int = 1025
+    labels: tuple[int, ...] = (59, 171)  # texts for feature surgery; memory at two widths is measured with the first number
+    tokens: int = 1025  # of the image, including the class token
     channels: int = 512
     wide_channels: int = 1024
     surgery_rounds: int = 5
-    image_shape: tuple[int, int] = (480, 640)
-    large_shape: tuple[int, int] = (3000, 4000)
-    image_texts: tuple[str, str] = ("cat", "ship")
-    image_rounds: int = 7
-    folder_preset: str = "photo"
+    image_shape: tuple[int, int] = (480, 640)  # of the drawn image
+    large_shape: tuple[int, int] = (3000, 4000)  # of a large photo
+    image_texts: tuple[str, str] = ("cat", "ship")  # the first and the second text
+    image_rounds: int = 7  # of the suites images and recipe
+    folder_preset: str = "photo"  # or "sticker"
     folder_images: int = 48
     folder_rounds: int = 5
     sam_rounds: int = 5
@@ -82,7 +66,8 @@ def measure_text(settings: Settings) -> Result:
     def plainly() -> torch.Tensor:
         return plain.prompt_ensemble(model, tokenizer, texts, templates)
 
-    times = alternate({"ours": Side(lambda: ensemble(texts), ensemble.forget), "plain": Side(plainly)}, settings.text_rounds)
+    sides = {"ours": lambda: ensemble(texts), "plain": plainly}
+    times = alternate(sides, settings.text_rounds, prepare={"ours": ensemble.forget})
     tokens = tokenizer([template.format(text) for text in texts for template in templates])
     details = {
         "texts": texts,
@@ -98,18 +83,20 @@ def measure_text(settings: Settings) -> Result:
 
 def measure_surgery(settings: Settings) -> Result:
     """Time and peak memory of feature surgery over a label set, against the plain implementation."""
-    rows: list[Row] = []
-    cases: list[dict[str, Any]] = []
+    rows, cases = list[dict[str, Any]](), list[dict[str, Any]]()
     for count, channels in [*((n, settings.channels) for n in settings.labels), (settings.labels[0], settings.wide_channels)]:
-        image, labels = _random_features(settings.tokens, count, channels, pick_device(settings.device))
+        generator, device = torch.Generator().manual_seed(0), pick_device(settings.device)
+        image, labels = (
+            torch.nn.functional.normalize(torch.randn(*shape, channels, generator=generator), dim=-1).to(device)
+            for shape in ((1, settings.tokens), (count,))
+        )
         calls = {"ours": partial(feature_surgery, image, labels), "plain": partial(plain.feature_surgery, image, labels)}
         peaks = {name: peak_tensor_bytes(call) for name, call in calls.items()}
         case: dict[str, Any] = {"labels": count, "tokens": settings.tokens, "channels": channels, "peak_tensor_bytes": peaks}
         case["difference"] = float((calls["ours"]() - calls["plain"]()).abs().max())
         cases.append(case)
         if channels == settings.channels:
-            sides = {name: Side(call, short=name == "ours") for name, call in calls.items()}
-            times = case["times"] = alternate(sides, settings.surgery_rounds)
+            times = case["times"] = alternate(calls, settings.surgery_rounds, short="ours")
             what = f"feature surgery, {count} texts, {settings.tokens} tokens"
             aim = 100.0 if count == settings.labels[0] else None
             rows.append(timed_row(f"{what}, against plain", times["ours"], times["plain"], aim))
@@ -154,16 +141,20 @@ def measure_images(settings: Settings) -> Result:
     def plainly() -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         return plain.segment(predictor, surgery, tokenizer, image, second)
 
-    times = alternate(
-        {
-            "first_text_known": Side(on_new_image, knowing(first, second)),
-            "second_text_known": Side(on_set_image, knowing(first, second, image_is_set=True)),
-            "first_text_new": Side(on_new_image, knowing()),
-            "second_text_new": Side(on_set_image, knowing(first, image_is_set=True)),
-            "plain": Side(plainly),
-        },
-        settings.image_rounds,
-    )
+    sides = {
+        "first_text_known": on_new_image,
+        "second_text_known": on_set_image,
+        "first_text_new": on_new_image,
+        "second_text_new": on_set_image,
+        "plain": plainly,
+    }
+    prepare = {
+        "first_text_known": knowing(first, second),
+        "second_text_known": knowing(first, second, image_is_set=True),
+        "first_text_new": knowing(),
+        "second_text_new": knowing(first, image_is_set=True),
+    }
+    times = alternate(sides, settings.image_rounds, prepare=prepare)
     mask, values = plainly()
     results = model.segment_many(image, (first, second), strategy="paper")
     details = {
@@ -203,7 +194,7 @@ def measure_recipe(settings: Settings) -> Result:
             cases.append(case)
     texts = scenes[0].find
     model.set_image(scenes[0].image)
-    sides = {recipe: Side(partial(model.segment_many, None, texts, strategy=recipe)) for recipe in recipes}
+    sides = {recipe: partial(model.segment_many, None, texts, strategy=recipe) for recipe in recipes}
     times = alternate(sides, settings.image_rounds)
     calls, objects = ({r: sum(case[key][r] for case in cases) for r in recipes} for key in ("calls", "objects"))
     each = {r: calls[r] / max(1, objects[r]) for r in recipes}
@@ -248,8 +239,8 @@ def measure_annotate(settings: Settings) -> Result:
         def job(name: str) -> None:
             objects[name] = sum(annotate(models[name], folder, labels, out, overwrite=True).objects.values())
 
-        sides = {name: Side(partial(job, name), long=True) for name in models} | {"loop": Side(loop, long=True)}
-        times = alternate(sides, settings.folder_rounds)
+        sides: dict[str, Callable[[], object]] = {**{name: partial(job, name) for name in models}, "loop": loop}
+        times = alternate(sides, settings.folder_rounds, warm_up=False)
         shares = _shares(models["job"], loop)
     per_image = {
         name: {key: (np.array(value) / len(files)).tolist() for key, value in side.items()} for name, side in times.items()
@@ -323,15 +314,15 @@ def measure_peers(settings: Settings) -> Result:
         model.set_image(image)
         return ask(first)
 
-    sides = {
-        "first_text": Side(on_new_image, long=True),
-        "second_text": Side(partial(ask, second), long=True),
-        "four_texts": Side(partial(model.segment_many, image, (first, second, *more), threshold=0.0), long=True),
-        "peers_first_text": Side(partial(theirs, True), long=True),
-        "peers_second_text": Side(partial(theirs, False), long=True),
+    sides: dict[str, Callable[[], object]] = {
+        "first_text": on_new_image,
+        "second_text": partial(ask, second),
+        "four_texts": partial(model.segment_many, image, (first, second, *more), threshold=0.0),
+        "peers_first_text": partial(theirs, True),
+        "peers_second_text": partial(theirs, False),
     }
     peaks = {"ours": peak_tensor_bytes(on_new_image), "peers": peak_tensor_bytes(partial(theirs, True))}
-    times = alternate(sides, settings.peer_rounds)
+    times = alternate(sides, settings.peer_rounds, warm_up=False)
     what = "photo pair, against Grounding DINO tiny and SAM 2.1 tiny (transformers, untrained)"
     return {"image": list(settings.image_shape), "times": times, "peak_tensor_bytes": peaks}, [
         timed_row(f"{what}: first mask of an image", times["first_text"], times["peers_first_text"]),
@@ -361,13 +352,6 @@ def draw(shape: Sequence[int]) -> NDArray[np.uint8]:
     image[np.hypot(x - 0.3 * width, y - 0.5 * height) < 0.2 * min(height, width)] = (220, 120, 40)
     image[int(0.4 * height) : int(0.8 * height), int(0.65 * width) : int(0.9 * width)] = (40, 60, 200)
     return image.astype(np.uint8)
-
-
-def _random_features(tokens: int, labels: int, channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, tokens, channels, generator=generator)
-    text = torch.randn(labels, channels, generator=generator)
-    return tuple(torch.nn.functional.normalize(t, dim=-1).to(device) for t in (image, text))  # type: ignore[return-value]
 
 
 def _text_model(settings: Settings) -> tuple[Any, Any]:

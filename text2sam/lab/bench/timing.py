@@ -7,7 +7,6 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,76 +14,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 
-from text2sam.errors import InputError
 
+def alternate(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+    short: str | None = None,
+    warm_up: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Times several calls in turn; every second round runs in reverse order.
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table.
-
-    Attributes:
-        what: the comparison.
-        ours, baseline: medians, in ``unit``.
-        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
-        ratio: baseline divided by ours; above 1 if ours is better.
-        low, high: smallest and largest ratio of the rounds; None for figures without rounds.
-        aim: the aim in words; None without an aim.
-        met: whether the aim is met; None without an aim.
-    """
-
-    what: str
-    ours: float
-    baseline: float
-    unit: str
-    ratio: float
-    low: float | None = None
-    high: float | None = None
-    aim: str | None = None
-    met: bool | None = None
-
-
-@dataclass(frozen=True)
-class Side:
-    """A side of a comparison.
-
-    Attributes:
-        call: the timed function.
-        prepare: runs before every timed call.
-        short: whether a sample is the mean of 20 calls, with ``prepare`` only before the first.
-        long: whether the two calls to warm up are left out.
-    """
-
-    call: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
-    short: bool = False
-    long: bool = False
-
-
-def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
-    """Times several sides in turn; every second round runs in reverse order.
+    Args:
+        sides: the calls by name.
+        rounds: samples of each.
+        prepare: what runs before the samples of a side.
+        short: the side whose samples are means of 20 calls.
+        warm_up: whether two calls precede each sample.
 
     Returns:
         By name: ``median_s`` and ``samples_s``, seconds of a call; and ``cpu_s``, the median of the processor seconds that this
         process and its finished child processes used for a call, including the calls to warm up.
-
-    Raises:
-        InputError: ``rounds`` is below 1.
     """
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, not {rounds!r}")
-    timers = {name: Timer("call()", setup="prepare()", globals=vars(side)) for name, side in sides.items()}
+    timers = {
+        name: Timer("call()", setup="prepare()", globals={"call": call, "prepare": (prepare or {}).get(name, tuple)})
+        for name, call in sides.items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds):
-        for name in sides if i % 2 == 0 else reversed(sides):
-            side, before = sides[name], sum(os.times()[:4])
-            if side.long:
-                side.prepare()
-                start = time.perf_counter()
-                side.call()
-                samples[name].append(time.perf_counter() - start)
+        for name in sides if i % 2 == 0 else reversed(list(sides)):
+            before = sum(os.times()[:4])
+            if warm_up:
+                samples[name].append(timers[name].timeit(20 if name == short else 1).mean)
             else:
-                samples[name].append(timers[name].timeit(20 if side.short else 1).mean)  # after two calls to warm up
+                start = time.perf_counter()
+                sides[name]()
+                samples[name].append(time.perf_counter() - start)
             cpu[name].append(sum(os.times()[:4]) - before)
     return {
         name: {"median_s": statistics.median(taken), "samples_s": taken, "cpu_s": statistics.median(cpu[name])}
@@ -133,14 +99,28 @@ def peak_tensor_bytes(call: Callable[[], object]) -> int:
     return int(counter.peak)
 
 
-def row(what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None) -> Row:
-    """A line of counts."""
-    return Row(what, ours, baseline, unit, baseline / ours, aim=aim, met=met)
+def row(
+    what: str, ours: float, baseline: float, unit: str, aim: str | None = None, met: bool | None = None, **rounds: float
+) -> dict[str, Any]:
+    """A line of the table.
+
+    Args:
+        what: the comparison.
+        ours, baseline: medians, in ``unit``.
+        unit: ``"s"``, ``"bytes"``, ``"times"`` or ``"count"``.
+        aim, met: the aim in words, and whether it is met; None without an aim.
+        **rounds: ``low`` and ``high``, the smallest and the largest ratio of the rounds.
+
+    Returns:
+        JSON-ready, with ``ratio``, baseline divided by ours, above 1 if ours is better; ``low`` and ``high`` are None without
+        rounds.
+    """
+    ratios = {"ratio": baseline / ours, "low": None, "high": None} | rounds
+    return {"what": what, "ours": ours, "baseline": baseline, "unit": unit, **ratios, "aim": aim, "met": met}
 
 
-def timed_row(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> Row:
+def timed_row(what: str, ours: Mapping[str, Any], baseline: Mapping[str, Any], at_least: float | None = None) -> dict[str, Any]:
     """A line from two results of :func:`alternate`; ``at_least`` is the aim for the ratio."""
     ratios = [b / o for o, b in zip(ours["samples_s"], baseline["samples_s"], strict=True)]
-    ratio = baseline["median_s"] / ours["median_s"]
-    aim, met = (None, None) if at_least is None else (f">= {at_least:g}", ratio >= at_least)
-    return Row(what, ours["median_s"], baseline["median_s"], "s", ratio, min(ratios), max(ratios), aim, met)
+    line = row(what, ours["median_s"], baseline["median_s"], "s", low=min(ratios), high=max(ratios))
+    return line if at_least is None else line | {"aim": f">= {at_least:g}", "met": line["ratio"] >= at_least}

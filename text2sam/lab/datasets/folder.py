@@ -1,22 +1,22 @@
-"""Any folder of images and masks."""
+"""Any folder of images and masks, and COD10K (Fan et al., Camouflaged Object Detection, CVPR 2020)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from text2sam.errors import InputError
 from text2sam.lab.datasets import layout as disk
-from text2sam.lab.datasets import pixels
-from text2sam.lab.datasets.sample import IGNORE, Dataset, Instance
+from text2sam.lab.datasets.layout import Root
+from text2sam.lab.datasets.pixels import read_mask
+from text2sam.lab.datasets.sample import Dataset, Instance
 
 HOME = "your own folder: images/, masks/, and classes.txt with a name on each line, or label='...' for masks of one thing"
 
 
 def open_folder(
-    root: str | os.PathLike[str] | None,
+    root: Root,
     split: str = "",
     *,
     label: str | None = None,
@@ -59,23 +59,46 @@ def open_folder(
         return of_masks("folder", layout, photos, files, background=background, split=split, options=options)
     listed = layout.file(base, "classes.txt")
     layout.check()
-    classes = _classes(listed)
-    return layout.paired(
-        "folder", classes, pixels.translation({index: index for index in range(len(classes))}), (pictures, photos),
-        (labels, disk.files_in(labels, disk.LABEL_SUFFIXES)), background=classes[0].lower() == "background",
-        split=split, options=options,
-    )  # fmt: skip
-
-
-def _classes(path: Path) -> tuple[str, ...]:
-    classes = tuple(line.partition(",")[0].strip() for line in disk.read_lines(path))
+    classes = tuple(line.partition(",")[0].strip() for line in disk.read_lines(listed))
     if not all(classes):
-        raise InputError(f"{path} must have the name of a class on each line")
-    if len(classes) > IGNORE:
-        raise InputError(
-            f"{path} has {len(classes)} classes; at most {IGNORE} are possible, since {IGNORE} stands for ignored pixels"
-        )
-    return classes
+        raise InputError(f"{listed} must have the name of a class on each line")
+    background = classes[0].lower() == "background"
+    return layout.paired("folder", classes, pictures, labels, background=background, split=split, options=options)
+
+
+def open_cod10k(
+    root: Root,
+    split: str = "test",
+    *,
+    label: str = "camouflaged animal",
+    background: bool = True,
+) -> Dataset:
+    """COD10K, the images with camouflaged animals.
+
+    Two layouts, in the folder, its ``COD10K/`` or ``COD10K-v3/``: the authors', ``Test/Image/<id>.jpg`` and
+    ``Test/GT_Object/<id>.png``, without images that have ``NonCAM`` in their name; and SINet's test sets,
+    ``TestDataset/COD10K/Imgs`` and ``TestDataset/COD10K/GT``. ``folder`` reads its other test sets (CAMO, NC4K).
+
+    Args:
+        split: ``"test"`` (2,026 images) or ``"train"``.
+        label: the text for the animals.
+        background: False ignores all other pixels in class maps.
+    """
+    if not label.strip():
+        raise InputError("label must be a text for the animals, and not be an empty text")
+    part = disk.check_split(split, ("train", "test")).capitalize()
+    layout = disk.Layout(root, "COD10K", "https://github.com/DengPingFan/SINet")
+    places = (f"{part}/Image", f"{part}Dataset/COD10K/Imgs")
+    base = layout.base((".", "COD10K", "COD10K-v3"), places)
+    pictures = layout.folder(base, *places)
+    labels = layout.folder(base, f"{part}/GT_Object", f"{part}Dataset/COD10K/GT")
+    layout.check()
+    photos = {s: p for s, p in disk.files_in(pictures, disk.IMAGE_SUFFIXES).items() if "-NonCAM-" not in s}
+    files = disk.files_in(labels, disk.LABEL_SUFFIXES)
+    layout.need(f"masks in {labels}", photos, files)
+    layout.check()
+    masks = {label.strip(): {name: files[name] for name in photos}}
+    return of_masks("cod10k", layout, photos, masks, background=background, split=split, options={"label": label})
 
 
 def of_masks(
@@ -101,9 +124,7 @@ def of_masks(
     def truth(place: int) -> dict[str, Any]:
         masks = {label: paths[pictures[place][0]] for label, paths in files.items() if pictures[place][0] in paths}
         return {
-            "read_instances": lambda _: [
-                i for i in (Instance(n, pixels.read_mask(p)) for n, p in masks.items()) if i.mask.any()
-            ],
+            "read_instances": lambda _: [i for i in (Instance(n, read_mask(p)) for n, p in masks.items()) if i.mask.any()],
             "label_path": next(iter(masks.values())) if len(masks) == 1 else None,
         }
 

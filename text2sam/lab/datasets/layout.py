@@ -1,4 +1,7 @@
-"""Folders and files of data sets: finds them, reports what is missing, and builds the data set."""
+"""Folders and files of data sets: finds them, reports what is missing, and builds the data set.
+
+Functions that read a file or a folder raise an InputError that names it if it cannot be read or has other content.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from text2sam.checks import check_known
 from text2sam.errors import InputError
 from text2sam.image import read_image
 from text2sam.lab.datasets.pixels import Colour, read_semantic
-from text2sam.lab.datasets.sample import Dataset, Sample, Task
+from text2sam.lab.datasets.sample import IGNORE, Dataset, Sample, Task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -23,6 +26,9 @@ LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _MOST_TEXT = 1 << 28
 _MOST_JSON = 1 << 31
 _SHOWN = 5
+Root: TypeAlias = str | os.PathLike[str] | None
+"""The folder of a data set."""
+
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -33,17 +39,12 @@ class MissingDataError(InputError):
 class Layout:
     """Finds the files of a data set, reports all that are missing in one error, and builds the data set.
 
-    Args:
-        root: folder of the data set.
-        title: name of the data set.
-        homepage: where to get it.
-
     Raises:
         InputError: ``root`` is missing.
         MissingDataError: ``root`` is not a folder.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None, title: str, homepage: str) -> None:
+    def __init__(self, root: Root, title: str, homepage: str) -> None:
         self.title, self.homepage = title, homepage
         self._missing: list[str] = []
         if root is None or not os.fspath(root):
@@ -80,11 +81,7 @@ class Layout:
             self._missing.append(f"{what} of {', '.join(missing[:_SHOWN])}{more}")
 
     def check(self) -> None:
-        """Checks that nothing is missing.
-
-        Raises:
-            MissingDataError: the noted files and folders are missing.
-        """
+        """Raises a :class:`MissingDataError` if files or folders were noted as missing."""
         if self._missing:
             pieces = "\n".join(f"  {piece}" for piece in self._missing)
             raise MissingDataError(
@@ -95,11 +92,14 @@ class Layout:
         self,
         name: str,
         classes: tuple[str, ...],
-        table: NDArray[np.int32],
-        images: tuple[Path, Mapping[str, Path]],
-        labels: tuple[Path, Mapping[str, Path]],
+        pictures: Path,
+        labels: Path,
+        numbers: Mapping[int, int] | None = None,
         *,
-        ids: Iterable[str] | None = None,
+        ignored: int = IGNORE,
+        photos: Mapping[str, Path] | None = None,
+        masks: Mapping[str, Path] | None = None,
+        ids: Path | Iterable[str] | None = None,
         background: bool = False,
         colour: Colour | None = None,
         **fields: Any,
@@ -108,20 +108,29 @@ class Layout:
 
         Args:
             name, classes, background: see :class:`~text2sam.lab.datasets.sample.Dataset`.
-            table: class index of each number in a label file.
-            images, labels: their folder, and the files by id.
-            ids: in order; None takes those of the images.
+            pictures, labels: folders of the images and of the label files.
+            numbers: number in a label file -> index of its class, or :data:`IGNORE`; None if the numbers are the indices.
+            ignored: a further number, of ignored pixels.
+            photos, masks: files by id; None takes those in ``pictures`` and ``labels``.
+            ids: in order, or a file that lists them; None takes those of the images.
             colour: encoding of the numbers as colours; None for plain numbers.
             **fields: see :meth:`dataset`.
 
         Raises:
+            InputError: the list of ids cannot be read.
             MissingDataError: a file is missing.
         """
-        (pictures, photos), (folder, masks) = images, labels
-        wanted = tuple(photos if ids is None else ids)
-        self.need(f"pictures in {pictures}", wanted, photos)
-        self.need(f"label files in {folder}", wanted, masks)
         self.check()
+        photos = files_in(pictures, IMAGE_SUFFIXES) if photos is None else photos
+        masks = files_in(labels, LABEL_SUFFIXES) if masks is None else masks
+        wanted = read_ids(ids) if isinstance(ids, Path) else list(photos if ids is None else ids)
+        self.need(f"pictures in {pictures}", wanted, photos)
+        self.need(f"label files in {labels}", wanted, masks)
+        self.check()
+        numbers = {index: index for index in range(len(classes))} if numbers is None else numbers
+        table = np.full(max(*numbers, ignored) + 1, -1, np.int32)
+        for number, index in {**numbers, ignored: IGNORE}.items():
+            table[number] = index
 
         def truth(place: int) -> dict[str, Any]:
             path = masks[wanted[place]]
@@ -139,14 +148,13 @@ class Layout:
         *,
         background: bool = False,
         tasks: tuple[Task, ...] = ("recognition", "semantic", "explainability"),
-        split: str = "",
         options: Mapping[str, object] | None = None,
-        wording: Mapping[str, str] | None = None,
+        **fields: Any,
     ) -> Dataset:
         """A data set of image files.
 
         Args:
-            name, classes, background, tasks, split, wording: see :class:`~text2sam.lab.datasets.sample.Dataset`.
+            name, classes, background, tasks, **fields: see :class:`~text2sam.lab.datasets.sample.Dataset`.
             pictures: ids and files, in order.
             truth: index of an image -> arguments of :class:`~text2sam.lab.datasets.sample.Sample` for its ground truth.
             options: options of the reader, besides ``background``.
@@ -157,29 +165,10 @@ class Layout:
 
         def make(place: int) -> Sample:
             key, path = pictures[place]
-            return Sample(
-                key,
-                classes,
-                background,
-                read_image=lambda: read_image(path),
-                path=path,
-                **truth(place),
-            )
+            return Sample(key, classes, background, lambda: read_image(path), path=path, **truth(place))
 
-        return Dataset(
-            name,
-            self.title,
-            classes,
-            background,
-            tasks,
-            tuple(key for key, _ in pictures),
-            make,
-            split=split,
-            root=self.root,
-            homepage=self.homepage,
-            options={"background": background, **(options or {})},
-            wording=wording or {},
-        )
+        fields |= {"root": self.root, "homepage": self.homepage, "options": {"background": background, **(options or {})}}
+        return Dataset(name, self.title, classes, background, tasks, tuple(key for key, _ in pictures), make, **fields)
 
 
 def check_split(split: str, known: Sequence[str] = ()) -> str:
@@ -188,9 +177,9 @@ def check_split(split: str, known: Sequence[str] = ()) -> str:
     Raises:
         InputError: it is not.
     """
-    if known and split not in known:
-        raise InputError(f"split must be one of {', '.join(known)}, not {split!r}")
-    if not isinstance(split, str) or not _SPLIT.fullmatch(split):
+    if known:
+        check_known("split", [split], known)
+    elif not isinstance(split, str) or not _SPLIT.fullmatch(split):
         raise InputError(f"split must be a plain name such as 'val', not {split!r}")
     return split
 
@@ -200,51 +189,48 @@ def with_background(classes: tuple[str, ...], background: bool) -> tuple[str, ..
     return (("background",) if background else ()) + classes
 
 
+def counted(classes: int, background: bool) -> dict[int, int]:
+    """Numbers of label files in which 0 is the background or ignored, and 1 to ``classes`` are classes -> indices."""
+    zero = {0: 0 if background else IGNORE}
+    return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
+
+
 def files_in(folder: Path, suffixes: Sequence[str], *, ending: str = "") -> dict[str, Path]:
     """The files in a folder by stem, in the order of their names, without hidden files and subfolders.
 
     Args:
-        folder: the folder.
-        suffixes: suffixes in lower case; the case of a file's suffix does not matter.
+        suffixes: in lower case; the case of a file's suffix does not matter.
         ending: required ending of the stem, which is removed.
 
     Raises:
         InputError: two files differ only in their suffix, or the folder cannot be read.
     """
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
     found: dict[str, Path] = {}
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
-            continue  # macOS adds "._name.png" to archives
+    for path in _listed(folder, os.DirEntry.is_file):
+        stem, suffix = os.path.splitext(path.name)
+        if suffix.lower() not in suffixes or not stem.endswith(ending):
+            continue
         stem = stem[: len(stem) - len(ending)]
         if stem in found:
-            raise InputError(f"{folder} has both {found[stem].name} and {name}; remove one of them")
-        found[stem] = folder / name
+            raise InputError(f"{folder} has both {found[stem].name} and {path.name}; remove one of them")
+        found[stem] = path
     return found
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The subfolders of a folder in the order of their names, without hidden folders.
+    """The subfolders of a folder in the order of their names, without hidden folders."""
+    return _listed(folder, os.DirEntry.is_dir)
 
-    Raises:
-        InputError: the folder cannot be read.
-    """
-    try:
-        return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+def _listed(folder: Path, kind: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
+    try:  # macOS adds "._name.png" to archives
+        return sorted(Path(e.path) for e in os.scandir(folder) if kind(e) and not e.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
 
 
 def read_text(path: Path, most: int = _MOST_TEXT) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        InputError: it cannot be read, has more than ``most`` bytes, or is not UTF-8.
-    """
+    """A text file in UTF-8 of at most ``most`` bytes."""
     try:
         with open(path, "rb") as file:
             data = file.read(most + 1)
@@ -259,11 +245,7 @@ def read_text(path: Path, most: int = _MOST_TEXT) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a text file, stripped.
-
-    Raises:
-        InputError: the file cannot be read or is empty.
-    """
+    """The non-empty lines of a text file, stripped; an InputError if there are none."""
     lines = [line.strip() for line in read_text(path).splitlines()]
     kept = [line for line in lines if line]
     if not kept:
@@ -272,11 +254,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids in a list file.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not a file name without suffix, or occurs twice.
-    """
+    """The ids in a list file; an InputError if a line is not a file name without suffix, or occurs twice."""
     ids = read_lines(path)
     for number, name in enumerate(ids, 1):
         if not _SPLIT.fullmatch(name):
@@ -288,11 +266,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: it cannot be read, is too large, or is not JSON.
-    """
+    """The content of a JSON file."""
     text = read_text(path, _MOST_JSON)
     try:
         return json.loads(text)

@@ -87,29 +87,23 @@ CAMVID = _split("sky, building, pole, road, pavement, tree, sign, fence, car, pe
 POTSDAM = _split("impervious surfaces, building, low vegetation, tree, car, clutter")
 """ISPRS Potsdam, in the order of the benchmark."""
 
-IMAGENET_S50 = {
-    "n01443537": "goldfish", "n01491361": "tiger shark", "n01531178": "goldfinch", "n01644373": "tree frog",
-    "n02104029": "kuvasz", "n02119022": "red fox", "n02123597": "Siamese cat", "n02133161": "American black bear",
-    "n02165456": "ladybug", "n02281406": "sulphur butterfly", "n02325366": "cottontail rabbit", "n02342885": "hamster",
-    "n02396427": "wild boar", "n02483362": "gibbon", "n02504458": "African elephant", "n02510455": "giant panda",
-    "n02690373": "airliner", "n02747177": "trash can", "n02783161": "ballpoint pen", "n02814533": "station wagon",
-    "n02859443": "boathouse", "n02917067": "bullet train", "n02992529": "mobile phone", "n03014705": "chest",
-    "n03047690": "clog", "n03095699": "container ship", "n03197337": "digital watch", "n03201208": "dining table",
-    "n03445777": "golf ball", "n03452741": "grand piano", "n03584829": "iron", "n03630383": "lab coat",
-    "n03775546": "mixing bowl", "n03791053": "motor scooter", "n03874599": "padlock", "n03891251": "park bench",
-    "n04026417": "purse", "n04335435": "streetcar", "n04380533": "table lamp", "n04404412": "television",
-    "n04447861": "toilet seat", "n04507155": "umbrella", "n04522168": "vase", "n04557648": "water bottle",
-    "n04562935": "water tower", "n04612504": "yawl", "n06794110": "street sign", "n07749582": "lemon",
-    "n07831146": "carbonara", "n12998815": "agaric",
-}  # fmt: skip
+_FOLDERS = _split(
+    "n01443537 goldfish, n01491361 tiger shark, n01531178 goldfinch, n01644373 tree frog, n02104029 kuvasz, "
+    "n02119022 red fox, n02123597 Siamese cat, n02133161 American black bear, n02165456 ladybug, n02281406 sulphur butterfly, "
+    "n02325366 cottontail rabbit, n02342885 hamster, n02396427 wild boar, n02483362 gibbon, n02504458 African elephant, "
+    "n02510455 giant panda, n02690373 airliner, n02747177 trash can, n02783161 ballpoint pen, n02814533 station wagon, "
+    "n02859443 boathouse, n02917067 bullet train, n02992529 mobile phone, n03014705 chest, n03047690 clog, "
+    "n03095699 container ship, n03197337 digital watch, n03201208 dining table, n03445777 golf ball, n03452741 grand piano, "
+    "n03584829 iron, n03630383 lab coat, n03775546 mixing bowl, n03791053 motor scooter, n03874599 padlock, "
+    "n03891251 park bench, n04026417 purse, n04335435 streetcar, n04380533 table lamp, n04404412 television, "
+    "n04447861 toilet seat, n04507155 umbrella, n04522168 vase, n04557648 water bottle, n04562935 water tower, "
+    "n04612504 yawl, n06794110 street sign, n07749582 lemon, n07831146 carbonara, n12998815 agaric"
+)
+IMAGENET_S50 = {wnid: name for wnid, _, name in (pair.partition(" ") for pair in _FOLDERS)}
 """Folder -> name from WordNet of ImageNet-S50; the sorted folders have the numbers 1 to 50."""
 
-
-def stuff_wording() -> dict[str, str]:
-    """Wording of COCO-Stuff's names with a hyphen: ``"floor-wood"`` -> "wood floor", ``"sky-other"`` -> "sky"."""
-    wording = {}
-    for name in COCO_STUFF:
-        if "-" in name:
-            whole, part = name.split("-")
-            wording[name] = whole if part in ("other", "stuff") else f"{part} {whole}"
-    return wording | {"window-blind": "window blind", "structural-other": "structure", "solid-other": "solid object"}
+COCO_STUFF_WORDING = {
+    name: whole if part in ("other", "stuff") else f"{part} {whole}"
+    for name, (whole, part) in ((name, name.split("-")) for name in COCO_STUFF if "-" in name)
+} | {"window-blind": "window blind", "structural-other": "structure", "solid-other": "solid object"}
+"""Wording of COCO-Stuff's names with a hyphen: ``"floor-wood"`` -> "wood floor", ``"sky-other"`` -> "sky"."""

@@ -5,7 +5,6 @@ Chua et al., NUS-WIDE: A Real-World Web Image Database from National University 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets import names
+from text2sam.lab.datasets.layout import Root
 from text2sam.lab.datasets.sample import Dataset
 
-HOME = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
 
-
-def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test") -> Dataset:
+def open_nus_wide(root: Root, split: str = "test") -> Dataset:
     """NUS-WIDE.
 
     Layout: ``ImageList/TestImagelist.txt`` with lines such as ``actor\\0001_2124494179.jpg``;
@@ -32,7 +30,8 @@ def open_nus_wide(root: str | os.PathLike[str] | None, split: str = "test") -> D
         split: ``"test"`` (107,859 images) or ``"train"``.
     """
     part = disk.check_split(split, ("train", "test")).capitalize()
-    layout = disk.Layout(root, "NUS-WIDE", HOME)
+    home = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
+    layout = disk.Layout(root, "NUS-WIDE", home)
     base = layout.base((".", "NUS-WIDE", "NUS_WIDE"), ("ImageList", "Groundtruth", "Flickr"))
     listed = layout.file(base, f"ImageList/{part}Imagelist.txt", f"{part}Imagelist.txt")
     labels = layout.folder(

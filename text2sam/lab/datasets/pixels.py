@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from text2sam.decode import open_picture, pillow_errors
 from text2sam.errors import ImageError, InputError
 from text2sam.image import read_image
-from text2sam.lab.datasets.sample import IGNORE
 
 Colour = Literal["number", "corner"]
 """Encoding of a number as a colour: red + 256 * green (ImageNet-S), or the sum of 1 for red, 2 for green and 4 for blue."""
@@ -39,38 +37,6 @@ def read_stored(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: {error}") from error
 
 
-def read_values(path: Path, *, colour: Colour | None = None) -> NDArray[np.int32]:
-    """Reads the numbers in a label file.
-
-    Args:
-        path: a file of 8-bit or 16-bit grey, or a palette, whose indices are the numbers.
-        colour: encoding of the numbers as colours; None for plain numbers.
-
-    Returns:
-        (H, W) int32.
-
-    Raises:
-        ImageError: the file is missing, broken, compressed with loss, or of another mode.
-    """
-    mode, values = _decode(path)
-    if colour == "corner":
-        if mode != "RGB" or ((values >= _IMPURE) & (values <= 255 - _IMPURE)).any():
-            raise ImageError(f"{path} must be RGB with each of red, green and blue fully on or off; it is of mode {mode}")
-        numbers: NDArray[np.int32] = np.packbits(values > 127, axis=2, bitorder="little")[..., 0].astype(np.int32)
-        return numbers
-    if colour:
-        if mode != "RGB" or values[..., 2].any():
-            raise ImageError(f"{path} must be RGB with the class as red + 256 * green, and no blue; it is of mode {mode}")
-        wide = values.astype(np.int32)
-        return wide[..., 0] + 256 * wide[..., 1]
-    if mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
-        raise ImageError(
-            f"{path} must hold the number of a class at each pixel, as grey or as palette; it is of mode {mode}, so it has "
-            "colours or was converted"
-        )
-    return values.astype(np.int32)
-
-
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Reads a binary mask, (H, W) bool: values 0 and 1, or 0 to 255 with a threshold of 128; palette indices above 0.
 
@@ -95,42 +61,33 @@ def _decode(path: Path) -> tuple[str, NDArray[Any]]:
     return mode, values
 
 
-def translation(pairs: Mapping[int, int], size: int = 256, *, ignored: int = IGNORE) -> NDArray[np.int32]:
-    """A table from the numbers in label files to class indices.
-
-    Args:
-        pairs: number -> index or :data:`IGNORE`.
-        size: length of the table.
-        ignored: a further ignored number.
-
-    Returns:
-        (size,) int32, -1 for unknown numbers.
-    """
-    table = np.full(size, -1, np.int32)
-    for number, index in pairs.items():
-        table[number] = index
-    table[ignored] = IGNORE
-    return table
-
-
-def counted(classes: int, background: bool) -> dict[int, int]:
-    """Pairs for :func:`translation` of labels in which 0 is the background or ignored, and 1 to ``classes`` are classes."""
-    zero = {0: 0 if background else IGNORE}
-    return zero | {number: number if background else number - 1 for number in range(1, classes + 1)}
-
-
 def read_semantic(path: Path, table: NDArray[np.int32], *, colour: Colour | None = None) -> NDArray[np.int32]:
     """Reads a label file as a class map, (H, W) int32.
 
     Args:
-        path, colour: see :func:`read_values`.
-        table: see :func:`translation`.
+        path: a file of 8-bit or 16-bit grey, or a palette, whose indices are the numbers.
+        table: number -> index of a class or :data:`~text2sam.lab.datasets.sample.IGNORE`; -1 for unknown numbers.
+        colour: encoding of the numbers as colours; None for plain numbers.
 
     Raises:
-        ImageError: see :func:`read_values`.
+        ImageError: the file is missing, broken, compressed with loss, or of another mode.
         InputError: the file has numbers that are not in the table.
     """
-    values = read_values(path, colour=colour)
+    mode, values = _decode(path)
+    if colour == "corner":
+        if mode != "RGB" or ((values >= _IMPURE) & (values <= 255 - _IMPURE)).any():
+            raise ImageError(f"{path} must be RGB with each of red, green and blue fully on or off; it is of mode {mode}")
+        values = np.packbits(values > 127, axis=2, bitorder="little")[..., 0].astype(np.int32)
+    elif colour:
+        if mode != "RGB" or values[..., 2].any():
+            raise ImageError(f"{path} must be RGB with the class as red + 256 * green, and no blue; it is of mode {mode}")
+        values = values[..., 0] + 256 * values[..., 1].astype(np.int32)
+    elif mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
+        raise ImageError(
+            f"{path} must hold the number of a class at each pixel, as grey or as palette; it is of mode {mode}, so it has "
+            "colours or was converted"
+        )
+    values = values.astype(np.int32)
     outside = (values < 0) | (values >= len(table))
     classes = np.where(outside, -1, table[np.where(outside, 0, values)])
     wrong = np.unique(values[classes < 0])

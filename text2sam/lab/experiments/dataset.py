@@ -21,10 +21,7 @@ _Objects: TypeAlias = Callable[[], list[Instance]]
 def compare(found: Path, truth: Path) -> list[dict[str, Any]]:
     """The figures of each label of the annotated data set, and a last row for all of them.
 
-    Images are matched by ``file_name``, or else by its last part.
-
-    Args:
-        found, truth: the annotated and the true data set, JSON in COCO's format.
+    Both files are JSON in COCO's format. Images are matched by ``file_name``, or else by its last part.
 
     Returns:
         JSON-ready rows with ``label``; ``there``, the number of images that show it; ``found`` and ``missed``, the numbers of

@@ -2,25 +2,19 @@
 
 Data: a folder in COCO's format (Lin et al. 2014): ``instances.json``, and the images in ``images/`` or beside it.
 
-Protocol:
-
-- *Half*: photos with an even index in the order of file names are for ``tuning``, the others for ``reporting``.
-- *Names*: the categories that :meth:`~text2sam.clip.protocol.MapGenerator.prepare` of the pair accepts.
-- *Target*: all objects of a name in a photo, crowds included. Its size is its share of the image.
-- *IoU*: of the target and the mask of :meth:`~text2sam.TextPromptedSAM.segment`. "Absent = 0" is the IoU of the result, which
-  is 0 if the target is predicted absent and the recipe then returns no mask; "taken as present" ignores the prediction.
-- *Presence*: AUROC of the presence scores of names in a photo against names that are not.
-- Intervals are 95 % bootstrap intervals over photos, with the same resamples for all recipes.
+The README of the lab describes halves, targets and figures. The names are the categories that
+:meth:`~text2sam.clip.protocol.MapGenerator.prepare` of the pair accepts; crowds belong to a target; the bootstrap over photos
+draws the same resamples for all recipes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +24,15 @@ from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.errors import InputError, PromptError
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.datasets.coco import open_coco
-from text2sam.lab.datasets.sample import unions
+from text2sam.lab.datasets.sample import Sample, unions
 from text2sam.lab.metrics import auroc, bootstrap_weights, estimate, finite, weighted_ratio
 from text2sam.lab.output import cell, track
+from text2sam.pipeline import TextPromptedSAM
 from text2sam.presence import presence_scores
 from text2sam.recipes import Recipe, get_recipe
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
 from text2sam.tables import aligned
-
-if TYPE_CHECKING:
-    from text2sam.lab.datasets.sample import Sample
-    from text2sam.pipeline import EncodedImage, TextPromptedSAM
 
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "all": slice(None)}
 SIZES = {"> 5 %": (0.05, 1.01), "1 to 5 %": (0.01, 0.05), "< 1 %": (0.0, 0.01), "> 1 %": (0.01, 1.01)}
@@ -55,31 +46,19 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 class Settings:
     """Settings of ``text2sam evaluate photos``.
 
-    Attributes:
-        half: a key of :data:`HALVES`.
-        strategies: recipes or their names; differences are relative to the first.
-        photos: largest number of photos, evenly spaced; None takes all of the half.
-        resamples, seed: number of bootstrap resamples, and their seed.
-
     Raises:
-        InputError: a value is out of range.
+        InputError: a recipe is unknown or has the name of another.
     """
 
-    half: str = "reporting"
-    strategies: tuple[str | Recipe, ...] = ("paper", "objects")
-    photos: int | None = None
+    half: str = "reporting"  # a key of HALVES
+    strategies: tuple[str | Recipe, ...] = ("paper", "objects")  # differences are relative to the first
+    photos: int | None = None  # largest number, evenly spaced; None takes all of the half
     resamples: int = 2000
-    seed: int = 0
+    seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
-        if self.half not in HALVES:
-            raise InputError(f"half must be one of {', '.join(HALVES)}, not {self.half!r}")
         if not self.strategies or len(self.recipes) < len(self.strategies):
             raise InputError(f"strategies must be at least one recipe, each name once, not {self.strategies!r}")
-        for name, least in (("photos", 1), ("resamples", 1)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise InputError(f"{name} must be at least {least}, not {value!r}")
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -118,16 +97,6 @@ def known_names(model: TextPromptedSAM, names: Sequence[str]) -> tuple[str, ...]
     return tuple(known)
 
 
-def encode_photo(model: TextPromptedSAM, image: NDArray[np.uint8], store: EmbeddingStore | None = None) -> EncodedImage:
-    """The embeddings of both models, loaded from the store or saved to it."""
-    encoded = store.load(image) if store else None
-    if encoded is None:
-        [encoded] = model.encode([image], sam=True)
-        if store:
-            store.save(encoded)
-    return encoded
-
-
 def measure_photo(
     model: TextPromptedSAM, sample: Sample, names: Sequence[str], settings: Settings, store: EmbeddingStore | None = None
 ) -> dict[str, Any]:
@@ -138,7 +107,11 @@ def measure_photo(
         (whether the map's peak is on it) and ``answers``, recipe -> ``iou`` (taken as present), ``answered`` (IoU of the
         result), ``calls`` of SAM and ``seconds``; ``absent``, the presence scores of absent names.
     """
-    encoded = encode_photo(model, sample.image, store)
+    encoded = store.load(sample.image) if store else None
+    if encoded is None:
+        [encoded] = model.encode([sample.image], sam=True)
+        if store:
+            store.save(encoded)
     scores = {name: presence_scores(model.generator, encoded.features, [name], None)[0] for name in names}
     truths = unions(sample.instances)
     targets = []
@@ -172,14 +145,7 @@ def measure(
     embeddings: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measures all photos of a half.
-
-    Args:
-        model: the pair.
-        dataset: see :func:`open_photos`.
-        settings: see :class:`Settings`.
-        embeddings: folder in which encoded photos are cached.
-        progress: show a progress bar on standard error.
+    """Measures all photos of a half; encoded photos are cached in the folder ``embeddings``.
 
     Returns:
         JSON-ready: ``text2sam`` (version), the figures of :func:`summarize`, ``photos`` (see :func:`measure_photo`), ``names``,
@@ -218,58 +184,52 @@ def summarize(photos: Sequence[Mapping[str, Any]], settings: Settings, threshold
         - ``false``: share of absent names that are predicted present; ``absent``: number of absent names.
         - ``thresholds``: for each of :data:`THRESHOLDS` the same share as ``false``, and that of targets over 1 % as ``found``.
     """
-    weights = bootstrap_weights(max(1, len(photos)), settings.resamples, settings.seed)
-    first, *others = settings.recipes
+    units = max(1, len(photos))
+    weights = bootstrap_weights(units, settings.resamples, settings.seed)
+    weights = np.concatenate([np.ones((1, units), np.int64), weights])
+    targets = [target for photo in photos for target in photo["targets"]]
+    unit = np.repeat(np.arange(len(photos)), [len(photo["targets"]) for photo in photos])
+    size, presence, present, peak = (
+        np.array([target[name] for target in targets], np.float64) for name in ("size", "presence", "present", "peak")
+    )
+    within = {name: (size >= low) & (size < high) for name, (low, high) in SIZES.items()}
     rows: list[dict[str, Any]] = []
 
-    def add(figure: str, recipe: str, value: Callable[[Mapping[str, Any]], float]) -> None:
-        rows.append({"figure": figure, "recipe": recipe, "sizes": _by_size(photos, weights, value)})
+    def add(figure: str, recipe: str, values: NDArray[np.float64]) -> None:
+        sizes = {}
+        for name, of in within.items():
+            means = weighted_ratio(np.bincount(unit[of], values[of], units), np.bincount(unit[of], minlength=units), weights)
+            sizes[name] = estimate(means[0], means[1:]) | {"count": int(of.sum())}
+        rows.append({"figure": figure, "recipe": recipe, "sizes": sizes})
 
-    def of(recipe: str, key: str, base: str | None = None) -> Callable[[Mapping[str, Any]], float]:
-        return lambda target: target["answers"][recipe][key] - (target["answers"][base][key] if base else 0)
+    def of_recipe(recipe: str, key: str) -> NDArray[np.float64]:
+        return np.array([target["answers"][recipe][key] for target in targets], np.float64)
 
+    first, *others = settings.recipes
     for figure, key in (("IoU, absent = 0", "answered"), ("IoU, taken as present", "iou")):
         for recipe in settings.recipes:
-            add(figure, recipe, of(recipe, key))
+            add(figure, recipe, of_recipe(recipe, key))
         for recipe in others:
-            add(figure, f"{recipe} - {first}", of(recipe, key, first))
+            add(figure, f"{recipe} - {first}", of_recipe(recipe, key) - of_recipe(first, key))
     for recipe in settings.recipes:
-        add("calls of SAM", recipe, of(recipe, "calls"))
-    add("peak on the target", "", lambda target: target["peak"])
-    add("predicted present", "", lambda target: target["present"])
+        add("calls of SAM", recipe, of_recipe(recipe, "calls"))
+    add("peak on the target", "", peak)
+    add("predicted present", "", present)
     absent = np.array([score for photo in photos for score in photo["absent"].values()], np.float64)
-    shown = np.array([(t["size"], t["presence"]) for photo in photos for t in photo["targets"]], np.float64).reshape(-1, 2)
-    within = {name: (shown[:, 0] >= low) & (shown[:, 0] < high) for name, (low, high) in SIZES.items()}
+
+    def share(scores: NDArray[np.float64], limit: float) -> float | None:
+        return float(np.mean(scores >= limit)) if len(scores) else None
+
     return {
         "rows": rows,
-        "auroc": {name: finite(auroc(shown[part, 1], absent)) for name, part in (within | {"all": shown[:, 0] >= 0}).items()},
-        "false": finite(_share_from(absent, threshold)),
+        "auroc": {name: finite(auroc(presence[of], absent)) for name, of in (within | {"all": size >= 0}).items()},
+        "false": share(absent, threshold),
         "absent": len(absent),
         "thresholds": [
-            {
-                "threshold": limit,
-                "found": finite(_share_from(shown[within["> 1 %"], 1], limit)),
-                "false": finite(_share_from(absent, limit)),
-            }
+            {"threshold": limit, "found": share(presence[within["> 1 %"]], limit), "false": share(absent, limit)}
             for limit in THRESHOLDS
         ],
     }
-
-
-def _share_from(scores: NDArray[np.float64], limit: float) -> float:
-    return float(np.mean(scores >= limit)) if len(scores) else float("nan")
-
-
-def _by_size(
-    photos: Sequence[Mapping[str, Any]], weights: NDArray[np.int64], value: Callable[[Mapping[str, Any]], float]
-) -> dict[str, Any]:
-    figures = {}
-    for name, (low, high) in SIZES.items():
-        values = [[value(target) for target in photo["targets"] if low <= target["size"] < high] for photo in photos]
-        sums, counts = (np.array(list(map(of, values)), np.float64) for of in (sum, len))
-        mean = sums.sum() / counts.sum() if counts.any() else float("nan")
-        figures[name] = estimate(mean, weighted_ratio(sums, counts, weights)) | {"count": int(counts.sum())}
-    return figures
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -23,17 +23,7 @@ from text2sam.sam.predictor import MaskPredictor, predict_points
 
 
 def prompt_ensemble(model: Any, tokenizer: Tokenizer, texts: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """Text features, averaged over templates.
-
-    Args:
-        model: an open_clip model.
-        tokenizer: strings -> (P, L) int64 token ids, padded to the context length L (77 for CLIP).
-        texts: T strings.
-        templates: P strings with one ``{}`` each.
-
-    Returns:
-        (T, C) float32, L2-normalised.
-    """
+    """Text features of an open_clip model, averaged over templates: (T, C) float32, L2-normalised."""
     device = next(model.parameters()).device
     rows = []
     with torch.inference_mode(), evaluating(model):
@@ -54,17 +44,9 @@ def feature_surgery(
     tau: float = 2.0,
     weighting: Weighting = "code",
 ) -> torch.Tensor:
-    """Feature surgery through the element-wise products of tokens and texts (CLIP Surgery, section 3.3).
+    """Feature surgery through the element-wise products of tokens and texts (CLIP Surgery, section 3.3), in O(N*T*C) memory.
 
-    Args:
-        image_features: (B, N, C) L2-normalised, class token first.
-        text_features: (T, C) L2-normalised.
-        redundant_features: (1, C) or (T, C), or None for the label set's own.
-        tau: factor in the softmax over the similarities of the class token.
-        weighting: ``"code"`` weights the products, ``"paper"`` only the subtracted mean.
-
-    Returns:
-        (B, N, T). Memory is O(N*T*C).
+    Arguments and result are those of :func:`text2sam.clip.similarity.feature_surgery`.
     """
     if redundant_features is not None:
         return torch.einsum("bnc,tc->bnt", image_features, text_features - redundant_features)
@@ -85,14 +67,7 @@ def feature_surgery(
 def segment(
     predictor: MaskPredictor, surgery: ClipSurgery, tokenizer: Tokenizer, image: ImageLike, text: str
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Segments a text in an image by the papers' recipe, without any cache.
-
-    Args:
-        predictor: any :class:`~text2sam.sam.predictor.MaskPredictor`.
-        surgery: provides the model and the templates.
-        tokenizer: the tokenizer of ``surgery``.
-        image: see :func:`text2sam.image.read_image`.
-        text: the text.
+    """Segments a text in an image by the papers' recipe, without any cache; ``tokenizer`` is that of ``surgery``.
 
     Returns:
         The mask, (H, W) bool, and the similarity map before min-max, (gh, gw) float32.

@@ -14,32 +14,24 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import __version__
+from text2sam.checks import check_number
 from text2sam.errors import InputError
 from text2sam.files import write_json, write_png
-from text2sam.lab.metrics import (
-    IOU_THRESHOLDS,
-    auroc,
-    average_precision,
-    bootstrap_weights,
-    estimate,
-    match_detections,
-    weighted_ratio,
-)
-from text2sam.lab.output import cell, track
+from text2sam.lab import metrics
+from text2sam.lab.output import cell
 from text2sam.lab.sticker.world import SIZES, THINGS, Scene, World
+from text2sam.pipeline import TextPromptedSAM
+from text2sam.recipes import get_recipe
 from text2sam.recipes.choose import mask_iou
 from text2sam.recipes.points import pixels_under
 from text2sam.tables import aligned
 from text2sam.types import Segmentation
-
-if TYPE_CHECKING:
-    from text2sam.pipeline import TextPromptedSAM
 
 SPLITS = {"report": 2_000_000, "tune": 3_000_000}
 """First seed of each split. Training uses seeds from 1,000,000,000 upwards."""
@@ -53,6 +45,7 @@ SIZE_NAMES = ("small", "medium", "large")
 ABSENT = 2
 """Number of absent names queried per scene."""
 MOST_SCENES = 1_000_000
+"""Largest number of scenes, so that the splits do not overlap."""
 _PICTURES = 5
 
 
@@ -60,32 +53,23 @@ _PICTURES = 5
 class Settings:
     """Settings of ``text2sam evaluate sticker``.
 
-    Attributes:
-        scenes: number of scenes, 1 to 1,000,000.
-        split: ``"report"``, or ``"tune"`` for choosing thresholds.
-        strategies: names of recipes; differences are relative to the first.
-        resamples: number of bootstrap resamples.
-        sam_checkpoint: SAM weights other than the shipped, a file or a listed name.
-        device: None takes cuda, then mps, then cpu.
-
     Raises:
-        InputError: a value is out of range.
+        InputError: there are too many scenes, or a recipe is unknown.
     """
 
     scenes: int = 300
-    split: str = "report"
-    strategies: tuple[str, ...] = ("paper", "objects")
+    split: str = "report"  # a key of SPLITS; "tune" is for choosing thresholds
+    strategies: tuple[str, ...] = ("paper", "objects")  # names of recipes; differences are relative to the first
     resamples: int = 1000
-    sam_checkpoint: str | None = None
-    device: str | None = None
+    sam_checkpoint: str | None = None  # other SAM weights than the shipped, a file or a listed name
+    device: str | None = None  # None takes cuda, then mps, then cpu
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InputError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
-        if not 1 <= self.scenes <= MOST_SCENES:
-            raise InputError(f"scenes must be in 1 to {MOST_SCENES}, so that the splits do not overlap, not {self.scenes!r}")
-        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
-            raise InputError(f"strategies must be at least one name, each once, not {self.strategies!r}")
+        check_number("scenes", self.scenes, 1, MOST_SCENES, whole=True)
+        if not self.strategies:
+            raise InputError("strategies must be at least one name")
+        for strategy in self.strategies:
+            get_recipe(strategy)
 
     @property
     def seeds(self) -> range:
@@ -95,45 +79,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The figures of one result: a recipe, a scene and a name.
-
-    Attributes:
-        name: the text.
-        objects: number of objects with that name in the scene, 0 for an absent name.
-        size: share of the image that the largest of them covers, 0 for an absent name.
-        iou: IoU of the mask with the union of the objects; NaN for an absent name.
-        best: the same for SAM's best candidate, see :func:`best_candidate`.
-        points: number of positive points.
-        points_on: number of positive points on an object with that name.
-        present, presence: as in the result.
-        scores: (D,) float64, scores of the instances in descending order.
-        instance_ious: (D, G) float64, IoU of instances with objects.
-    """
+    """The figures of one result: a recipe, a scene and a name."""
 
     name: str
-    objects: int
-    size: float
-    iou: float
-    best: float
-    points: int
-    points_on: int
+    objects: int  # with that name in the scene, 0 for an absent name
+    size: float  # share of the image that the largest of them covers, 0 for an absent name
+    iou: float  # of the mask with the union of the objects; NaN for an absent name
+    best: float  # the same for SAM's best candidate, see :func:`best_candidate`
+    points: int  # positive points
+    points_on: int  # positive points on an object with that name
     present: bool
     presence: float
-    scores: NDArray[np.float64]
-    instance_ious: NDArray[np.float64]
+    scores: NDArray[np.float64]  # (D,), of the instances, in descending order
+    instance_ious: NDArray[np.float64]  # (D, G), of instances with objects
 
 
-@dataclass(frozen=True)
-class SceneRecord:
-    """The figures of one scene.
-
-    Attributes:
-        seed: seed of the scene.
-        answers: recipe -> answers for the names in the scene, then for absent names; the same order for every recipe.
-    """
-
-    seed: int
-    answers: dict[str, list[Answer]]
+Records: TypeAlias = dict[int, dict[str, list[Answer]]]
+"""Seed of a scene -> recipe -> answers for the names in the scene, then for absent names; the same order for every recipe."""
 
 
 def draw_scene(seed: int) -> Scene:
@@ -152,15 +114,17 @@ def absent_names(scene: Scene) -> tuple[str, ...]:
     return tuple(missing[int(i)] for i in rng.choice(len(missing), size=ABSENT, replace=False))
 
 
-def measure_scene(model: TextPromptedSAM, scene: Scene, strategies: Sequence[str]) -> SceneRecord:
-    """Segments every name of a scene and :func:`absent_names` with every recipe; the image is encoded once."""
-    texts = [*scene.names, *absent_names(scene)]
-    model.set_image(scene.image)
-    answers: dict[str, list[Answer]] = {}
-    for strategy in strategies:
-        results = model.segment_many(None, texts, strategy=strategy)
-        answers[strategy] = [judge(scene, text, result) for text, result in zip(texts, results, strict=True)]
-    return SceneRecord(scene.seed, answers)
+def measure(model: TextPromptedSAM, scenes: Iterable[Scene], strategies: Sequence[str]) -> Records:
+    """Segments every name of the scenes and :func:`absent_names` with every recipe; each image is encoded once."""
+    records: Records = {}
+    for scene in scenes:
+        texts = [*scene.names, *absent_names(scene)]
+        model.set_image(scene.image)
+        records[scene.seed] = {}
+        for strategy in strategies:
+            results = model.segment_many(None, texts, strategy=strategy)
+            records[scene.seed][strategy] = [judge(scene, *answered) for answered in zip(texts, results, strict=True)]
+    return records
 
 
 def judge(scene: Scene, name: str, result: Segmentation) -> Answer:
@@ -232,143 +196,95 @@ Recall of the k-th object is the share of the cases with at least k objects in w
 Presence compares cases with absent names."""
 
 
-class Tally:
-    """The answers of one recipe, summed per scene, so that figures can be computed for any weights of the scenes."""
-
-    def __init__(self, scenes: Sequence[Sequence[Answer]]) -> None:
-        self.scenes = len(scenes)
-        self._sums: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
-            name: (np.zeros(self.scenes), np.zeros(self.scenes)) for name in FIGURES
-        }
-        self._objects = np.zeros(self.scenes, np.int64)
-        detections: list[tuple[float, int]] = []
-        hits: list[NDArray[np.bool_]] = []
-        presence: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
-        for s, answers in enumerate(scenes):
-            for answer in answers:
-                matches = np.stack([match_detections(answer.instance_ious, t) for t in IOU_THRESHOLDS])  # (10, D)
-                detections += [(float(score), s) for score in answer.scores]
-                hits.append(matches)
-                self._objects[s] += answer.objects
-                presence[0 if answer.objects else 1].append((answer.presence, s))
-                self._add(s, answer, int(matches[0].sum()))
-        scores, self._detection_scene = _columns(detections)
-        order = np.argsort(-scores, kind="stable")
-        self._detection_scene = self._detection_scene[order]
-        self._hits = np.concatenate([np.zeros((len(IOU_THRESHOLDS), 0), bool), *hits], axis=1)[:, order]  # (10, D)
-        self._presence = tuple(_columns(side) for side in presence)
-
-    def _add(self, scene: int, answer: Answer, matched: int) -> None:
-        if not answer.objects:
-            self._count(scene, "false", answer.present)
-            return
-        self._count(scene, "iou", answer.iou)
-        if answer.objects >= 2:
-            self._count(scene, "iou_repeated", answer.iou)
-        self._count(scene, f"iou_{size_name(answer.size)}", answer.iou)
-        self._count(scene, "iou_best_candidate", answer.best)
-        for k in range(1, min(3, answer.objects) + 1):
-            self._count(scene, f"recall_{k}", matched >= k)
-        self._count(scene, "missed", not answer.present)
-        if answer.points:
-            self._count(scene, "points_on_object", answer.points_on, answer.points)
-            self._count(scene, "cases_points_on_object", answer.points_on == answer.points)
-            if answer.points_on == answer.points:
-                self._count(scene, "iou_points_on_object", answer.iou)
-
-    def _count(self, scene: int, name: str, value: float, cases: int = 1) -> None:
-        total, number = self._sums[name]
-        total[scene] += value
-        number[scene] += cases
-
-    def counts(self) -> dict[str, int]:
-        """Sample size of each figure: cases, queries or points; detections for AP."""
-        detections = self._hits.shape[1]
-        own = {"ap50": detections, "ap": detections, "presence_auroc": len(self._presence[0][0])}
-        return {name: int(number.sum()) for name, (_, number) in self._sums.items()} | own
-
-    def figures(self, weights: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """All :data:`FIGURES` for R weightings of the scenes, (R, S) int64: name -> (R,) float64, NaN without a case."""
-        ap = np.zeros((len(weights), len(IOU_THRESHOLDS)))
-        areas = np.zeros(len(weights))
-        (present, present_scene), (absent, absent_scene) = self._presence
-        for r, row in enumerate(weights):
-            drawn, objects = row[self._detection_scene], int(row @ self._objects)
-            ap[r] = [average_precision(hits, objects, drawn) for hits in self._hits]
-            areas[r] = auroc(present, absent, row[present_scene], row[absent_scene])
-        means = {name: weighted_ratio(total, number, weights) for name, (total, number) in self._sums.items()}
-        return means | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}
-
-
-def _columns(pairs: Sequence[tuple[float, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    return np.array([value for value, _ in pairs], np.float64), np.array([scene for _, scene in pairs], np.int64)
-
-
-def size_name(share: float) -> str:
-    """``"small"``, ``"medium"`` or ``"large"`` for a share of the image, see :data:`SIZE_BOUNDS`."""
-    return SIZE_NAMES[int(np.searchsorted(SIZE_BOUNDS, share, side="right"))]
-
-
-def summarize(records: Sequence[SceneRecord], *, resamples: int = 1000) -> dict[str, Any]:
-    """Figures with intervals, and differences to the first recipe.
+def tally(
+    scenes: Sequence[Sequence[Answer]], weights: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
+    """All :data:`FIGURES` of the answers of one recipe.
 
     Args:
-        records: the measured scenes.
-        resamples: number of bootstrap resamples over scenes.
+        scenes: the answers by scene.
+        weights: R weightings of the S scenes, (R, S).
+
+    Returns:
+        Name -> (R,) float64, NaN without a case; and name -> sample size: cases, queries or points; detections for AP.
+    """
+    answers = [answer for own in scenes for answer in own]
+    scene = np.repeat(np.arange(len(scenes)), [len(own) for own in scenes])
+    objects, size, iou, best, points, on, present, presence = (
+        np.array([getattr(answer, name) for answer in answers], np.float64)
+        for name in ("objects", "size", "iou", "best", "points", "points_on", "present", "presence")
+    )
+    hits = [
+        np.stack([metrics.match_detections(answer.instance_ious, t) for t in metrics.IOU_THRESHOLDS]) for answer in answers
+    ]  # (10, D)
+    matched = np.array([own[0].sum() for own in hits])
+    there, of_size = objects > 0, np.searchsorted(SIZE_BOUNDS, size, side="right")
+    pointed, ones = there & (points > 0), np.ones(len(answers))
+    means = {  # the values, their weights, and the answers that count
+        "iou": (iou, ones, there),
+        "iou_repeated": (iou, ones, objects >= 2),
+        **{f"iou_{name}": (iou, ones, there & (of_size == k)) for k, name in enumerate(SIZE_NAMES)},
+        "iou_best_candidate": (best, ones, there),
+        **{f"recall_{k}": (matched >= k, ones, objects >= k) for k in (1, 2, 3)},
+        "missed": (1 - present, ones, there),
+        "false": (present, ones, ~there),
+        "points_on_object": (on, points, pointed),
+        "cases_points_on_object": (on == points, ones, pointed),
+        "iou_points_on_object": (iou, ones, pointed & (on == points)),
+    }
+    figures, counts = {}, {}
+    for name, (values, number, of) in means.items():
+        sums, cases = (np.bincount(scene[of], part[of], len(scenes)) for part in (values, number))
+        figures[name], counts[name] = metrics.weighted_ratio(sums, cases, weights), int(cases.sum())
+    order = np.argsort(-np.concatenate([answer.scores for answer in answers]), kind="stable")
+    ranked = np.concatenate(hits, axis=1)[:, order]  # (10, D)
+    detected = np.repeat(scene, [len(answer.scores) for answer in answers])[order]
+    total = np.bincount(scene, objects, len(scenes)).astype(np.int64)
+    ap = np.array([[metrics.average_precision(right, int(row @ total), row[detected]) for right in ranked] for row in weights])
+    sides = (presence[there], presence[~there])
+    areas = np.array([metrics.auroc(*sides, row[scene[there]], row[scene[~there]]) for row in weights])
+    counts |= {"ap50": len(order), "ap": len(order), "presence_auroc": int(there.sum())}
+    return figures | {"ap50": ap[:, 0], "ap": ap.mean(axis=1), "presence_auroc": areas}, counts
+
+
+def summarize(records: Records, *, resamples: int = 1000) -> dict[str, Any]:
+    """Figures with intervals of a bootstrap over scenes, and differences to the first recipe.
 
     Returns:
         JSON-ready: ``counts``; ``figures``, recipe -> figure -> ``value``, ``low``, ``high``, ``count``; ``differences``,
         recipe -> figure -> ``value``, ``low``, ``high``. Values are None without a case.
-
-    Raises:
-        InputError: there is no record.
     """
-    if not records:
-        raise InputError("there must be at least one measured scene")
-    strategies = list(records[0].answers)
-    once = np.ones((1, len(records)), np.int64)
-    weights = bootstrap_weights(len(records), resamples)
-    values, samples, figures = {}, {}, {}
-    for strategy in strategies:
-        tally = Tally([record.answers[strategy] for record in records])
-        values[strategy] = {name: float(value[0]) for name, value in tally.figures(once).items()}
-        samples[strategy] = tally.figures(weights)
-        counts = tally.counts()
+    scenes = list(records.values())
+    base, *others = scenes[0]
+    weights = np.concatenate([np.ones((1, len(scenes)), np.int64), metrics.bootstrap_weights(len(scenes), resamples)])
+    drawn, figures = {}, {}
+    for strategy in scenes[0]:
+        drawn[strategy], counts = tally([answers[strategy] for answers in scenes], weights)
         figures[strategy] = {
-            name: estimate(values[strategy][name], samples[strategy][name]) | {"count": counts[name]} for name in FIGURES
-        }
-    base = strategies[0]
-    differences = {
-        strategy: {
-            name: estimate(values[strategy][name] - values[base][name], samples[strategy][name] - samples[base][name])
+            name: metrics.estimate(drawn[strategy][name][0], drawn[strategy][name][1:]) | {"count": counts[name]}
             for name in FIGURES
         }
-        for strategy in strategies[1:]
-    }
-    return {"counts": _counts(records, base), "figures": figures, "differences": differences}
-
-
-def _counts(records: Sequence[SceneRecord], strategy: str) -> dict[str, int]:
-    answers = [answer for record in records for answer in record.answers[strategy]]
-    cases = [answer for answer in answers if answer.objects]
+    differences: dict[str, Any] = {strategy: {} for strategy in others}
+    for strategy in others:
+        for name in FIGURES:
+            less = drawn[strategy][name] - drawn[base][name]
+            differences[strategy][name] = metrics.estimate(less[0], less[1:])
+    asked = [answer for answers in scenes for answer in answers[base]]
+    cases = [answer for answer in asked if answer.objects]
     return {
-        "scenes": len(records),
-        "objects": sum(answer.objects for answer in cases),
-        "cases": len(cases),
-        "cases_with_several_objects": sum(answer.objects > 1 for answer in cases),
-        "absent_queries": len(answers) - len(cases),
+        "counts": {
+            "scenes": len(scenes),
+            "objects": sum(answer.objects for answer in cases),
+            "cases": len(cases),
+            "cases_with_several_objects": sum(answer.objects > 1 for answer in cases),
+            "absent_queries": len(asked) - len(cases),
+        },
+        "figures": figures,
+        "differences": differences,
     }
 
 
-def measure(
-    model: TextPromptedSAM, settings: Settings, *, scenes: Iterable[Scene] | None = None, progress: bool = False
-) -> list[SceneRecord]:
-    """Measures the recipes on the scenes of a split, or on the given ``scenes``; images and masks are not kept."""
-    drawn = (draw_scene(seed) for seed in track(settings.seeds, "scenes", progress)) if scenes is None else scenes
-    return [measure_scene(model, scene, settings.strategies) for scene in drawn]
-
-
-def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]:
+def report(records: Records, settings: Settings) -> dict[str, Any]:
     """The JSON document: settings, checksums of the weights, and :func:`summarize`."""
     from text2sam.zoo.download import file_sha256, resolve
     from text2sam.zoo.sticker.models import SHIPPED
@@ -391,7 +307,7 @@ def report(records: Sequence[SceneRecord], settings: Settings) -> dict[str, Any]
             "objects": list(OBJECTS),
             "repeat": REPEAT,
             "size_bounds": list(SIZE_BOUNDS),
-            "iou_thresholds": list(IOU_THRESHOLDS),
+            "iou_thresholds": list(metrics.IOU_THRESHOLDS),
             "interval": 0.95,
             "differences_against": settings.strategies[0],
         },
@@ -420,20 +336,18 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([aligned(head, lines), "", note])
 
 
-def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[dict[str, Any]]:
+def pick_cases(records: Records, count: int = _PICTURES) -> list[dict[str, Any]]:
     """The cases with the largest gains of the last recipe over the first, then its cases with the lowest IoU.
 
     Returns:
         For each case ``kind`` (``"gain"``, above 0, or ``"failure"``), ``seed``, ``name`` and ``ious`` by recipe. Ties keep the
         order of the scenes.
     """
-    if not records:
-        return []
-    base, *_, new = records[0].answers
+    base, *_, new = next(iter(records.values()))
     cases: list[dict[str, Any]] = [
-        {"seed": record.seed, "name": answer.name, "ious": {s: round(a[place].iou, 4) for s, a in record.answers.items()}}
-        for record in records
-        for place, answer in enumerate(record.answers[base])
+        {"seed": seed, "name": answer.name, "ious": {s: round(own[place].iou, 4) for s, own in answers.items()}}
+        for seed, answers in records.items()
+        for place, answer in enumerate(answers[base])
         if answer.objects
     ]
 
@@ -445,7 +359,7 @@ def pick_cases(records: Sequence[SceneRecord], count: int = _PICTURES) -> list[d
     return [{"kind": kind, **case} for kind, chosen in (("gain", gains), ("failure", failures)) for case in chosen]
 
 
-def write_pictures(folder: Path, model: TextPromptedSAM, records: Sequence[SceneRecord]) -> list[Path]:
+def write_pictures(folder: Path, model: TextPromptedSAM, records: Records) -> list[Path]:
     """Draws :func:`pick_cases` (image, map, masks of the first and the last recipe) and lists them in ``pictures.json``.
 
     Raises:

@@ -29,14 +29,13 @@ from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.lab.datasets import Dataset
 from text2sam.lab.output import track
-from text2sam.lab.runner.models import ModelChoice, ModelInfo, build_sam, build_surgery
-from text2sam.lab.runner.onepass import Clock
+from text2sam.lab.runner.models import ModelInfo, build_sam, build_surgery
 from text2sam.lab.runner.published import published_for
-from text2sam.lab.runner.settings import RULES, SOURCES, Settings
-from text2sam.lab.runner.tasks import Task, build_task
+from text2sam.lab.runner.settings import BOOTSTRAP_SEED, RULES, SOURCES, Settings
+from text2sam.lab.runner.tasks import TASKS, Task
 from text2sam.zoo.download import file_sha256
 
-__all__ = ["ModelChoice", "ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
+__all__ = ["ModelInfo", "Settings", "build_sam", "build_surgery", "measure"]
 
 
 def measure(
@@ -54,15 +53,13 @@ def measure(
     """Measures a task on a data set.
 
     Args:
-        surgery: the CLIP.
-        dataset: see :func:`text2sam.lab.datasets.open_dataset`.
-        settings: see :class:`~text2sam.lab.runner.settings.Settings`.
+        surgery, dataset, settings: what is measured.
         model: identity of the CLIP; published figures are shown only for a known model.
         iclip: file of trained projections, for the method ``"iclip"``.
         predictor: the SAM, if the settings need it.
         out: JSON file for the result; the journal beside it lets a killed run resume.
         overwrite: delete the journal first.
-        progress: show a progress bar on standard error.
+        progress: show a progress bar.
 
     Returns:
         JSON-ready: ``figures`` by method (see :mod:`text2sam.lab.runner.tasks`), ``published`` figures for the same setting,
@@ -75,14 +72,19 @@ def measure(
         InputError: settings, data set and journal do not fit together, or no image can be read.
         OutputError: ``out`` or the journal cannot be written.
         PromptError, UnsupportedModelError, MissingDependencyError, WeightsError: as
-            :func:`~text2sam.lab.runner.tasks.build_task`.
+            :class:`~text2sam.lab.runner.tasks.Task`.
     """
     if out is not None and out.is_dir():
         raise OutputError(f"cannot write {str(out)!r}: it is a folder; give the name of a file")
     info = model or ModelInfo()
-    task = build_task(surgery, dataset, settings, iclip, predictor)
+    dataset.require(settings.truth)
+    if ("iclip" in settings.methods) != (iclip is not None):
+        raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is missing")
+    task = TASKS[settings.task](surgery, dataset, settings, iclip, predictor)
     described = _describe(surgery, info)
-    sam = None if predictor is None else _describe_sam(predictor)
+    kind, module = type(predictor), getattr(predictor, "model", None)
+    weights = fingerprint(module) if isinstance(module, torch.nn.Module) else None
+    sam = None if predictor is None else {"predictor": f"{kind.__module__}.{kind.__qualname__}", "fingerprint": weights}
     key = {
         "measuring": settings.measuring(),
         "dataset": {k: v for k, v in dataset.describe().items() if k not in ("title", "root", "homepage", "tasks")},
@@ -93,13 +95,14 @@ def measure(
     }
     with Journal(None if out is None else journal_path(out), key, overwrite=overwrite) as journal:
         _measure(task, dataset, journal, progress)
-        failed, seconds = _collect(task, dataset, journal)
-    if len(failed) == len(dataset):
-        raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
+        done, failed, seconds = _collect(dataset, journal)
+        if not done:
+            raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
+        figures = {method: task.figures(method, (journal.read(key)["kept"] for key in done)) for method in settings.methods}
     published = published_for(dataset, settings, info, surgery)
     result = {
         "untrained": info.untrained,
-        "figures": {method: task.figures(method) for method in settings.methods},
+        "figures": figures,
         "published": {m: {name: dataclasses.asdict(figure) for name, figure in by.items()} for m, by in published.items()},
         "images": {"measured": len(dataset) - len(failed), "failed": len(failed)},
         "failed": failed,
@@ -110,7 +113,7 @@ def measure(
         "settings": settings.to_json(),
         "seeds": {
             "subset": dataset.options.get("subset_seed"),
-            "bootstrap": settings.bootstrap_seed,
+            "bootstrap": BOOTSTRAP_SEED,
             "weights": info.weights_seed,
         },
         "dataset": dataset.describe(),
@@ -146,24 +149,24 @@ def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> 
         place for place, name in enumerate(dataset.ids) if key_of(name) not in journal or "failed" in journal.read(key_of(name))
     ]
     for place in track(left, dataset.title, progress):
-        sample, clock = dataset[place], Clock(task.surgery)
+        sample, surgery = dataset[place], task.surgery
+        surgery.forget()
         started = time.perf_counter()
         try:
-            with clock.part("read"):
+            with surgery.part("read"):
                 task.read(sample)
         except (ImageError, InputError) as error:
             journal.append(key_of(sample.id), {"failed": one_line(str(error))})
             continue
-        try:
-            kept = task.measure(sample, clock)
-        finally:
-            task.surgery.forget()
-        clock.seconds["image"] = time.perf_counter() - started
-        journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in clock.seconds.items()}})
+        kept = task.measure(sample)
+        seconds = {**surgery.seconds, "image": time.perf_counter() - started}
+        journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in seconds.items()}})
+    task.surgery.forget()
 
 
-def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
-    """Adds the measurements to the task in the order of the data set; returns the failures, and the seconds by part."""
+def _collect(dataset: Dataset, journal: Journal) -> tuple[list[str], list[dict[str, str]], dict[str, dict[str, float]]]:
+    """Keys of the measured images in the order of the data set, the failures, and the seconds by part."""
+    done: list[str] = []
     failed: list[dict[str, str]] = []
     seconds: dict[str, list[float]] = {}
     for name in dataset.ids:
@@ -171,13 +174,17 @@ def _collect(task: Task, dataset: Dataset, journal: Journal) -> tuple[list[dict[
         if "failed" in value:
             failed.append({"id": name, "reason": value["failed"]})
             continue
-        task.add(value["kept"])
+        done.append(key_of(name))
         for part, spent in value["seconds"].items():
             seconds.setdefault(part, []).append(spent)
-    return failed, {
-        part: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
-        for part, spent in seconds.items()
-    }
+    return (
+        done,
+        failed,
+        {
+            part: {"mean": round(statistics.fmean(spent), 6), "median": round(statistics.median(spent), 6)}
+            for part, spent in seconds.items()
+        },
+    )
 
 
 def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
@@ -196,12 +203,6 @@ def _describe(surgery: ClipSurgery, info: ModelInfo) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": surgery.device.type,
     }
-
-
-def _describe_sam(predictor: Any) -> dict[str, Any]:
-    model = getattr(predictor, "model", None)
-    known = fingerprint(model) if isinstance(model, torch.nn.Module) else None
-    return {"predictor": f"{type(predictor).__module__}.{type(predictor).__qualname__}", "fingerprint": known}
 
 
 def _versions() -> dict[str, str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from text2sam.clip.generator import ClipSurgery, ImageFeatures, Method
 from text2sam.clip.tiles import Tiles
@@ -23,82 +21,57 @@ class OnePass(ClipSurgery):
     So each method can be measured by a call of its own, while the encoder runs once. It shares model, texts and settings with
     ``surgery``.
 
-    Args:
-        surgery: the CLIP.
-        methods: the methods to encode for, names of :data:`text2sam.clip.attention.METHODS`.
-
     Attributes:
-        seconds: duration of encoding.
+        seconds: by part of the work, see :meth:`part`; encoding is a part of its own, ``"encode"``.
 
     Raises:
-        UnsupportedModelError: the image tower does not support a method.
+        UnsupportedModelError: the image tower does not support one of the methods.
     """
 
     def __init__(self, surgery: ClipSurgery, methods: Sequence[Method]) -> None:
         vars(self).update(vars(surgery))
         self._methods = tuple(methods)
-        self._kept: dict[bytes, ImageFeatures] = {}
-        self.seconds = 0.0
         self._kinds(self._methods)
+        self.forget()
 
     def encode_image(
         self, image: ImageLike, *, methods: Sequence[Method] | None = None, tiles: Tiles = False, batch_size: int = 8
     ) -> ImageFeatures:
         """As :meth:`ClipSurgery.encode_image`, for all methods and once for each image and ``tiles``."""
-        pixels = read_image(image)
-        key = _key(pixels, tiles)
-        if key not in self._kept:
-            encode = super().encode_image
-            options: dict[str, Any] = {"methods": self._methods, "tiles": tiles, "batch_size": batch_size}
-            self._kept[key] = self._timed(lambda: [encode(pixels, **options)])[0]
-        return self._kept[key]
+        return self.encode([image], tiles=tiles)[0]
 
     def encode(
         self, images: Sequence[ImageLike], *, methods: Sequence[Method] | None = None, tiles: Tiles = False
     ) -> list[ImageFeatures]:
-        """As :meth:`ClipSurgery.encode`, for all methods and once for each batch."""
-        if tiles is not False:
-            return super().encode(images, methods=self._methods, tiles=tiles)
-        pixels = [read_image(image) for image in images]
-        keys = [_key(image) for image in pixels]
-        if not all(key in self._kept for key in keys):
-            features = self._timed(lambda: super(OnePass, self).encode(pixels, methods=self._methods))
-            self._kept.update(zip(keys, features, strict=True))
-        return [self._kept[key] for key in keys]
+        """As :meth:`ClipSurgery.encode`, for all methods and once for each batch and ``tiles``."""
+        pixels = [np.ascontiguousarray(read_image(image)) for image in images]
+        digest = hashlib.blake2b(f"{[image.shape for image in pixels]}{tiles}".encode(), digest_size=16)
+        for image in pixels:
+            digest.update(image.data)
+        key = digest.digest()
+        if key not in self._kept:
+            started = time.perf_counter()
+            if tiles is False:
+                self._kept[key] = super().encode(pixels, methods=self._methods)
+            else:
+                tiled = super().encode_image
+                self._kept[key] = [tiled(image, methods=self._methods, tiles=tiles) for image in pixels]
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds["encode"] += time.perf_counter() - started
+        return self._kept[key]
 
     def forget(self) -> None:
-        """Clears the cache."""
-        self._kept.clear()
-
-    def _timed(self, encode: Callable[[], list[ImageFeatures]]) -> list[ImageFeatures]:
-        started = time.perf_counter()
-        features = encode()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - started
-        return features
-
-
-class Clock:
-    """Seconds by part; the encoding inside a part is added to ``"encode"`` instead."""
-
-    def __init__(self, surgery: OnePass) -> None:
-        self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0}
-        self._surgery = surgery
+        """Clears the cache and the seconds."""
+        self._kept: dict[bytes, list[ImageFeatures]] = {}
+        self.seconds = {"read": 0.0, "encode": 0.0}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Times a ``with`` block."""
-        started, before = time.perf_counter(), self._surgery.seconds
+        """Adds the seconds of a ``with`` block, without those of encoding, to those of a part."""
+        started, before = time.perf_counter(), self.seconds["encode"]
         try:
             yield
         finally:
-            encoding = self._surgery.seconds - before
-            self.seconds["encode"] += encoding
+            encoding = self.seconds["encode"] - before
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started - encoding
-
-
-def _key(pixels: NDArray[np.uint8], tiles: Tiles = False) -> bytes:
-    digest = hashlib.blake2b(f"{pixels.shape}{tiles}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.digest()

@@ -9,26 +9,14 @@ from text2sam.clip.prompts import ensemble_templates
 from text2sam.clip.tiles import Tiles
 from text2sam.lab.datasets import DATASETS, Dataset, reader_options
 from text2sam.lab.runner.models import ModelInfo
-from text2sam.lab.runner.settings import RunTask, Settings
+from text2sam.lab.runner.settings import PAPER, RunTask, Settings
 
 SECOND_HAND = "second-hand"
-
-_PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure.
-
-    Attributes:
-        task, dataset, split, model, pretrained, image_size, method: the setting, with the names of this package.
-        figure: name of the figure in the result.
-        value: in percent, or a share, as in the result.
-        source: the publication.
-        note: remarks; begins with :data:`SECOND_HAND` if we could not check the source.
-        background: whether the first class of the data set is the background.
-        tiles: see :class:`~text2sam.lab.runner.settings.Settings`.
-    """
+    """A published figure and its setting, with the names of this package."""
 
     task: RunTask
     dataset: str
@@ -37,12 +25,12 @@ class Published:
     pretrained: str
     image_size: int
     method: str
-    figure: str
-    value: float
-    source: str = _PAPER
-    note: str = ""
-    background: bool = False
-    tiles: Tiles = False
+    figure: str  # its name in the result
+    value: float  # in percent, or a share, as in the result
+    source: str = PAPER
+    note: str = ""  # begins with SECOND_HAND if we could not check the source
+    background: bool = False  # whether the first class of the data set is the background
+    tiles: Tiles = False  # see :class:`~text2sam.lab.runner.settings.Settings`
 
 
 _VIT, _RN = "ViT-B-16-quickgelu", "RN50-quickgelu"
@@ -85,10 +73,8 @@ def published_for(
     whole = "limit" not in dataset.options and usual == {
         name: dataset.options.get(name, value) for name, value in usual.items()
     }
-    plain = not (settings.window or settings.background_words) and settings.label_set
-    plain = plain and settings.threshold_rule == "dataset" and settings.background_threshold is None
-    plain = plain and surgery.scales == (1.0,)
-    plain = plain and tuple(surgery.prompts.templates) == ensemble_templates()
+    default = Settings(settings.task, settings.methods, tiles=settings.tiles, resamples=settings.resamples)
+    plain = settings == default and surgery.scales == (1.0,) and tuple(surgery.prompts.templates) == ensemble_templates()
     published: dict[str, dict[str, Published]] = {}
     for figure in PUBLISHED if whole and plain and not model.untrained else ():
         same = (figure.task, figure.dataset, figure.split) == (settings.task, dataset.name, dataset.split)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from text2sam.checks import check_known
 from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.tiles import Tiles, check_tiles
 from text2sam.errors import InputError
@@ -21,11 +22,13 @@ Refinement = Literal["regions"]
 
 ThresholdRule = Literal["dataset", "class", "image"]
 
-_PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
+BOOTSTRAP_SEED = 0
+
+PAPER = "CLIP Surgery, Li et al. 2023, arXiv 2304.05653"
 
 SOURCES: Mapping[RunTask, Mapping[str, str]] = {
     "recognition": {
-        "surgery": f"{_PAPER}, section 3.3, over the label set",
+        "surgery": f"{PAPER}, section 3.3, over the label set",
         "cosine": "CLIP, Radford et al. 2021, arXiv 2103.00020: cosine of class token and text",
         "softmax": "CLIP, Radford et al. 2021, arXiv 2103.00020: softmax of scaled cosines over the label set",
         "sigmoid": "SigLIP, Zhai et al. 2023, arXiv 2303.15343; relative to the empty text for a CLIP without a bias",
@@ -43,17 +46,6 @@ SOURCES: Mapping[RunTask, Mapping[str, str]] = {
     "camouflage": {name: method.source for name, method in METHODS.items()},
 }
 """Task -> method -> source."""
-
-ENCODED = frozenset(METHODS)
-"""The methods that share one encoding of an image."""
-
-PAPER_METHOD: Mapping[RunTask, str] = {
-    "recognition": "surgery",
-    "semantic": "architecture",
-    "explainability": "surgery",
-    "camouflage": "surgery",
-}
-"""Task -> the papers' method."""
 
 RULES: Mapping[RunTask, str] = {
     "recognition": (
@@ -81,27 +73,11 @@ RULES: Mapping[RunTask, str] = {
 """Task -> definition of its figures."""
 
 
-def methods_of(task: RunTask) -> tuple[str, ...]:
-    """The methods of a task.
-
-    Raises:
-        InputError: the task is unknown.
-    """
-    if task not in RUN_TASKS:
-        raise InputError(f"task must be one of {', '.join(RUN_TASKS)}, not {task!r}")
-    return tuple(SOURCES[task])
-
-
 def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Expands ``"all"`` to the methods that need only the CLIP, and no name to the papers' method.
-
-    Raises:
-        InputError: the task is unknown.
-    """
-    known = methods_of(task)
+    """Expands ``"all"`` to the methods that need only the CLIP, and no name to the papers' method."""
     if not names:
-        return (PAPER_METHOD[task],)
-    every = SCORES if task == "recognition" else tuple(name for name in known if name in ENCODED)
+        return ("architecture" if task == "semantic" else "surgery",)
+    every = SCORES if task == "recognition" else tuple(METHODS)
     return tuple(dict.fromkeys(method for name in names for method in (every if name == "all" else (name,))))
 
 
@@ -109,60 +85,34 @@ def parse_methods(task: RunTask, names: tuple[str, ...] | list[str]) -> tuple[st
 class Settings:
     """Settings of a task.
 
-    Attributes:
-        task: one of :data:`RUN_TASKS`.
-        methods: distinct names in :data:`SOURCES`.
-        background_words: semantic: texts for the background instead of "background".
-        background_threshold: semantic: pixels whose highest probability is lower are background.
-        window, stride, short_side: semantic: the sliding window of :func:`text2sam.tasks.segment_semantic`.
-        tiles: semantic: see :meth:`text2sam.clip.generator.ClipSurgery.encode_image`.
-        refine: semantic: see :func:`text2sam.tasks.segment_semantic`; ``"corrclip"`` has its own vote.
-        label_set: explainability: feature surgery over the classes; False: with the empty text.
-        threshold_rule: explainability: the rule of the mIoU in the table; the result has all three.
-        resamples, bootstrap_seed: number of bootstrap resamples over images (0: no bootstrap), and their seed.
-
     Raises:
-        InputError: a value is invalid, or does not apply to the task.
+        InputError: a value is invalid, or contradicts another.
     """
 
     task: RunTask
-    methods: tuple[str, ...]
-    background_words: tuple[str, ...] = ()
-    background_threshold: float | None = None
+    methods: tuple[str, ...]  # distinct names in SOURCES
+    # for semantic, see text2sam.tasks.segment_semantic and, for tiles, ClipSurgery.encode_image
+    background_words: tuple[str, ...] = ()  # texts for the background instead of "background"
+    background_threshold: float | None = None  # pixels whose highest probability is lower are background
     window: int | None = None
     stride: int | None = None
     short_side: int | None = None
     tiles: Tiles = False
-    refine: Refinement | None = None
-    label_set: bool = True
-    threshold_rule: ThresholdRule = "dataset"
-    resamples: int = 1000
-    bootstrap_seed: int = 0
+    refine: Refinement | None = None  # "corrclip" has its own vote
+    # for explainability
+    label_set: bool = True  # feature surgery over the classes; False: with the empty text
+    threshold_rule: ThresholdRule = "dataset"  # the rule of the mIoU in the table; the result has all three
+    resamples: int = 1000  # of the bootstrap over images; 0 makes no intervals
 
     def __post_init__(self) -> None:
-        known = methods_of(self.task)
-        unknown = [name for name in self.methods if name not in known]
-        if unknown:
-            raise InputError(f"method must be one of {', '.join(known)} for {self.task}, not {unknown[0]!r}")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods must be at least one name, each once, not {self.methods!r}")
-        if self.threshold_rule not in get_args(ThresholdRule):
-            raise InputError(f"threshold_rule must be one of {', '.join(get_args(ThresholdRule))}, not {self.threshold_rule!r}")
-        if self.resamples < 0 or self.bootstrap_seed < 0:
-            raise InputError(
-                f"resamples and bootstrap_seed must be at least 0, not {self.resamples!r} and {self.bootstrap_seed!r}"
-            )
+        check_known("task", [self.task], RUN_TASKS)
+        check_known(f"{self.task} method", self.methods, tuple(SOURCES[self.task]))
+        check_known("threshold rule", [self.threshold_rule], get_args(ThresholdRule))
+        check_known("refinement", filter(None, [self.refine]), get_args(Refinement))
         if check_tiles(self.tiles) is not False and (self.window or self.short_side):
             raise InputError("tiles and a sliding window exclude each other; give one of the two")
-        if self.refine not in (None, *get_args(Refinement)):
-            raise InputError(f"refine must be one of {', '.join(get_args(Refinement))}, not {self.refine!r}")
         if check_tiles(self.tiles) is not False and self.needs_sam:
             raise InputError(f"SAM's masks cannot be used with tiles; leave out tiles, or refine and {CORRCLIP}")
-        plain = Settings.__dataclass_fields__
-        for task, names in _ONLY_FOR.items():
-            foreign = [name for name in names if task != self.task and getattr(self, name) != plain[name].default]
-            if foreign:
-                raise InputError(f"{foreign[0]} is for {task}, not for {self.task}")
 
     @property
     def needs_sam(self) -> bool:
@@ -176,17 +126,13 @@ class Settings:
 
     def measuring(self) -> dict[str, Any]:
         """The settings that the measurements of an image depend on, JSON-ready."""
-        names = (*_ONLY_FOR["semantic"], "label_set")
-        values = {name: getattr(self, name) for name in names}
-        return {"task": self.task, "methods": list(self.methods), **values, "background_words": list(self.background_words)}
+        values = {name: value for name, value in vars(self).items() if name not in ("threshold_rule", "resamples")}
+        return values | {"methods": list(self.methods), "background_words": list(self.background_words)}
 
     def to_json(self) -> dict[str, Any]:
         """All settings, JSON-ready."""
-        names = ("threshold_rule", "resamples", "bootstrap_seed")
-        return self.measuring() | {name: getattr(self, name) for name in names}
-
-
-_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    "semantic": ("background_words", "background_threshold", "window", "stride", "short_side", "tiles", "refine"),
-    "explainability": ("label_set", "threshold_rule"),
-}
+        return self.measuring() | {
+            "threshold_rule": self.threshold_rule,
+            "resamples": self.resamples,
+            "bootstrap_seed": BOOTSTRAP_SEED,
+        }

@@ -7,37 +7,22 @@ computed over the images in the order of the data set, in whatever order they we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2sam.clip.attention import CORRCLIP
+from text2sam.clip.attention import CORRCLIP, METHODS
 from text2sam.clip.generator import ClipSurgery, Method
 from text2sam.errors import InputError, needed
-from text2sam.lab.datasets import IGNORE, Dataset, Sample
-from text2sam.lab.metrics import (
-    MAP_THRESHOLDS,
-    SOFT_SCORES,
-    ConfusionMatrix,
-    MapSample,
-    bootstrap_weights,
-    class_average_precisions,
-    explainability,
-    explainability_samples,
-    finite,
-    interval,
-    map_sample,
-    ratio,
-    row_means,
-    sod_metrics,
-    soft_mask_scores,
-)
-from text2sam.lab.runner.onepass import Clock, OnePass
-from text2sam.lab.runner.settings import ENCODED, Settings
+from text2sam.lab import metrics
+from text2sam.lab.datasets import Dataset, Sample
+from text2sam.lab.runner.onepass import OnePass
+from text2sam.lab.runner.settings import BOOTSTRAP_SEED, Settings
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.tasks._inputs import class_features, parse_labels
 from text2sam.tasks.recognition import recognize
@@ -50,13 +35,43 @@ _MOST_RANKED = 2_000_000_000
 _CHUNK = 4_000_000
 
 
-class Task(Protocol):
+class Task(ABC):
     """A task on a data set.
 
-    A run calls ``read`` and ``measure`` for each image, ``add`` for the measurements of each image in order, then ``figures``.
+    A run calls ``read`` and ``measure`` for each image, then ``figures``.
+
+    Args:
+        surgery, dataset, settings: what is measured; the data set has the task's ground truth.
+        iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method ``"iclip"``.
+        predictor: the SAM, if the settings need it.
+
+    Raises:
+        InputError: the settings do not fit the data set, or the SAM is missing.
+        PromptError: the name of a class cannot be used as a text.
+        UnsupportedModelError: the image tower does not support a method.
+        MissingDependencyError: ``grad-cam`` or ``pysodmetrics`` is needed and not installed.
+        WeightsError: the ICLIP file does not fit.
     """
 
-    surgery: OnePass
+    needs: tuple[str, ...]  # attributes of a sample
+
+    def __init__(
+        self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
+    ) -> None:
+        if (settings.background_words or settings.background_threshold is not None) and not dataset.background:
+            raise InputError(
+                f"{dataset.title} has no class 'background', which background words and threshold need; open it with "
+                "background=True (--background) if its reader has that option"
+            )
+        self.surgery = OnePass(surgery, [method for method in settings.methods if method in METHODS])
+        self._settings = settings
+        self._background = dataset.background
+        self._names = dataset.classes if settings.task == "semantic" else dataset.foreground
+        queried = self._names[bool(settings.background_words) :]
+        self._words = {name: (dataset.wording.get(name, name),) for name in queried}
+        parse_labels(self._words)
+        # before the first image, so that errors come early and a resumed run has the same features
+        self.surgery.encode_texts([*(text for (text,) in self._words.values()), *settings.background_words, ""])
 
     def read(self, sample: Sample) -> None:
         """Reads the files that ``measure`` needs.
@@ -64,85 +79,40 @@ class Task(Protocol):
         Raises:
             ImageError, InputError: a file is missing, broken, or contradicts another.
         """
+        for name in self.needs:
+            getattr(sample, name)
 
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+    @abstractmethod
+    def measure(self, sample: Sample) -> dict[str, Any]:
         """The measurements of an image, JSON-ready."""
 
-    def add(self, kept: Mapping[str, Any]) -> None:
-        """Adds the measurements of an image."""
+    @abstractmethod
+    def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Figures over the measurements of at least one image in the order of the data set, JSON-ready.
 
-    def figures(self, method: str) -> dict[str, Any]:
-        """Figures over all added images, JSON-ready; None without a case. ``intervals`` holds (low, high)."""
-
-
-def build_task(
-    surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
-) -> Task:
-    """The task of the settings.
-
-    Args:
-        surgery: the CLIP.
-        dataset: a data set with the task's ground truth.
-        settings: see :class:`~text2sam.lab.runner.settings.Settings`.
-        iclip: file of :meth:`text2sam.tasks.iclip.ICLIP.save`, for the method ``"iclip"``.
-        predictor: the SAM, if the settings need it.
-
-    Raises:
-        InputError: the data set lacks the ground truth, the settings do not fit it, or the SAM is missing.
-        PromptError: the name of a class cannot be used as a text.
-        UnsupportedModelError: the image tower does not support a method.
-        MissingDependencyError: ``grad-cam`` or ``pysodmetrics`` is needed and not installed.
-        WeightsError: the ICLIP file does not fit.
-    """
-    dataset.require(settings.truth)
-    if ("iclip" in settings.methods) != (iclip is not None):
-        raise InputError("the method 'iclip' and its weights (--iclip FILE) go together; one of the two is missing")
-    if settings.task == "recognition":
-        return Recognition(surgery, dataset, settings)
-    if settings.task == "semantic":
-        return Semantic(surgery, dataset, settings, predictor)
-    if settings.task == "camouflage":
-        return Camouflage(surgery, dataset, settings)
-    return Explainability(surgery, dataset, settings, iclip)
+        A figure is None without a case. ``intervals`` holds (low, high).
+        """
 
 
-def class_words(dataset: Dataset, names: Sequence[str]) -> dict[str, tuple[str]]:
-    """Class -> the text to query, the data set's wording or the name."""
-    return {name: (dataset.wording.get(name, name),) for name in names}
-
-
-class Recognition:
+class Recognition(Task):
     """Multi-label recognition: scores of every class in every image."""
 
-    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
-        self.surgery = OnePass(surgery, ())
-        self._settings = settings
-        self._names = dataset.foreground
-        self._words = class_words(dataset, self._names)
-        _encode_texts(self.surgery, self._words)
-        self._scores: dict[str, list[NDArray[np.float32]]] = {method: [] for method in settings.methods}
-        self._truth: list[NDArray[np.bool_]] = []
+    needs = ("image", "labels")
 
-    def read(self, sample: Sample) -> None:
-        _ = sample.image, sample.labels
-
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        with clock.part("methods"):  # one call computes the scores of all methods
+    def measure(self, sample: Sample) -> dict[str, Any]:
+        with self.surgery.part("methods"):  # one call computes the scores of all methods
             recognition = recognize(self.surgery, self.surgery.encode_image(sample.image), self._words)
         return {
             "labels": [self._names.index(name) for name in sample.labels],
             "scores": {method: recognition.scores[method].tolist() for method in self._settings.methods},
         }
 
-    def add(self, kept: Mapping[str, Any]) -> None:
-        for method, rows in self._scores.items():
-            rows.append(np.array(kept["scores"][method], np.float32))
-        self._truth.append(np.isin(np.arange(len(self._names)), kept["labels"]))
-
-    def figures(self, method: str) -> dict[str, Any]:
+    def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """``map`` in percent, ``classes`` (number of classes that any image shows), ``ap`` by class, ``intervals``."""
-        scores, truth = np.stack(self._scores[method]), np.stack(self._truth)
-        precisions = class_average_precisions(scores, truth)
+        classes = np.arange(len(self._names))
+        rows = [(np.array(kept["scores"][method], np.float32), np.isin(classes, kept["labels"])) for kept in measured]
+        scores, truth = (np.stack(part) for part in zip(*rows, strict=True))
+        precisions = metrics.class_average_precisions(scores, truth)
         shown = np.isfinite(precisions)
         cheap = self._settings.resamples * truth.shape[0] * int(shown.sum()) <= _MOST_RANKED
         weights = _weights(len(truth), self._settings) if cheap else None
@@ -174,27 +144,21 @@ def bootstrap_map(
             positives = true[:, -1]
             total[start:stop] += np.divide(gained, positives, out=np.zeros(len(gained)), where=positives > 0)
             classes[start:stop] += positives > 0
-    return ratio(total, classes)
+    return metrics.ratio(total, classes)
 
 
-class Semantic:
+class Semantic(Task):
     """Semantic segmentation: pixels by true and by predicted class."""
 
-    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, predictor: Any = None) -> None:
-        self.surgery = OnePass(surgery, [method for method in settings.methods if method in ENCODED])
+    needs = ("image", "semantic")
+
+    def __init__(
+        self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
+    ) -> None:
         if settings.needs_sam and predictor is None:
             raise InputError(f"{CORRCLIP} and refine need a SAM; give a predictor")
+        super().__init__(surgery, dataset, settings)
         self._pair = TextPromptedSAM(predictor, self.surgery) if settings.needs_sam else None
-        self._settings = settings
-        self._names = dataset.classes
-        self._background = dataset.background
-        if (settings.background_words or settings.background_threshold is not None) and not dataset.background:
-            raise InputError(
-                f"{dataset.title} has no class 'background', which background words and threshold need; open it with "
-                "background=True (--background) if its reader has that option"
-            )
-        first = 1 if settings.background_words else 0
-        self._words = class_words(dataset, self._names[first:])
         self._options: dict[str, Any] = {
             "background": settings.background_words or None,
             "threshold": settings.background_threshold,
@@ -202,19 +166,12 @@ class Semantic:
             "stride": settings.stride,
             "short_side": settings.short_side,
         }
-        _encode_texts(self.surgery, self._words, settings.background_words)
-        self._totals = {method: ConfusionMatrix(len(self._names)) for method in settings.methods}
-        # per image (3, K): true positives, true pixels and predicted pixels of each class
-        self._parts: dict[str, list[NDArray[np.int64]]] = {method: [] for method in settings.methods}
 
-    def read(self, sample: Sample) -> None:
-        _ = sample.image, sample.semantic
-
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
+    def measure(self, sample: Sample) -> dict[str, Any]:
         tiles, refine = self._settings.tiles, self._settings.refine
         regions: NDArray[np.uint16] | None = None
         if self._pair is not None:
-            with clock.part("regions"):
+            with self.surgery.part("regions"):
                 regions = find_regions(self._pair.session, self._pair.session.image(sample.image))
         counts: dict[str, list[list[int]]] = {}
         for method in self._settings.methods:
@@ -223,40 +180,37 @@ class Semantic:
                 options["regions"] = regions
             if method != CORRCLIP:
                 options["refine"] = refine
-            with clock.part(method):
+            with self.surgery.part(method):
                 image = self.surgery.encode_image(sample.image, tiles=tiles) if tiles is not False else sample.image
                 segmentation = segment_semantic(self._pair or self.surgery, image, self._words, method=method, **options)
-                matrix = ConfusionMatrix(len(self._names))
-                matrix.add(segmentation.classes.astype(np.int64), sample.semantic, IGNORE)
+                matrix = metrics.ConfusionMatrix(len(self._names))
+                matrix.add(segmentation.classes.astype(np.int64), sample.semantic)
             flat = matrix.counts.ravel()
             indices = np.flatnonzero(flat)
             counts[method] = [indices.tolist(), flat[indices].tolist()]
         return {"pixels": counts}
 
-    def add(self, kept: Mapping[str, Any]) -> None:
-        k = len(self._names)
-        for method, total in self._totals.items():
-            indices, numbers = kept["pixels"][method]
-            square = np.zeros((k, k + 1), np.int64)
-            square.flat[indices] = numbers
-            total.counts += square
-            self._parts[method].append(np.stack([np.diag(square), square.sum(axis=1), square[:, :-1].sum(axis=0)]))
-
-    def figures(self, method: str) -> dict[str, Any]:
+    def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """In percent ``miou``, ``miou_without_background`` (None without a background), ``mean_accuracy``, ``pixel_accuracy``
         and ``iou`` by class; ``pixels`` (their number), ``confusion`` (K, K + 1) and ``intervals``."""
-        total = self._totals[method]
-        parts = np.stack(self._parts[method])  # (N, 3, K)
+        total, rows = metrics.ConfusionMatrix(len(self._names)), []
+        for kept in measured:
+            indices, numbers = kept["pixels"][method]
+            square = np.zeros_like(total.counts)
+            square.flat[indices] = numbers
+            total.counts += square
+            rows.append(np.stack([np.diag(square), square.sum(axis=1), square[:, :-1].sum(axis=0)]))
+        parts = np.stack(rows)  # (N, 3, K): true positives, true pixels and predicted pixels of each class
         weights = _weights(len(parts), self._settings)
         without = 0 if self._background else None
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
             hits, truth, predicted = (weights @ parts[:, i].astype(np.float64) for i in range(3))  # (R, K)
             union = truth + predicted - hits
-            ious = ratio(hits, union)
-            drawn["miou"] = 100 * row_means(ious)
+            ious = metrics.ratio(hits, union)
+            drawn["miou"] = 100 * metrics.row_means(ious)
             if without is not None:
-                drawn["miou_without_background"] = 100 * row_means(ious[:, 1:])
+                drawn["miou_without_background"] = 100 * metrics.row_means(ious[:, 1:])
         figures = {
             "miou": _percent(total.miou()),
             "miou_without_background": None if without is None else _percent(total.miou(without)),
@@ -275,75 +229,64 @@ class Semantic:
 Maps = Callable[[Sample, list[int]], list[SimilarityMap]]
 
 
-class Explainability:
+class Explainability(Task):
     """Explainability: one map for each class that an image shows."""
 
-    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None) -> None:
-        encoded = [method for method in settings.methods if method in ENCODED]
-        self.surgery = OnePass(surgery, encoded)
-        self._settings = settings
-        self._names = dataset.foreground
-        words = class_words(dataset, self._names)
-        self._prompts = [text for (text,) in words.values()]
-        _encode_texts(self.surgery, words)
+    needs = ("image", "masks", "semantic")
+
+    def __init__(
+        self, surgery: ClipSurgery, dataset: Dataset, settings: Settings, iclip: Path | None = None, predictor: Any = None
+    ) -> None:
+        super().__init__(surgery, dataset, settings)
+        prompts = [text for (text,) in self._words.values()]
         with torch.inference_mode():
-            self._texts = class_features(self.surgery, words.values(), None)  # (T, C)
-            alone = not settings.label_set or len(words) == 1
+            self._texts = class_features(self.surgery, self._words.values(), None)  # (T, C)
+            alone = not settings.label_set or len(prompts) == 1
             self._redundant = self.surgery.encode_texts([""]) if alone else None
-        self._maps: dict[str, Maps] = {method: self._encoded(method) for method in encoded}
+        self._maps: dict[str, Maps] = {method: self._encoded(method) for method in settings.methods if method in METHODS}
         if "gradcam" in settings.methods:
-            self._maps["gradcam"] = _gradcam(surgery, self._prompts)
+            needed("pytorch_grad_cam", "grad-cam", "the method 'gradcam'", "cam")
+            from text2sam.lab.activation import class_activation
+
+            self._maps["gradcam"] = lambda sample, shown: class_activation(surgery, sample.image, [prompts[i] for i in shown])
         if iclip is not None:
-            self._maps["iclip"] = _iclip(iclip, surgery, self.surgery, self._prompts)
-        self._samples: dict[str, list[MapSample]] = {method: [] for method in settings.methods}
-        self._images: list[int] = []  # the image of each sample
-        self._added = 0
+            from text2sam.tasks.iclip import ICLIP
 
-    def read(self, sample: Sample) -> None:
-        _ = sample.image, sample.masks, sample.semantic
+            head, encode = ICLIP.load(iclip, surgery), self.surgery.encode_image
+            self._maps["iclip"] = lambda sample, shown: head.maps(encode(sample.image), [prompts[i] for i in shown])
 
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        counted = ~sample.ignored
-        masks = {name: mask[counted] for name, mask in sample.masks.items()}
-        shown = [i for i, name in enumerate(self._names) if name in masks and masks[name].any()]
+    def measure(self, sample: Sample) -> dict[str, Any]:
+        shown = [i for i, name in enumerate(self._names) if name in sample.masks]
         kept: dict[str, Any] = {}
         for method in self._settings.methods:
-            with clock.part(method):
-                samples = [  # the order of the pixels does not matter
-                    map_sample(self._names[i], map_.to_image(sample.shape)[counted][None], masks[self._names[i]][None])
-                    for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
-                ]
-            kept[method] = {
-                "ious": [s.ious.tolist() for s in samples],
-                "foreground": [s.foreground for s in samples],
-                "background": [finite(s.background) for s in samples],
-            }
+            with self.surgery.part(method):
+                maps = self._maps[method](sample, shown) if shown else []
+                kept[method] = [self._compared(sample, self._names[i], m) for i, m in zip(shown, maps, strict=True)]
         return {"classes": shown, "maps": kept}
 
-    def add(self, kept: Mapping[str, Any]) -> None:
-        names = [self._names[i] for i in kept["classes"]]
-        for method, samples in self._samples.items():
-            maps = kept["maps"][method]
-            ious = np.array(maps["ious"], np.float64).reshape(-1, len(MAP_THRESHOLDS))
-            for name, curve, on, off in zip(names, ious, maps["foreground"], maps["background"], strict=True):
-                samples.append(MapSample(name, curve, on, math.nan if off is None else off))
-        self._images += [self._added] * len(names)
-        self._added += 1
+    def _compared(self, sample: Sample, name: str, similarity: SimilarityMap) -> list[Any]:
+        """What is kept of a map: here the attributes of a :class:`~text2sam.lab.metrics.MapSample`."""
+        counted = ~sample.ignored  # the order of the pixels does not matter
+        kept = metrics.map_sample(name, similarity.to_image(sample.shape)[counted][None], sample.masks[name][counted][None])
+        return [kept.ious.tolist(), kept.foreground, metrics.finite(kept.background)]
 
-    def figures(self, method: str) -> dict[str, Any]:
+    def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """In percent ``miou`` (by the threshold rule of the settings), ``miou_dataset``, ``miou_class``, ``miou_image`` and
         ``msc``; the data set's ``threshold``, ``thresholds`` by class, ``samples``, ``classes``, ``intervals``."""
-        samples, settings = self._samples[method], self._settings
+        samples, of_image, settings, count = list[metrics.MapSample](), list[int](), self._settings, 0
+        for count, kept in enumerate(measured, 1):
+            for i, (curve, on, off) in zip(kept["classes"], kept["maps"][method], strict=True):
+                samples.append(metrics.MapSample(self._names[i], np.array(curve), on, math.nan if off is None else off))
+                of_image.append(count - 1)
         if not samples:
             names = ("miou", "miou_dataset", "miou_class", "miou_image", "msc", "threshold")
             return dict.fromkeys(names) | {"thresholds": {}, "samples": 0, "classes": 0, "intervals": {}}
-        figures = explainability(samples)
+        figures = metrics.explainability(samples)
         figures = {"miou": figures[f"miou_{settings.threshold_rule}"], **figures}
-        weights = _weights(self._added, settings)
+        weights = _weights(count, settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
-            images = np.array(self._images)
-            parts = [explainability_samples(samples, weights[a:b, images]) for a, b in _chunks(weights)]
+            parts = [metrics.explainability_samples(samples, weights[a:b, of_image]) for a, b in _chunks(weights)]
             drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             drawn["miou"] = drawn[f"miou_{settings.threshold_rule}"]
         return {**figures, "intervals": _intervals(drawn, figures)}
@@ -364,67 +307,42 @@ class Explainability:
 class Camouflage(Explainability):
     """Camouflaged objects: the map of each class that an image shows, as a soft mask."""
 
-    def __init__(self, surgery: ClipSurgery, dataset: Dataset, settings: Settings) -> None:
-        sod_metrics()  # fail before the first image if it is missing
-        super().__init__(surgery, dataset, settings)
-        self._scores: dict[str, list[list[float | None]]] = {method: [] for method in settings.methods}
+    def __init__(self, *given: Any) -> None:
+        metrics.sod_metrics()  # fail before the first image if it is missing
+        super().__init__(*given)
 
-    def measure(self, sample: Sample, clock: Clock) -> dict[str, Any]:
-        shown = [i for i, name in enumerate(self._names) if name in sample.masks]
-        kept: dict[str, Any] = {}
-        for method in self._settings.methods:
-            with clock.part(method):
-                scores = [
-                    soft_mask_scores(map_.to_image(sample.shape), sample.masks[self._names[i]])
-                    for i, map_ in zip(shown, self._maps[method](sample, shown) if shown else [], strict=True)
-                ]
-            kept[method] = [list(map(finite, row)) for row in scores]
-        return {"classes": shown, "scores": kept}
+    def _compared(self, sample: Sample, name: str, similarity: SimilarityMap) -> list[Any]:
+        """The values of :func:`~text2sam.lab.metrics.soft_mask_scores`."""
+        return list(map(metrics.finite, metrics.soft_mask_scores(similarity.to_image(sample.shape), sample.masks[name])))
 
-    def add(self, kept: Mapping[str, Any]) -> None:
-        for method, scores in self._scores.items():
-            scores += kept["scores"][method]
-        self._images += [self._added] * len(kept["classes"])
-        self._added += 1
-
-    def figures(self, method: str) -> dict[str, Any]:
+    def figures(self, method: str, measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """The :data:`~text2sam.lab.metrics.SOFT_SCORES` in [0, 1], ``samples``, ``intervals``."""
-        scores = np.array(self._scores[method], np.float64).reshape(-1, len(SOFT_SCORES))  # None becomes NaN
-        figures = dict(zip(SOFT_SCORES, map(finite, row_means(scores.T)), strict=True))
-        weights = _weights(self._added, self._settings)
+        rows = [kept["maps"][method] for kept in measured]
+        scores = np.array([row for image in rows for row in image], np.float64)  # None becomes NaN
+        scores = scores.reshape(-1, len(metrics.SOFT_SCORES))
+        figures = dict(zip(metrics.SOFT_SCORES, map(metrics.finite, metrics.row_means(scores.T)), strict=True))
+        weights = _weights(len(rows), self._settings)
         drawn: dict[str, NDArray[np.float64]] = {}
         if weights is not None:
-            counts = weights[:, np.array(self._images, np.intp)].astype(np.float64)  # (R, S)
-            means = ratio(counts @ np.nan_to_num(scores), counts @ np.isfinite(scores).astype(np.float64))
-            drawn = dict(zip(SOFT_SCORES, means.T, strict=True))
+            counts = np.repeat(weights, list(map(len, rows)), axis=1).astype(np.float64)  # (R, S)
+            means = metrics.ratio(counts @ np.nan_to_num(scores), counts @ np.isfinite(scores).astype(np.float64))
+            drawn = dict(zip(metrics.SOFT_SCORES, means.T, strict=True))
         return {**figures, "samples": len(scores), "intervals": _intervals(drawn, figures)}
 
 
-def _gradcam(surgery: ClipSurgery, prompts: Sequence[str]) -> Maps:
-    needed("pytorch_grad_cam", "grad-cam", "the method 'gradcam'", "cam")
-    from text2sam.lab.activation import class_activation
-
-    return lambda sample, shown: class_activation(surgery, sample.image, [prompts[i] for i in shown])
-
-
-def _iclip(file: Path, surgery: ClipSurgery, encoder: OnePass, prompts: Sequence[str]) -> Maps:
-    from text2sam.tasks.iclip import ICLIP
-
-    head = ICLIP.load(file, surgery)
-    return lambda sample, shown: head.maps(encoder.encode_image(sample.image), [prompts[i] for i in shown])
-
-
-def _encode_texts(surgery: ClipSurgery, words: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> None:
-    """Encodes all texts before the first image, so that errors come early and a resumed run has the same features."""
-    parse_labels(words)
-    surgery.encode_texts([*(word for group in words.values() for word in group), *more, ""])
+TASKS: Mapping[str, type[Task]] = {
+    "recognition": Recognition,
+    "semantic": Semantic,
+    "explainability": Explainability,
+    "camouflage": Camouflage,
+}
 
 
 def _weights(images: int, settings: Settings) -> NDArray[np.int64] | None:
     """Weights of the bootstrap over images; None without a bootstrap, or if it would take too long."""
     if not settings.resamples or images < 2 or settings.resamples * images > _MOST_DRAWS:
         return None
-    return bootstrap_weights(images, settings.resamples, settings.bootstrap_seed)
+    return metrics.bootstrap_weights(images, settings.resamples, BOOTSTRAP_SEED)
 
 
 def _chunks(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -443,9 +361,9 @@ def _intervals(drawn: Mapping[str, NDArray[np.float64]], figures: Mapping[str, f
     for name, samples in drawn.items():
         value, known = figures[name], samples[np.isfinite(samples)]
         if value is not None and len(known):
-            intervals[name] = list(interval(known - known.mean() + value))
+            intervals[name] = list(metrics.interval(known - known.mean() + value))
     return intervals
 
 
 def _percent(share: float) -> float | None:
-    return finite(100 * float(share))
+    return metrics.finite(100 * float(share))

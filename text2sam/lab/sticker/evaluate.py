@@ -68,7 +68,13 @@ def measure_maps(surgery: ClipSurgery, scenes: Iterable[Scene], variants: Sequen
             for m in surgery.maps(features, scene.names, method=method, against=against):
                 tallies[variant].add(m, scene.mask(m.text))
     result: dict[str, Any] = {variant: tally.figures() for variant, tally in tallies.items()}
-    result["presence"] = _presence_figures(np.array(present), np.array(absent))
+    result["presence"] = {
+        "auroc": round(auroc(present, absent), 4),
+        "missed_at_half": round(float((np.array(present) < 0.5).mean()), 4),
+        "false_at_half": round(float((np.array(absent) >= 0.5).mean()), 4),
+        "present_median": round(float(np.median(present)), 4),
+        "absent_median": round(float(np.median(absent)), 4),
+    }
     return result
 
 
@@ -102,16 +108,6 @@ class MapTally:
             "threshold": round(result["threshold"], 2),
             "msc": round(result["msc"], 2),
         }
-
-
-def _presence_figures(present: NDArray[np.float64], absent: NDArray[np.float64]) -> dict[str, float]:
-    return {
-        "auroc": round(auroc(present, absent), 4),
-        "missed_at_half": round(float((present < 0.5).mean()), 4),
-        "false_at_half": round(float((absent >= 0.5).mean()), 4),
-        "present_median": round(float(np.median(present)), 4),
-        "absent_median": round(float(np.median(absent)), 4),
-    }
 
 
 def measure_clicks(predictor: Any, scenes: Iterable[Scene]) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import ensemble_templates
 from text2sam.clip.towers.base import resize_tokens
 from text2sam.clip.towers.text import encode_tokens
-from text2sam.lab.loss import contrastive_loss
-from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, train
+from text2sam.lab.sticker.training import TRAIN_SEEDS, Figures, batches, contrastive_loss, train
 from text2sam.lab.sticker.world import THINGS, World
 from text2sam.zoo.sticker.models import CLIP_CONFIG, build_clip
 
@@ -37,34 +36,20 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ClipStage:
-    """One stage of CLIP's curriculum.
-
-    Attributes:
-        steps: number of optimizer steps.
-        size: side of the square scenes in pixels.
-        objects: smallest and largest number of objects.
-        sides: range of object sizes, as a share of the scene's side.
-        keep: share of the patch tokens kept in each step; the others are dropped at random, as in FLIP.
-        batch: scenes per step.
-        learning_rate: peak of the schedule, a cosine over all stages.
-        fresh, pool: see :func:`~text2sam.lab.sticker.training.batches`.
-        resized: range of the size of CLIP's input, as a share of ``size``.
-        aspect: largest ratio of the longer to the shorter side of CLIP's input.
-        grey: probability that a scene is made grey.
-    """
+    """One stage of CLIP's curriculum; for ``fresh`` and ``pool`` see :func:`~text2sam.lab.sticker.training.batches`."""
 
     steps: int
-    size: int
-    objects: tuple[int, int]
-    sides: tuple[float, float]
-    keep: float
+    size: int  # side of the square scenes in pixels
+    objects: tuple[int, int]  # smallest and largest number
+    sides: tuple[float, float]  # range of object sizes, as a share of the scene's side
+    keep: float  # share of the patch tokens in each step; the others are dropped at random, as in FLIP
     batch: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # peak of the schedule, a cosine over all stages
     fresh: float = 0.3
     pool: int = 2048
-    resized: tuple[float, float] = (1.0, 1.0)
-    aspect: float = 1.0
-    grey: float = 0.0
+    resized: tuple[float, float] = (1.0, 1.0)  # range of the size of CLIP's input, as a share of the scene's
+    aspect: float = 1.0  # largest ratio of the longer to the shorter side of CLIP's input
+    grey: float = 0.0  # probability that a scene is made grey
 
 
 _VARIED: dict[str, Any] = {"fresh": 0.1, "pool": 24576, "resized": (0.6, 1.35), "aspect": 1.3, "grey": 0.12}
@@ -197,11 +182,8 @@ def _forward_clip(model: Any, pixels: torch.Tensor, keep: float) -> torch.Tensor
 def train_clip(out: Path, *, stages: tuple[ClipStage, ...] = CLIP_STAGES, device: str = "cpu", workers: int = 1) -> Path:
     """Trains the sticker CLIP and returns the path of its last checkpoint.
 
-    Args:
-        out: folder of the checkpoint, which is resumed if it exists, and of ``clip_log.jsonl``.
-        stages: the curriculum.
-        device: device of the model.
-        workers: number of processes that draw scenes.
+    The folder ``out`` holds the checkpoint, which is resumed if it exists, and ``clip_log.jsonl``; ``workers`` is the number of
+    processes that draw scenes.
     """
     import open_clip
 

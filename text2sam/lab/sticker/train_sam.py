@@ -35,39 +35,24 @@ PRACTICE_SEEDS = TRAIN_SEEDS + 2_000_000_000
 
 @dataclass(frozen=True)
 class SamStage:
-    """One stage of the sticker SAM's training.
-
-    Attributes:
-        steps: number of optimizer steps.
-        side: side in pixels of the trained part of SAM's input, a multiple of the window (64): the full input, or a random
-            square of it, which is cheaper.
-        sides: range of object sizes, as a share of ``side``.
-        objects: smallest and largest number of objects.
-        learning_rate: peak of the schedule, a cosine over all stages.
-        batch: scenes per step and process.
-        prompts: prompts per scene.
-        points: largest number of points per prompt.
-        drawn: range of the size at which a scene is drawn before it is resized to SAM's input, as a share of the latter.
-        ambiguous: probability that the target of a click is a part, and the same for a group.
-        centred: share of clicks in the middle of the object; the others are uniform on it.
-        practice: number of scenes for :func:`practice` before the stage; 0 draws all things equally often.
-        pairs: share of scenes without box prompts whose prompts are two points, one on the object and one off it but near, as
-            in the default recipe.
-        fresh, pool: see :func:`~text2sam.lab.sticker.training.batches`.
-    """
+    """One stage of SAM's training; for ``fresh`` and ``pool`` see :func:`~text2sam.lab.sticker.training.batches`."""
 
     steps: int
+    # side of the trained part of SAM's input in pixels, a multiple of the window (64): all of it, or a random square, which is
+    # cheaper
     side: int = SIDE
-    sides: tuple[float, float] = (0.2, 0.65)
-    objects: tuple[int, int] = (2, 6)
-    learning_rate: float = 4e-4
-    batch: int = 6
-    prompts: int = 6
-    points: int = 8
-    drawn: tuple[float, float] = (1.0, 1.0)
-    ambiguous: float = 0.1
-    centred: float = 0.3
-    practice: int = 0
+    sides: tuple[float, float] = (0.2, 0.65)  # range of object sizes, as a share of ``side``
+    objects: tuple[int, int] = (2, 6)  # smallest and largest number
+    learning_rate: float = 4e-4  # peak of the schedule, a cosine over all stages
+    batch: int = 6  # scenes per step and process
+    prompts: int = 6  # per scene
+    points: int = 8  # largest number per prompt
+    drawn: tuple[float, float] = (1.0, 1.0)  # range of the size at which a scene is drawn, as a share of SAM's input
+    ambiguous: float = 0.1  # probability that the target of a click is a part, and the same for a group
+    centred: float = 0.3  # share of clicks in the middle of the object; the others are uniform on it
+    practice: int = 0  # scenes for :func:`practice` before the stage; 0 draws all things equally often
+    # share of scenes without box prompts whose prompts are two points, one on the object and one off it but near, as in the
+    # default recipe
     pairs: float = 0.0
     fresh: float = 1.0
     pool: int = 2048

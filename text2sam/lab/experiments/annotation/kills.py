@@ -82,18 +82,14 @@ def run(folder: Path, out: Path, *, kills: int = 0) -> dict[str, Any]:
 
 
 def start(command: Sequence[str], folder: Path, reached: Callable[[], bool], delay: float) -> tuple[bool, float, bytes]:
-    """Starts a command in a folder and kills it ``delay`` seconds after ``reached``.
-
-    Args:
-        command: a module and its arguments.
-        folder: the working directory, where a payload would write its file.
-        reached, delay: see above.
+    """Starts a module with arguments in a folder, where a payload would write its file, and kills it ``delay`` seconds
+    after ``reached``.
 
     Returns:
         Whether it was killed (it may have ended before), its seconds and its output.
 
     Raises:
-        Text2SamError: the command failed, or ran for four hours.
+        Text2SamError: as :func:`run`.
     """
     home = os.fspath(Path(text2sam.__file__).parents[1])
     paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
