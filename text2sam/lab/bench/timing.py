@@ -48,6 +48,7 @@ def alternate(
             if warm_up:
                 samples[name].append(timers[name].timeit(20 if name == short else 1).mean)
             else:
+                (prepare or {}).get(name, tuple)()
                 start = time.perf_counter()
                 sides[name]()
                 samples[name].append(time.perf_counter() - start)
