@@ -27,7 +27,8 @@ def annotate(
         option(
             "--labels",
             "A,B|FILE",
-            "What to look for: a comma list, or a YAML or JSON file with synonyms, excludes and thresholds.",
+            "What to look for: a comma list; a .txt or .names file with a name per line; or a YAML or JSON file with synonyms, "
+            "excludes and thresholds.",
         ),
     ],
     out: Annotated[Path, option("--out", "FOLDER", "Folder for the dataset.")],
