@@ -284,6 +284,26 @@ def test_a_list_is_relative_to_its_own_folder(tmp_path: Path) -> None:
     assert list(reasons(found)) == [str(tmp_path / "lists" / "a.png")]
 
 
+def test_a_list_made_in_the_folder_of_the_images(tmp_path: Path) -> None:
+    """Its own folder comes first; what is nowhere is said to be nowhere."""
+    fill(
+        tmp_path,
+        "lists/x",
+        "lists/both.png",
+        "lists/root/c.png",
+        "lists/root/both.png",
+        "lists/root/sub/a.png",
+        "lists/root/b.png",
+    )
+    found = listed(
+        tmp_path / "lists" / "root", "b.png\nsub/a.png\nsub/../b.png\nroot/c.png\nboth.png\ngone.png", tmp_path / "lists"
+    )
+    assert paths(found) == ["b.png", "c.png", "sub/a.png"]
+    refused = reasons(found)
+    assert sorted(refused) == [str(tmp_path / "lists" / "both.png"), "gone.png"]
+    assert refused["gone.png"].startswith("there is no such file, neither beside the list nor in ")
+
+
 def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     fill(root, "sub/a.png", "b.png")

@@ -100,8 +100,9 @@ def find_images(
     left out. A link to a file is read under its own name, wherever it leads. A link to a folder is not followed: where a walk
     meets one, it is refused with a reason. Pipes and devices are refused.
 
-    A list names files one per line, absolute or relative to the folder the list lies in, hidden files and any ending included;
-    blank lines are ignored. A file named twice, in whatever spelling, counts once. Files outside of ``root`` are refused.
+    A list names files one per line, hidden files and any ending included; blank lines are ignored. Paths are absolute, or
+    relative to the folder the list lies in, or, where there is no such file, to ``root``. A file named twice, in whatever
+    spelling, counts once. Files outside of ``root`` are refused.
 
     Args:
         root: the folder.
@@ -214,6 +215,8 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
             refused.append((entry, "it is an address; download it first and name the file"))
             continue
         file = os.path.join(base, entry)
+        if not os.path.lexists(file) and os.path.lexists(os.path.join(top, entry)):
+            file = os.path.join(top, entry)
         folder, name = os.path.split(file)
         if ".." in Path(file).parts:  # what '..' means after a link only the system knows; otherwise the spelling is kept
             file = os.path.realpath(file) if name == ".." else os.path.join(real_folder(folder), name)
@@ -221,7 +224,9 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
         folder, name = os.path.split(file)
         place = os.path.join(real_folder(folder), name)
         path = _below(file, top) or _below(place, real)
-        if path is None:
+        if path is None and not os.path.lexists(file):
+            refused.append((entry, f"there is no such file, neither beside the list nor in {short(top)}"))
+        elif path is None:
             refused.append((file, f"it lies outside of the folder {short(top)}; annotate a folder that holds it"))
         elif path == ".":
             refused.append((path, "it is a folder, not an image"))
