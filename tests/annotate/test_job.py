@@ -491,7 +491,7 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
             (images / name).touch()
     report = run(images, tmp_path / "out")
     assert report.done == 4
-    assert "3 files are not named like images and were left out: 2 .txt, 1 without an ending" in report.notes
+    assert "left out, as not named like images: 2 .txt, 1 without an ending" in report.notes
 
 
 @pytest.mark.parametrize("method", ["itsm", "sclip", "maskclip", "gem"])

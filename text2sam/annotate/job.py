@@ -139,8 +139,7 @@ def annotate(
         worked, seconds = _work(plan, engine or run_workers, folder, sum(map(len, run.chunks)), progress)
         result, lines = export_run(run, {c.key for c in todo})
         if found.others:
-            number = sum(found.others.values())
-            lines.append(f"{number} files are not named like images and were left out: {count_endings(found.others)}")
+            lines.append(f"left out, as not named like images: {count_endings(found.others)}")
         if review is not None:
             summary = write_review(result.records, run.worker.thresholds, root, review)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
