@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, split_list
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, option, with_options
-from text2sam.cli.output import echo, print_json
+from text2sam.cli.output import echo, print_json, show_progress
 from text2sam.errors import InputError
 from text2sam.files import check_folder
 
@@ -101,7 +100,7 @@ def annotate(
         overwrite=overwrite,
         retry_failed=retry_failed,
         review=review,
-        progress=sys.stderr.isatty(),
+        progress=show_progress(as_json),
         engine=runner,
     )
     if as_json:
