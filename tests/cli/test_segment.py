@@ -67,6 +67,22 @@ def test_absent_text(photo: Path, model: Model, tmp_path: Path) -> None:
     assert run("segment", photo, "cat", "--require-present", "--out", tmp_path).exit_code == 0
 
 
+def test_results_of_another_image_are_not_replaced_in_silence(photo: Path, model: Model, tmp_path: Path) -> None:
+    other = tmp_path / "other" / photo.name
+    other.parent.mkdir()
+    Image.fromarray(picture(1)).save(other)
+    out = tmp_path / "my [out]"
+    arguments = ["cat", "dog", "--out", out, "--format", "mask,overlay,npz"]
+    first, again, bird = (run("segment", photo, *more) for more in (arguments, arguments, ["bird", *arguments]))
+    assert all(result.stderr.splitlines() == [f"files in {out}"] for result in (first, again, bird))
+    replaced = run("segment", other, *arguments).stderr.splitlines()
+    assert replaced[0].startswith("text2sam: warning: replaced 'my-photo_cat")
+    assert "held another result" in replaced[0]
+    assert len(replaced) == 2
+    [hint] = json.loads(run("segment", photo, *arguments, "--json").stdout)["warnings"]
+    assert "held another result" in hint
+
+
 def test_json(photo: Path, model: Model, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("segment", photo, "cat", "日本", "--against", "grass, sky", "--against", "sea", "--json", "--out", out)
