@@ -67,6 +67,14 @@ def test_absent_text(photo: Path, model: Model, tmp_path: Path) -> None:
     assert run("segment", photo, "cat", "--require-present", "--out", tmp_path).exit_code == 0
 
 
+def test_several_images_are_for_annotate(photo: Path, model: Model, tmp_path: Path) -> None:
+    second = tmp_path / "b.png"
+    second.write_bytes(photo.read_bytes())
+    message = failed(run("segment", photo, second, "cat", "--out", tmp_path / "out"), common.EXIT_INPUT)
+    assert "b.png' is a file, not a text; segment takes one image, text2sam annotate a folder" in message
+    assert not model.built
+
+
 def test_results_of_another_image_are_not_replaced_in_silence(photo: Path, model: Model, tmp_path: Path) -> None:
     other = tmp_path / "other" / photo.name
     other.parent.mkdir()

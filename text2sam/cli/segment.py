@@ -79,6 +79,12 @@ def segment(
         from text2sam import plot
 
         plot.check_installed()
+    others = [text for text in texts if "." in text and Path(text).is_file()]
+    if others:
+        raise InputError(
+            f"{others[0]!r} is a file, not a text; segment takes one image, text2sam annotate a folder of them, which --glob "
+            "and --list choose from"
+        )
     models.check()
     pixels = reading.read(image)
     check_folder(out)
