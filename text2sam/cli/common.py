@@ -66,7 +66,13 @@ def exit_code(error: Text2SamError) -> int:
 
 def new_app(**options: Any) -> typer.Typer:
     """A Typer whose help is plain text and whose tracebacks are Python's."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 120},
+        pretty_exceptions_enable=False,
+        **options,
+    )
 
 
 class _Commands(TyperGroup):

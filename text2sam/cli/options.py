@@ -99,7 +99,7 @@ class ModelOptions:
     clip_model: Annotated[
         str | None,
         option(
-            "--clip-model", "NAME", "open_clip's name of the CLIP (text2sam models towers), local-dir:FOLDER or hf-hub:NAME."
+            "--clip-model", "NAME", "hf-hub:NAME or local-dir:FOLDER, or open_clip's name of the CLIP (text2sam models towers)."
         ),
     ] = None
     sam_checkpoint: Annotated[
