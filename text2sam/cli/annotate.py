@@ -46,7 +46,8 @@ def annotate(
         Path | None, option("--review", "FILE", "Also write an HTML contact sheet, least certain images first.")
     ] = None,
     embeddings: Annotated[
-        Path | None, option("--embeddings", "FOLDER", "Keep image embeddings here, for runs with other labels.")
+        Path | None,
+        option("--embeddings", "FOLDER", "Keep image embeddings here, some 10 MB an image, for runs with other labels."),
     ] = None,
     engine: Annotated[Literal["local", "ray"], option("--engine", "local|ray", "This process, or Ray.")] = "local",
     workers: Annotated[

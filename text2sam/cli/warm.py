@@ -29,7 +29,7 @@ from text2sam.tables import aligned
 @with_options
 def warm(
     images: FolderOptions,
-    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.")],
+    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings, some 10 MB an image.")],
     models: ModelOptions,
     reading: ImageOptions,
     method: Method = "surgery",
