@@ -1,4 +1,4 @@
-"""Tables, for terminals and for pipes."""
+"""Tables, for terminals and for pipes, and numbers with their nouns."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def aligned(headers: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def counted(count: int, noun: str) -> str:
+    """``"1 image"``, ``"3,000 images"``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

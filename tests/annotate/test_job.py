@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -24,6 +25,7 @@ from helpers import count_calls, picture, tiny_surgery
 from jobs import dataset, draw, forked, killed_at, model, run
 
 from text2sam import TextPromptedSAM
+from text2sam.annotate import progress
 from text2sam.annotate import worker as worker_module
 from text2sam.annotate.engine import Done, Plan, run_workers
 from text2sam.annotate.job import WarmReport, annotate, warm
@@ -162,16 +164,46 @@ def test_the_folder_of_the_images_is_no_place_for_a_dataset(images: Path) -> Non
         run(images, images)
 
 
-def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
     run(images, tmp_path, limit=9, progress=lambda *now: calls.append(now))
     assert calls[0] == (0, 9)
     assert calls[-1] == (9, 9)
     assert calls == sorted(calls)
     run(images, tmp_path, progress=True)
+    assert capsys.readouterr().err == "", "a short job has no lines in a log"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(images, tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "images" in shown
     assert "20/20" in shown
+
+
+def test_progress_in_a_log_is_a_line_every_half_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.shown(True, 500, 1000) as tell:
+        for _ in range(10):
+            now += 11
+            tell(5)
+        now += 5000
+        tell(450)
+    assert capsys.readouterr().err.splitlines() == [
+        "515/1000 images, 0.45 images/s, about 18 min left",
+        "530/1000 images, 0.45 images/s, about 17 min left",
+        "545/1000 images, 0.45 images/s, about 17 min left",
+    ]
+    with progress.shown(True, 0, 3000) as tell:
+        now += 400
+        tell(120)
+        now += 8000
+        tell(2876)
+    assert capsys.readouterr().err.splitlines() == [
+        "120/3000 images, 0.30 images/s, about 2 h 40 min left",
+        "2996/3000 images, 0.36 images/s, about 11 s left",
+    ]
 
 
 def test_threads_of_torch_are_left_as_they_were(tmp_path: Path, images: Path) -> None:
@@ -491,7 +523,7 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
             (images / name).touch()
     report = run(images, tmp_path / "out")
     assert report.done == 4
-    assert "3 files are not named like images and were left out: 2 .txt, 1 without an ending" in report.notes
+    assert "left out, as not named like images: 2 .txt, 1 without an ending" in report.notes
 
 
 @pytest.mark.parametrize("method", ["itsm", "sclip", "maskclip", "gem"])

@@ -175,6 +175,9 @@ def test_comma_lists() -> None:
         (["labels.yaml"], "looks like a file"),
         ("cat,words.txt,dog", "looks like a file"),
         ("photos/cats", "looks like a file"),
+        ("l.csv", r"looks like a file.* names one a line into a \.txt file"),
+        ("cat,l.TOML", "looks like a file"),
+        (Path("l.csv"), r"cannot be read"),
     ],
 )
 def test_texts_that_are_no_labels(labels: Any, message: str) -> None:
@@ -193,6 +196,17 @@ def test_a_file_is_read_wherever_labels_are_given(tmp_path: Path, name: str) -> 
     )
     expected = LabelSet((LabelSpec("cat"), LabelSpec("car", ("taxi",), threshold=0.25)), ("sky",))
     assert label_set(path) == label_set(str(path)) == load_labels(path) == expected
+
+
+def test_other_files_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("classes", "l.csv"):
+        Path(name).write_text("- cat\n- dog\n")
+        with pytest.raises(PromptError, match=f"'{name}' looks like a file"):
+            label_set(f" {name}")
+    assert label_set("classes,cat").names == ("classes", "cat"), "in a list a name that happens to be a file's is a label"
+    with pytest.raises(InputError, match=r"'l\.csv': a file of labels ends in \.yaml"):
+        label_set(Path("l.csv"))
 
 
 def test_thresholds_and_against_beside_the_labels() -> None:
@@ -241,8 +255,10 @@ def test_encodings(tmp_path: Path, encoding: str, name: str) -> None:
     assert read(tmp_path, text.encode(encoding), name).names == ("château", "犬")
 
 
-def test_a_text_file_has_a_name_per_line(tmp_path: Path) -> None:
-    labels = read(tmp_path, "# animals\ncat\n\n  black, white dog \nno\n12\n", "labels.TXT")
+@pytest.mark.parametrize("name", ["labels.TXT", "coco.names"])
+def test_a_text_file_has_a_name_per_line(tmp_path: Path, name: str) -> None:
+    read(tmp_path, "# animals\ncat\n\n  black, white dog \nno\n12\n", name)
+    labels = label_set(str(tmp_path / name))
     assert labels.names == ("cat", "black, white dog", "no", "12")
     with pytest.raises(PromptError, match=r"labels\.txt': label 2: .*names something"):
         read(tmp_path, "cat\n\n--\n", "labels.txt")

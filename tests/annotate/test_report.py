@@ -48,7 +48,7 @@ def test_the_table() -> None:
         "objects  412\n"
         "dog      12\n"
         "cat      400\n"
-        "12.3 s, 32.50 images/s\n"
+        "12.3 s in all, 32.50 images/s while annotating\n"
         "2 holes were lost\n"
         "failed, 2: no\n"
         "  a.png\n"

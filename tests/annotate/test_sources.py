@@ -41,9 +41,10 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no images in .*of 0 files none is named like an image$"):
         find_images(tmp_path)
     fill(tmp_path, "notes.txt", "sub/a.png", ".hidden.png")
-    with pytest.raises(InputError, match=r"of 1 files .*its folders \(1\) as well, say recursive$"):
+    with pytest.raises(InputError, match=r"of 1 file none .*its folders \(1\) as well, say recursive$"):
         find_images(tmp_path)
-    with pytest.raises(InputError, match=r"of 1 files none .* and matches '\*\.gif'$"):
+    fill(tmp_path, "b.png")
+    with pytest.raises(InputError, match=r"^of 2 images in .* none matches '\*\.gif'$"):
         find_images(tmp_path, recursive=True, glob="*.gif")
 
 
@@ -70,6 +71,7 @@ def test_what_is_left_out_is_counted_by_its_ending(tmp_path: Path) -> None:
     fill(tmp_path, "a.PNG", "b.txt", "c.TXT", "sub/d.pdf", "sub/e", ".hidden.txt")
     assert find_images(tmp_path, recursive=True).others == {"": 1, ".pdf": 1, ".txt": 2}
     assert find_images(tmp_path).others == {".txt": 2}
+    assert find_images(tmp_path, glob="[ab]*").others == {".txt": 1}, "others were not asked for"
     others = {".txt": 2, "": 3, **{f".{k}": 1 for k in range(9)}}
     assert count_endings(others) == "3 without an ending, 2 .txt, 1 .0, 1 .1, 1 .2, 6 others"
 
@@ -135,7 +137,7 @@ def test_the_output_folder_is_not_walked(tmp_path: Path, monkeypatch: pytest.Mon
 def test_globs(tmp_path: Path, glob: str, expected: list[str]) -> None:
     fill(tmp_path, "a.png", "a.jpg", "b.jpg", "a.txt", "t/a.png", "t/u/a.png", "t/u/w/c.jpg", "v/a.png")
     if not expected:
-        with pytest.raises(InputError, match="no images"):
+        with pytest.raises(InputError, match=r"of 3 images in .* none matches"):
             find_images(tmp_path, glob=glob)
         return
     assert paths(find_images(tmp_path, glob=glob)) == expected
@@ -282,6 +284,26 @@ def test_a_list_is_relative_to_its_own_folder(tmp_path: Path) -> None:
     found = listed(tmp_path / "root", "../root/a.png\na.png", tmp_path / "lists")
     assert paths(found) == ["a.png"]
     assert list(reasons(found)) == [str(tmp_path / "lists" / "a.png")]
+
+
+def test_a_list_made_in_the_folder_of_the_images(tmp_path: Path) -> None:
+    """Its own folder comes first; what is nowhere is said to be nowhere."""
+    fill(
+        tmp_path,
+        "lists/x",
+        "lists/both.png",
+        "lists/root/c.png",
+        "lists/root/both.png",
+        "lists/root/sub/a.png",
+        "lists/root/b.png",
+    )
+    found = listed(
+        tmp_path / "lists" / "root", "b.png\nsub/a.png\nsub/../b.png\nroot/c.png\nboth.png\ngone.png", tmp_path / "lists"
+    )
+    assert paths(found) == ["b.png", "c.png", "sub/a.png"]
+    refused = reasons(found)
+    assert sorted(refused) == [str(tmp_path / "lists" / "both.png"), "gone.png"]
+    assert refused["gone.png"].startswith("there is no such file, neither beside the list nor in ")
 
 
 def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:

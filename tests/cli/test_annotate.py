@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from standins import failed, run
 
-from text2sam.annotate import job, ray
+from text2sam.annotate import job, progress, ray
 from text2sam.cli import common
 from text2sam.export.formats import FORMATS
 from text2sam.pipeline import TextPromptedSAM
@@ -176,6 +176,14 @@ def test_what_is_wrong_shows_before_the_models_are_built(folder: Path, tmp_path:
     failed(run("annotate", folder, "--labels", "cat", "--out", tmp_path / "file"), common.EXIT_ERROR)
     assert not built
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["annotate", "warm"])
+def test_progress_in_a_log(command: str, folder: Path, tmp_path: Path, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    where = {"annotate": ["--labels", "cat", "--out"], "warm": ["--embeddings"]}[command]
+    assert "\n3/4 images, " in "\n" + run(command, folder, *where, tmp_path / "out").stderr
+    assert run(command, folder, *where, tmp_path / "two", "--json").stderr == ""
 
 
 def test_the_engine_is_handed_on(folder: Path, tmp_path: Path, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:

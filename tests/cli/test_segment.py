@@ -67,6 +67,30 @@ def test_absent_text(photo: Path, model: Model, tmp_path: Path) -> None:
     assert run("segment", photo, "cat", "--require-present", "--out", tmp_path).exit_code == 0
 
 
+def test_several_images_are_for_annotate(photo: Path, model: Model, tmp_path: Path) -> None:
+    second = tmp_path / "b.png"
+    second.write_bytes(photo.read_bytes())
+    message = failed(run("segment", photo, second, "cat", "--out", tmp_path / "out"), common.EXIT_INPUT)
+    assert "b.png' is a file, not a text; segment takes one image, text2sam annotate a folder" in message
+    assert not model.built
+
+
+def test_results_of_another_image_are_not_replaced_in_silence(photo: Path, model: Model, tmp_path: Path) -> None:
+    other = tmp_path / "other" / photo.name
+    other.parent.mkdir()
+    Image.fromarray(picture(1)).save(other)
+    out = tmp_path / "my [out]"
+    arguments = ["cat", "dog", "--out", out, "--format", "mask,overlay,npz"]
+    first, again, bird = (run("segment", photo, *more) for more in (arguments, arguments, ["bird", *arguments]))
+    assert all(result.stderr.splitlines() == [f"files in {out}"] for result in (first, again, bird))
+    replaced = run("segment", other, *arguments).stderr.splitlines()
+    assert replaced[0].startswith("text2sam: warning: replaced 'my-photo_cat")
+    assert "held another result" in replaced[0]
+    assert len(replaced) == 2
+    [hint] = json.loads(run("segment", photo, *arguments, "--json").stdout)["warnings"]
+    assert "held another result" in hint
+
+
 def test_json(photo: Path, model: Model, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("segment", photo, "cat", "日本", "--against", "grass, sky", "--against", "sea", "--json", "--out", out)

@@ -317,6 +317,14 @@ def process(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, check=False, **options)
 
 
+def test_help_uses_a_wide_terminal() -> None:
+    command = [sys.executable, "-m", "text2sam", "segment", "--help"]
+    environment = {**os.environ, "COLUMNS": "120"}
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+    assert 100 < max(map(len, lines)) <= 120
+    assert any("hf-hub:NAME or local-dir:FOLDER" in line for line in lines)
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from text2sam.cli import app\n"

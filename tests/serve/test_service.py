@@ -59,12 +59,13 @@ def test_health(client: TestClient) -> None:
     answer = client.get("/health").json()
     assert (answer["status"], answer["model"]) == ("ok", "tiny")
     assert client.get("/docs").status_code == 200
+    assert client.get("/").url.path == "/docs"
 
 
 @pytest.mark.parametrize(
     ("image", "form", "code", "message"),
     [
-        (b"no image", {"texts": "cat"}, 400, "not an image"),
+        (b"no image", {"texts": "cat"}, 400, "the file is not an image in any format"),
         (png(picture())[:200], {"texts": "cat"}, 400, "broken"),
         (png(np.zeros((100, 51, 3), np.uint8)), {"texts": "cat"}, 400, "too large"),
         (None, {"texts": ""}, 400, "names something to look for"),
@@ -72,6 +73,7 @@ def test_health(client: TestClient) -> None:
         (None, {"texts": ["a", "b", "c", "d"]}, 422, "at most 3"),
         (None, {"texts": ["a+b", "c+d"]}, 400, "at most 3 texts at once, not 4"),
         (None, {"texts": "cat", "threshold": "2"}, 422, "threshold"),
+        (None, {"texts": "cat", "treshold": ".9"}, 400, "no field 'treshold'; there are image, texts, against"),
         (b"x" * 1_100_000, {"texts": "cat"}, 413, ""),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else None,
@@ -151,7 +153,7 @@ def test_nothing_in_a_request_names_a_file_or_an_address() -> None:
     assert set(form["properties"]) == {"image", "texts", "against", "exclude", "threshold", "strategy", "max_objects"}
 
 
-@pytest.mark.parametrize("command", ["serve", "label-studio"])
+@pytest.mark.parametrize("command", ["serve", "label-studio", "app"])
 def test_a_port_that_is_taken(command: str) -> None:
     import socket
 
@@ -159,6 +161,8 @@ def test_a_port_that_is_taken(command: str) -> None:
 
     from text2sam.cli import app
 
+    if command == "app":
+        pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(app, [command, "--preset", "sticker", "--device", "cpu", "--port", port])

@@ -18,6 +18,7 @@ from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.annotate.engine import Engine, Plan, default_batch, run_workers
 from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
+from text2sam.annotate.progress import Progress, shown
 from text2sam.annotate.report import Failure, Report
 from text2sam.annotate.review import write_review
 from text2sam.annotate.sources import ImageItem, count_endings, find_images
@@ -30,9 +31,6 @@ from text2sam.files import check_file
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import Recipe
-
-Progress: TypeAlias = "bool | Callable[[int, int], object]"
-"""True shows a bar on standard error; a function is called with the number of images done so far, and of all."""
 
 Formats: TypeAlias = "str | Iterable[str] | Mapping[str, Mapping[str, Any]]"
 """A format of :data:`text2sam.export.formats.FORMATS`, several, or several with the options of each."""
@@ -94,7 +92,7 @@ def annotate(
         overwrite: discard what an earlier run in ``out`` has finished.
         retry_failed: annotate batches again in which an image failed, for instance after its permissions were changed.
         review: an HTML file for a contact sheet; see :func:`text2sam.annotate.review.write_review`.
-        progress: see :data:`Progress`.
+        progress: see :data:`text2sam.annotate.progress.Progress`.
         engine: what does the work; None is :func:`text2sam.annotate.engine.run_workers`.
         **export_options: options of the format, when there is one.
 
@@ -139,8 +137,7 @@ def annotate(
         worked, seconds = _work(plan, engine or run_workers, folder, sum(map(len, run.chunks)), progress)
         result, lines = export_run(run, {c.key for c in todo})
         if found.others:
-            number = sum(found.others.values())
-            lines.append(f"{number} files are not named like images and were left out: {count_endings(found.others)}")
+            lines.append(f"left out, as not named like images: {count_endings(found.others)}")
         if review is not None:
             summary = write_review(result.records, run.worker.thresholds, root, review)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
@@ -286,7 +283,7 @@ def warm(
     chunks = chunks_of(items, batch_size or default_batch(built))
     plan = Plan(built, make_model, None, options, tuple(chunks), workers, store)
     failed: dict[str, str] = {}
-    with _progress(progress, 0, sum(map(len, chunks))) as tell:
+    with shown(progress, 0, sum(map(len, chunks))) as tell:
         for chunk, records in run_workers(plan):
             if not store.writable:
                 raise OutputError(f"embeddings cannot be written to {os.fspath(store.folder)!r}")
@@ -346,7 +343,7 @@ def _work(plan: Plan, engine: Engine, folder: RunFolder, total: int, progress: P
     left = sum(map(len, plan.todo))
     started = time.perf_counter()
     again = {chunk.key for chunk in plan.todo}
-    with _progress(progress, total - left, total) as tell, contextlib.ExitStack() as stack:
+    with shown(progress, total - left, total) as tell, contextlib.ExitStack() as stack:
         results: Any = engine(plan)
         if hasattr(results, "close"):
             stack.enter_context(contextlib.closing(results))
@@ -357,26 +354,3 @@ def _work(plan: Plan, engine: Engine, folder: RunFolder, total: int, progress: P
     if again:
         raise Text2SamError(f"the engine ended before its work was done: {len(again)} of {len(plan.todo)} batches are missing")
     return left, max(time.perf_counter() - started, 1e-9)
-
-
-@contextlib.contextmanager
-def _progress(progress: Progress, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    if callable(progress):
-
-        def tell(more: int) -> None:
-            nonlocal done
-            done += more
-            progress(done, total)
-
-        progress(done, total)
-        yield tell
-    elif progress:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn
-        from rich.progress import Progress as Bar
-
-        with Bar(*Bar.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("images", total=total, completed=done)
-            yield lambda more: bar.advance(task, more)
-    else:
-        yield lambda more: None

@@ -20,8 +20,11 @@ from text2sam.targets import Target, check_different, check_exclude, check_text,
 MOST_BYTES = 1_000_000
 """A label file larger than this is refused."""
 
-SUFFIXES = (".yaml", ".yml", ".json", ".txt")
+SUFFIXES = (".yaml", ".yml", ".json", ".txt", ".names")
 """The endings of label files."""
+
+_OTHER_FILES = (".csv", ".tsv", ".toml", ".xml", ".ini", ".cfg", ".data", ".lst", ".list", ".pbtxt", ".md", ".xls", ".xlsx")
+_FORM = f"ends in {', '.join(SUFFIXES)}; write the names one a line into a .txt file"
 
 
 @dataclass(frozen=True)
@@ -199,8 +202,9 @@ def label_set(
 ) -> LabelSet:
     """Labels from a comma list, from several, or from a file.
 
-    ``"cat,dog"``, ``["cat", "dog"]`` and ``["cat,dog"]`` are the same. A text or path that ends in one of :data:`SUFFIXES` is a
-    file, see :func:`load_labels`. A label with a comma or slash in its name comes as a :class:`LabelSpec` or from a file.
+    ``"cat,dog"``, ``["cat", "dog"]`` and ``["cat,dog"]`` are the same. A text that ends in one of :data:`SUFFIXES`, or a path,
+    is a file, see :func:`load_labels`; a text that names another file is refused. A label with a comma or slash in its name
+    comes as a :class:`LabelSpec` or from a file.
 
     Args:
         labels: the labels.
@@ -211,6 +215,8 @@ def label_set(
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.strip().lower().endswith(SUFFIXES)):
         parsed = load_labels(os.fspath(labels).strip())
+    elif isinstance(labels, str) and os.path.isfile(labels.strip()):
+        raise _no_label(labels.strip())
     elif isinstance(labels, LabelSet):
         parsed = labels
     else:
@@ -231,17 +237,21 @@ def _listed(labels: Any) -> LabelSet:
         for part in (part.strip() for part in given.split(",")):
             if not part:
                 raise PromptError(f"label {len(specs) + 1} in {given!r} is empty; take the extra comma out")
-            if part.lower().endswith(SUFFIXES) or "/" in part or os.sep in part:
-                raise PromptError(
-                    f"the label {part!r} looks like a file; a file of labels stands alone and ends in {', '.join(SUFFIXES)}. "
-                    f"For a label of this name give LabelSpec({part!r}), or write it into a file of labels"
-                )
+            if part.lower().endswith((*SUFFIXES, *_OTHER_FILES)) or "/" in part or os.sep in part:
+                raise _no_label(part)
             specs.append(_spec(f"label {len(specs) + 1}", {"name": part}))
     return LabelSet(tuple(specs))
 
 
+def _no_label(name: str) -> PromptError:
+    return PromptError(
+        f"the label {_short(name)} looks like a file; a file of labels stands alone and {_FORM}. For a label of this name give "
+        f"LabelSpec({_short(name)}), or write it into a file of labels"
+    )
+
+
 def load_labels(path: str | os.PathLike[str]) -> LabelSet:
-    """Labels from a file: YAML, JSON by the suffix ``.json``, or by ``.txt`` one name per line.
+    """Labels from a file: YAML, JSON by the suffix ``.json``, or by ``.txt`` and ``.names`` one name per line.
 
     YAML and JSON hold a list, a mapping, or either under ``labels`` beside ``against``::
 
@@ -257,8 +267,8 @@ def load_labels(path: str | os.PathLike[str]) -> LabelSet:
         car: [automobile, taxi]
         dog: {exclude: [wolf], threshold: 0.4}
 
-    Names that YAML reads as something other than text (``no``, ``on``, ``12``) must be quoted. In a ``.txt`` file blank lines
-    and lines that start with ``#`` are ignored.
+    Names that YAML reads as something other than text (``no``, ``on``, ``12``) must be quoted. In a ``.txt`` or ``.names`` file
+    blank lines and lines that start with ``#`` are ignored.
 
     Args:
         path: a file in UTF-8, or in UTF-16 with a byte order mark, of at most :data:`MOST_BYTES`.
@@ -270,7 +280,9 @@ def load_labels(path: str | os.PathLike[str]) -> LabelSet:
     name, suffix = _short(os.fsdecode(path)), Path(os.fsdecode(path)).suffix.lower()
     text = _read(path, name)
     try:
-        if suffix == ".txt":
+        if suffix in _OTHER_FILES:
+            raise InputError(f"a file of labels {_FORM}")
+        if suffix in (".txt", ".names"):
             lines = [line.strip() for line in text.splitlines()]
             return LabelSet(tuple(_entries([line for line in lines if line and not line.startswith("#")])))
         value = _parse(text, suffix == ".json")

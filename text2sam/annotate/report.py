@@ -57,8 +57,8 @@ class Report:
         failed: images that could not be annotated, in the order of their paths.
         skipped: images that an earlier run had finished.
         objects: the number of objects of each label in the whole dataset, skipped images included; in the labels' order.
-        seconds: the duration of this run.
-        images_per_second: of this run; skipped images do not count.
+        seconds: the duration of this run, loading the models and writing the dataset included.
+        images_per_second: of this run while it annotated; skipped images do not count.
         notes: further lines, such as what a format could not hold, or which files are not named like images.
         rejected: images that a person left out of the dataset in ``text2sam app``, in the order of their paths.
     """
@@ -101,7 +101,7 @@ class Report:
         if self.objects:
             objects = [[_shorten(one_line(label), _LONGEST_PATH), str(n)] for label, n in self.objects.items()]
             lines.append(aligned(["objects", str(sum(self.objects.values()))], objects))
-        lines.append(f"{self.seconds:.1f} s, {self.images_per_second:.2f} images/s")
+        lines.append(f"{self.seconds:.1f} s in all, {self.images_per_second:.2f} images/s while annotating")
         lines += self.notes
         return "\n".join(lines + _failures(self.failed))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from text2sam.decode import readable_suffixes, short
 from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
+from text2sam.tables import counted
 
 UNKNOWN = -1
 """Size and modification time of a file whose status cannot be read."""
@@ -72,7 +73,8 @@ class Found:
         items: sorted by ``path``, by code points, each path once.
         refused: names and reasons of files that look like images, or are in the list, and are left out; sorted. A name may
             hold anything that a file name can.
-        others: how many files were left out because their names do not end like an image's, by ending.
+        others: how many files, of those that match the pattern, were left out because their names do not end like an image's,
+            by ending.
     """
 
     items: tuple[ImageItem, ...]
@@ -100,8 +102,9 @@ def find_images(
     left out. A link to a file is read under its own name, wherever it leads. A link to a folder is not followed: where a walk
     meets one, it is refused with a reason. Pipes and devices are refused.
 
-    A list names files one per line, absolute or relative to the folder the list lies in, hidden files and any ending included;
-    blank lines are ignored. A file named twice, in whatever spelling, counts once. Files outside of ``root`` are refused.
+    A list names files one per line, hidden files and any ending included; blank lines are ignored. Paths are absolute, or
+    relative to the folder the list lies in, or, where there is no such file, to ``root``. A file named twice, in whatever
+    spelling, counts once. Files outside of ``root`` are refused.
 
     Args:
         root: the folder.
@@ -132,20 +135,23 @@ def find_images(
             raise InputError(f"the list {short(os.fsdecode(list_file))} holds no {what}")
         return images
     deep = recursive or (glob is not None and "/" in glob)
-    found, folders = _walked(top, deep, matches, passed)
+    found, folders, unmatched = _walked(top, deep, matches, passed)
     if not found.items and not found.refused:
-        wanted = "none is named like an image" + ("" if glob is None else f" and matches {glob!r}")
+        others = counted(sum(found.others.values()), "file")
+        why = f"there are no images in {name}: of {others} none is named like an image"
+        if unmatched:
+            why = f"of {counted(unmatched, 'image')} in {name} none matches {glob!r}"
         below = "" if deep or not folders else f"; to look into its folders ({folders}) as well, say recursive"
-        raise InputError(f"there are no images in {name}: of {sum(found.others.values())} files {wanted}{below}")
+        raise InputError(why + below)
     return found
 
 
-def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | None) -> tuple[Found, int]:
-    """What a folder holds, and how many folders there are in it."""
+def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | None) -> tuple[Found, int, int]:
+    """What a folder holds, how many folders there are in it, and how many images that do not match."""
     items: list[ImageItem] = []
     refused: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
-    folders = 0
+    folders = unmatched = 0
 
     def unlistable(error: OSError) -> None:
         path = os.path.relpath(error.filename, top)
@@ -169,11 +175,14 @@ def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | No
         for name in files:
             if name.startswith("."):
                 continue
-            if not name.lower().endswith(suffixes()):
-                others[os.path.splitext(name)[1].lower()] += 1
-            elif matches(prefix + name):
+            image = name.lower().endswith(suffixes())
+            if not matches(prefix + name):
+                unmatched += image
+            elif image:
                 _add(items, refused, prefix + name, top)
-    return _found(items, refused, dict(sorted(others.items()))), folders
+            else:
+                others[os.path.splitext(name)[1].lower()] += 1
+    return _found(items, refused, dict(sorted(others.items()))), folders, unmatched
 
 
 def _found(items: list[ImageItem], refused: list[tuple[str, str]], others: Mapping[str, int]) -> Found:
@@ -214,6 +223,8 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
             refused.append((entry, "it is an address; download it first and name the file"))
             continue
         file = os.path.join(base, entry)
+        if not os.path.lexists(file) and os.path.lexists(os.path.join(top, entry)):
+            file = os.path.join(top, entry)
         folder, name = os.path.split(file)
         if ".." in Path(file).parts:  # what '..' means after a link only the system knows; otherwise the spelling is kept
             file = os.path.realpath(file) if name == ".." else os.path.join(real_folder(folder), name)
@@ -221,7 +232,9 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
         folder, name = os.path.split(file)
         place = os.path.join(real_folder(folder), name)
         path = _below(file, top) or _below(place, real)
-        if path is None:
+        if path is None and not os.path.lexists(file):
+            refused.append((entry, f"there is no such file, neither beside the list nor in {short(top)}"))
+        elif path is None:
             refused.append((file, f"it lies outside of the folder {short(top)}; annotate a folder that holds it"))
         elif path == ".":
             refused.append((path, "it is a folder, not an image"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from text2sam.cli.common import CODES_HELP, EXIT_FAILED, Json, app, split_list
 from text2sam.cli.options import BatchSize, FolderOptions, HowOptions, ImageOptions, ModelOptions, option, with_options
-from text2sam.cli.output import echo, print_json
+from text2sam.cli.output import echo, print_json, show_progress
 from text2sam.errors import InputError
 from text2sam.files import check_folder
 
@@ -27,7 +26,8 @@ def annotate(
         option(
             "--labels",
             "A,B|FILE",
-            "What to look for: a comma list, or a YAML or JSON file with synonyms, excludes and thresholds.",
+            "What to look for: a comma list; a .txt or .names file with a name per line; or a YAML or JSON file with synonyms, "
+            "excludes and thresholds.",
         ),
     ],
     out: Annotated[Path, option("--out", "FOLDER", "Folder for the dataset.")],
@@ -46,7 +46,8 @@ def annotate(
         Path | None, option("--review", "FILE", "Also write an HTML contact sheet, least certain images first.")
     ] = None,
     embeddings: Annotated[
-        Path | None, option("--embeddings", "FOLDER", "Keep image embeddings here, for runs with other labels.")
+        Path | None,
+        option("--embeddings", "FOLDER", "Keep image embeddings here, some 10 MB an image, for runs with other labels."),
     ] = None,
     engine: Annotated[Literal["local", "ray"], option("--engine", "local|ray", "This process, or Ray.")] = "local",
     workers: Annotated[
@@ -100,7 +101,7 @@ def annotate(
         overwrite=overwrite,
         retry_failed=retry_failed,
         review=review,
-        progress=sys.stderr.isatty(),
+        progress=show_progress(as_json),
         engine=runner,
     )
     if as_json:

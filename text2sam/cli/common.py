@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import threading
 import unicodedata
 from collections.abc import Sequence
@@ -65,7 +66,13 @@ def exit_code(error: Text2SamError) -> int:
 
 def new_app(**options: Any) -> typer.Typer:
     """A Typer whose help is plain text and whose tracebacks are Python's."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 120},
+        pretty_exceptions_enable=False,
+        **options,
+    )
 
 
 class _Commands(TyperGroup):
@@ -154,6 +161,20 @@ Json = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the files.")]
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")]
+
+
+def check_address(host: str, port: int) -> None:
+    """Checks that a server can listen, before a model is built; port 0 is any that is free.
+
+    Raises:
+        InputError: it cannot.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host.strip("[]"), port), family=family):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
 
 
 def split_list(values: Sequence[str] | None) -> list[str]:

@@ -99,7 +99,7 @@ class ModelOptions:
     clip_model: Annotated[
         str | None,
         option(
-            "--clip-model", "NAME", "open_clip's name of the CLIP (text2sam models towers), local-dir:FOLDER or hf-hub:NAME."
+            "--clip-model", "NAME", "hf-hub:NAME or local-dir:FOLDER, or open_clip's name of the CLIP (text2sam models towers)."
         ),
     ] = None
     sam_checkpoint: Annotated[
@@ -176,7 +176,10 @@ class FolderOptions:
     root: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of images.")]
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False
     glob: Annotated[str | None, option("--glob", "PATTERN", "Only these, such as '*.png' or 'day-*/**/*.jpg'.")] = None
-    list_file: Annotated[Path | None, option("--list", "FILE", "Only the images that this file names, a path per line.")] = None
+    list_file: Annotated[
+        Path | None,
+        option("--list", "FILE", "Only the images that this file names, a path per line, relative to its folder or to FOLDER."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ def print_json(document: Mapping[str, Any]) -> None:
     hints.texts = {}
 
 
+def show_progress(as_json: bool) -> bool:
+    """Whether a folder job shows how far it is; beside a JSON document only on a terminal."""
+    return not as_json or sys.stderr.isatty()
+
+
 def figures(result: Segmentation) -> list[str]:
     """Presence and score of a result as cells of a table."""
     return [f"{result.presence:.2f}", "-" if result.box is None else f"{result.score:.2f}"]

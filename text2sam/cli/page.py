@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from text2sam.cli.common import CODES_HELP, app, split_list
+from text2sam.cli.common import CODES_HELP, app, check_address, split_list
 from text2sam.cli.options import ModelOptions, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
@@ -52,6 +52,7 @@ def page(
         raise InputError("with a folder give --labels and --out as well")
     if out is not None:
         check_folder(out)
+    check_address(host, port or 0)
 
     from text2sam.app.page import close, folder_page, picture_page, serve
     from text2sam.app.workbench import Workbench

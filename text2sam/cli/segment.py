@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +17,12 @@ from text2sam.cli.common import (
     EXIT_ABSENT,
     ImageFile,
     Json,
-    Out,
     app,
     file_stems,
     split_list,
 )
 from text2sam.cli.options import ImageOptions, ModelOptions, SegmentOptions, option, with_options
-from text2sam.cli.output import corners, echo, figures, print_json
+from text2sam.cli.output import corners, echo, figures, hints, print_json
 from text2sam.errors import InputError, one_line
 from text2sam.files import check_folder
 from text2sam.tables import aligned
@@ -57,7 +58,9 @@ def segment(
             f"Files for each text: {', '.join(FORMATS)}; repeat it or give a comma list (default: mask,overlay).",
         ),
     ] = None,
-    out: Out = Path("text2sam-out"),
+    out: Annotated[
+        Path, option("--out", "FOLDER", "Folder for the files IMAGE_TEXT_FORMAT.png; those of the same name are replaced.")
+    ] = Path("text2sam-out"),
     require_present: Annotated[
         bool, typer.Option("--require-present", help=f"Exit with code {EXIT_ABSENT} when a text is not in the image.")
     ] = False,
@@ -76,6 +79,12 @@ def segment(
         from text2sam import plot
 
         plot.check_installed()
+    others = [text for text in texts if "." in text and Path(text).is_file()]
+    if others:
+        raise InputError(
+            f"{others[0]!r} is a file, not a text; segment takes one image, text2sam annotate a folder of them, which --glob "
+            "and --list choose from"
+        )
     models.check()
     pixels = reading.read(image)
     check_folder(out)
@@ -83,7 +92,13 @@ def segment(
     targets, options = how.request(texts)
     results = build().segment_many(pixels, targets, **options)
     stems = file_stems(image, [result.text for result in results])
+    there = (path for stem in stems for path in out.glob(f"{glob.escape(stem)}[_.]*"))
+    before = {path: path.read_bytes() for path in there if path.is_file() and os.access(path, os.R_OK)}
     files = [write_result(out, stem, pixels, result, wanted) for stem, result in zip(stems, results, strict=True)]
+    replaced = [path.name for path, content in before.items() if path.read_bytes() != content]
+    if replaced:
+        more = f" and {len(replaced) - 1} more" if replaced[1:] else ""
+        hints.add(f"replaced {min(replaced)!r}{more} in {str(out)!r}, which held another result; give each image its own --out")
     if as_json:
         print_json(
             {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from text2sam.cli.common import CODES_HELP, app
+from text2sam.cli.common import CODES_HELP, app, check_address
 from text2sam.cli.options import ModelOptions, option, with_options
 from text2sam.cli.output import echo
 from text2sam.errors import InputError
@@ -45,6 +45,7 @@ def serve(
     """Serve the model over HTTP: POST an image and texts to /v1/segment; /docs describes the interface."""
     limits = serving.limits()
     models.check()
+    check_address(serving.host, port)
     from text2sam.serve.service import create_app
 
     _run(create_app(models.build(), limits, name=models.preset), serving.host, port)
@@ -62,6 +63,7 @@ def label_studio(
     """Serve the model as a backend of Label Studio: brushes for texts, and for clicks of smart tools."""
     limits = serving.limits()
     models.check()
+    check_address(serving.host, port)
     if images is not None and not images.is_dir():
         raise InputError(f"--images must be a folder, not {str(images)!r}")
     from text2sam.serve.label_studio import create_backend
@@ -75,14 +77,7 @@ def label_studio(
 
 
 def _run(service: Any, host: str, port: int) -> None:
-    import socket
-
     import uvicorn
 
-    try:
-        with socket.create_server((host, port)):  # uvicorn would say it in a log, and exit with a code of its own
-            pass
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
     echo(f"listening on http://{host}:{port}", to_stderr=True)
     uvicorn.run(service, host=host, port=port, log_level="warning")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from text2sam.cli.options import (
     parse_tiles,
     with_options,
 )
-from text2sam.cli.output import echo, print_json
+from text2sam.cli.output import echo, print_json, show_progress
 from text2sam.errors import one_line
 from text2sam.files import check_folder
 from text2sam.tables import aligned
@@ -30,7 +29,7 @@ from text2sam.tables import aligned
 @with_options
 def warm(
     images: FolderOptions,
-    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings.")],
+    embeddings: Annotated[Path, option("--embeddings", "FOLDER", "Folder for the image embeddings, some 10 MB an image.")],
     models: ModelOptions,
     reading: ImageOptions,
     method: Method = "surgery",
@@ -46,7 +45,7 @@ def warm(
     side, keywords = parse_tiles(tiles), reading.keywords()
     found = find_images(**vars(images), skip=embeddings)
     check_folder(embeddings)
-    shown = sys.stderr.isatty()
+    shown = show_progress(as_json)
     report = run(
         models.build, found.items, embeddings, method=method, tiles=side, batch_size=batch_size, progress=shown, **keywords
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from text2sam.tables import counted
+
 
 class LossWarning(UserWarning):
     """A data format could not hold everything; the message counts what."""
@@ -44,8 +46,8 @@ class Losses:
 
     def __str__(self) -> str:
         """One sentence that counts the losses."""
-        head = f"{self.format}: {_counted(self.objects, 'object')} in {_counted(self.images, 'image')} written"
-        lost = [f"{_counted(getattr(self, kind), noun)} {what}" for kind, (noun, what) in _LOST.items() if getattr(self, kind)]
+        head = f"{self.format}: {counted(self.objects, 'object')} in {counted(self.images, 'image')} written"
+        lost = [f"{counted(getattr(self, kind), noun)} {what}" for kind, (noun, what) in _LOST.items() if getattr(self, kind)]
         return f"{head}; {', '.join(lost) if lost else 'nothing was lost'}"
 
 
@@ -61,7 +63,3 @@ _LOST = {
 
 COUNTS = tuple(_LOST)
 """The kinds of loss, as the fields of :class:`Losses` are named."""
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -95,7 +95,7 @@ def decode(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     Raises:
         ImageError: they are no image that Pillow reads, or it has too many pixels.
     """
-    with pillow_errors("the image"):
+    with pillow_errors("the file"):
         picture = open_picture(io.BytesIO(data), limits.pixels)
         return read_image(picture, max_pixels=limits.pixels)
 

@@ -11,10 +11,12 @@ from text2sam.serve.queue import check_installed
 
 check_installed()
 
-from fastapi import FastAPI, File, Form
+from fastapi import FastAPI, File, Form, Request
+from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from text2sam import __version__
+from text2sam.checks import check_known
 from text2sam.rle import pack_counts, roll
 from text2sam.serve.queue import Limits, ModelQueue, check_texts, decode
 from text2sam.types import Segmentation
@@ -96,7 +98,7 @@ class Problem(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "the image or a text cannot be used"},
+    400: {"model": Problem, "description": "the image, a text or a field cannot be used"},
     413: {"description": "the request is too large"},
     503: {"model": Problem, "description": "too many requests wait"},
 }
@@ -105,9 +107,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: str = "") -> FastAPI:
     """The service, as an ASGI application.
 
-    ``POST /v1/segment`` takes a form with an image file and texts; ``GET /health`` says whether the service is up; ``/docs``
-    shows the OpenAPI page. Nothing in a request names a file or an address. Errors are ``{"detail": ...}``: 400 for what
-    cannot be used, 413 for what is too large, 422 for a form of another shape, 503 when too many wait.
+    ``POST /v1/segment`` takes a form with an image file and texts; ``GET /health`` says whether the service is up; ``/docs``,
+    to which ``/`` leads, shows the OpenAPI page. Nothing in a request names a file or an address. Errors are
+    ``{"detail": ...}``: 400 for what cannot be used, 413 for what is too large, 422 for a form of another shape, 503 when too
+    many wait.
 
     Args:
         model: used by the service alone.
@@ -124,6 +127,10 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
     )
     texts_of = {"max_length": limits.texts}
 
+    @app.get("/", include_in_schema=False)
+    def top() -> RedirectResponse:
+        return RedirectResponse("docs")
+
     @app.get("/health")
     def health() -> Health:
         """Whether the service is up."""
@@ -131,6 +138,7 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
 
     @app.post("/v1/segment", responses=PROBLEMS)
     async def segment(
+        request: Request,
         image: Annotated[bytes, File(description=f"an image file of at most {limits.pixels:,} pixels")],
         texts: Annotated[list[str], Form(min_length=1, **texts_of, description="what to look for; a+b is any of two")],
         against: Annotated[list[str] | None, Form(**texts_of, description="what else may be in the image")] = None,
@@ -141,8 +149,10 @@ def create_app(model: "TextPromptedSAM", limits: Limits | None = None, *, name: 
     ) -> Answers:
         """Segment everything that each text names in an image."""
         started = time.perf_counter()
+        given = await request.form()
 
         def work(model: "TextPromptedSAM") -> Answers:
+            check_known("field", given, [name for name in segment.__annotations__ if name not in ("request", "return")])
             check_texts(texts, limits)
             pixels = decode(image, limits)
             results = model.segment_many(
