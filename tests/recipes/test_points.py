@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import blobs
+from helpers import patch_disc as disc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -81,23 +83,6 @@ def test_thresholds_out_of_range(threshold: float) -> None:
 def test_downsampling_out_of_range(downsample: Any) -> None:
     with pytest.raises(InputError, match="downsample must be"):
         points_from_similarity(RAMP, (10, 10), downsample=downsample)
-
-
-def test_thresholds_at_the_ends() -> None:
-    lowest = points_from_similarity(RAMP, (40, 40), threshold=0, downsample=1)
-    assert len(lowest.positive) == len(lowest.negative) == 8  # every cell, but at most half of them
-    highest = points_from_similarity(RAMP, (40, 40), threshold=1, downsample=1)
-    assert highest.coords.tolist() == [[35, 35], [5, 5]]
-    two = RAMP.copy()
-    two[0, 3] = 15
-    assert len(points_from_similarity(two, (40, 40), threshold=1, downsample=1).positive) == 2
-
-
-def test_ties_go_by_position() -> None:
-    values = np.zeros((2, 4), np.float32)
-    values[1, 1:3] = 1
-    points = points_from_similarity(values, (20, 40), downsample=1)
-    assert points.coords.tolist() == [[15, 15], [25, 15], [5, 5], [15, 5]]
 
 
 # parity with plain Python
@@ -234,9 +219,11 @@ def touched(index: int, length: int, patches: int) -> list[int]:
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (8, 12), (9, 13), (31, 7)])
 def test_shares_against_a_loop(shape: tuple[int, int]) -> None:
-    masks = np.random.default_rng(1).random((3, *shape)) < 0.4
+    some = np.random.default_rng(1).random((3, *shape)) < 0.4
+    masks = np.stack([*some, np.zeros(shape, bool), np.ones(shape, bool)])
+    assert patch_shares(masks[:0], (4, 6)).shape == (0, 4, 6)
     for grid in ((1, 1), (1, 6), (4, 6), (7, 5)):
-        shares, expected = patch_shares(masks, grid), np.zeros((3, *grid))
+        shares, expected = patch_shares(masks, grid), np.zeros((5, *grid))
         for r, c in np.ndindex(grid):
             rows, columns = touched(r, shape[0], grid[0]), touched(c, shape[1], grid[1])
             expected[:, r, c] = masks[:, rows][:, :, columns].mean((1, 2))
@@ -248,14 +235,6 @@ def test_shares_of_a_mask_whose_true_is_255() -> None:
     """As Pillow makes them of pictures in mode 1."""
     masks = np.array([[[255, 0], [255, 255]]], np.uint8).view(bool)
     assert patch_shares(masks, (1, 2)).tolist() == [[[1, 0.5]]]
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (7, 11), (40, 40)])
-def test_shares_of_none_nothing_and_everything(shape: tuple[int, int]) -> None:
-    assert patch_shares(np.zeros((0, *shape), bool), (4, 6)).shape == (0, 4, 6)
-    shares = patch_shares(np.stack([np.zeros(shape, bool), np.ones(shape, bool)]), (4, 6))
-    assert (shares[0] == 0).all()
-    assert (shares[1] == 1).all()
 
 
 # patches and hot regions
@@ -300,19 +279,6 @@ def test_hot_component_against_skimage(heat: np.ndarray, threshold: float, data:
 # one point per peak
 
 
-def blobs(*spots: tuple[float, float, float], width: float = 1.5, grid: tuple[int, int] = (20, 20)) -> SimilarityMap:
-    """A sum of Gaussians at (row, column, height)."""
-    r, c = np.mgrid[: grid[0], : grid[1]]
-    values = sum(height * np.exp(-((r - y) ** 2 + (c - x) ** 2) / (2 * width**2)) for y, x, height in spots)
-    return SimilarityMap(np.asarray(values, np.float32), "blob")
-
-
-def disc(row: float, column: float, radius: float, side: int = 200, grid: int = 20) -> np.ndarray:
-    """(side, side) bool: a disc at a place in patches."""
-    y, x = (np.mgrid[:side, :side] + 0.5) * grid / side - 0.5
-    return np.hypot(y - row, x - column) <= radius
-
-
 def window(patch: tuple[int, int], shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: the pixels a patch touches."""
     out = np.zeros(shape, bool)
@@ -350,10 +316,6 @@ def test_masks_without_pixels_take_nothing() -> None:
     assert PeakRule()(similarity, (200, 200), [np.zeros((200, 200), bool)]).coords.tolist() == first.coords.tolist()
     assert first.coords.tolist() == [[65, 55]]
     assert first.labels.tolist() == [1]
-
-
-def test_a_mask_of_the_whole_picture_leaves_no_peak() -> None:
-    assert len(PeakRule()(blobs((5, 6, 1)), (200, 200), [np.ones((200, 200), bool)])) == 0
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -436,17 +398,6 @@ def test_peaks_and_valleys_lie_in_the_image(values: np.ndarray, shape: tuple[int
         heat = heat_of(SimilarityMap(values))
         assert all(heat[patch] <= rule.cold for patch in patches(points.negative, shape, values.shape))
         assert all(heat[patch] == 1 for patch in patches(points.positive, shape, values.shape))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_peaks_do_not_know_scale_and_offset(seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, 2048, (9, 11)).astype(np.float32)
-    rule, taken = PeakRule(negatives=3, cold=0.4), [disc(5, 5, 3, 99, 9)[:90]]
-    for masks in ([], taken):
-        points = rule(SimilarityMap(values), (90, 99), masks)
-        assert len(points)
-        for other in (values * np.float32(2**-60), values * np.float32(3), values + np.float32(4096)):
-            assert np.array_equal(rule(SimilarityMap(other), (90, 99), masks).coords, points.coords)
 
 
 # negative points
