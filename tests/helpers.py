@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIP
+from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
@@ -139,6 +141,17 @@ def picture(seed: int = 0, height: int = 30, width: int = 44) -> NDArray[np.uint
     """(height, width, 3) uint8 noise in blobs."""
     small = np.random.default_rng(seed).integers(0, 256, ((height + 4) // 5, (width + 4) // 5, 3), dtype=np.uint8)
     return np.ascontiguousarray(small.repeat(5, 0).repeat(5, 1)[:height, :width])
+
+
+def png(pixels: Any) -> bytes:
+    """The content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 def blobs(*spots: tuple[float, float, float], width: float = 1.5, grid: tuple[int, int] = (20, 20)) -> SimilarityMap:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
-from helpers import condition, further, surgery_tokens, tiny_clip
+from helpers import condition, further, noise, surgery_tokens, tiny_clip
 from numpy.typing import NDArray
 
 from text2sam.clip.attention import KINDS, METHODS, attend, gaussian_window, middle_blocks, rotated
@@ -20,10 +21,6 @@ from text2sam.errors import InputError
 
 FURTHER = ("maskclip", "sclip", "clearclip", "naclip", "gem", "pearl", "resclip")
 Array = NDArray[np.float64]
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 # what is refused
@@ -59,8 +56,7 @@ def test_tables_name_their_sources() -> None:
 
 
 def softmax(logits: Array) -> Array:
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    out: Array = weights / weights.sum(-1, keepdims=True)
+    out: Array = scipy.special.softmax(logits, axis=-1)
     return out
 
 
