@@ -64,6 +64,7 @@ def test_any_text_fills_the_size_or_is_refused(counts: str) -> None:
         ("O7", "negative"),
         ("1O", "negative"),
         ("f", "compressed"),
+        ("6p", "compressed"),
         ("6P", "compressed"),
     ],
 )
