@@ -11,6 +11,7 @@ from helpers import patch_disc as disc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import binary_erosion
 from skimage.measure import label
 
 from text2sam.errors import InputError
@@ -410,7 +411,7 @@ def chessboard(region: np.ndarray, patch: tuple[int, int]) -> int:
 @pytest.mark.parametrize("reach", [2, 3, 5])
 def test_negative_points_lie_in_the_valleys(reach: int) -> None:
     similarity = blobs((9, 8, 1), (9, 15, 0.7), (3, 3, 0.5))
-    rule, heat = PeakRule(negatives=4, cold=0.3, reach=reach), heat_of(similarity)
+    rule, heat = PeakRule(negatives=4, cold=0.49, reach=reach), heat_of(similarity)  # as cold as what touches the region
     points = rule(similarity, (200, 200))
     assert points.labels.tolist() == [1, 0, 0, 0, 0]
     region = hot_component(heat, (9, 8), 0.5)
@@ -421,6 +422,8 @@ def test_negative_points_lie_in_the_valleys(reach: int) -> None:
     for k in range(1, 4):  # each as far from those before as can be
         apart = {p: min(math.dist(p, q) for q in chosen[:k]) for p in valley}
         assert apart[chosen[k]] == pytest.approx(max(apart.values()))
+    every = PeakRule(negatives=400, cold=0.49, reach=reach)(similarity, (200, 200))
+    assert sorted(patches(every.negative, (200, 200), (20, 20))) == valley
 
 
 # regions
@@ -456,7 +459,9 @@ def test_points_and_box_of_a_region(shape: tuple[int, int]) -> None:
     patches = [patch_of(point, shape, (24, 32)) for point in points.coords]
     if shape[0] >= 24 and shape[1] >= 32:
         assert patches[0] == (10, 12)
-        assert all(region[patch] for patch in patches)
+        inside = binary_erosion(region, border_value=1)
+        assert region[patches[0]]
+        assert all(inside[patch] for patch in patches[1:])
         apart = [np.hypot(a[0] - b[0], a[1] - b[1]) for k, a in enumerate(patches) for b in patches[:k]]
         assert min(apart) >= 4
     rows, columns = np.nonzero(region)
@@ -465,6 +470,11 @@ def test_points_and_box_of_a_region(shape: tuple[int, int]) -> None:
     assert box is not None
     np.testing.assert_allclose(box, expected, rtol=1e-6)
     assert box[2] < 24 * w / 32  # the other disc is no part of it
+
+
+def test_a_region_at_the_border_has_points_there() -> None:
+    points, _ = RegionRule(0.5)(disc_map((0, 12, 6, 1.0)), (240, 320), (0, 12))
+    assert [patch_of(point, (240, 320), (24, 32))[0] for point in points.coords[:3]] == [0, 0, 0]
 
 
 def test_levels_count_from_the_median() -> None:
