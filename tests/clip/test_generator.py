@@ -398,38 +398,6 @@ def test_scores_are_plain_clips(surgery: ClipSurgery, features: ImageFeatures) -
     assert np.abs(surgery.scores(features, texts)).max() <= 1
 
 
-def test_presence_is_a_probability(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    scale = surgery.model.logit_scale.exp().item()
-    for against in (None, ["dog"], ["dog", "tree", "sky"]):
-        logits = scale * surgery.scores(features, ["cat", "", *(against or [])]).astype(float)
-        expected = np.exp(logits[0]) / np.exp(logits).sum()
-        found = surgery.presence(features, "cat", against=against)
-        assert isinstance(found, float)
-        assert found == pytest.approx(expected, abs=1e-5)
-        assert 0 < found < 1
-        # the text itself and duplicates add nothing
-        assert surgery.presence(features, " cat", against=[*(against or []), "cat ", *(against or [])]) == pytest.approx(found)
-
-
-@pytest.mark.parametrize("words", [None, ["dog", "tree", "pig"]])
-def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None) -> None:
-    features = tiny_surgery(image_size=(12, 20)).encode_image(picture())
-    others = words or [""]
-
-    def presence(rivals: float, **options: Any) -> float:
-        surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=-0.3, presence_rivals=rivals)
-        return surgery.presence(features, "cat", **options)
-
-    surgery = tiny_surgery(image_size=(12, 20))
-    encode = short_features if words else lambda made, texts: made.encode_texts(texts)
-    logits = (surgery.model.logit_scale.exp() * (encode(surgery, ["cat", *others]) @ features.raw[0])).double().tolist()
-    for rivals in (0.0, 0.2, 1.0):
-        logit = logits[0] - 0.3 - rivals * np.log(np.exp(logits[1:]).sum())
-        assert presence(rivals) == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
-    assert presence(0.0, against=["sky"]) == presence(0.0)
-    assert presence(0.2, against=["sky"]) < presence(0.2)
-
-
 # the vocabulary
 
 
@@ -437,28 +405,33 @@ def short_features(surgery: ClipSurgery, texts: list[str]) -> torch.Tensor:
     return PromptEnsemble(surgery.model, tokenizer(), templates=SHORT_TEMPLATES)(texts)
 
 
-def presence_among(surgery: ClipSurgery, features: ImageFeatures, texts: list[str], offset: float = 0.0) -> float:
-    """By hand: the first text's share in a softmax over all of them, short templates."""
-    cosines = (short_features(surgery, texts) @ features.raw[0]).double().numpy()
-    logits = surgery.model.logit_scale.exp().item() * cosines
-    logits[0] += offset
-    return float(np.exp(logits[0]) / np.exp(logits).sum())
+def presence_among(
+    surgery: ClipSurgery, features: ImageFeatures, texts: list[str], offset: float = 0.0, rivals: float = 1.0
+) -> float:
+    """By hand: the first text against all others, in short templates where there is a vocabulary."""
+    encoded = short_features(surgery, texts) if surgery.vocabulary else surgery.encode_texts(texts)
+    logits = surgery.model.logit_scale.exp().item() * (encoded @ features.raw[0]).double().numpy()
+    return float(1 / (1 + np.exp(rivals * np.log(np.exp(logits[1:]).sum()) - logits[0] - offset)))
 
 
-@pytest.mark.parametrize("offset", [0.0, 2.0])
-def test_presence_against_a_vocabulary(features: ImageFeatures, offset: float) -> None:
-    words = ["dog", " tree ", "dog", "pig"]
-    surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=offset)
-    assert surgery.vocabulary == ("dog", "tree", "pig")
+@pytest.mark.parametrize(("offset", "rivals"), [(0.0, 1.0), (2.0, 1.0), (-0.3, 0.2), (-0.3, 0.0)])
+@pytest.mark.parametrize("words", [(), ("dog", " tree ", "dog", "pig")])
+def test_presence_is_a_softmax_with_terms(
+    features: ImageFeatures, words: tuple[str, ...], offset: float, rivals: float
+) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=offset, presence_rivals=rivals)
+    assert surgery.vocabulary == (("dog", "tree", "pig") if words else ())
+    known = ["dog", "tree", "pig"] if words else [""]
     for text, against, others in (
-        ("cat", None, ["dog", "tree", "pig"]),
-        ("dog", None, ["tree", "pig"]),
-        ("DOG", None, ["tree", "pig"]),  # the tokenizer knows no case
-        ("cat", ["sky"], ["dog", "tree", "pig", "sky"]),
-        ("cat", ["sky", "dog", "Cat", "sky"], ["dog", "tree", "pig", "sky"]),
+        ("cat", None, known),
+        ("cat", ["sky"], [*known, "sky"]),
+        # the text itself, duplicates and what is known already add nothing; the tokenizer knows no case
+        (" cat", ["sky", "dog", "Cat", "sky"], dict.fromkeys([*known, "sky", "dog"])),
+        ("DOG", None, [word for word in known if word != "dog"]),
     ):
-        expected = presence_among(surgery, features, [text, *others], offset)
-        assert surgery.presence(features, text, against=against) == pytest.approx(expected, abs=1e-5)
+        found = surgery.presence(features, text, against=against)
+        assert isinstance(found, float)
+        assert found == pytest.approx(presence_among(surgery, features, [text, *others], offset, rivals), abs=1e-5)
 
 
 @pytest.mark.parametrize("text", ["cat", "dog"])
