@@ -372,15 +372,20 @@ def test_methods_are_compared_in_one_encoding() -> None:
     assert np.abs(values(found["itsm"]) - values(found["architecture"])).max() > 1e-3
 
 
-def test_preparing_texts_leaves_nothing_to_encode(features: ImageFeatures) -> None:
-    surgery = tiny_surgery(image_size=(12, 20))
+@pytest.mark.parametrize("vocabulary", [[], ["dog", "pig"]])
+def test_preparing_texts_leaves_nothing_to_encode(features: ImageFeatures, vocabulary: list[str]) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=vocabulary)
     calls = count_calls(surgery.model.transformer)
     surgery.prepare(["cat", "dog"], against=["tree"])
-    assert [shape[0] for shape in calls] == [2 * 4]  # three texts and the empty one, two templates
-    surgery.maps(features, ["cat", "dog"], against=["tree"])
-    surgery.maps(features, ["dog"])
+    # three texts and the empty one, two templates; of all of these and the vocabulary's, the short templates
+    assert [shape[0] for shape in calls] == [2 * 4, *([4 * len(SHORT_TEMPLATES)] if vocabulary else [])]
+    surgery.prepare(["cat", "dog"])
+    surgery.maps(features, ["cat", "dog"], vocabulary=bool(vocabulary))
+    surgery.maps(features, ["cat"], against=["tree"])
     surgery.presence(features, "cat", against=["tree"])
-    assert len(calls) == 1
+    assert len(calls) == 1 + bool(vocabulary)
+    with pytest.raises(PromptError, match="can hold"):
+        surgery.prepare(["cat " * 100])
 
 
 # scores
@@ -479,20 +484,6 @@ def test_maps_against_a_vocabulary(features: ImageFeatures) -> None:
     for options in ({"against": ["sky"]}, {"method": "itsm"}, {"method": "architecture"}):
         with_it, without = (values(surgery.maps(features, ["bird"], vocabulary=v, **options)) for v in (True, False))
         assert np.array_equal(with_it, without)
-
-
-def test_preparing_texts_embeds_the_vocabulary_once(features: ImageFeatures) -> None:
-    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["dog", "pig"])
-    calls = count_calls(surgery.model.transformer)
-    surgery.prepare(["cat", "dog"], against=["tree"])
-    assert [shape[0] for shape in calls] == [4 * 2, 4 * len(SHORT_TEMPLATES)]  # cat, dog, tree and "", and pig
-    surgery.prepare(["cat", "dog"])
-    surgery.maps(features, ["cat", "dog"], vocabulary=True)
-    surgery.maps(features, ["cat"], against=["tree"])
-    surgery.presence(features, "cat", against=["tree"])
-    assert len(calls) == 2
-    with pytest.raises(PromptError, match="can hold"):
-        surgery.prepare(["cat " * 100])
 
 
 def test_fingerprint_stands_for_what_presence_depends_on() -> None:

@@ -136,13 +136,17 @@ def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest
 # CLIP checkpoints from files
 
 
-@pytest.fixture
-def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes open_clip know three tiny models by name; it builds them with other weights than the files have."""
-    monkeypatch.setattr(open_clip, "list_models", lambda: list(ARCHITECTURES))
-    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, **ARCHITECTURES[name]).train())
+def let_open_clip_know(monkeypatch: pytest.MonkeyPatch, architectures: dict[str, dict[str, Any]]) -> None:
+    """Makes open_clip build tiny models by these names, with other weights than the files have."""
+    monkeypatch.setattr(open_clip, "list_models", lambda: list(architectures))
+    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, **architectures[name]).train())
     real = tokenizer()
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: real)
+
+
+@pytest.fixture
+def tiny_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_open_clip_know(monkeypatch, ARCHITECTURES)
 
 
 def test_random_weights_that_are_replaced_are_not_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -234,18 +238,6 @@ def test_unknown_architectures(tmp_path: Path) -> None:
         build("sticker", clip_checkpoint=path, clip_model="tiny-avg", device="cpu", depth=1)
 
 
-@pytest.fixture
-def two_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes open_clip know a tiny architecture with both activations; the preset names the one with QuickGELU."""
-    monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-B-16", "ViT-B-16-quickgelu"])
-    monkeypatch.setattr(
-        open_clip, "create_model", lambda name, pretrained: tiny_clip(seed=9, quick_gelu=name.endswith("-quickgelu"))
-    )
-    real = tokenizer()
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: real)
-
-
-@pytest.mark.usefixtures("two_activations")
 @pytest.mark.parametrize(
     ("kind", "architecture", "message"),
     [
@@ -257,8 +249,9 @@ def two_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_activations_that_may_be_wrong_are_warned_of(
-    kind: str, architecture: str | None, message: str | None, tmp_path: Path
+    kind: str, architecture: str | None, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    let_open_clip_know(monkeypatch, {"ViT-B-16": {}, "ViT-B-16-quickgelu": {"quick_gelu": True}})  # the preset names the latter
     path = write(kind, tiny_clip(seed=1), tmp_path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
