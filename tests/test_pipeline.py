@@ -675,6 +675,13 @@ def test_mask_leaves_out_what_is_excluded(strategy: Recipe) -> None:
     assert np.array_equal(result.mask, coloured(image, "red"))
 
 
+def test_what_is_all_excluded_is_not_there() -> None:
+    model, _, _ = painted(animal={"red": 1.0})
+    result = model.segment(TWO, "animal", exclude=["red"])  # two objects
+    assert (result.present, result.box, result.objects) == (False, None, ())
+    assert result.presence == 0.9
+
+
 def test_excluded_text_that_is_not_there_changes_nothing() -> None:
     model, predictor, _ = painted(animal={"red": 1.0, "blue": 0.9}, absent={"blue": 1.0})
     image = drawn(("red", 40, 60, BIG), ("blue", 120, 50, BIG))
@@ -1291,13 +1298,14 @@ def test_what_a_recipe_finds_is_sorted_and_not_empty() -> None:
     class Given(Recipe):
         def find(self, view: Any, query: Any) -> Any:
             [similarity] = view.maps(query)
-            found = [view.prompt(similarity, PointPrompts([at], [1]), choose_by_score) for at in ((40, 60), (120, 50))]
+            second = lambda offer: Choice(1, "the second")  # noqa: E731  of which the right one is surer
+            found = [view.prompt(similarity, PointPrompts([at], [1]), second) for at in ((40, 60), (120, 50))]
             return [replace(found[0], mask=np.zeros(SHAPE, bool)), *found]
 
     model, _, _ = painted()
     result = model.segment(TWO, "red", strategy=Given())
     assert len(result.objects) == 2
-    assert result.score == max(o.score for o in result.objects)
+    assert result.score == result.objects[0].score > result.objects[1].score
     assert all(o.mask.any() for o in result.objects)
 
 
