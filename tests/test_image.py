@@ -390,6 +390,15 @@ def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "c.tif", np.where(bands[..., 0] > 0.9, np.nan, bands[..., 0]))
     with pytest.raises(ImageError, match="NaN"):
         read_image(tmp_path / "c.tif", value_range=(0, 1))
+    tifffile.imwrite(tmp_path / "d.tif", bands[..., 0], metadata=None)
+    data = bytearray((tmp_path / "d.tif").read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+    for tag in range(*struct.unpack_from("<H", data, first)):
+        if struct.unpack_from("<H", data, first + 2 + 12 * tag) == (257,):  # the image's length
+            struct.pack_into("<I", data, first + 2 + 12 * tag + 8, 0)
+    (tmp_path / "d.tif").write_bytes(data)
+    with pytest.raises(ImageError, match="5 x 0 pixels of 1 bands; it is damaged"):
+        read_image(tmp_path / "d.tif")
 
 
 TWELVE = (noise(9, 8, high=4096)).astype(np.uint16)
