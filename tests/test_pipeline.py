@@ -32,7 +32,7 @@ from text2sam.pipeline import TextPromptedSAM
 from text2sam.recipes import RECIPES, Objects, Recipe
 from text2sam.recipes.choose import Choice, Offer, choose_by_agreement, choose_by_score, mask_iou
 from text2sam.recipes.paper import paper_points
-from text2sam.recipes.points import PeakRule
+from text2sam.recipes.points import PeakRule, RegionRule
 from text2sam.recipes.smoothing import affinity
 from text2sam.recipes.smoothing import smooth as smoothed_by
 from text2sam.sam.session import SamImage, Session
@@ -934,14 +934,12 @@ def test_the_first_object_is_asked_for_in_three_ways() -> None:
     x0, y0, x1, y1 = predictor.boxes[2]
     rows, columns = np.nonzero(first)
     assert np.abs([x0 - columns.min(), y0 - rows.min(), x1 - columns.max(), y1 - rows.max()]).max() <= 10  # a patch
-    speck = drawn(("red", 40, 60, 2))  # one patch: all prompts are its point, but for the box
-    predictor.prompts.clear()
-    model.segment(speck, "red")
-    asked = {
-        (coords.tobytes(), labels.tobytes(), str(box))
-        for (coords, labels), box in zip(predictor.prompts, predictor.boxes[4:], strict=True)
-    }
-    assert len(asked) == len(predictor.prompts)
+    speck = drawn(("red", 45, 65, 2))  # one patch: without a negative point all prompts are its middle, but for the box
+    predictor.prompts.clear(), predictor.boxes.clear()
+    peaks = PeakRule(regions=(RegionRule(0.5), RegionRule(0.65, box=True)))
+    model.segment(speck, "red", strategy=Objects(points=peaks))
+    assert [coords.tolist() for coords, _ in predictor.prompts] == [[[45, 65]]] * 2
+    assert [box is None for box in predictor.boxes] == [True, False]
     generator.fine = True
     predictor.prompts.clear()
     assert len(model.segment(TWO, "red").objects) == len(predictor.prompts) == 2
