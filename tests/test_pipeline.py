@@ -673,6 +673,9 @@ def test_mask_leaves_out_what_is_excluded(strategy: Recipe) -> None:
     assert result.present
     assert not (result.mask & disc(85, 60, 15)).any()
     assert np.array_equal(result.mask, coloured(image, "red"))
+    mostly_blue = drawn(("red", 60, 60, 12), ("blue", 90, 60, 25))
+    whole = replace(strategy, choose=lambda offer: Choice(1, "the second"))  # type: ignore[type-var]
+    assert not model.segment(mostly_blue, "red", exclude=["blue"], strategy=whole).present
 
 
 def test_what_is_all_excluded_is_not_there() -> None:
@@ -698,6 +701,7 @@ def test_avoided_point_does_not_end_the_search() -> None:
     image = drawn(("red", 40, 60, BIG), ("blue", 120, 50, BIG))
 
     def points(similarity: SimilarityMap, shape: tuple[int, int], taken: Sequence[Any]) -> PointPrompts:
+        assert similarity.text == "blue" or taken[0][50, 120]  # what is excluded counts as taken
         places = [(120, 50)] if similarity.text == "blue" else [(120, 50), (40, 60)]
         free = [p for p in places if not any(t[p[1], p[0]] for t in taken[1:])]
         return PointPrompts(np.array(free[:1], np.float32).reshape(-1, 2), np.ones(len(free[:1]), np.uint8))
