@@ -389,6 +389,16 @@ def test_against_and_method_reach_the_map() -> None:
     assert found[1].presence == pytest.approx(c.generator.presence(features, "cat", against=["dog"]), abs=1e-6)
 
 
+@pytest.mark.parametrize(("strategy", "told"), [("objects", True), ("paper", False)])
+def test_the_vocabulary_reaches_the_maps_of_recipes_that_want_it(strategy: Any, told: bool) -> None:
+    generator = tiny_surgery(image_size=(24, 32), vocabulary=["dog", "sky"])
+    model = TextPromptedSAM(FakePredictor(), generator, presence_threshold=0.0)
+    maps = [generator.maps(generator.encode_image(picture()), ["cat"], vocabulary=v)[0].values for v in (told, not told)]
+    found = model.segment(picture(), "cat", strategy=strategy).similarity.values
+    np.testing.assert_allclose(found, maps[0], atol=1e-6)
+    assert np.abs(found - maps[1]).max() > 1e-3
+
+
 # recipes of one's own
 
 
