@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIP
+from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
@@ -23,6 +25,7 @@ from text2sam.clip.towers.base import TowerTokens
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.formats import make_exporter
 from text2sam.export.losses import Losses
+from text2sam.types import SimilarityMap
 
 VIT = {"image_size": 16, "layers": 3, "width": 32, "patch_size": 4, "head_width": 16}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
@@ -138,6 +141,30 @@ def picture(seed: int = 0, height: int = 30, width: int = 44) -> NDArray[np.uint
     """(height, width, 3) uint8 noise in blobs."""
     small = np.random.default_rng(seed).integers(0, 256, ((height + 4) // 5, (width + 4) // 5, 3), dtype=np.uint8)
     return np.ascontiguousarray(small.repeat(5, 0).repeat(5, 1)[:height, :width])
+
+
+def png(pixels: Any) -> bytes:
+    """The content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+def blobs(*spots: tuple[float, float, float], width: float = 1.5, grid: tuple[int, int] = (20, 20)) -> SimilarityMap:
+    """A sum of Gaussians at (row, column, height)."""
+    r, c = np.mgrid[: grid[0], : grid[1]]
+    values = sum(height * np.exp(-((r - y) ** 2 + (c - x) ** 2) / (2 * width**2)) for y, x, height in spots)
+    return SimilarityMap(np.asarray(values, np.float32), "blob")
+
+
+def patch_disc(row: float, column: float, radius: float, side: int = 200, grid: int = 20) -> NDArray[np.bool_]:
+    """(side, side) bool: a disc at a place in patches."""
+    y, x = (np.mgrid[:side, :side] + 0.5) * grid / side - 0.5
+    return np.asarray(np.hypot(y - row, x - column) <= radius)
 
 
 class FakePredictor:

@@ -106,26 +106,23 @@ def test_the_import_test_sees_imports() -> None:
     assert len(MODULES) > 20
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_keep_the_house_rules(module: str) -> None:
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), "a module says what it is for"
-    asserts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    assert not asserts, f"assert is not for validation; lines {asserts}"
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    prints = [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
-    assert not prints or module.startswith(PRINTS), f"only commands print; lines {prints}"
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m.count(".") == 0 or not m.startswith("lab.")])
-def test_public_functions_are_documented(module: str) -> None:
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    bare = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef)) and not getattr(node, "name", "").startswith("_"):
-            inside = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
-            bare += [n.name for n in inside if not ast.get_docstring(n)]
-    assert not bare, f"without a docstring: {', '.join(bare)}"
+def test_modules_keep_the_house_rules() -> None:
+    faults = []
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not ast.get_docstring(tree):
+            faults.append(f"{module} does not say what it is for")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assert):
+                faults.append(f"{module}, line {node.lineno}: assert is not for validation")
+            prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            if prints and not module.startswith(PRINTS):
+                faults.append(f"{module}, line {node.lineno}: only commands print")
+            home = isinstance(node, (ast.Module, ast.ClassDef)) and not getattr(node, "name", "").startswith("_")
+            if home and (module.count(".") == 0 or not module.startswith("lab.")):
+                inside = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+                faults += [f"{module}.{n.name} is not documented" for n in inside if not ast.get_docstring(n)]
+    assert not faults, "\n".join(faults)
 
 
 # the public face

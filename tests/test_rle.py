@@ -62,6 +62,10 @@ def test_any_text_fills_the_size_or_is_refused(counts: str) -> None:
         ("5", "cover 5 pixels"),
         ("7", "cover 7 pixels"),
         ("O7", "negative"),
+        ("1O", "negative"),
+        ("f", "compressed"),
+        ("6p", "compressed"),
+        ("6P", "compressed"),
     ],
 )
 def test_text_that_is_refused(counts: Any, told: str) -> None:

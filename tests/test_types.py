@@ -139,6 +139,7 @@ NOTHING = {"mask": np.zeros((4, 6), np.bool_), "candidates": None}
         ({"candidates": MASK}, "candidates must be Candidates"),
         ({"mask": MASK[:, :5]}, r"masks of shape \(4, 5\)"),
         ({"text": None}, "must be strings"),
+        ({"looked_for": ["cat"]}, "looked_for must be a tuple of strings"),
     ],
 )
 def test_unusable_segmentations(changed: dict[str, Any], told: str) -> None:

@@ -22,6 +22,11 @@ def draw(folder: Path, seed: int = 0, height: int = 30, width: int = 44) -> Path
     return file
 
 
+def faked() -> tuple[Workbench, FakePredictor]:
+    predictor = FakePredictor()
+    return Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0)), predictor
+
+
 def found(bench: Workbench, folder: Path, texts: str = "cat, dog") -> Desk:
     return bench.ask(bench.open(draw(folder)), texts)
 
@@ -86,8 +91,7 @@ def test_texts_are_split() -> None:
 
 
 def test_a_picture_is_encoded_once(tmp_path: Path) -> None:
-    predictor = FakePredictor()
-    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    bench, predictor = faked()
     desk = found(bench, tmp_path)
     desk = bench.click(bench.ask(desk, "bird"), (5, 5))
     desk.draw(Layers(heat=True))
@@ -96,8 +100,7 @@ def test_a_picture_is_encoded_once(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_looked_for_once(tmp_path: Path) -> None:
-    predictor = FakePredictor()
-    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    bench, predictor = faked()
     desk = bench.open(draw(tmp_path))
     bench.model.segment_many(desk.encoded, ["cat", "dog"], exclude=["bird"])
     questions = len(predictor.prompts)
@@ -106,8 +109,7 @@ def test_what_is_left_out_is_looked_for_once(tmp_path: Path) -> None:
 
 
 def test_only_what_is_new_is_looked_for(tmp_path: Path) -> None:
-    predictor = FakePredictor()
-    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    bench, predictor = faked()
     desk = found(bench, tmp_path, "cat, dog+bird")
     asked = len(predictor.prompts)
     more = bench.ask(desk, "dog+bird, cat", threshold=0.0)
@@ -180,8 +182,7 @@ def test_corrections_and_the_way_back(bench: Workbench, tmp_path: Path) -> None:
 
 
 def test_a_click_that_finds_nothing_takes_nothing_away(tmp_path: Path) -> None:
-    predictor = FakePredictor()
-    bench = Workbench(TextPromptedSAM(predictor, tiny_surgery(image_size=(24, 32)), presence_threshold=0.0))
+    bench, predictor = faked()
     desk = found(bench, tmp_path, "cat")
     answer = predictor.answer
     predictor.answer = lambda *given: (answer(*given)[0] & False, answer(*given)[1])  # type: ignore[method-assign]

@@ -18,7 +18,6 @@ from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.pixels import OPENAI_MEAN, OPENAI_STD
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
 from text2sam.clip.similarity import feature_surgery
-from text2sam.clip.tiles import blend_tiles, tile_layout
 from text2sam.errors import ImageError, InputError, PromptError, UnsupportedModelError
 from text2sam.types import SimilarityMap
 
@@ -117,10 +116,9 @@ def test_methods_that_are_no_sequence(surgery: ClipSurgery, methods: Any) -> Non
             call()
 
 
-@pytest.mark.parametrize("method", ["gem"])
-def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: ImageFeatures, method: Any) -> None:
-    with pytest.raises(InputError, match=rf"method='{method}'; encode it with encode\(\[image\], methods=\['{method}'\]\)"):
-        surgery.maps(features, ["cat"], method=method)
+def test_methods_an_image_was_not_encoded_for(surgery: ClipSurgery, features: ImageFeatures) -> None:
+    with pytest.raises(InputError, match=r"method='gem'; encode it with encode\(\[image\], methods=\['gem'\]\)"):
+        surgery.maps(features, ["cat"], method="gem")
 
 
 def test_methods_of_a_resnet() -> None:
@@ -331,32 +329,6 @@ def test_tokens_of_further_kinds(surgery: ClipSurgery, features: ImageFeatures) 
     assert torch.equal(again.paths["gem"], alone.paths["gem"])
 
 
-def test_tiles_of_further_kinds() -> None:
-    surgery, image = tiny_surgery(), picture(4, 61, 50)
-    features = surgery.encode_image(image, methods=tuple(METHODS), tiles=24, batch_size=2)
-    whole = surgery.encode_image(image, methods=tuple(METHODS))
-    layout = tile_layout((61, 50), (16, 16), (4, 4), 24)
-    gh, gw = layout.grid
-    assert features.grid == layout.grid != (4, 4)
-    resized = np.array(Image.fromarray(image).resize((gw * 4, gh * 4), Image.Resampling.BICUBIC))
-    cut = np.stack([resized[4 * y : 4 * y + 16, 4 * x : 4 * x + 16] for y, x in layout.corners])
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
-    with torch.no_grad():
-        pixels = (torch.from_numpy(cut).permute(0, 3, 1, 2) / 255 - mean) / std
-        tokens = surgery_tokens(surgery.model.visual, pixels, depth=2, kinds=FURTHER)
-    for path, found in features.paths.items():
-        patches = normalize(tokens.paths[path][:, 1:], dim=-1).unflatten(1, (4, 4))
-        blended = normalize(blend_tiles([patches], layout), dim=-1).flatten(0, 1)
-        torch.testing.assert_close(found[1:], blended, rtol=0, atol=1e-5)
-        assert torch.equal(found[0], whole.paths[path][0])
-    for method in ("surgery", "features", "gem"):
-        (expected,) = surgery.maps(surgery.encode_image(image, methods=["gem"], tiles=24), ["cat"], method=method)
-        (found,) = surgery.similarity(image, ["cat"], method=method, tiles=24)
-        assert np.array_equal(found.values, expected.values)
-        (found,) = surgery.compare(image, ["cat"], methods=[method], tiles=24)[method]
-        assert np.array_equal(found.values, expected.values)
-
-
 @pytest.mark.parametrize("against", [None, ["dog", "tree"], ["tree", "cat", "sky"]])
 def test_other_texts_of_a_call_change_nothing(surgery: ClipSurgery, features: ImageFeatures, against: Any) -> None:
     texts = ["cat", "dog", "bird", "cat"]
@@ -400,15 +372,20 @@ def test_methods_are_compared_in_one_encoding() -> None:
     assert np.abs(values(found["itsm"]) - values(found["architecture"])).max() > 1e-3
 
 
-def test_preparing_texts_leaves_nothing_to_encode(features: ImageFeatures) -> None:
-    surgery = tiny_surgery(image_size=(12, 20))
+@pytest.mark.parametrize("vocabulary", [[], ["dog", "pig"]])
+def test_preparing_texts_leaves_nothing_to_encode(features: ImageFeatures, vocabulary: list[str]) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=vocabulary)
     calls = count_calls(surgery.model.transformer)
     surgery.prepare(["cat", "dog"], against=["tree"])
-    assert [shape[0] for shape in calls] == [2 * 4]  # three texts and the empty one, two templates
-    surgery.maps(features, ["cat", "dog"], against=["tree"])
-    surgery.maps(features, ["dog"])
+    # three texts and the empty one, two templates; of all of these and the vocabulary's, the short templates
+    assert [shape[0] for shape in calls] == [2 * 4, *([4 * len(SHORT_TEMPLATES)] if vocabulary else [])]
+    surgery.prepare(["cat", "dog"])
+    surgery.maps(features, ["cat", "dog"], vocabulary=bool(vocabulary))
+    surgery.maps(features, ["cat"], against=["tree"])
     surgery.presence(features, "cat", against=["tree"])
-    assert len(calls) == 1
+    assert len(calls) == 1 + bool(vocabulary)
+    with pytest.raises(PromptError, match="can hold"):
+        surgery.prepare(["cat " * 100])
 
 
 # scores
@@ -426,38 +403,6 @@ def test_scores_are_plain_clips(surgery: ClipSurgery, features: ImageFeatures) -
     assert np.abs(surgery.scores(features, texts)).max() <= 1
 
 
-def test_presence_is_a_probability(surgery: ClipSurgery, features: ImageFeatures) -> None:
-    scale = surgery.model.logit_scale.exp().item()
-    for against in (None, ["dog"], ["dog", "tree", "sky"]):
-        logits = scale * surgery.scores(features, ["cat", "", *(against or [])]).astype(float)
-        expected = np.exp(logits[0]) / np.exp(logits).sum()
-        found = surgery.presence(features, "cat", against=against)
-        assert isinstance(found, float)
-        assert found == pytest.approx(expected, abs=1e-5)
-        assert 0 < found < 1
-        # the text itself and duplicates add nothing
-        assert surgery.presence(features, " cat", against=[*(against or []), "cat ", *(against or [])]) == pytest.approx(found)
-
-
-@pytest.mark.parametrize("words", [None, ["dog", "tree", "pig"]])
-def test_presence_heeds_its_rivals_as_much_as_it_is_told(words: list[str] | None) -> None:
-    features = tiny_surgery(image_size=(12, 20)).encode_image(picture())
-    others = words or [""]
-
-    def presence(rivals: float, **options: Any) -> float:
-        surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=-0.3, presence_rivals=rivals)
-        return surgery.presence(features, "cat", **options)
-
-    surgery = tiny_surgery(image_size=(12, 20))
-    encode = short_features if words else lambda made, texts: made.encode_texts(texts)
-    logits = (surgery.model.logit_scale.exp() * (encode(surgery, ["cat", *others]) @ features.raw[0])).double().tolist()
-    for rivals in (0.0, 0.2, 1.0):
-        logit = logits[0] - 0.3 - rivals * np.log(np.exp(logits[1:]).sum())
-        assert presence(rivals) == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
-    assert presence(0.0, against=["sky"]) == presence(0.0)
-    assert presence(0.2, against=["sky"]) < presence(0.2)
-
-
 # the vocabulary
 
 
@@ -465,28 +410,33 @@ def short_features(surgery: ClipSurgery, texts: list[str]) -> torch.Tensor:
     return PromptEnsemble(surgery.model, tokenizer(), templates=SHORT_TEMPLATES)(texts)
 
 
-def presence_among(surgery: ClipSurgery, features: ImageFeatures, texts: list[str], offset: float = 0.0) -> float:
-    """By hand: the first text's share in a softmax over all of them, short templates."""
-    cosines = (short_features(surgery, texts) @ features.raw[0]).double().numpy()
-    logits = surgery.model.logit_scale.exp().item() * cosines
-    logits[0] += offset
-    return float(np.exp(logits[0]) / np.exp(logits).sum())
+def presence_among(
+    surgery: ClipSurgery, features: ImageFeatures, texts: list[str], offset: float = 0.0, rivals: float = 1.0
+) -> float:
+    """By hand: the first text against all others, in short templates where there is a vocabulary."""
+    encoded = short_features(surgery, texts) if surgery.vocabulary else surgery.encode_texts(texts)
+    logits = surgery.model.logit_scale.exp().item() * (encoded @ features.raw[0]).double().numpy()
+    return float(1 / (1 + np.exp(rivals * np.log(np.exp(logits[1:]).sum()) - logits[0] - offset)))
 
 
-@pytest.mark.parametrize("offset", [0.0, 2.0])
-def test_presence_against_a_vocabulary(features: ImageFeatures, offset: float) -> None:
-    words = ["dog", " tree ", "dog", "pig"]
-    surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=offset)
-    assert surgery.vocabulary == ("dog", "tree", "pig")
+@pytest.mark.parametrize(("offset", "rivals"), [(0.0, 1.0), (2.0, 1.0), (-0.3, 0.2), (-0.3, 0.0)])
+@pytest.mark.parametrize("words", [(), ("dog", " tree ", "dog", "pig")])
+def test_presence_is_a_softmax_with_terms(
+    features: ImageFeatures, words: tuple[str, ...], offset: float, rivals: float
+) -> None:
+    surgery = tiny_surgery(image_size=(12, 20), vocabulary=words, presence_offset=offset, presence_rivals=rivals)
+    assert surgery.vocabulary == (("dog", "tree", "pig") if words else ())
+    known = ["dog", "tree", "pig"] if words else [""]
     for text, against, others in (
-        ("cat", None, ["dog", "tree", "pig"]),
-        ("dog", None, ["tree", "pig"]),
-        ("DOG", None, ["tree", "pig"]),  # the tokenizer knows no case
-        ("cat", ["sky"], ["dog", "tree", "pig", "sky"]),
-        ("cat", ["sky", "dog", "Cat", "sky"], ["dog", "tree", "pig", "sky"]),
+        ("cat", None, known),
+        ("cat", ["sky"], [*known, "sky"]),
+        # the text itself, duplicates and what is known already add nothing; the tokenizer knows no case
+        (" cat", ["sky", "dog", "Cat", "sky"], dict.fromkeys([*known, "sky", "dog"])),
+        ("DOG", None, [word for word in known if word != "dog"]),
     ):
-        expected = presence_among(surgery, features, [text, *others], offset)
-        assert surgery.presence(features, text, against=against) == pytest.approx(expected, abs=1e-5)
+        found = surgery.presence(features, text, against=against)
+        assert isinstance(found, float)
+        assert found == pytest.approx(presence_among(surgery, features, [text, *others], offset, rivals), abs=1e-5)
 
 
 @pytest.mark.parametrize("text", ["cat", "dog"])
@@ -534,20 +484,6 @@ def test_maps_against_a_vocabulary(features: ImageFeatures) -> None:
     for options in ({"against": ["sky"]}, {"method": "itsm"}, {"method": "architecture"}):
         with_it, without = (values(surgery.maps(features, ["bird"], vocabulary=v, **options)) for v in (True, False))
         assert np.array_equal(with_it, without)
-
-
-def test_preparing_texts_embeds_the_vocabulary_once(features: ImageFeatures) -> None:
-    surgery = tiny_surgery(image_size=(12, 20), vocabulary=["dog", "pig"])
-    calls = count_calls(surgery.model.transformer)
-    surgery.prepare(["cat", "dog"], against=["tree"])
-    assert [shape[0] for shape in calls] == [4 * 2, 4 * len(SHORT_TEMPLATES)]  # cat, dog, tree and "", and pig
-    surgery.prepare(["cat", "dog"])
-    surgery.maps(features, ["cat", "dog"], vocabulary=True)
-    surgery.maps(features, ["cat"], against=["tree"])
-    surgery.presence(features, "cat", against=["tree"])
-    assert len(calls) == 2
-    with pytest.raises(PromptError, match="can hold"):
-        surgery.prepare(["cat " * 100])
 
 
 def test_fingerprint_stands_for_what_presence_depends_on() -> None:

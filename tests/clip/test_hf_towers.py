@@ -10,7 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers import TEMPLATES, draw_weights, picture, surgery_tokens, tiny_clip, tokenizer
+from helpers import TEMPLATES, draw_weights, noise, picture, surgery_tokens, tiny_clip, tokenizer
 from torch.nn import functional as F
 
 from text2sam.clip.attention import METHODS
@@ -23,10 +23,6 @@ transformers = pytest.importorskip("transformers")
 
 TOWER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 61}
 CLOSE = 1e-6
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_hf(kind: str = "CLIP", *, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> Any:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import count_calls, picture, tiny_clip, tiny_surgery
+from helpers import count_calls, picture, surgery_tokens, tiny_clip, tiny_surgery
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
+from text2sam.clip.attention import METHODS
 from text2sam.clip.generator import ClipSurgery
 from text2sam.clip.tiles import AUTO_FACTOR, MAX_GRID, OVERLAP, TileLayout, blend_tiles, tile_layout, tile_weights
 from text2sam.errors import ImageError, InputError
@@ -198,40 +199,48 @@ def test_one_tile_is_no_tiles(image_size: Any, height: int, width: int) -> None:
 def test_features_are_blended_tiles(family: str, image_size: Any, side: int, shape: tuple[int, int]) -> None:
     surgery, image = tiny_surgery(tiny_clip(family), image_size=image_size), picture(3, *shape)
     height, width = surgery.image_size
-    found, whole = surgery.encode_image(image, tiles=side), surgery.encode_image(image)
+    methods = tuple(METHODS) if family == "vit" else ("surgery", "maskclip")
+    found, whole = surgery.encode_image(image, methods=methods, tiles=side), surgery.encode_image(image, methods=methods)
     layout = tile_layout(shape, surgery.image_size, whole.grid, side)
     gh, gw = found.grid
     assert found.grid == layout.grid
     assert found.shape == shape
     assert len(layout) > 1
-    patches = []
+    patches: dict[str, list[torch.Tensor]] = {path: [] for path in found.paths}
     for row, column in layout.corners:
         # another way to a tile: cut out of the picture at fractions of a pixel
         top, left = row * shape[0] / gh, column * shape[1] / gw
         box = (left, top, left + whole.grid[1] * shape[1] / gw, top + whole.grid[0] * shape[0] / gh)
         box = (box[0], box[1], min(box[2], shape[1]), min(box[3], shape[0]))
         cut = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box)
-        tokens = normalize(surgery.encode_pixels(surgery.preprocess(cut))[0, 1:], dim=-1)
-        patches.append(tokens.unflatten(0, whole.grid))
-    expected = normalize(blend_tiles([torch.stack(patches)], layout), dim=-1).flatten(0, 1)
-    torch.testing.assert_close(found.surgery[1:], expected, rtol=0, atol=1e-3)
-    assert (expected - expected.flip(0)).abs().max() > 0.1
-    for tokens in (found.surgery, found.raw):
-        assert tokens.shape == (1 + gh * gw, 16)
-        assert tokens.dtype == torch.float32
-        assert not tokens.requires_grad
-        torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(1 + gh * gw))
+        with torch.no_grad():
+            tokens = surgery_tokens(surgery.model.visual, surgery.preprocess(cut), depth=2, kinds=patches)
+        for path, tiles in patches.items():
+            tiles.append(normalize(tokens.paths[path][0, 1:], dim=-1).unflatten(0, whole.grid))
+    for path, tiles in patches.items():
+        expected = normalize(blend_tiles([torch.stack(tiles)], layout), dim=-1).flatten(0, 1)
+        mine = found.paths[path]
+        torch.testing.assert_close(mine[1:], expected, rtol=0, atol=1e-3)
+        assert (expected - expected.flip(0)).abs().max() > 0.05
+        assert torch.equal(mine[0], whole.paths[path][0])  # the class token is the whole picture's
+        assert mine.shape == (1 + gh * gw, 16)
+        assert mine.dtype == torch.float32
+        assert not mine.requires_grad
+        torch.testing.assert_close(mine.norm(dim=-1), torch.ones(1 + gh * gw))
     assert (found.surgery - found.raw)[1:].abs().max() > 0.1
-
-
-def test_class_token_is_the_whole_pictures(surgery: ClipSurgery) -> None:
-    image = picture(2, 60, 50)
-    found, whole = surgery.encode_image(image, tiles="auto"), surgery.encode_image(image)
-    assert found.grid > whole.grid
-    assert torch.equal(found.surgery[0], whole.surgery[0])
-    assert torch.equal(found.raw[0], whole.raw[0])
     assert np.array_equal(surgery.scores(found, ["cat", "dog"]), surgery.scores(whole, ["cat", "dog"]))
     assert surgery.presence(found, "cat", against=["dog"]) == surgery.presence(whole, "cat", against=["dog"])
+
+
+def test_tiles_reach_every_way_to_maps(surgery: ClipSurgery) -> None:
+    image = picture(4, 61, 50)
+    features = surgery.encode_image(image, methods=["gem"], tiles=24)
+    for method in ("surgery", "features", "gem"):
+        [expected] = surgery.maps(features, ["cat"], method=method)  # type: ignore[arg-type]
+        [found] = surgery.similarity(image, ["cat"], method=method, tiles=24)  # type: ignore[arg-type]
+        assert np.array_equal(found.values, expected.values)
+        [found] = surgery.compare(image, ["cat"], methods=[method], tiles=24)[method]  # type: ignore[list-item]
+        assert np.array_equal(found.values, expected.values)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])

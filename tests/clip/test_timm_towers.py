@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import timm
 import torch
-from helpers import condition, draw_weights, surgery_tokens, tiny_clip
+from helpers import condition, draw_weights, noise, surgery_tokens, tiny_clip
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import nn
@@ -51,10 +51,6 @@ CNNS: dict[str, tuple[str, str, str | None, int, dict[str, Any]]] = {
         {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2)},
     ),
 }
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def timm_tower(row: tuple[str, str, str | None, int, dict[str, Any]], **more: Any) -> Any:

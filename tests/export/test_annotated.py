@@ -21,18 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 MASK = np.array([[0, 1, 1], [0, 1, 0]], np.bool_)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (3, 5)])
-@pytest.mark.parametrize("fill", [False, True])
-def test_flat_masks(shape: tuple[int, int], fill: bool) -> None:
-    mask = np.full(shape, fill)
-    thing = AnnotatedObject.from_mask("cat", mask)
-    assert (thing.mask == mask).all()
-    assert thing.mask.dtype == np.bool_
-    assert thing.area == mask.sum()
-    assert thing.bbox == ((0, 0, shape[1], shape[0]) if fill else (0, 0, 0, 0))
-    assert thing.score == 1.0
-
-
 def test_a_mask_by_hand() -> None:
     thing = AnnotatedObject.from_mask("cat", MASK, np.float32(0.5))
     assert thing.size == (2, 3)
@@ -44,16 +32,19 @@ def test_a_mask_by_hand() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.5, 0.95]))
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]))
 def test_masks_come_back(h: int, w: int, seed: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((h, w)) < share
     thing = AnnotatedObject.from_mask("cat", mask)
     assert (thing.mask == mask).all()
+    assert thing.mask.dtype == np.bool_
     assert thing.area == mask.sum()
+    assert thing.score == 1.0
     if mask.any():
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        corners = (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
-        assert thing.bbox == corners
+        assert thing.bbox == (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)
+    else:
+        assert thing.bbox == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("mask", [MASK.astype(np.uint8), np.zeros((0, 3), bool), np.zeros((1, 2, 3), bool), [[True]], None])
@@ -71,6 +62,8 @@ def test_no_masks(mask: Any) -> None:
         ("size", (1, MOST_PIXELS + 1)),
         ("counts", ""),
         ("counts", "6" * 1000),
+        ("counts", "60"),  # runs of no pixels mislead compiled code
+        ("counts", "0060"),
         ("score", 1.1),
         ("score", float("nan")),
     ],
@@ -78,29 +71,6 @@ def test_no_masks(mask: Any) -> None:
 def test_wrong_fields(field: str, value: Any) -> None:
     with pytest.raises(InputError, match="counts" if field == "counts" else field):
         AnnotatedObject(**{"label": "cat", "size": (2, 3), "counts": "6", "score": 1.0, field: value})
-
-
-@pytest.mark.parametrize("counts", ["60", "0060", "PPPPPPP0", "1O", "f", "6P", "6\x00", "é"])
-def test_counts_that_mislead_compiled_code(counts: str) -> None:
-    with pytest.raises(InputError, match="counts"):
-        AnnotatedObject("cat", (2, 3), counts)
-
-
-@settings(max_examples=120, deadline=None)
-@given(
-    st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    st.one_of(
-        st.text(st.characters(min_codepoint=48, max_codepoint=112), max_size=8), st.text("01234PO", max_size=6), st.text()
-    ),
-)
-def test_any_counts(size: tuple[int, int], counts: str) -> None:
-    try:
-        thing = AnnotatedObject("cat", size, counts)
-    except Text2SamError:
-        return
-    x, y, w, h = thing.bbox
-    assert thing.mask.shape == size
-    assert thing.area == thing.mask.sum() == thing.mask[y : y + h, x : x + w].sum()
 
 
 def test_images_check_their_objects() -> None:

@@ -164,6 +164,8 @@ def test_the_best_place_may_be_the_second_where_one_object_is_wanted() -> None:
     result = model.segment(np.zeros((128, 128, 3), np.uint8), "cat", max_objects=1)
     assert result.mask[64, 96]
     assert not result.mask[64, 32]
+    both = TextPromptedSAM(FakePredictor(), Looking(0.0))
+    assert len(both.segment(np.zeros((128, 128, 3), np.uint8), "cat", max_objects=1).objects) == 1
 
 
 @pytest.mark.parametrize(

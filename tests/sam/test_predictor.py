@@ -145,13 +145,8 @@ def test_points_are_passed_on_unshifted_and_unshared() -> None:
     assert fake.asked["multi"] is False
     fake.asked["coords"] += 1
     np.testing.assert_array_equal(points.coords, [[3, 4], [0, 39]])
-
-
-def test_a_box_alone() -> None:
-    fake = Fake(an_answer())
     predict_points(fake, PointPrompts.empty(), box=np.array([1, 2, 3, 4], np.float32))
-    assert fake.asked["coords"] is None
-    assert fake.asked["labels"] is None
+    assert fake.asked["coords"] is fake.asked["labels"] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

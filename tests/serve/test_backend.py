@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,8 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from helpers import SYNSETS, WORDS, FakePredictor, picture, word_network
-from PIL import Image
+from helpers import SYNSETS, WORDS, FakePredictor, picture, png, word_network
 
 pytest.importorskip("fastapi")
 
@@ -55,12 +53,6 @@ def model() -> TextPromptedSAM:
     words = WordTable(SYNSETS, WORDS)
     classifier = WordClassifier(word_network(), words, image_size=64, device="cpu", presence_offset=50.0)
     return TextPromptedSAM(Boxes(), classifier)
-
-
-def png(pixels: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -10,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import FakePredictor, picture, tiny_surgery
-from PIL import Image
+from helpers import FakePredictor, picture, png, tiny_surgery
 
 pytest.importorskip("fastapi")
 
@@ -31,12 +29,6 @@ LIMITS = Limits(megabytes=1, pixels=5000, texts=3, waiting=0)
 
 def tiny_model() -> TextPromptedSAM:
     return TextPromptedSAM(FakePredictor(), tiny_surgery(), presence_threshold=0.0)
-
-
-def png(pixels: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

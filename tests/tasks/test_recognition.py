@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import TEMPLATES, count_calls, picture, tiny_clip, tiny_surgery, tokenizer
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from text2sam import TextPromptedSAM
 from text2sam.clip.prompts import SHORT_TEMPLATES, PromptEnsemble
@@ -16,11 +17,6 @@ from text2sam.lab.sticker.world import THINGS, World
 from text2sam.tasks import Recognition, recognize, recognize_many
 
 LABELS = ["cat", "black dog", "bus", "c++ book"]
-
-
-def softmax(x: NDArray[Any]) -> NDArray[Any]:
-    e = np.exp(x - x.max())
-    return e / e.sum()
 
 
 def cosines(surgery: Any, image: Any, texts: list[str]) -> NDArray[Any]:

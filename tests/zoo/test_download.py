@@ -119,12 +119,14 @@ Register = Callable[..., Checkpoint]
 
 @pytest.fixture
 def register(server: Server, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Puts a fake checkpoint ``tiny`` into the table, served at the given paths."""
+    """Puts a fake checkpoint ``tiny`` into the table, to be had at the given paths; ``route`` answers for the first."""
 
-    def make(*paths: str, size: int | None = len(BODY), sha256: str = SHA, **other: Any) -> Checkpoint:
+    def make(*paths: str, size: int | None = len(BODY), route: Route | None = None, **other: Any) -> Checkpoint:
+        if route is not None:
+            server.routes[paths[0]] = route
         urls = tuple(path if "://" in path else server.url(path) for path in paths)
         fields: dict[str, Any] = {"name": "tiny", "filename": "tiny.pt", "licence": "MIT", "kind": "sam", "model": "vit_t"}
-        item = Checkpoint(**{**fields, **other}, urls=urls, sha256=sha256, size=size, description="a fake")
+        item = Checkpoint(**{**fields, **other}, urls=urls, sha256=SHA, size=size, description="a fake")
         monkeypatch.setitem(CHECKPOINTS, item.name, item)
         return item
 
@@ -160,10 +162,8 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
 # pull
 
 
-@pytest.mark.parametrize("size", [None])
-def test_fresh_then_cached(server: Server, register: Register, size: int | None) -> None:
-    register("/tiny.pt", size=size)
-    server.routes["/tiny.pt"] = Route()
+def test_fresh_then_cached(server: Server, register: Register) -> None:
+    register("/tiny.pt", size=None, route=Route())
     path = pull()
     assert path == cache_path("tiny")
     assert path.read_bytes() == BODY
@@ -173,8 +173,7 @@ def test_fresh_then_cached(server: Server, register: Register, size: int | None)
 
 
 def test_a_cached_file_is_not_hashed_twice(server: Server, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     path = pull()
     hashed: list[Path] = []
     real = download._digest
@@ -201,8 +200,7 @@ def test_a_file_put_there_by_hand_is_hashed_and_taken(register: Register, monkey
 def test_a_corrupt_cached_file_is_reported_and_replaced(
     server: Server, register: Register, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     path = pull()
     path.write_bytes(damage)
     os.utime(path, ns=(1, 1))
@@ -216,8 +214,7 @@ def test_a_corrupt_cached_file_is_reported_and_replaced(
 
 
 def test_verify_always_hashes(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     missing = verify("tiny")
     assert (missing.status, missing.ok) == ("missing", False)
     path = pull()
@@ -233,8 +230,7 @@ def test_verify_always_hashes(server: Server, register: Register) -> None:
 
 
 def test_force_downloads_again(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     leave_part(BODY[:100])
     pull()
     pull(force=True)
@@ -245,23 +241,20 @@ def test_force_downloads_again(server: Server, register: Register) -> None:
 
 @pytest.mark.parametrize("length", [True, False], ids=["content-length", "no length"])
 def test_interrupted_then_resumed(server: Server, register: Register, length: bool) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(cut=[200_000], length=length)
+    register("/tiny.pt", route=Route(cut=[200_000], length=length))
     assert pull().read_bytes() == BODY
     assert [requested for _, requested in server.requests] == [None, "bytes=200000-"]
     assert server.sent == [200_000, len(BODY) - 200_000]
 
 
 def test_a_line_that_breaks_often_gets_there_as_long_as_bytes_arrive(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(cut=[50_000] * 8)
+    register("/tiny.pt", route=Route(cut=[50_000] * 8))
     assert pull().read_bytes() == BODY
     assert sum(server.sent) == len(BODY)
 
 
 def test_a_later_call_resumes(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(cut=[300_000, 0, 0, 0, 0])
+    register("/tiny.pt", route=Route(cut=[300_000, 0, 0, 0, 0]))
     with pytest.raises(DownloadError, match="RemoteProtocolError"):
         pull()
     assert part().stat().st_size == 300_000
@@ -271,9 +264,8 @@ def test_a_later_call_resumes(server: Server, register: Register) -> None:
     assert server.requests[-1] == ("/tiny.pt", "bytes=300000-")
 
 
-@pytest.mark.parametrize("size", [len(BODY)])
-def test_a_whole_part_needs_no_request(server: Server, register: Register, size: int | None) -> None:
-    register("/tiny.pt", size=size)
+def test_a_whole_part_needs_no_request(server: Server, register: Register) -> None:
+    register("/tiny.pt")
     leave_part(BODY)
     assert pull().read_bytes() == BODY
     assert server.requests == []
@@ -282,8 +274,7 @@ def test_a_whole_part_needs_no_request(server: Server, register: Register, size:
 @pytest.mark.parametrize("size", [len(BODY), None])
 @pytest.mark.parametrize("left", [b"<html>not it</html>", b"\x00" * len(BODY), BODY + b"more"], ids=["start", "same", "long"])
 def test_a_wrong_part_is_thrown_away(server: Server, register: Register, left: bytes, size: int | None) -> None:
-    register("/tiny.pt", size=size)
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", size=size, route=Route())
     leave_part(left)
     assert pull().read_bytes() == BODY
     assert server.requests[-1] == ("/tiny.pt", None)
@@ -291,8 +282,7 @@ def test_a_wrong_part_is_thrown_away(server: Server, register: Register, left: b
 
 @pytest.mark.parametrize("route", [Route(ranges=False), Route(range_start=7)], ids=["answers 200", "another range"])
 def test_a_server_that_ignores_the_range(server: Server, register: Register, route: Route) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = route
+    register("/tiny.pt", route=route)
     leave_part(BODY[:1000])
     assert pull().read_bytes() == BODY
     assert server.requests[0] == ("/tiny.pt", "bytes=1000-")
@@ -349,8 +339,7 @@ def test_a_wrong_hash_tries_the_next_address_and_then_says_so(server: Server, re
 @pytest.mark.parametrize("body", [b"<html>log in first</html>", BODY + b"x"], ids=["shorter", "longer"])
 @pytest.mark.parametrize("length", [True, False])
 def test_another_size_is_refused(server: Server, register: Register, body: bytes, length: bool) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(body=body, length=length)
+    register("/tiny.pt", route=Route(body=body, length=length))
     with pytest.raises(DownloadError, match=r"another file|the connection ended after"):
         pull()
     assert not cache_path("tiny").exists()
@@ -370,8 +359,7 @@ def test_a_refusal_leaves_the_part_for_the_next_address(server: Server, register
 
 
 def test_5xx_is_asked_again_but_not_for_ever(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(statuses=[503, 500])
+    register("/tiny.pt", route=Route(statuses=[503, 500]))
     assert pull().read_bytes() == BODY
     assert len(server.requests) == 3
     server.routes["/tiny.pt"] = Route(statuses=[503] * 10)
@@ -389,8 +377,7 @@ def test_nobody_listens(register: Register) -> None:
 
 
 def test_redirects_are_followed(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(redirect="/real")
+    register("/tiny.pt", route=Route(redirect="/real"))
     server.routes["/real"] = Route(cut=[1000])
     assert pull().read_bytes() == BODY
     assert server.requests[-1] == ("/real", "bytes=1000-")
@@ -431,8 +418,7 @@ def test_offline_opens_no_socket(register: Register, monkeypatch: pytest.MonkeyP
 
 
 def test_offline_0_is_online(server: Server, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     monkeypatch.setenv("TEXT2SAM_OFFLINE", "0")
     assert pull().is_file()
 
@@ -474,8 +460,7 @@ def test_a_lock_that_cannot_be_taken(register: Register, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     part().parent.mkdir(parents=True)
     part().symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left on device"):
@@ -485,8 +470,7 @@ def test_a_full_disk(server: Server, register: Register) -> None:
 
 
 def test_progress_goes_to_stderr(server: Server, register: Register, capsys: pytest.CaptureFixture[str]) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     download.pull("tiny")
     out, err = capsys.readouterr()
     assert out == ""
@@ -497,8 +481,7 @@ def test_progress_goes_to_stderr(server: Server, register: Register, capsys: pyt
 
 
 def test_two_threads_share_one_download(server: Server, register: Register) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(delay=0.2)
+    register("/tiny.pt", route=Route(delay=0.2))
     got: list[bytes] = []
     threads = [threading.Thread(target=lambda: got.append(pull().read_bytes())) for _ in range(3)]
     for thread in threads:
@@ -510,8 +493,7 @@ def test_two_threads_share_one_download(server: Server, register: Register) -> N
 
 
 def test_two_processes_share_one_download(server: Server, register: Register) -> None:
-    item = register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route(delay=0.5)
+    item = register("/tiny.pt", route=Route(delay=0.5))
     program = (
         "import json, sys; from text2sam.zoo.download import file_sha256, pull; "
         "from text2sam.zoo.table import CHECKPOINTS, Checkpoint; "
@@ -528,8 +510,7 @@ def test_two_processes_share_one_download(server: Server, register: Register) ->
 
 
 def test_resolve_names_and_files(server: Server, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register("/tiny.pt")
-    server.routes["/tiny.pt"] = Route()
+    register("/tiny.pt", route=Route())
     assert resolve("tiny", "sam", progress=False) == cache_path("tiny")
     local = tmp_path / "own.bin"
     local.write_bytes(b"x")

@@ -81,7 +81,6 @@ class AnnotatedObject:
         last = edges[1::2] - 1
         if not len(last):
             return (0, 0, 0, 0)
-        first = first[: len(last)]
         x0, x1 = int(first[0] // height), int(last[-1] // height)
         if (first // height != last // height).any():  # a run that goes round a column's end touches both edges
             y0, y1 = 0, height - 1
