@@ -55,7 +55,8 @@ def _lines(before: int, total: int) -> Callable[[int], None]:
         now = time.monotonic()
         if now - last >= PAUSE and done < total:
             last, rate = now, (done - before) / (now - started)
-            print(f"{done}/{total} images, {rate:.2f} images/s, about {_duration((total - done) / rate)} left", file=sys.stderr)
+            left = _duration((total - done) / rate)
+            sys.stderr.write(f"{done}/{total} images, {rate:.2f} images/s, about {left} left\n")
 
     return tell
 
