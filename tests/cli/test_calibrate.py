@@ -54,7 +54,9 @@ def test_calibrate(photo: Path, model: Model, tmp_path: Path, monkeypatch: pytes
         "threshold", "examples", "examples", "missed", "falsely", "AUROC",
     ]  # fmt: skip
     document = json.loads(run(*arguments, "--json").stdout)
-    assert document.pop("warnings")[0].startswith("'rocket, small' is looked for as one text")
+    told = document.pop("warnings")
+    assert told[0].startswith("'rocket, small' is looked for as one text")
+    assert told[-1].startswith("the threshold rests on 3 present and 1 absent examples")
     assert document == {**dataclasses.asdict(saved), "file": str(out)}
 
 

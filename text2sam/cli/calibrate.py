@@ -14,12 +14,13 @@ import typer
 from text2sam.cli.common import CODES_HELP, Json, app, split_list
 from text2sam.cli.options import Against, ImageOptions, ModelOptions, option, with_options
 from text2sam.cli.output import echo, print_json
-from text2sam.errors import InputError
+from text2sam.errors import InputError, warn
 from text2sam.files import check_file
 from text2sam.tables import aligned
 
 _PRESENT = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _COLUMNS = ("image", "text", "present")
+_FEW = 10
 
 
 @app.command(epilog=CODES_HELP)
@@ -63,6 +64,12 @@ def calibrate(
         false_cost=false_cost,
     )
     calibration.save(out)
+    fewest = min(calibration.n_present, calibration.n_absent)
+    if fewest < _FEW:
+        warn(
+            f"the threshold rests on {calibration.n_present} present and {calibration.n_absent} absent examples; with fewer than "
+            f"{_FEW} of a kind it is a guess"
+        )
     if as_json:
         print_json({**asdict(calibration), "file": str(out)})
         return
