@@ -67,8 +67,8 @@ def calibrate(
     fewest = min(calibration.n_present, calibration.n_absent)
     if fewest < _FEW:
         warn(
-            f"the threshold rests on {calibration.n_present} present and {calibration.n_absent} absent examples; with fewer than "
-            f"{_FEW} of a kind it is a guess"
+            f"the threshold rests on {calibration.n_present} present and {calibration.n_absent} absent examples; with fewer "
+            f"than {_FEW} of a kind it is a guess"
         )
     if as_json:
         print_json({**asdict(calibration), "file": str(out)})
