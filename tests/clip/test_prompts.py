@@ -106,6 +106,8 @@ def test_a_tokenizer_that_pads_with_the_end_token_gives_the_same() -> None:
         (lambda texts: tokenizer()(texts).float(), UnsupportedModelError, "tensor of token ids"),
         (lambda texts: tokenizer()(texts)[:1], UnsupportedModelError, "P strings"),
         (lambda texts: tokenizer()(texts) + 100, UnsupportedModelError, "knows 49408.*another model"),
+        ("ViT-B-16", UnsupportedModelError, r"as open_clip.get_tokenizer\(name\) does, and is not 'ViT-B-16'"),
+        (lambda image: image + 1, UnsupportedModelError, "takes no strings"),  # such as open_clip's preprocess
         (lambda texts: raising_tokenizer(), PromptError, "too long for context length 77"),
         # all texts are one to a tower that is pooled at the first token
         (lambda texts: torch.nn.functional.pad(tokenizer()(texts).clamp(max=49000), (1, 0), value=49407), UnsupportedModelError,

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import text2sam.sam.build as build_module
 from text2sam import cli
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import DownloadError, InputError, Text2SamWarning, UnsupportedModelError, WeightsError
+from text2sam.errors import DownloadError, InputError, OfflineError, Text2SamWarning, UnsupportedModelError, WeightsError
 from text2sam.lab.sticker.world import THINGS
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.zoo import presets
@@ -288,6 +288,50 @@ def test_names_that_need_the_hub_say_so_offline(name: str, tmp_path: Path, monke
     path = write("pt", tiny_clip(), tmp_path)
     with pytest.raises(DownloadError, match=rf"clip_model '{name}' needs .*Hugging Face hub.*local-dir:FOLDER.*no network"):
         load(path, name)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/no", "ViT-B-16-SigLIP2"])
+def test_offline_asks_no_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    pytest.importorskip("transformers")
+    asked: list[str] = []
+
+    def ask(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        raise OSError("asked")
+
+    monkeypatch.setenv("TEXT2SAM_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", ask)
+    with pytest.raises(OfflineError, match=rf"clip_model '{name}' needs .*TEXT2SAM_OFFLINE forbids that.*local-dir:FOLDER"):
+        load(write("pt", tiny_clip(), tmp_path), name)
+    assert not asked
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    ("files", "clip_model", "told"),
+    [
+        ((), None, "has no config.json; give a folder of transformers"),
+        (("open_clip_config.json",), None, "give clip_model='local-dir:"),
+        (("config.json",), "ViT-B-32", "leave clip_model out"),
+        (("config.json", "model.safetensors"), None, "another model of transformers"),
+    ],
+)
+def test_folders_that_are_no_clips(files: tuple[str, ...], clip_model: Any, told: str, tmp_path: Path) -> None:
+    for name in files:
+        if name.endswith(".json"):
+            (tmp_path / name).write_text('{"model_type": "sam"}')
+        else:
+            save_file({"mask_decoder.weight": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(WeightsError, match=told):
+        load(tmp_path, clip_model)
+
+
+def test_the_preset_that_was_asked_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the preset 'photo' has no CLIP whose architecture"):
+        build("photo", clip_checkpoint=write("pt", tiny_clip(), tmp_path), device="cpu")
 
 
 def test_foreign_layouts_say_whose_they_are(tmp_path: Path) -> None:

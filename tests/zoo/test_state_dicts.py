@@ -213,6 +213,18 @@ def broken_files(folder: Path, archive: Path) -> Iterator[Path]:
     yield folder
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    path, weight = tmp_path / "w.pt", torch.full((300, 300), 60000.0).to(dtype)  # a sum beyond float16
+    torch.save({"weight": weight, "attn_mask": torch.full((2, 2), value)}, path)
+    assert load_state_dict(path)["weight"].isfinite().all()
+    weight[7, 7] = value
+    torch.save({"weight": weight}, path)
+    with pytest.raises(WeightsError, match=r"w\.pt' holds numbers that are not finite, in weight: it is damaged"):
+        load_state_dict(path)
+
+
 def test_every_broken_file_is_named(tmp_path: Path, archive: Path) -> None:
     for path in broken_files(tmp_path, archive):
         try:

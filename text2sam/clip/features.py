@@ -35,7 +35,7 @@ class ImageFeatures(TowerTokens):
         if tokens is None:
             raise InputError(
                 f"these features are of an image that was not encoded for method={method!r}; encode it with "
-                f"encode([image], methods=[{method!r}])"
+                f"encode([image], methods=[{method!r}]), or set_image(image, methods=[{method!r}])"
             )
         return tokens
 

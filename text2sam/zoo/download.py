@@ -5,7 +5,7 @@ both still fit, :func:`pull` returns the file without reading it again. :func:`v
 
 Environment:
     TEXT2SAM_HOME: cache folder, instead of the platform's own.
-    TEXT2SAM_OFFLINE: ``1`` forbids downloads.
+    TEXT2SAM_OFFLINE: ``1`` forbids downloads, also those of the Hugging Face hub's client.
     TEXT2SAM_MIRROR: address of a folder that holds the files under their table names, asked first.
 """
 
@@ -150,7 +150,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     if not force and _intact(path, item):
         return path
     corrupt = not force and os.path.isfile(path)
-    if _offline():
+    if offline():
         state = "is corrupt in the cache" if corrupt else "is not in the cache" if not force else "would be downloaded again"
         raise OfflineError(f"{name} {state} and TEXT2SAM_OFFLINE forbids downloads.\n{_help(item, path)}")
     if corrupt:
@@ -213,8 +213,22 @@ def _own(item: Checkpoint) -> str:
     )
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether ``TEXT2SAM_OFFLINE`` forbids downloads."""
     return os.environ.get("TEXT2SAM_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+@contextmanager
+def hub_allowed() -> Iterator[None]:
+    """Keeps the client of the Hugging Face hub to the files in its cache where ``TEXT2SAM_OFFLINE`` forbids downloads."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _addresses(item: Checkpoint) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from text2sam.checks import check_known
-from text2sam.errors import DownloadError, InputError, WeightsError, warn
+from text2sam.errors import DownloadError, InputError, OfflineError, WeightsError, warn
 from text2sam.zoo.sticker.names import NAMES
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ def build_clip(preset: str = "mobile", options: ModelOptions | None = None, **ke
     if chosen.clip_model == PHOTO:
         if not _own_clip(options):
             raise InputError(f"the preset {preset!r} has a word classifier and no CLIP, which this needs; give another preset")
-        chosen = replace(PRESETS["mobile"], clip_model=PHOTO, clip_checkpoint=None)  # sizes that a CLIP is used with
+        # sizes that a CLIP is used with
+        chosen = replace(PRESETS["mobile"], name=preset, clip_model=PHOTO, clip_checkpoint=None)
     from text2sam.clip.generator import ClipSurgery
     from text2sam.zoo.download import cache_folder
 
@@ -273,9 +274,12 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
         raise InputError(f"preset {preset.name!r} has no CLIP checkpoint for {architecture!r}; give clip_checkpoint=")
     from text2sam.zoo.download import resolve
     from text2sam.zoo.state_dicts import layout_of, load_checkpoint, misfit
+    from text2sam.zoo.table import CHECKPOINTS
 
     if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
         return found
+    if isinstance(spec, (str, os.PathLike)) and spec not in CHECKPOINTS and (place := Path(spec).expanduser()).is_dir():
+        raise WeightsError(_refused(place, options.clip_model))
     path = resolve(spec, "clip", progress=options.progress)
     if architecture == PHOTO:
         raise InputError(
@@ -314,6 +318,21 @@ def _transformers_clip(spec: Spec) -> tuple[Any, Any] | None:
     return model, folder_tokenizer(folder, model)
 
 
+def _refused(folder: Path, clip_model: str | None) -> str:
+    """Why a folder is no CLIP's, and what to do."""
+    name = repr(str(folder))
+    if (folder / "open_clip_config.json").is_file():
+        return f"{name} is a folder of open_clip: give clip_model='{LOCAL}{folder}' (--clip-model), and no clip_checkpoint"
+    if not (folder / "config.json").is_file():
+        return (
+            f"{name} has no config.json; give a folder of transformers' CLIP or SigLIP (config.json, model.safetensors, the "
+            "tokenizer's files), a file of weights, or a name from text2sam models list"
+        )
+    if clip_model is not None:
+        return f"{name} is a folder of transformers, whose config.json tells the architecture: leave clip_model out"
+    return f"{name} holds another model of transformers than a CLIP or SigLIP; its config.json says which"
+
+
 def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
     """A CLIP with random weights, or those of its folder or repository, and its tokenizer."""
     import open_clip
@@ -327,19 +346,24 @@ def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
         raise InputError(
             f"clip_model must be one of open_clip.list_models(), {LOCAL}FOLDER or {HUB}OWNER/NAME, not {architecture!r}"
         )
+    from text2sam.zoo.download import hub_allowed, offline
+
     try:
-        with _without_random_warning():
-            if known:
-                return open_clip.create_model(architecture, pretrained=None), open_clip.get_tokenizer(architecture)
-            return open_clip.create_model(architecture, load_weights=weights), open_clip.get_tokenizer(architecture)
+        with _without_random_warning(), hub_allowed():
+            tokenizer = open_clip.get_tokenizer(architecture)  # first, as it may be out of reach
+            chosen: dict[str, Any] = {"pretrained": None} if known else {"load_weights": weights}
+            return open_clip.create_model(architecture, **chosen), tokenizer
     except Exception as error:  # the hub's client has errors of its own, with and without network
         from text2sam.clip.towers.table import from_hub
 
         needed = "configuration and tokenizer" if architecture.startswith(HUB) else from_hub(architecture) if known else ""
         if needed:
-            raise DownloadError(
-                f"clip_model {architecture!r} needs the {needed} from the Hugging Face hub. Where there is no network, put the "
-                f"files of its repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
+            where, kind = "Where there is no network,", DownloadError
+            if offline():
+                where, kind = "TEXT2SAM_OFFLINE forbids that:", OfflineError
+            raise kind(
+                f"clip_model {architecture!r} needs the {needed} from the Hugging Face hub. {where} put the files of its "
+                f"repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
             ) from error
         if not isinstance(error, (RuntimeError, ValueError, TypeError, OSError, KeyError)):
             raise

@@ -47,7 +47,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
         whose weights were trained with QuickGELU.
 
     Raises:
-        WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors.
+        WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors, or
+            numbers that are not finite.
     """
     file = Path(path).expanduser()
     name = f"checkpoint {str(file)!r}"
@@ -126,7 +127,7 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         (r"^(shared_image_embedding|vision_encoder)\.", r"^mask_decoder\."),
-        f"a SAM {_TRANSFORMERS}; give the folder it is in, with its config.json and preprocessor_config.json, take the "
+        f"a SAM {_TRANSFORMERS}; give the folder it is in, with its config.json and its processor's file, take the "
         "publisher's own file, or a name from text2sam models list",
     ),
     (
@@ -170,6 +171,8 @@ def _only_tensors(content: Any, name: str) -> tuple[dict[str, torch.Tensor], boo
     """The tensors with their layout undone, and whether OpenAI's three integers stood among them."""
     import torch
 
+    single, double = torch.float32, torch.float64
+    sums = {torch.float16: single, torch.bfloat16: single, single: single, double: double}
     for _ in _WRAPPERS:  # {"state_dict": {"model": ...}} at most; a pickle may nest without end
         inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
         content = inner[0] if inner else content
@@ -183,4 +186,8 @@ def _only_tensors(content: Any, name: str) -> tuple[dict[str, torch.Tensor], boo
     named = {key.replace("_orig_mod.", ""): value.detach() for key, value in tensors.items()}
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in named)), ""):
         named = {key.removeprefix(prefix): value for key, value in named.items()}
+    for key, value in named.items():
+        # a sum is finite where all numbers are, and costs no memory; masks of attention hold infinities
+        if value.dtype in sums and not key.endswith("mask") and not value.sum(dtype=sums[value.dtype]).isfinite():
+            raise WeightsError(f"{name} holds numbers that are not finite, in {key}: it is damaged; copy it again")
     return named, len(tensors) < len(content)

@@ -216,7 +216,8 @@ def folder_tokenizer(folder: Path, model: Any) -> Tokenizer:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{str(folder)!r} has no tokenizer that transformers can read (tokenizer.json, or spiece.model): {error}"
+            f"{str(folder)!r} has no tokenizer that transformers can read (tokenizer.json, or spiece.model): "
+            f"{next(iter(str(error).splitlines()), '')}"
         ) from error
     return padded_tokenizer(tokenizer, model)
 

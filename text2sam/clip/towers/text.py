@@ -27,13 +27,17 @@ class TextTower:
         tokenizer: strings -> (P, L) token ids, padded on either side with any token.
 
     Raises:
-        UnsupportedModelError: the model encodes no texts.
+        UnsupportedModelError: the model encodes no texts, or the tokenizer is none.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         if not callable(getattr(model, "encode_text", None)):
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no encode_text; ClipSurgery needs a CLIP built by open_clip"
+            )
+        if not callable(tokenizer):
+            raise UnsupportedModelError(
+                f"a tokenizer turns strings into token ids, as open_clip.get_tokenizer(name) does, and is not {tokenizer!r:.80}"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -79,6 +83,11 @@ class TextTower:
             tokens = self.tokenizer(list(prompts))
         except (RuntimeError, ValueError) as error:  # some tokenizers refuse a text that is too long
             raise PromptError(f"the tokenizer cannot take {prompts[0][:60]!r} and the like: {error}") from error
+        except TypeError as error:
+            raise UnsupportedModelError(
+                f"a tokenizer turns strings into token ids, as open_clip.get_tokenizer(name) does, and "
+                f"{type(self.tokenizer).__name__} takes no strings: {error}"
+            ) from error
         ok = isinstance(tokens, torch.Tensor) and tokens.ndim == 2 and len(tokens) == len(prompts) and tokens.shape[1] > 1
         if not ok or tokens.is_floating_point():
             raise UnsupportedModelError(
