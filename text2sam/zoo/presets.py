@@ -358,10 +358,8 @@ def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
 
         needed = "configuration and tokenizer" if architecture.startswith(HUB) else from_hub(architecture) if known else ""
         if needed:
-            where, kind = "Where there is no network,", DownloadError
-            if offline():
-                where, kind = "TEXT2SAM_OFFLINE forbids that:", OfflineError
-            raise kind(
+            where = "TEXT2SAM_OFFLINE forbids that:" if offline() else "Where there is no network,"
+            raise (OfflineError if offline() else DownloadError)(
                 f"clip_model {architecture!r} needs the {needed} from the Hugging Face hub. {where} put the files of its "
                 f"repository into a folder and give clip_model='{LOCAL}FOLDER'. The hub's client says: {error}"
             ) from error
