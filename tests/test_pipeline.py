@@ -1362,7 +1362,9 @@ def test_options_that_come_too_late_for_an_encoded_image(option: dict[str, Any])
     c = Counted()
     [encoded] = c.model.encode([picture()])
     c.model.set_image(picture())
-    result = c.segment(encoded, "cat", tiles=False, channel_order="RGB", page=0, value_range=None)
+    result = c.segment(encoded, "cat", tiles=False, channel_order="RGB", page=0, value_range=None, max_pixels=9)
+    with pytest.raises(InputError, match="no option 'pages'"):
+        c.model.refine(encoded, result, PointPrompts([[1, 1]], [1]), pages=1)  # type: ignore[call-arg]
     for image in (encoded, None):
         with pytest.raises(InputError, match=f"{next(iter(option))}= is for images that are encoded by this call"):
             c.segment(image, "cat", **option)

@@ -380,6 +380,7 @@ class TextPromptedSAM:
             ImageError, InputError: an argument is not usable, or the image is of another size than the result.
             StateError: no image was given and none is set.
         """
+        check_known("option", reading, list(ReadOptions.__annotations__))
         with self._lock:
             held = self._given(image, reading)
             sam = held.sam if isinstance(held, EncodedImage) else self.session.image(_read(held, reading))
@@ -464,7 +465,8 @@ class TextPromptedSAM:
         held = self._set if image is None else image
         if held is None:
             raise StateError("no image is set: pass one, or call set_image first")
-        late = [name for name, value in reading.items() if str(value) != str(getattr(Options(), name, None))]
+        changes = {name: value for name, value in reading.items() if name != "max_pixels"}  # which bounds files alone
+        late = [name for name, value in changes.items() if str(value) != str(getattr(Options(), name))]
         if late and isinstance(held, EncodedImage):
             raise InputError(f"{late[0]}= is for images that are encoded by this call; give it to set_image or encode")
         return held

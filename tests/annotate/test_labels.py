@@ -172,7 +172,7 @@ def test_comma_lists() -> None:
         ("photos/cats", "looks like a file"),
         ("l.csv", r"looks like a file.* names one a line into a \.txt file"),
         ("cat,l.TOML", "looks like a file"),
-        (Path("l.csv"), r"cannot be read"),
+        (Path("l.xlsx"), r"'l\.xlsx': a file of labels ends in"),
     ],
 )
 def test_texts_that_are_no_labels(labels: Any, message: str) -> None:

@@ -73,6 +73,10 @@ def test_several_images_are_for_annotate(photo: Path, model: Model, tmp_path: Pa
     message = failed(run("segment", photo, second, "cat", "--out", tmp_path / "out"), common.EXIT_INPUT)
     assert "b.png' is a file, not a text; segment takes one image, text2sam annotate a folder" in message
     assert not model.built
+    sentence = f"a.{' ' * 300}cat"  # longer than a file's name may be
+    assert "error: too long" in failed(
+        run("segment", photo, sentence, "--out", tmp_path / "out"), common.EXIT_INPUT
+    )  # the model's
 
 
 def test_results_of_another_image_are_not_replaced_in_silence(photo: Path, model: Model, tmp_path: Path) -> None:
@@ -85,10 +89,10 @@ def test_results_of_another_image_are_not_replaced_in_silence(photo: Path, model
     assert all(result.stderr.splitlines() == [f"files in {out}"] for result in (first, again, bird))
     replaced = run("segment", other, *arguments).stderr.splitlines()
     assert replaced[0].startswith("text2sam: warning: replaced 'my-photo_cat")
-    assert "held another result" in replaced[0]
+    assert "held the result of another image" in replaced[0]
     assert len(replaced) == 2
     [hint] = json.loads(run("segment", photo, *arguments, "--json").stdout)["warnings"]
-    assert "held another result" in hint
+    assert "held the result of another image" in hint
 
 
 def test_json(photo: Path, model: Model, tmp_path: Path) -> None:

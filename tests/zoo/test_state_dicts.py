@@ -219,6 +219,8 @@ def test_numbers_that_are_not_finite(tmp_path: Path, dtype: torch.dtype, value: 
     path, weight = tmp_path / "w.pt", torch.full((300, 300), 60000.0).to(dtype)  # a sum beyond float16
     torch.save({"weight": weight, "attn_mask": torch.full((2, 2), value)}, path)
     assert load_state_dict(path)["weight"].isfinite().all()
+    torch.save({"bias": torch.full((4,), torch.finfo(dtype).min, dtype=dtype)}, path)  # nor is this sum a float32
+    assert load_state_dict(path)["bias"].isfinite().all()
     weight[7, 7] = value
     torch.save({"weight": weight}, path)
     with pytest.raises(WeightsError, match=r"w\.pt' holds numbers that are not finite, in weight: it is damaged"):

@@ -278,10 +278,10 @@ def load_labels(path: str | os.PathLike[str]) -> LabelSet:
             names the file.
     """
     name, suffix = _short(os.fsdecode(path)), Path(os.fsdecode(path)).suffix.lower()
+    if suffix in _OTHER_FILES:
+        raise InputError(f"{name}: a file of labels {_FORM}")
     text = _read(path, name)
     try:
-        if suffix in _OTHER_FILES:
-            raise InputError(f"a file of labels {_FORM}")
         if suffix in (".txt", ".names"):
             lines = [line.strip() for line in text.splitlines()]
             return LabelSet(tuple(_entries([line for line in lines if line and not line.startswith("#")])))

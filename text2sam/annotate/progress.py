@@ -53,7 +53,7 @@ def _lines(before: int, total: int) -> Callable[[int], None]:
         nonlocal done, last
         done += more
         now = time.monotonic()
-        if now - last >= PAUSE and done < total:
+        if now - last >= PAUSE and before < done < total:
             last, rate = now, (done - before) / (now - started)
             left = _duration((total - done) / rate)
             sys.stderr.write(f"{done}/{total} images, {rate:.2f} images/s, about {left} left\n")

@@ -79,7 +79,7 @@ def segment(
         from text2sam import plot
 
         plot.check_installed()
-    others = [text for text in texts if "." in text and Path(text).is_file()]
+    others = [text for text in texts if "." in text and os.path.isfile(text)]
     if others:
         raise InputError(
             f"{others[0]!r} is a file, not a text; segment takes one image, text2sam annotate a folder of them, which --glob "
@@ -98,7 +98,7 @@ def segment(
     replaced = [path.name for path, content in before.items() if path.read_bytes() != content]
     if replaced:
         more = f" and {len(replaced) - 1} more" if replaced[1:] else ""
-        hints.add(f"replaced {min(replaced)!r}{more} in {str(out)!r}, which held another result; give each image its own --out")
+        hints.add(f"replaced {min(replaced)!r}{more} in {str(out)!r}, which held the result of another image or other options")
     if as_json:
         print_json(
             {

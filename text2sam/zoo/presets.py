@@ -278,7 +278,7 @@ def load_clip(preset: Preset, options: ModelOptions) -> tuple[Any, Any]:
 
     if options.clip_model is None and (found := _transformers_clip(spec)) is not None:
         return found
-    if isinstance(spec, (str, os.PathLike)) and spec not in CHECKPOINTS and (place := Path(spec).expanduser()).is_dir():
+    if isinstance(spec, (str, os.PathLike)) and spec not in CHECKPOINTS and os.path.isdir(place := Path(spec).expanduser()):
         raise WeightsError(_refused(place, options.clip_model))
     path = resolve(spec, "clip", progress=options.progress)
     if architecture == PHOTO:
