@@ -24,6 +24,7 @@ from text2sam.clip.generator import ClipSurgery, ImageFeatures
 from text2sam.errors import (
     ImageError,
     InputError,
+    OutputError,
     PromptError,
     StateError,
     Text2SamError,
@@ -349,6 +350,17 @@ def test_failing_predictor_leaves_a_consistent_state(where: str) -> None:
     assert holds(c.segment(picture(1), "cat")) == pytest.approx(picture(1).mean(), abs=1e-3)
 
 
+def test_predictor_that_fails_the_first_time() -> None:
+    c = Counted()
+    c.predictor.fail = "set_image"
+    with pytest.raises(ZeroDivisionError):
+        c.model.set_image(picture())
+    assert not c.model.is_image_set
+    c.predictor.fail = ""
+    c.model.set_image(picture())
+    assert holds(c.segment(text="cat")) == pytest.approx(picture().mean(), abs=1e-3)
+
+
 # batches
 
 
@@ -441,6 +453,17 @@ def test_rules_that_ask_for_nothing() -> None:
     c.model.presence_threshold = 0.0
     cold = Objects(points=lambda *_: PointPrompts([[0, 0]], [0]))
     assert c.segment(picture(), "cat", strategy=cold).candidates is None
+
+
+def test_rules_may_raise() -> None:
+    def points(*_: Any) -> PointPrompts:
+        raise OutputError("on purpose")
+
+    c = Counted()
+    c.model.set_image(picture())
+    with pytest.raises(OutputError):
+        c.segment(picture(1), "cat", strategy=Objects(points=points), threshold=0.0)
+    assert holds(c.segment(text="cat")) == pytest.approx(picture().mean(), abs=1e-3)
 
 
 # every object: coloured discs, a surgery that sees colours, and a predictor that knows them

@@ -67,7 +67,7 @@ class EncodedImage:
 
     def __repr__(self) -> str:
         height, width = self.shape
-        return f"<EncodedImage: {width} x {height} pixels, SAM's encoding {'made' if self.sam.state else 'not made yet'}>"
+        return f"<EncodedImage: {width} x {height} pixels>"
 
     @functools.cached_property
     def thumbnail(self) -> NDArray[np.uint8]:
@@ -383,7 +383,7 @@ class TextPromptedSAM:
         check_known("option", reading, list(ReadOptions.__annotations__))
         with self._lock:
             held = self._given(image, reading)
-            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(_read(held, reading))
+            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
             return corrected(self.session, sam, result, number, points)
 
     def calibrate(

@@ -401,6 +401,17 @@ def test_peaks_and_valleys_lie_in_the_image(values: np.ndarray, shape: tuple[int
         assert all(heat[patch] == 1 for patch in patches(points.positive, shape, values.shape))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_peaks_do_not_know_scale_and_offset(seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 2048, (9, 11)).astype(np.float32)
+    rule, taken = PeakRule(negatives=3, cold=0.4), [disc(5, 5, 3, 99, 9)[:90]]
+    for masks in ([], taken):
+        points = rule(SimilarityMap(values), (90, 99), masks)
+        assert len(points)
+        for other in (values * np.float32(2**-60), values * np.float32(3), values + np.float32(4096)):
+            assert np.array_equal(rule(SimilarityMap(other), (90, 99), masks).coords, points.coords)
+
+
 # negative points
 
 

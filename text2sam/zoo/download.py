@@ -219,7 +219,7 @@ def offline() -> bool:
 
 
 @contextmanager
-def hub_allowed() -> Iterator[None]:
+def obeying_offline() -> Iterator[None]:
     """Keeps the client of the Hugging Face hub to the files in its cache where ``TEXT2SAM_OFFLINE`` forbids downloads."""
     from huggingface_hub import constants
 

@@ -346,10 +346,10 @@ def _bare_clip(architecture: str, *, weights: bool = False) -> tuple[Any, Any]:
         raise InputError(
             f"clip_model must be one of open_clip.list_models(), {LOCAL}FOLDER or {HUB}OWNER/NAME, not {architecture!r}"
         )
-    from text2sam.zoo.download import hub_allowed, offline
+    from text2sam.zoo.download import obeying_offline, offline
 
     try:
-        with _without_random_warning(), hub_allowed():
+        with _without_random_warning(), obeying_offline():
             tokenizer = open_clip.get_tokenizer(architecture)  # first, as it may be out of reach
             chosen: dict[str, Any] = {"pretrained": None} if known else {"load_weights": weights}
             return open_clip.create_model(architecture, **chosen), tokenizer

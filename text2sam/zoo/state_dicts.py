@@ -47,8 +47,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
         whose weights were trained with QuickGELU.
 
     Raises:
-        WeightsError: the file is missing, truncated, no checkpoint, or holds pickled objects other than tensors, or
-            numbers that are not finite.
+        WeightsError: the file is missing, truncated or no checkpoint, or holds pickled objects other than tensors or numbers
+            that are not finite.
     """
     file = Path(path).expanduser()
     name = f"checkpoint {str(file)!r}"
