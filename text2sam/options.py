@@ -90,6 +90,11 @@ class Options:
         return cast("ReadOptions", {name: getattr(self, name) for name in ReadOptions.__annotations__})
 
     @property
+    def encoding(self) -> dict[str, Any]:
+        """How an image is encoded: keyword arguments of :func:`text2sam.encoded.encode`."""
+        return {"methods": [self.method], "tiles": self.tiles}
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe that ``strategy`` names or is."""
         return get_recipe(self.strategy)

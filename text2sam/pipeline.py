@@ -2,7 +2,8 @@
 
 The maps are a generator's (:mod:`text2sam.clip`), presence is judged in :mod:`text2sam.presence`, a recipe
 (:mod:`text2sam.recipes`) picks points and masks, and a session (:mod:`text2sam.sam.session`) knows which image the SAM
-predictor holds. This module puts them together.
+predictor holds. This module puts them together: an image is encoded once (:mod:`text2sam.encoded`), and texts are looked for in
+what came of it (:mod:`text2sam.search`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,60 +24,23 @@ from typing_extensions import Unpack
 from text2sam.checks import as_array, check_known, check_number
 from text2sam.clip.protocol import MapGenerator, check_generator, encode_images
 from text2sam.clip.tiles import Tiles
+from text2sam.encoded import EncodedImage, encode
 from text2sam.errors import ImageError, InputError, PromptError, StateError, Text2SamError, warn
 from text2sam.image import ImageLike, ReadOptions, check_several, numbered, read_image
 from text2sam.options import Options, SegmentOptions, named_options
 from text2sam.presence import Calibration, fit_threshold, presence_scores
-from text2sam.recipes import find_objects
-from text2sam.recipes.points import joint_map
-from text2sam.recipes.view import Avoid, Found, View
 from text2sam.refine import corrected
 from text2sam.request import Request, prepare
 from text2sam.sam.predictor import MaskPredictor, check_predictor
-from text2sam.sam.session import SamImage, Session
-from text2sam.targets import Query, Target, Texts, parse_target
-from text2sam.types import PointPrompts, Segmentation, box_of
+from text2sam.sam.session import Session
+from text2sam.search import search
+from text2sam.targets import Target, Texts, parse_target
+from text2sam.types import PointPrompts, Segmentation
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["EncodedImage", "TextPromptedSAM"]
-
-THUMBNAIL = 512
-"""Longer side, in pixels, of the copy of an image that results carry for notebooks."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class EncodedImage:
-    """An image and what the models know of it, made by :meth:`TextPromptedSAM.encode`.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        features: what the map generator knows.
-        sam: what SAM knows; it is encoded when the first text needs it.
-    """
-
-    image: NDArray[np.uint8]
-    features: Any
-    sam: SamImage
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return self.image.shape[0], self.image.shape[1]
-
-    def __repr__(self) -> str:
-        height, width = self.shape
-        return f"<EncodedImage: {width} x {height} pixels>"
-
-    @functools.cached_property
-    def thumbnail(self) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8, the image with a longer side of at most :data:`THUMBNAIL` pixels."""
-        from PIL import Image
-
-        small = Image.fromarray(self.image)
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        return np.asarray(small)
 
 
 class TextPromptedSAM:
@@ -185,7 +149,7 @@ class TextPromptedSAM:
             ImageError: the image cannot be read; the image set before stays.
             InputError: ``methods`` or ``tiles`` is not usable.
         """
-        [self._set] = self._encode([_read(image, reading)], methods, tiles, sam=True)
+        [self._set] = self._encode([_read(image, reading)], methods=methods, tiles=tiles, sam=True)
 
     def encode(
         self,
@@ -213,7 +177,7 @@ class TextPromptedSAM:
         for position, image in enumerate(images):
             with numbered(position, len(images)):
                 pixels.append(_read(image, reading))
-        return self._encode(pixels, methods, tiles, sam=sam)
+        return self._encode(pixels, methods=methods, tiles=tiles, sam=sam)
 
     def reset_image(self) -> None:
         """Forgets the image and all that was computed from it."""
@@ -286,15 +250,10 @@ class TextPromptedSAM:
             )
         request = Request.of(texts, Options.of(options), self.presence_threshold)
         with self._lock:
-            held = self._given(image, {"tiles": request.options.tiles, **request.options.reading})
-            if isinstance(held, EncodedImage):
-                prepare(self.generator, request)
-                encoded = held
-            else:
-                pixels = read_image(held, **request.options.reading)
-                prepare(self.generator, request)  # a bad text costs no encoding
-                [encoded] = self._encode([pixels], [request.options.method], request.options.tiles)
-            return self._segment_all(encoded, request)
+            given = self._given(image, request.options.reading, tiles=request.options.tiles)
+            prepare(self.generator, request)  # a bad text costs no encoding
+            [encoded] = [given] if isinstance(given, EncodedImage) else self._encode([given], **request.options.encoding)
+            return search(self.generator, self.session, encoded, request)
 
     @named_options
     def check_texts(self, texts: Texts, **options: Unpack[SegmentOptions]) -> None:
@@ -341,9 +300,9 @@ class TextPromptedSAM:
                         bad = error
                         break
                 with self._lock:
-                    for encoded in self._encode(pixels, [request.options.method], request.options.tiles):
+                    for encoded in self._encode(pixels, **request.options.encoding):
                         with numbered(len(results), count):
-                            results.append(self._segment_all(encoded, request))
+                            results.append(search(self.generator, self.session, encoded, request))
                 if bad is not None:
                     raise bad
         except Text2SamError as error:
@@ -380,10 +339,9 @@ class TextPromptedSAM:
             ImageError, InputError: an argument is not usable, or the image is of another size than the result.
             StateError: no image was given and none is set.
         """
-        check_known("option", reading, list(ReadOptions.__annotations__))
         with self._lock:
-            held = self._given(image, reading)
-            sam = held.sam if isinstance(held, EncodedImage) else self.session.image(read_image(held, **reading))
+            given = self._given(image, reading)
+            sam = given.sam if isinstance(given, EncodedImage) else self.session.image(given)
             return corrected(self.session, sam, result, number, points)
 
     def calibrate(
@@ -459,121 +417,28 @@ class TextPromptedSAM:
             )
         self.presence_threshold = calibration.threshold
 
-    def _given(self, image: ImageLike | EncodedImage | None, reading: Mapping[str, Any]) -> ImageLike | EncodedImage:
-        """An image, or the one that is set; ``reading`` are the options of reading and encoding, which come too late for one
-        that is encoded."""
+    def _given(
+        self, image: ImageLike | EncodedImage | None, reading: ReadOptions, **encoding: Any
+    ) -> NDArray[np.uint8] | EncodedImage:
+        """An image's pixels, or an image that is encoded, for which options of reading and encoding come too late."""
+        check_known("option", reading, list(ReadOptions.__annotations__))
         held = self._set if image is None else image
         if held is None:
             raise StateError("no image is set: pass one, or call set_image first")
-        changes = {name: value for name, value in reading.items() if name != "max_pixels"}  # which bounds files alone
-        late = [name for name, value in changes.items() if str(value) != str(getattr(Options(), name))]
-        if late and isinstance(held, EncodedImage):
-            raise InputError(f"{late[0]}= is for images that are encoded by this call; give it to set_image or encode")
+        if not isinstance(held, EncodedImage):
+            return read_image(held, **reading)
+        for name, value in {**encoding, **reading}.items():
+            if name != "max_pixels" and str(value) != str(getattr(Options(), name)):  # that bounds files alone
+                raise InputError(f"{name}= is for images that are encoded by this call; give it to set_image or encode")
         return held
+
+    def _encode(self, images: Sequence[NDArray[np.uint8]], **options: Any) -> list[EncodedImage]:
+        with self._lock:
+            return encode(self.generator, self.session, images, **options)
 
     def _fingerprint(self) -> str:
         made = getattr(self.generator, "fingerprint", None)
         return str(made()) if callable(made) else ""
-
-    def _encode(
-        self, images: Sequence[NDArray[np.uint8]], methods: Sequence[str] | None, tiles: Tiles, *, sam: bool = False
-    ) -> list[EncodedImage]:
-        # a generator of the user's own need not know options that are not used
-        options: dict[str, Any] = {} if methods is None or set(methods) <= {"surgery"} else {"methods": methods}
-        if tiles is not False:
-            options["tiles"] = tiles
-        with self._lock:
-            features = encode_images(self.generator, images, **options) if images else []
-            encoded = [EncodedImage(*pair, self.session.image(pair[0])) for pair in zip(images, features, strict=True)]
-            if sam:
-                self.session.encode([each.sam for each in encoded])
-        return encoded
-
-    def _segment_all(self, encoded: EncodedImage, request: Request) -> list[Segmentation]:
-        view = View(
-            encoded.shape,
-            self.generator,
-            encoded.features,
-            self.session,
-            encoded.sam,
-            against=request.options.against,
-            method=request.options.method,
-            max_objects=request.options.max_objects,
-            vocabulary=request.options.recipe.vocabulary,
-            smooth=request.options.recipe.smooth,
-        )
-        view = replace(view, avoid=self._excluded(view, request))
-        looked = [self._looked_for(view, query, limit, request) for query, limit in request.queries]
-        found = find_objects(request.options.recipe, view, [query for query, _ in looked if query is not None])
-        return [
-            _result(encoded, view, query, limit, presence, [] if wanted is None else next(found), request)
-            for (query, limit), (wanted, presence) in zip(request.queries, looked, strict=True)
-        ]
-
-    def _excluded(self, view: View, request: Request) -> Avoid:
-        """Where the excluded texts are, as far as they are there at all."""
-        view = replace(view, against=request.against_excluded)
-        there = [
-            Query(text, (text,))
-            for text in (request.exclude if request.queries else ())
-            if presence_scores(self.generator, view.features, [text], request.options.against)[0] >= self.presence_threshold
-        ]
-        found = list(itertools.chain.from_iterable(find_objects(request.options.recipe, view, there)))
-        if not found:
-            return Avoid()
-        return Avoid(np.logical_or.reduce([each.mask for each in found]), np.concatenate([f.points.positive for f in found]))
-
-    def _looked_for(self, view: View, query: Query, threshold: float, request: Request) -> tuple[Query | None, float]:
-        """What of a target is looked for, None where it is not there; and its presence score."""
-        recipe = request.options.recipe
-        scores = presence_scores(self.generator, view.features, query.texts, request.options.against)
-        presence = max(scores)
-        if recipe.answers_absent:
-            return query, presence
-        if presence < threshold:
-            return None, presence
-        # of joined texts those are looked for that are there
-        there = tuple(text for text, score in zip(query.texts, scores, strict=True) if score >= threshold)
-        return query if query.synonyms else replace(query, texts=there), presence
-
-
-def _result(
-    encoded: EncodedImage,
-    view: View,
-    query: Query,
-    threshold: float,
-    presence: float,
-    found: Sequence[Found],
-    request: Request,
-) -> Segmentation:
-    """The answer to one target."""
-    recipe = request.options.recipe
-    if not recipe.single:
-        found = sorted((each for each in found if each.mask.any()), key=lambda each: -each.score)
-    # an answer that may be "not here" is only as good as the chance that the text is there
-    sure = 1.0 if recipe.answers_absent else presence
-
-    def result(parts: Sequence[Found], objects: tuple[Segmentation, ...] = ()) -> Segmentation:
-        mask = np.logical_or.reduce([part.mask for part in parts]) if parts else np.zeros(encoded.shape, bool)
-        return Segmentation(
-            mask=mask,
-            score=parts[0].score * sure if mask.any() else 0.0,
-            box=box_of(mask),
-            points=PointPrompts.joined(part.points for part in parts),
-            similarity=parts[0].similarity if len(parts) == 1 else joint_map(view.maps(query)),
-            candidates=parts[0].candidates if parts else None,
-            text=query.label,
-            present=presence >= threshold and bool(mask.any()),
-            presence=presence,
-            strategy=recipe.name,
-            threshold=threshold,
-            objects=objects,
-            looked_for=() if query.plain else query.texts,
-            excluded=request.exclude,
-            thumbnail=encoded.thumbnail,
-        )
-
-    return result(found, () if recipe.single else tuple(result([each]) for each in found))
 
 
 def _read(image: ImageLike, reading: ReadOptions) -> NDArray[np.uint8]:

@@ -19,22 +19,25 @@ class Request:
         queries: the targets, each with the presence score from which it counts as present.
         exclude: the texts whose places are avoided.
         options: the other options of the call.
+        presence_threshold: from which an excluded text counts as present.
     """
 
     queries: tuple[tuple[Query, float], ...]
     exclude: tuple[str, ...]
     options: Options
+    presence_threshold: float
 
     @classmethod
-    def of(cls, texts: Texts, options: Options, default: float) -> Request:
-        """The texts of a call, checked against its options; ``default`` is the threshold of texts without one of their own.
+    def of(cls, texts: Texts, options: Options, presence_threshold: float) -> Request:
+        """The texts of a call, checked against its options; the threshold is that of texts without one of their own.
 
         Raises:
             PromptError, InputError: a text or an option is not usable.
         """
         queries = parse_targets(texts)
-        limits = thresholds_of(options.threshold, queries, default)
-        return cls(tuple(zip(queries, limits, strict=True)), check_exclude(options.exclude, queries), options)
+        limits = thresholds_of(options.threshold, queries, presence_threshold)
+        exclude = check_exclude(options.exclude, queries)
+        return cls(tuple(zip(queries, limits, strict=True)), exclude, options, presence_threshold)
 
     @property
     def texts(self) -> list[str]:
