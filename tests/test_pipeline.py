@@ -1031,8 +1031,13 @@ def test_smoothing_is_an_option_of_every_recipe(name: str, fine: bool) -> None:
 def test_the_affinity_of_an_image_serves_its_next_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr("text2sam.recipes.view.affinity", lambda embedding: made.append(embedding) or affinity(embedding))
-    model = TextPromptedSAM(tiny_predictor(), Colours())
+    generator = Colours()
+    model = TextPromptedSAM(tiny_predictor(), generator)
     one, other = model.encode([TWO, drawn(("red", 30, 30, BIG))])
+    model.segment(one, "red")
+    assert not made, "a map finer than the embedding is not smoothed"
+    coarse = SimilarityMap(np.eye(3, 4, dtype=np.float32), "red")
+    generator.maps = lambda *_, **__: [coarse]  # type: ignore[method-assign]
     for image, count in ((one, 1), (one, 1), (other, 2), (one, 3), (other, 4)):
         found = model.segment(image, "red")
         assert len(made) == count

@@ -507,6 +507,15 @@ def test_how_many_points_are_spread(count: int) -> None:
     assert len(points) <= 1 + min(count, 2)  # a region of a few patches holds no more that are apart
 
 
+@pytest.mark.parametrize(("places", "spread"), [([(10, 11), (9, 12)], []), ([(9, 11)], [(9, 11)]), ([(10, 14)], [(10, 14)])])
+def test_a_patch_beside_the_peak_is_no_place_of_its_own(places: list[tuple[int, int]], spread: list[tuple[int, int]]) -> None:
+    values = np.zeros((24, 32), np.float32)
+    for row, column in [(10, 12), (10, 13), *places]:
+        values[row, column] = 1
+    points, _ = RegionRule(0.5, spread=5)(SimilarityMap(values), (240, 320), (10, 12))
+    assert [patch_of(point, (240, 320), (24, 32)) for point in points.coords] == [(10, 12), *spread]
+
+
 def test_prompts_around_a_peak_are_those_of_the_rules() -> None:
     similarity, rule = disc_map((10, 12, 6, 1.0)), PeakRule(regions=(RegionRule(0.5), RegionRule(0.6, box=True)))
     first = rule(similarity, (240, 320))

@@ -3,12 +3,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import FakePredictor
+from numpy.typing import NDArray
 
 from text2sam import TextPromptedSAM
 from text2sam.errors import InputError, UnsupportedModelError
@@ -60,6 +62,25 @@ def test_flat_maps() -> None:
 def test_numbers_out_of_range(numbers: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(numbers))} must be a number"):
         Objects(**numbers)
+
+
+def test_odds_of_an_empty_mask() -> None:
+    class Named:
+        vocabulary = ("dog",)
+
+        def region_odds(self, features: Any, text: str, shares: NDArray[np.float32]) -> float:
+            assert shares.any()
+            return float(len(text))
+
+    predictor = FakePredictor()
+    session = Session.of(predictor)
+    image = session.image(np.zeros((40, 40, 3), np.uint8))
+    view = View((40, 40), Named(), SimpleNamespace(grid=(4, 4)), session, image)
+    nothing, everything = np.zeros((40, 40), bool), np.ones((40, 40), bool)
+    odds = view.odds(["cat", "kitten"], [nothing, everything])
+    assert odds is not None
+    assert odds.tolist() == [-np.inf, 6]
+    assert view.odds(["cat"], []) is None
 
 
 # behaviour

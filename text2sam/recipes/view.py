@@ -29,8 +29,20 @@ if TYPE_CHECKING:
     from text2sam.sam.predictor import Answer
     from text2sam.sam.session import SamImage, Session
 
-_EMBEDDED: WeakKeyDictionary[SamImage, tuple[NDArray[np.float32], NDArray[np.float32]]] = WeakKeyDictionary()
-"""Embedding and affinity of the image that was last asked about, for its next texts; 40 MB for most photos."""
+
+@dataclass(frozen=True, eq=False)
+class _Embedded:
+    """SAM's embedding of an image, and the affinity of its places: 40 MB for most photos."""
+
+    values: NDArray[np.float32]
+
+    @functools.cached_property
+    def affinity(self) -> NDArray[np.float32]:
+        return affinity(self.values)
+
+
+_EMBEDDED: WeakKeyDictionary[SamImage, _Embedded] = WeakKeyDictionary()
+"""Of the image that was last asked about, for its next texts."""
 
 
 @keeps("mask", once=True)
@@ -190,34 +202,34 @@ class View:
         if self.fine or self.smooth is False:
             return similarity
         smoothed = similarity if self.smooth else self._over_embedding(similarity)
-        embedding = None if smoothed.flat else self._embedded[0]
-        if embedding is None or embedding.shape[1:] != smoothed.values.shape:
+        embedded = None if smoothed.flat else self._embedded
+        if embedded is None or embedded.values.shape[1:] != smoothed.values.shape:
             return smoothed
-        objectness = self.session.objectness(embedding)
+        objectness = self.session.objectness(embedded.values)
         return smoothed if objectness is None else on_things(smoothed, objectness)
 
     def _over_embedding(self, similarity: SimilarityMap) -> SimilarityMap:
         if similarity.flat:
             return similarity
-        weights = self._embedded[1]
-        if weights is None and self.smooth:
+        embedded = self._embedded
+        if embedded is None and self.smooth:
             raise UnsupportedModelError(
                 "maps are smoothed over SAM's embedding of the image, and this predictor keeps none; leave out smooth=True "
                 "(--smooth)"
             )
-        if weights is None or similarity.values.size > weights[0, 0].size:
+        if embedded is None or similarity.values.size > embedded.values[0].size:
             return similarity
-        return smooth(similarity, weights)
+        return smooth(similarity, embedded.affinity)
 
     @property
-    def _embedded(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
-        """Embedding and affinity of the image, None where the predictor keeps no embedding."""
+    def _embedded(self) -> _Embedded | None:
+        """None where the predictor keeps no embedding."""
         held = _EMBEDDED.get(self.image)
         if held is None and (embedding := self.session.embedding(self.image)) is not None:
-            held = embedding, affinity(embedding)
+            held = _Embedded(embedding)
             _EMBEDDED.clear()
             _EMBEDDED[self.image] = held
-        return held or (None, None)
+        return held
 
     def prompt(
         self, similarity: SimilarityMap, points: PointPrompts, choose: MaskRule, box: NDArray[np.float32] | None = None
@@ -264,8 +276,8 @@ class View:
         """What tells what looks like things in the image; None where the generator tells no likeness or no cutouts, or the
         predictor keeps no embedding."""
         tells = self.looks and callable(getattr(self.generator, "cutouts", None))
-        embedding = self._embedded[0] if tells else None
-        return None if embedding is None else Resemblance(embedding, functools.partial(self._cutout, set()))
+        embedded = self._embedded if tells else None
+        return None if embedded is None else Resemblance(embedded.values, functools.partial(self._cutout, set()))
 
     def _cutout(self, lengths: set[int], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """The vector of a cutout; ``lengths`` is that of the first, from then on."""

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -37,6 +38,8 @@ BACKOFF_SECONDS = 1.0
 """Pause before the first retry; it doubles with each further retry."""
 
 _CHUNK = 1 << 20
+
+_hub_lock = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -223,12 +226,13 @@ def obeying_offline() -> Iterator[None]:
     """Keeps the client of the Hugging Face hub to the files in its cache where ``TEXT2SAM_OFFLINE`` forbids downloads."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    with _hub_lock:  # the setting is the whole process's
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = before or offline()
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
 
 def _addresses(item: Checkpoint) -> tuple[str, ...]:
