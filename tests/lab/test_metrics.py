@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from text2sam.errors import InputError, MissingDependencyError
-from text2sam.lab.datasets.coco import _fill
 from text2sam.lab.metrics import (
     MAP_THRESHOLDS,
     ConfusionMatrix,
@@ -61,7 +60,6 @@ def test_bad_arguments(call: Any, message: str) -> None:
     [
         ("sklearn.metrics", lambda: auroc([1.0], [0.0])),
         ("py_sod_metrics", lambda: soft_mask_scores(np.ones((2, 2)), np.ones((2, 2), bool))),
-        ("pycocotools.mask", lambda: _fill([[0, 0, 1, 0, 1, 1]], (2, 2), "cat", "a.json")),
     ],
 )
 def test_the_error_for_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, package: str, call: Any) -> None:

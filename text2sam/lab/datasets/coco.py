@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sam.errors import InputError, needed
+from text2sam.errors import InputError
 from text2sam.export.annotated import check_relative
 from text2sam.lab.datasets import layout as disk
 from text2sam.lab.datasets.layout import Root
@@ -167,6 +167,7 @@ def _fill(polygons: Sequence[Any], shape: tuple[int, int], name: str, where: str
                 f"{where}: a polygon of a {name!r} must be x, y, x, y, ... of at least three points near the image of "
                 f"{h} x {w} pixels, not {str(polygon)[:80]}"
             )
-    coco = needed("pycocotools.mask", "pycocotools", "reading polygons as COCO does", "lab")
+    from pycocotools import mask as coco
+
     merged = coco.merge(coco.frPyObjects(polygons, h, w))
     return unroll(parse_counts(merged["counts"].decode("ascii"), shape), shape)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from text2sam import __version__
 from text2sam.annotate.journal import STATE
-from text2sam.errors import needed, one_line
+from text2sam.errors import one_line
 from text2sam.files import write_text
 from text2sam.lab.experiments import dataset
 from text2sam.lab.experiments.annotation.folder import SEED, draw_folder
@@ -86,9 +86,10 @@ def dataset_files(out: Path) -> dict[str, bytes]:
 
 def read_coco(path: Path) -> Any:
     """A COCO file as pycocotools reads it."""
-    coco = needed("pycocotools.coco", "pycocotools", "reading a dataset as others do", "lab")
+    from pycocotools.coco import COCO
+
     with contextlib.redirect_stdout(io.StringIO()):
-        return coco.COCO(os.fspath(path))
+        return COCO(os.fspath(path))
 
 
 def labelme_differences(out: Path, root: Path, coco: Any) -> list[str] | None:
