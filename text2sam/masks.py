@@ -170,6 +170,6 @@ def _resampling(places: int, side: int, filled: int, length: int) -> Tensor:
     import torch
     from torch.nn.functional import interpolate
 
-    unit = torch.eye(places, dtype=torch.float32)[None]
+    unit = torch.eye(places, dtype=torch.float32, device="cpu")[None]
     large = interpolate(unit, size=side, mode="linear", align_corners=False)[..., :filled]
     return interpolate(large, size=length, mode="linear", align_corners=False)[0].T.contiguous()

@@ -177,7 +177,7 @@ def gaussian_window(grid: tuple[int, int], sigma: float, *, prefix: int = 1) -> 
 
     rows, columns = (
         torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma**2))
-        for places in (torch.arange(side, dtype=torch.float32) for side in grid)
+        for places in (torch.arange(side, dtype=torch.float32, device="cpu") for side in grid)
     )
     return torch.nn.functional.pad(torch.kron(rows, columns), (prefix, 0, prefix, 0))
 

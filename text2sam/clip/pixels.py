@@ -57,7 +57,7 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 def normalise(image: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(H, W, 3) uint8 -> (1, 3, H, W) float32, scaled to [0, 1] and normalised by channel."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    means, stds = (torch.tensor(v, dtype=torch.float32).reshape(1, 3, 1, 1) for v in (mean, std))
+    means, stds = (torch.from_numpy(np.asarray(v, np.float32)).reshape(1, 3, 1, 1) for v in (mean, std))
     return (pixels - means) / stds
 
 

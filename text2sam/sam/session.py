@@ -192,7 +192,7 @@ class Session:
         sizes = zip(state["input_size"], padded, features.shape[2:], strict=True)
         filled = [length / whole * places for length, whole, places in sizes]
         at = [
-            (torch.arange(count) + 0.5) * (share / count) * (2 / places) - 1
+            (torch.arange(count, dtype=torch.float32, device="cpu") + 0.5) * (share / count) * (2 / places) - 1
             for share, places in zip(filled, features.shape[2:], strict=True)
             for count in [max(1, round(share))]
         ]
