@@ -1331,9 +1331,9 @@ def test_a_predictor_that_somebody_else_has_set() -> None:
 
 @pytest.mark.parametrize("strategy", ["paper", "objects"])
 def test_defaults_of_torch_do_not_matter(strategy: str) -> None:
-    model = TextPromptedSAM(tiny_predictor(), tiny_surgery(image_size=(24, 32)), presence_threshold=0.0)
-    # SAM's embedding of this image is as wide as the map, so that the default recipe smooths
-    image = np.tile(picture(), (1, 2, 1))[:48]
+    # a map coarser than SAM's embedding, which the default recipe smooths
+    model = TextPromptedSAM(tiny_predictor(), tiny_surgery(), presence_threshold=0.0)
+    image = picture()
     expected = model.segment(image, "cat", strategy=strategy)
     with torch.autocast("cpu", torch.bfloat16):
         assert same(model.segment(image.copy(), "cat", strategy=strategy), expected)
