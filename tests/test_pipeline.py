@@ -1332,7 +1332,7 @@ def test_a_predictor_that_somebody_else_has_set() -> None:
 @pytest.mark.parametrize("strategy", ["paper", "objects"])
 def test_defaults_of_torch_do_not_matter(strategy: str) -> None:
     # a map coarser than SAM's embedding, which the default recipe smooths
-    model = TextPromptedSAM(tiny_predictor(), tiny_surgery(), presence_threshold=0.0)
+    model = TextPromptedSAM(tiny_predictor(), tiny_surgery(image_size=12), presence_threshold=0.0)
     image = picture()
     expected = model.segment(image, "cat", strategy=strategy)
     with torch.autocast("cpu", torch.bfloat16):

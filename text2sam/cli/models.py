@@ -243,7 +243,10 @@ def list_words(
         )
         return
     echo(
-        aligned(["word", "is a kind of"], [[word, " | ".join(kind or "-" for kind in kinds)] for word, kinds in words.items()])
+        aligned(
+            ["word", "is a kind of"],
+            [[word, " | ".join(kind or "(learned from photos)" for kind in kinds)] for word, kinds in words.items()],
+        )
     )
     echo(f"{len(words):,} of {len(table):,} words", to_stderr=True)
 
