@@ -44,12 +44,14 @@ def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, re
     grid = embedding.shape[1:]
     looks = torch.from_numpy(np.ascontiguousarray(embedding, np.float32)).flatten(1).T  # (gh*gw, C)
     looks = torch.nn.functional.normalize(looks - looks.mean(0), dim=1)
-    at = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).reshape(-1, 2) / (reach * max(grid))
+    steps = (torch.arange(n, dtype=torch.float32, device="cpu") for n in grid)
+    at = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).reshape(-1, 2) / (reach * max(grid))
     at = at - at.mean(0)
     # -|a - b|^2 / 2 is a.b - |a|^2 / 2 - |b|^2 / 2, so one product makes all logits; the part of the row alone, softmax drops
     far, ones = at.square().sum(1, keepdim=True) / -2, at.new_ones(len(at), 1)
     rows, columns = (torch.cat([factor * looks, at, last], dim=1) for factor, last in ((sharpness, ones), (1, far)))
-    weights = torch.softmax(rows @ columns.T, dim=1)
+    with torch.autocast("cpu", enabled=False):
+        weights = torch.softmax(rows @ columns.T, dim=1)
     return weights.reshape(*grid, *grid).numpy()
 
 
