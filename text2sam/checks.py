@@ -90,10 +90,10 @@ def check_returned(
     count: int | None = None,
     error: type[Text2SamError] = InputError,
 ) -> list[_T]:
-    """What a part of the user's own returned, as a list.
+    """The items that a user's component returned, as a list.
 
     Args:
-        part: what returned it, for the message.
+        part: name of the component, for the message.
         value: a sequence or an iterator.
         kind: of each item.
         expected: what should have been returned, for the message.
@@ -124,10 +124,10 @@ def as_array(value: Any) -> Any:
 
 
 def check_shares(part: str, value: object, shape: tuple[int, ...], expected: str) -> NDArray[np.float32]:
-    """What a part of the user's own returned, as a float32 array of numbers in [0, 1].
+    """The values that a user's component returned, as a float32 array of numbers in [0, 1].
 
     Args:
-        part: what returned it, for the message.
+        part: name of the component, for the message.
         value: an array, a tensor or lists.
         shape: that it must have.
         expected: what should have been returned, for the message.
@@ -138,7 +138,9 @@ def check_shares(part: str, value: object, shape: tuple[int, ...], expected: str
     with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
         array = as_array(value)
         if array.dtype.kind in "biuf" and array.shape == shape:
-            shares: NDArray[np.float32] = array.astype("float32", copy=False)  # 1 but for float64's rounding is 1
+            shares: NDArray[np.float32] = array.astype(
+                "float32", copy=False
+            )  # values above 1 only by float64's rounding become 1
             if ((shares >= 0) & (shares <= 1)).all():
                 return shares
     raise UnsupportedModelError(f"{part} must return {expected}, not {value!r:.80}")
@@ -150,10 +152,10 @@ def name_of(function: object) -> str:
 
 
 def accepts(function: Callable[..., Any], positional: int, keywords: Iterable[str]) -> bool:
-    """Whether a function takes so many arguments by position, and arguments of these names; True where it does not tell."""
+    """Whether a function takes so many arguments by position, and arguments of these names; True where that is unknown."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # compiled functions need not tell; the call will
+    except (TypeError, ValueError):  # compiled functions have no signature; the call shows it
         return True
     try:
         signature.bind_partial(*[None] * positional, **dict.fromkeys(keywords))

@@ -1,4 +1,4 @@
-"""What stands for a model: one digest of its make-up and its weights."""
+"""A hash of a model's architecture and weights."""
 
 from __future__ import annotations
 

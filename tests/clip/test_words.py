@@ -101,7 +101,7 @@ def test_unknown_words(table: WordTable, text: str, near: list[str]) -> None:
     message = str(caught.value)
     assert repr(text) in message
     assert 'the preset "mobile" takes any text' in message
-    listed = message.partition("near ones are ")[2].partition(". ")[0].split(", ") if "near ones" in message else []
+    listed = message.partition("similar words are ")[2].partition(". ")[0].split(", ") if "similar words" in message else []
     assert listed[: len(near)] == [repr(word) for word in near]
     assert len(listed) <= 5
     assert bool(listed) == bool(near)

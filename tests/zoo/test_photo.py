@@ -115,7 +115,7 @@ def test_words_that_say_more(model: TextPromptedSAM) -> None:
     words = model.generator.words
     assert words.meaning("crane") != words.meaning("crane bird")
     assert set(words.meaning("crane bird").classes) < set(words.meaning("bird").classes)
-    with pytest.raises(PromptError, match="'sky' is none of the 7,"):
+    with pytest.raises(PromptError, match="'sky' is not among the 7,"):
         words.meaning("sky")
 
 
@@ -125,7 +125,7 @@ def test_words_that_say_more(model: TextPromptedSAM) -> None:
 )
 def test_words_that_another_is_looked_for_in_place_of(model: TextPromptedSAM, text: str, wider: str) -> None:
     hint = str(model.generator.hint(text))
-    assert hint == f"{text!r} is looked for as {wider!r}, which this model cannot tell it from"
+    assert hint == f"{text!r} is looked for as {wider!r}, which this model cannot distinguish from it"
     assert model.generator.sense(text) == model.generator.sense(wider)
     assert model.generator.hint(wider) is None
 

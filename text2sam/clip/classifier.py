@@ -241,7 +241,7 @@ class WordClassifier:
             masks: M masks (h, w) bool over the image, at any size.
 
         Returns:
-            (M, C) float32, the mean token of each cutout; the cosine of two tells how alike they look. 0 for an empty mask.
+            (M, C) float32, the mean token of each cutout; the cosine of two says how alike they look. 0 for an empty mask.
         """
         pooled = np.zeros((len(masks), self._rows.shape[1]), np.float32)
         there = [k for k, mask in enumerate(masks) if mask.any()]
@@ -256,7 +256,7 @@ class WordClassifier:
         """Advice about a word that stands for a wider one, or is too general; None for others."""
         meaning = self.words.meaning(text)
         if meaning.wider is not None:
-            return f"{text!r} is looked for as {meaning.wider!r}, which this model cannot tell it from"
+            return f"{text!r} is looked for as {meaning.wider!r}, which this model cannot distinguish from it"
         count = len(meaning.classes)
         if count < _VAGUE:
             return None

@@ -452,7 +452,7 @@ class ClipSurgery:
         return None if bias is None else bias.detach().float().mean()
 
     def _names(self, texts: Sequence[str]) -> torch.Tensor:
-        """(T, C) features; a few templates do for telling names apart, and a vocabulary is long."""
+        """(T, C) features; a few templates are enough to separate names, and a vocabulary is long."""
         return self.prompts(texts, SHORT_TEMPLATES)
 
     def _hottest(self, features: ImageFeatures, text: str) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ class MapGenerator(Protocol):
     - ``likeness(image, masks, texts)``: (M,) in [0, 1], how much what each of M masks (h, w) bool, at any size, cuts out of the
       image looks like the most similar of the texts. It costs a pass of the model for each mask; the default recipe chooses
       places and masks by it.
-    - ``cutouts(image, masks)``: (M, D) numbers, a vector of what each mask cuts out; the cosine of two tells how alike they
+    - ``cutouts(image, masks)``: (M, D) numbers, a vector of what each mask cuts out; the cosine of two says how alike they
       look. Where several objects of a text were found, the default recipe looks for more that look like them.
     - ``hint(text) -> str | None``: advice about a text that the model is not made for.
     - ``sense(text)``: what a text stands for, any hashable value; equal for texts that are one thing to the model.

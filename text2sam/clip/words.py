@@ -67,7 +67,7 @@ class WordTable:
         words: word -> ids of its synsets, the most frequent sense first.
         learned: entries ``{"words": [...], "synset": id or None}``, in the order of the learned vectors. Without a synset the
             words stand for the learned vector alone, also where ``words`` has them; with one they are further words for it.
-        narrower: word -> words for kinds of it that the classifier cannot tell from it; those that are words of the table
+        narrower: word -> words for kinds of it that the classifier cannot distinguish from it; those that are words of the table
             already stay what they are.
 
     Raises:
@@ -142,8 +142,8 @@ class WordTable:
             return meaning
         near = self._near(_plain(text))
         raise PromptError(
-            f"{text!r} is none of the {len(self):,} words this model knows"
-            + (f"; near ones are {', '.join(repr(word) for word in near)}" if near else "")
+            f"{text!r} is not among the {len(self):,} words this model knows"
+            + (f"; similar words are {', '.join(repr(word) for word in near)}" if near else "")
             + '. "text2sam models words --preset photo" lists them; the preset "mobile" takes any text'
         )
 

@@ -47,8 +47,8 @@ class Offer:
         similarity: the map the prompt came from.
         points: the prompt's points.
         logits: (M, h, w) float32, SAM's low-resolution logits.
-        look: masks -> their likeness in [0, 1] to what is looked for, from a generator that tells it
-            (:class:`~text2sam.clip.protocol.MapGenerator`), where the map is of its making; else None.
+        look: masks -> their likeness in [0, 1] to the text, where the map comes from a generator that scores it
+            (:class:`~text2sam.clip.protocol.MapGenerator`); else None.
 
     Raises:
         InputError: there is no mask, or not one score per mask.
@@ -120,7 +120,7 @@ def choose_by_agreement(offer: Offer) -> Choice:
       total; the default recipe keeps or drops objects by it.
     - ``stability`` in [0, 1]: SAM's, the IoU of the mask with logits cut at +1 and at -1 (arXiv 2304.02643, section 5).
     - ``points`` in [0, 1]: the share of points on their right side.
-    - ``likeness`` in [0, 1], where :attr:`Offer.look` tells it: of what the mask cuts out.
+    - ``likeness`` in [0, 1], of what the mask cuts out to the text, where :attr:`Offer.look` is given.
     - ``total``, at least 0: what is decided by, the mean of SAM's score and the figures with the weights 1 for score and
       correlation, 1/2 for stability, 1/4 for points and 5/2 for likeness. An empty mask has 0. The weights were chosen on
       tuning photos (COCO, MobileSAM).

@@ -12,7 +12,7 @@ from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
-from text2sam.recipes.resemblance import Looks, resemblance
+from text2sam.recipes.resemblance import Appearance, resemblance
 from text2sam.recipes.view import Found, Prompt, Recipe, Steps, View
 from text2sam.targets import Query
 from text2sam.types import PointPrompts, SimilarityMap
@@ -22,12 +22,12 @@ PEAKS = PeakRule(hot=0.7, negatives=1, regions=(RegionRule(0.5), RegionRule(0.65
 half the height of a peak ask for large things, the box of its top for small ones; chosen on tuning photos."""
 
 SAME, ALIKE = 0.9, 1.1
-"""What resemblance and half of the likeness must reach, for an object that was found to stand for its kind, and for a further
-object to stay. Chosen on tuning photos, as the next two are."""
+"""Resemblance plus half of the likeness must reach the first for an object to be an example of its kind, and the second for a
+further object to be kept. Chosen on tuning photos, as the next two are."""
 RESEMBLING = 0.5
-"""The cosine from which a place is tried for further objects."""
+"""Smallest cosine at which a place is tried for further objects."""
 FAILED = 3
-"""So many places in a row without an object end the search for further objects."""
+"""The search for further objects ends after this many consecutive places without one."""
 FREE, OVERLAP = 0.3, 0.3
 """Shares of a place, and of the smaller of two masks, that may be taken already."""
 
@@ -36,12 +36,12 @@ FREE, OVERLAP = 0.3, 0.3
 class Objects(Recipe):
     """Every object of a text: prompts for each peak of the map, and the mask that agrees best with the map.
 
-    The map is smoothed over SAM's embedding first, and heat off things counts for less where the predictor tells what is on a
-    thing (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is the only one in most images, gets
+    The map is smoothed over SAM's embedding first, and similarity outside objects counts for less where the predictor has
+    ``objectness`` (:meth:`~text2sam.recipes.view.View.smoothed`). The first object, which is the only one in most images, gets
     further prompts where the points rule has a method ``around``, as :class:`~text2sam.recipes.points.PeakRule` has. So
     SAM is asked three times for the first object and once for each other one, until an object comes that the map does not
-    support, and then at places that look like what was found (``further``); no prompt is sent twice. Where the generator
-    tells how much what a mask cuts out looks like a text (:attr:`~text2sam.recipes.view.View.looks`), the search goes on
+    support, and then at places that look like the objects found (``further``); no prompt is sent twice. Where the generator
+    scores how well a mask matches a text (:attr:`~text2sam.recipes.view.View.has_likeness`), the search goes on
     to the third place at least, since the hottest is often beside a small thing. Maps that are fine
     (:attr:`~text2sam.recipes.view.View.fine`) are not smoothed, get no further prompts, and are searched to the end.
 
@@ -59,18 +59,18 @@ class Objects(Recipe):
         name: what ``Segmentation.strategy`` says.
         support: an object stays when the map's contrast at it reaches this share of the contrast at the object where it is
             highest, in [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
-        fine_support: the same for fine maps, whose weaker peaks are more often objects, and where likeness is told.
+        fine_support: the same for fine maps, whose weaker peaks are more often objects, and where the generator scores likeness.
         alike: an object stays when its likeness reaches this share of that of the object of the highest score, in [0, 1] (the
             figure ``"likeness"``).
-        places: how many places are tried at least where the generator tells likeness.
+        places: the smallest number of places that are tried where the generator scores likeness.
         margin: an object stays when its log-odds against the model's vocabulary are at most this far below those of the best
             object; only for generators with a vocabulary.
-        further: where objects were found that look like one another, so many places at most are tried that look like them in
-            SAM's embedding, and what is found there stays where its cutout looks like them and like the text; for generators
-            with ``likeness`` and ``cutouts``, see :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
+        further: the largest number of further places that are tried where the objects found look like one another. The places
+            look like them in SAM's embedding, and an object there is kept when its cutout looks like them and like the text.
+            For generators with ``likeness`` and ``cutouts``, see :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
         smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine; False
-            also lets heat off things count fully.
+            also lets similarity outside objects count fully.
 
     Raises:
         InputError: a number is out of range.
@@ -115,7 +115,7 @@ class Objects(Recipe):
         smoothed = view.smoothed(similarity)
         around = None if view.fine else getattr(self.points, "around", None)
         taken = [] if view.avoid.mask is None else [view.avoid.mask]
-        least = self.places if view.looks else 1
+        least = self.places if view.has_likeness else 1
         most = max(view.max_objects, least)
         for _ in range(3 * most):  # a rule need not heed what was tried
             points = self.points(smoothed, view.shape, taken)
@@ -154,33 +154,33 @@ class Objects(Recipe):
         return found
 
     def _more(self, view: View, similarity: SimilarityMap, found: list[Found]) -> Steps:
-        """Where there are several objects that look like one another, also others that do, whatever the map is there."""
+        """The objects found and, where several of them look alike, others that look like them, whatever the map is there."""
         different = [found[k] for k in distinct([each.mask for each in found], [each.score for each in found])]
         possible = len(different) > 1 and len(found) < view.max_objects and not view.fine
         resembling = view.resemblance() if self.further and possible else None
         if resembling is None:
             return found
-        every = [resembling.looks(each.mask) for each in different]
-        things = [
-            own
-            for number, (each, own) in enumerate(zip(different, every, strict=True))
-            if _alike(each, own, every[:number] + every[number + 1 :]) >= SAME
+        appearances = [resembling.appearance(each.mask) for each in different]
+        examples = [
+            appearance
+            for k, (each, appearance) in enumerate(zip(different, appearances, strict=True))
+            if _alike(each, appearance, appearances[:k] + appearances[k + 1 :]) >= SAME
         ]
         found, smoothed, failed = list(found), view.smoothed(similarity), 0
         taken = np.logical_or.reduce([each.mask for each in found])
         if view.avoid.mask is not None:
             taken |= view.avoid.mask
-        for _ in range(self.further if things else 0):
-            places = resembling.places(things)
-            places[patch_shares(taken[None], places.shape)[0] > FREE] = -1
-            at = np.unravel_index(int(places.argmax()), places.shape)
-            if places[at] < RESEMBLING or failed == FAILED:
+        for _ in range(self.further if examples else 0):
+            cosines = resembling.cosines(examples)
+            cosines[patch_shares(taken[None], cosines.shape)[0] > FREE] = -1
+            at = np.unravel_index(int(cosines.argmax()), cosines.shape)
+            if cosines[at] < RESEMBLING or failed == FAILED:
                 break
             if len(found) >= view.max_objects:
                 _warn_of_end(view, similarity)
                 break
-            point = np.array([pixel_of((int(at[0]), int(at[1])), view.shape, places.shape)], np.float32)
-            taken |= _patch_at(point[0], places.shape, view.shape, reach=1)
+            point = np.array([pixel_of((int(at[0]), int(at[1])), view.shape, cosines.shape)], np.float32)
+            taken |= _patch_at(point[0], cosines.shape, view.shape, reach=1)
             failed += 1
             allowed = view.avoid.points(PointPrompts(point, np.ones(1, np.uint8)))
             if not len(allowed):
@@ -189,10 +189,10 @@ class Objects(Recipe):
             new, size = answer.mask, int(answer.mask.sum())
             if not size or any(int((new & each.mask).sum()) >= OVERLAP * min(size, each.mask.sum()) for each in found):
                 continue
-            looks = resembling.looks(new)
-            if _alike(answer, looks, things) >= ALIKE:
+            appearance = resembling.appearance(new)
+            if _alike(answer, appearance, examples) >= ALIKE:
                 found.append(replace(answer, similarity=similarity))
-                things.append(looks)
+                examples.append(appearance)
                 taken |= new
                 failed = 0
         return found
@@ -207,7 +207,7 @@ class Objects(Recipe):
         alike = self.alike * likeness if likeness > 0 else likeness
         found = [each for each in found if each.figure("likeness") >= alike]
         values = [each.figure("contrast") for each in found]
-        share = self.fine_support if view.fine or view.looks else self.support
+        share = self.fine_support if view.fine or view.has_likeness else self.support
         least = share * max(values) if max(values) > 0 else max(values)  # where nothing stands out, the least bad stays
         return [each for each, value in zip(found, values, strict=True) if value >= least]
 
@@ -219,9 +219,9 @@ class Objects(Recipe):
         return [each for each, value in zip(found, odds, strict=True) if value >= odds.max() - self.margin]
 
 
-def _alike(found: Found, looks: Looks, things: Sequence[Looks]) -> float:
-    """How much an object looks like the text, and like one of the things."""
-    return found.figure("likeness", 0.0) / 2 + resemblance(looks, things)
+def _alike(found: Found, appearance: Appearance, examples: Sequence[Appearance]) -> float:
+    """How well an object matches the text, and the example that is most like it."""
+    return found.figure("likeness", 0.0) / 2 + resemblance(appearance, examples)
 
 
 def _warn_of_end(view: View, similarity: SimilarityMap) -> None:

@@ -1,4 +1,4 @@
-"""What else in an image looks like the things that were found in it."""
+"""How much regions of an image look alike, by SAM's embedding and the map generator's cutouts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from text2sam.recipes.points import patch_shares
 
 EMBEDDED = 0.25
-"""How much SAM's embedding counts beside the generator's cutouts; chosen on tuning photos."""
+"""Weight of SAM's embedding; the generator's cutouts have 1. Chosen on tuning photos."""
 
 
-class Looks(NamedTuple):
-    """How a thing looks: unit vectors, or 0."""
+class Appearance(NamedTuple):
+    """The appearance of a masked region: unit vectors, or 0."""
 
     embedded: NDArray[np.float32]
     """(C,), the mean of SAM's embedding under its mask, less its mean over the image."""
     cutout: NDArray[np.float32]
-    """(D,), what the map generator knows of what its mask cuts out."""
+    """(D,), the map generator's vector of what its mask cuts out."""
 
 
 class Resemblance:
-    """Tells what in an image looks like other things in it.
+    """Compares the appearance of regions of an image.
 
     Args:
         embedding: (C, gh, gw) float32 over the image.
@@ -37,21 +37,21 @@ class Resemblance:
         self._places = self._embedding / np.maximum(np.linalg.norm(self._embedding, axis=0), 1e-9)
         self._cutout = cutout
 
-    def looks(self, mask: NDArray[np.bool_]) -> Looks:
-        """The looks of what a mask (H, W) covers."""
+    def appearance(self, mask: NDArray[np.bool_]) -> Appearance:
+        """The appearance of the region that a mask (H, W) covers."""
         [share] = patch_shares(mask[None], self._embedding.shape[1:])
-        return Looks(_unit(np.tensordot(self._embedding, share, 2)), _unit(self._cutout(mask)))
+        return Appearance(_unit(np.tensordot(self._embedding, share, 2)), _unit(self._cutout(mask)))
 
-    def places(self, things: Sequence[Looks]) -> NDArray[np.float32]:
-        """(gh, gw) float32 in [-1, 1]: the cosine of each place's embedding with that of the thing it resembles most."""
-        places: NDArray[np.float32] = np.max([np.tensordot(each.embedded, self._places, 1) for each in things], axis=0)
-        return places
+    def cosines(self, examples: Sequence[Appearance]) -> NDArray[np.float32]:
+        """(gh, gw) float32 in [-1, 1]: the cosine of each place's embedding with that of the example it is most like."""
+        cosines: NDArray[np.float32] = np.max([np.tensordot(each.embedded, self._places, 1) for each in examples], axis=0)
+        return cosines
 
 
-def resemblance(looks: Looks, things: Sequence[Looks]) -> float:
-    """The highest cosine with the cutout of one of the things, plus a quarter of the highest with an embedding of theirs."""
-    embedded = max(float(looks.embedded @ each.embedded) for each in things)
-    return EMBEDDED * embedded + max(float(looks.cutout @ each.cutout) for each in things)
+def resemblance(appearance: Appearance, examples: Sequence[Appearance]) -> float:
+    """The highest cosine with the cutout of an example, plus a quarter of the highest with the embedding of one."""
+    embedded = max(float(appearance.embedded @ each.embedded) for each in examples)
+    return EMBEDDED * embedded + max(float(appearance.cutout @ each.cutout) for each in examples)
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,11 +13,11 @@ SHARPNESS, REACH = 5.0, 0.25
 """Chosen on tuning photos with MobileSAM, see the lab."""
 
 OFF_THINGS = 0.2
-"""How much heat on no thing counts; chosen on tuning photos."""
+"""Weight of similarity outside objects; chosen on tuning photos."""
 
 
 def affinity(embedding: NDArray[np.float32], *, sharpness: float = SHARPNESS, reach: float = REACH) -> NDArray[np.float32]:
-    """How much each place of an image counts for each other place, by their looks and their distance.
+    """How much each place of an image counts for each other place, by their appearance and their distance.
 
     The weights of a bilateral filter: ``softmax_j(sharpness * cos_ij - (d_ij / reach)**2 / 2)``, where cos is the cosine of two
     places' embeddings, minus the mean over all places (without which all places of a photo look alike), and d the distance of
@@ -76,7 +76,7 @@ def smooth(similarity: SimilarityMap, weights: NDArray[np.float32]) -> Similarit
 
 
 def on_things(similarity: SimilarityMap, objectness: NDArray[np.float32]) -> SimilarityMap:
-    """A map whose heat above its median counts the more the more it lies on things, from :data:`OFF_THINGS` to 1.
+    """A map whose values above its median are scaled by objectness, with weights from :data:`OFF_THINGS` to 1.
 
     Args:
         similarity: the map.

@@ -187,17 +187,16 @@ class View:
         return bool(getattr(self.generator, "fine", False))
 
     @property
-    def looks(self) -> bool:
-        """Whether the generator tells how much what a mask cuts out looks like a text."""
+    def has_likeness(self) -> bool:
+        """Whether the generator scores how well what a mask cuts out matches a text."""
         return callable(getattr(self.generator, "likeness", None))
 
     def smoothed(self, similarity: SimilarityMap) -> SimilarityMap:
         """A map smoothed over SAM's embedding of the image (:mod:`text2sam.recipes.smoothing`), unless :attr:`smooth` decides.
 
-        Where the predictor tells what is on a thing (:meth:`~text2sam.sam.session.Session.objectness`), the rest counts for
-        less. The map is as it is where the generator's maps are :attr:`fine`, where :attr:`smooth` is False, where the
-        predictor keeps no embedding, and where the map has more places than that, since the embedding tells nothing between
-        its places.
+        Where the predictor has objectness (:meth:`~text2sam.sam.session.Session.objectness`), similarity outside objects counts
+        for less. The map is unchanged where the generator's maps are :attr:`fine`, where :attr:`smooth` is False, where the
+        predictor keeps no embedding, and where the map has more places than the embedding, which could add nothing to it.
         """
         if self.fine or self.smooth is False:
             return similarity
@@ -252,7 +251,7 @@ class View:
     def _chosen(self, prompt: Prompt, answer: Answer) -> Found:
         similarity, points, choose = prompt.similarity, prompt.points, prompt.choose
         masks, scores, logits = answer
-        words = self._words.get(similarity.text) if self.looks else None  # none for a map of the recipe's own
+        words = self._words.get(similarity.text) if self.has_likeness else None  # none for a map of the recipe's own
         look = None if words is None else functools.partial(self._likeness, words)
         offer = Offer(masks, scores, similarity, points, logits, look)
         choice, rule = choose(offer), f"the mask rule {name_of(choose)}"
@@ -273,10 +272,10 @@ class View:
         return check_shares(name, answer, (len(masks),), "one number in [0, 1] per mask")
 
     def resemblance(self) -> Resemblance | None:
-        """What tells what looks like things in the image; None where the generator tells no likeness or no cutouts, or the
-        predictor keeps no embedding."""
-        tells = self.looks and callable(getattr(self.generator, "cutouts", None))
-        embedded = self._embedded if tells else None
+        """Compares the appearance of regions of the image; None where the generator has no ``likeness`` or no ``cutouts``, or
+        the predictor keeps no embedding."""
+        compares = self.has_likeness and callable(getattr(self.generator, "cutouts", None))
+        embedded = self._embedded if compares else None
         return None if embedded is None else Resemblance(embedded.values, functools.partial(self._cutout, set()))
 
     def _cutout(self, lengths: set[int], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

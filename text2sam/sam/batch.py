@@ -1,4 +1,4 @@
-"""Several images, or several prompts of one image, in one run of ``SamPredictor``'s networks, as GPUs like it."""
+"""Several images, or several prompts of one image, in one run of ``SamPredictor``'s networks, which is faster on GPUs."""
 
 from __future__ import annotations
 
@@ -65,26 +65,26 @@ def predict_batch(
         made when they are asked for.
     """
     size = predictor.original_size
-    alike: dict[tuple[int, bool], list[int]] = {}
+    groups: dict[tuple[int, bool], list[int]] = {}  # of one shape
     for number, (points, box) in enumerate(prompts):
-        alike.setdefault((len(points), box is None), []).append(number)
+        groups.setdefault((len(points), box is None), []).append(number)
     answers: dict[int, tuple[LogitMasks, NDArray[np.float32], NDArray[np.float32]]] = {}
 
     def tensor(values: Sequence[NDArray[Any]], kind: type) -> Tensor:
         return torch.as_tensor(np.stack(values).astype(kind), device=predictor.device)
 
-    for (count, boxless), every in alike.items():
-        for first in range(0, len(every), PROMPTS):
-            some = every[first : first + PROMPTS]
-            coords = [predictor.transform.apply_coords(prompts[k][0].coords, size) for k in some]
-            labels = [prompts[k][0].labels for k in some]
-            boxes = [] if boxless else [predictor.transform.apply_boxes(prompts[k][1], size)[0] for k in some]
+    for (count, boxless), group in groups.items():
+        for first in range(0, len(group), PROMPTS):
+            batch = group[first : first + PROMPTS]
+            coords = [predictor.transform.apply_coords(prompts[k][0].coords, size) for k in batch]
+            labels = [prompts[k][0].labels for k in batch]
+            boxes = [] if boxless else [predictor.transform.apply_boxes(prompts[k][1], size)[0] for k in batch]
             logits, scores = decode(
                 predictor,
                 (tensor(coords, np.float32), tensor(labels, np.int32)) if count else None,
                 tensor(boxes, np.float32) if boxes else None,
             )
-            for k, low, score in zip(some, logits.float().cpu().numpy(), scores.float().cpu().numpy(), strict=True):
+            for k, low, score in zip(batch, logits.float().cpu().numpy(), scores.float().cpu().numpy(), strict=True):
                 low = low.copy()  # a view would keep the whole batch alive
                 answers[k] = logit_masks(predictor, low), score, low
     return [answers[k] for k in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""How likely each place of an image is on a thing, told from SAM's embedding of the image."""
+"""Objectness: how likely each place of an image is on an object, from SAM's embedding of the image."""
 
 from __future__ import annotations
 

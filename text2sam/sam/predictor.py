@@ -126,7 +126,7 @@ def predict_points(
     prompts = prompt_of(points, mask_input, box)
     if getattr(predictor, "is_image_set", True) is False:
         raise StateError("no image is set: call set_image before asking for masks")
-    with contextlib.suppress(TypeError, ValueError):  # compiled functions need not tell
+    with contextlib.suppress(TypeError, ValueError):  # compiled functions have no signature
         if lazy and "lazy" in inspect.signature(predictor.predict).parameters:  # not accepts: arguments may be passed on
             prompts["lazy"] = True
     return checked_answer(predictor, predictor.predict(**prompts, multimask_output=multimask_output), shape)

@@ -201,7 +201,7 @@ class Session:
         return sampled[0].numpy()
 
     def objectness(self, embedding: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """How likely each place of an embedding is on a thing, from a predictor that tells it.
+        """How likely each place of an embedding is on an object, from a predictor with ``objectness``.
 
         Args:
             embedding: (C, gh, gw) float32, of :meth:`embedding`.

@@ -127,7 +127,7 @@ class ModelOptions:
         clip_model: open_clip's name of the architecture of ``clip_checkpoint``; or ``"local-dir:FOLDER"`` for a folder with an
             ``open_clip_config.json``, or ``"hf-hub:OWNER/NAME"``, whose own weights are taken where ``clip_checkpoint`` is
             None. None takes the table's for a name and the preset's for a file; with the presets ``photo`` and
-            ``sticker`` any other file needs it. Not for files of transformers, whose ``config.json`` tells.
+            ``sticker`` any other file needs it. Not for files of transformers, whose ``config.json`` names it.
         sam_checkpoint: a local file or a name; its architecture is read off the weights. Files of SAM 2 and SAM 2.1 need the
             package ``sam2``; a folder is one of transformers' SAMs with its processor.
         templates: prompt templates; None takes the papers' 85.
@@ -329,7 +329,7 @@ def _refused(folder: Path, clip_model: str | None) -> str:
             "tokenizer's files), a file of weights, or a name from text2sam models list"
         )
     if clip_model is not None:
-        return f"{name} is a folder of transformers, whose config.json tells the architecture: leave clip_model out"
+        return f"{name} is a folder of transformers, whose config.json names the architecture: leave clip_model out"
     return f"{name} holds another model of transformers than a CLIP or SigLIP; its config.json says which"
 
 

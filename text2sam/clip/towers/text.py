@@ -173,7 +173,7 @@ def _pool_type(tower: Any) -> str:
 
 
 def _vocabulary_size(model: Any) -> int:
-    """How many token ids the text tower knows; 0 when it does not tell."""
+    """How many token ids the text tower knows; 0 when that is unknown."""
     for part in (model, getattr(model, "text", None)):
         size = getattr(part, "vocab_size", None)
         if isinstance(size, int) and size > 0:

@@ -6,7 +6,7 @@
 - ``words.json``: the nouns of WordNet 3.0 (Princeton University, its own licence) above ImageNet's classes, and the words that
   were learned;
 - ``sam.safetensors``: MobileSAM (Apache-2.0);
-- ``objectness.safetensors``: what tells things from the rest in MobileSAM's embedding, learned from COCO's annotations;
+- ``objectness.safetensors``: what separates objects from the rest in MobileSAM's embedding, learned from COCO's annotations;
 - ``record.json``: checksums, sources, and how presence was fitted. :mod:`text2sam.lab.photo` builds all of them anew.
 """
 
@@ -34,7 +34,7 @@ SHIPPED = Shipped(
         "objectness.safetensors": "CC-BY-4.0",
     },
 )
-"""The weights; the record also tells their sources."""
+"""The weights; the record has their sources."""
 
 ARCHITECTURE = "tf_efficientnet_lite2"
 """timm's name of the classifier."""
@@ -96,7 +96,7 @@ def load_clip(**options: Any) -> WordClassifier:
 
 
 def load_objectness() -> Objectness:
-    """What tells things from the rest in the embedding of the pair's SAM.
+    """Objectness from the embedding of the pair's SAM.
 
     Raises:
         WeightsError: it is not in the package, or differs from the record.

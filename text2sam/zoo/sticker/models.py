@@ -10,7 +10,7 @@ from text2sam.zoo.shipped import Shipped
 
 LICENCE = "CC-BY-SA-4.0"
 SHIPPED = Shipped("sticker", Path(__file__).parent / "weights", {f"{part}.safetensors": LICENCE for part in ("clip", "sam")})
-"""The weights; the record also tells their training and its results."""
+"""The weights; the record has their training and its results."""
 
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
