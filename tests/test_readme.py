@@ -23,7 +23,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.chdir(tmp_path)
     for photo in load_photos():  # the pictures that "text2sam demo" leaves there
-        if photo.name in ("chelsea", "coffee"):
+        if photo.name in ("chelsea", "coffee"):  # for the folder job
             write_png(tmp_path / "text2sam-demo" / photo.name / "image.png", photo.image)
     names: dict[str, Any] = {}
     blocks = [m for m in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8")) if "no-run" not in m["tag"]]
@@ -35,7 +35,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for mine in (names["Objects"](points=names["hottest"]), names["OneClick"]()):
         assert names["model"].segment(text="cat", strategy=mine).present
         assert not names["model"].segment(text="banana", strategy=mine).present
-    own = names["TextPromptedSAM"](names["Square"](), names["Corner"]()).segment(names["picture"], "cat")
+    own = names["TextPromptedSAM"](names["Square"](), names["Corner"]()).segment(names["chelsea"](), "cat")
     assert own.box.tolist() == [0, 0, 20, 20]
     assert (tmp_path / "demo-dataset" / "annotations.json").is_file()
 

@@ -138,9 +138,8 @@ def check_shares(part: str, value: object, shape: tuple[int, ...], expected: str
     with contextlib.suppress(TypeError, ValueError, RuntimeError):  # ragged lists, sparse tensors
         array = as_array(value)
         if array.dtype.kind in "biuf" and array.shape == shape:
-            shares: NDArray[np.float32] = array.astype(
-                "float32", copy=False
-            )  # values above 1 only by float64's rounding become 1
+            # in float32 what is above 1 by float64's rounding alone is 1
+            shares: NDArray[np.float32] = array.astype("float32", copy=False)
             if ((shares >= 0) & (shares <= 1)).all():
                 return shares
     raise UnsupportedModelError(f"{part} must return {expected}, not {value!r:.80}")

@@ -67,7 +67,7 @@ class WordTable:
         words: word -> ids of its synsets, the most frequent sense first.
         learned: entries ``{"words": [...], "synset": id or None}``, in the order of the learned vectors. Without a synset the
             words stand for the learned vector alone, also where ``words`` has them; with one they are further words for it.
-        narrower: word -> words for kinds of it that the classifier cannot distinguish from it; those that are words of the table
+        narrower: word -> words for kinds of it that the classifier cannot distinguish from it; those that are in the table
             already stay what they are.
 
     Raises:

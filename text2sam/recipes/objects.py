@@ -59,7 +59,8 @@ class Objects(Recipe):
         name: what ``Segmentation.strategy`` says.
         support: an object stays when the map's contrast at it reaches this share of the contrast at the object where it is
             highest, in [0, 1] (the figure ``"contrast"``; a mask rule that gives none keeps all).
-        fine_support: the same for fine maps, whose weaker peaks are more often objects, and where the generator scores likeness.
+        fine_support: the same for fine maps, whose weaker peaks are more often objects, and for generators that score
+            likeness.
         alike: an object stays when its likeness reaches this share of that of the object of the highest score, in [0, 1] (the
             figure ``"likeness"``).
         places: the smallest number of places that are tried where the generator scores likeness.
