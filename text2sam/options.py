@@ -38,7 +38,7 @@ class Options:
         against: the label set for feature surgery: what else may be in the image. None subtracts the empty text instead,
             as the papers do for a single text.
         exclude: texts whose places are avoided: no positive point lies on what they find, negative points may, and the mask
-            leaves it out.
+            leaves it out. A negative point acts on the whole mask, so that a thing beside an excluded one may lose parts.
         threshold: the presence score from which a text counts as present, in [0, 1]; or a mapping from texts (names) to
             scores. None takes the model's ``presence_threshold``.
         strategy: the recipe for points and masks, by name or an object of your own. ``"objects"`` finds every object of the

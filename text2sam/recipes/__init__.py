@@ -30,7 +30,8 @@ def get_recipe(strategy: str | Recipe) -> Recipe:
     if isinstance(strategy, str) and strategy in RECIPES:
         return RECIPES[strategy]
     if isinstance(strategy, str) or not isinstance(strategy, Recipe):
-        raise InputError(f"strategy must be one of {', '.join(RECIPES)} or a Recipe, not {strategy!r}")
+        other = "" if isinstance(strategy, str) else ", or a Recipe"
+        raise InputError(f"strategy must be one of {', '.join(RECIPES)}{other}, not {strategy!r}")
     return strategy
 
 
