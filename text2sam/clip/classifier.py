@@ -149,7 +149,8 @@ class WordClassifier:
             _check_method(method)
         if tiles is not False:
             raise UnsupportedModelError(
-                f"a word classifier makes no tiles (tiles={tiles!r}): give larger scales=, such as (1, 2) (--scales 1,2), which it sees whole"
+                f"a word classifier makes no tiles (tiles={tiles!r}): give larger scales=, such as (1, 2) (--scales 1,2), at "
+                "which it sees the whole image"
             )
         return [self._encoded(read_image(image)) for image in images]
 
@@ -346,5 +347,5 @@ class WordClassifier:
 def _check_method(method: str) -> None:
     if check_method(method) != "surgery":
         raise UnsupportedModelError(
-            f"a word classifier has one way to make maps and no attention, so the method {method!r} does not apply; leave it out"
+            f"a word classifier has one way to make maps and no attention; leave the method {method!r} out"
         )
