@@ -786,7 +786,7 @@ def test_folder_with_classes(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             open_dataset("folder", tmp_path)
     text(tmp_path / "classes.txt", "".join(f"c{i}\n" for i in range(256)))
-    with pytest.raises(InputError, match="256 classes.* 255 stands for ignored") as caught:
+    with pytest.raises(InputError, match=r"256 classes.* 255 stands for ignored") as caught:
         open_dataset("folder", tmp_path)
     assert str(tmp_path) in str(caught.value)
 
