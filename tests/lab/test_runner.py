@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -552,6 +553,18 @@ def test_the_journal_keeps_a_name_that_is_not_unicode(tmp_path: Path) -> None:
         assert journal.read(key_of(name)) == {"kept": 1}
 
 
+@pytest.mark.parametrize("task", ["recognition", "semantic", "explainability", "camouflage"])
+@pytest.mark.parametrize("broken", [{}, {"kept": {"scores": {}}, "seconds": {}}, {"kept": [], "seconds": {}}, 7])
+def test_a_damaged_journal(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, task: Any, broken: Any) -> None:
+    out = tmp_path / "r.json"
+    measure(surgery, dataset, settings_of(task), out=out)
+    with sqlite3.connect(journal_path(out)) as database:
+        database.execute("UPDATE results SET value = ?", [json.dumps(broken)])
+    with pytest.raises(InputError, match=r"r\.json\.journal' was damaged, or written by another version.*--overwrite"):
+        measure(surgery, dataset, settings_of(task), out=out)
+    measure(surgery, dataset, settings_of(task), out=out, overwrite=True)
+
+
 # images that fail
 
 
@@ -630,8 +643,9 @@ def test_published_figures_are_shown_only_for_their_setting(figure: Any) -> None
         (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size, templates=None, scales=(1.0, 0.5))),
     ]
     if figure.task == "semantic":
-        others.append((data, dataclasses.replace(settings, tiles=False, window=224), model, surgery))
-        others.append((data, dataclasses.replace(settings, tiles=64), model, surgery))
+        changes: list[dict[str, Any]] = [{"window": 224}, {"stride": 112}, {"short_side": 336}, {"tiles": 64}]
+        changes += [{"refine": "regions"}, {"background_words": ("wall",)}, {"background_threshold": 0.5}]
+        others += [(data, dataclasses.replace(settings, **{"tiles": False, **change}), model, surgery) for change in changes]
     if figure.task == "explainability":
         others.append((data, dataclasses.replace(settings, threshold_rule="image"), model, surgery))
         others.append((data, dataclasses.replace(settings, label_set=False), model, surgery))
