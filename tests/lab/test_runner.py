@@ -614,18 +614,23 @@ def test_errors_of_measuring_are_raised(surgery: ClipSurgery, dataset: Dataset, 
 def same_setting(figure: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery]:
     data = one_picture(np.zeros((4, 4)), background=figure.background)
     data = dataclasses.replace(data, name=figure.dataset, split=figure.split)
-    clip = tiny_clip(vision={"patch_size": 32, "image_size": 64})
-    surgery = tiny_surgery(clip, image_size=figure.image_size, templates=None)
+    clip = tiny_clip(vision={"patch_size": 32, "image_size": 64, "layers": 7})
+    surgery = tiny_surgery(clip, image_size=figure.image_size, templates=None, depth=6)
     settings = settings_of(figure.task, figure.method, tiles=figure.tiles)
     return data, settings, ModelInfo(figure.model, figure.pretrained), surgery
 
 
 @pytest.mark.parametrize(
-    "figure", {p.task: p for p in PUBLISHED}.values(), ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}"
+    "figure",
+    {(p.task, p.tiles): p for p in PUBLISHED}.values(),
+    ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}",
 )
 def test_published_figures_are_shown_only_for_their_setting(figure: Any) -> None:
     data, settings, model, surgery = same_setting(figure)
     assert published_for(data, settings, model, surgery)[figure.method][figure.figure] is figure
+    like: dict[str, Any] = {"image_size": figure.image_size, "templates": None, "depth": 6}
+    other_clips: list[dict[str, Any]] = [{"image_size": 448}, {"image_size": (figure.image_size, 64)}, {"templates": ("{}",)}]
+    other_clips += [{"scales": (1.0, 0.5)}, {"depth": 5}]
     other_method = next(name for name in COMPARED[figure.task] if name not in {p.method for p in PUBLISHED})
     others = [
         (dataclasses.replace(data, name="ade"), settings, model, surgery),
@@ -637,10 +642,7 @@ def test_published_figures_are_shown_only_for_their_setting(figure: Any) -> None
         (data, settings, dataclasses.replace(model, pretrained="mine.pt"), surgery),
         (data, settings, dataclasses.replace(model, untrained=True), surgery),
         (data, settings, ModelInfo(), surgery),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=448, templates=None)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=(figure.image_size, 64), templates=None)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size, templates=None, scales=(1.0, 0.5))),
+        *((data, settings, model, tiny_surgery(surgery.model, **{**like, **change})) for change in other_clips),
     ]
     if figure.task == "semantic":
         changes: list[dict[str, Any]] = [{"window": 224}, {"stride": 112}, {"short_side": 336}, {"tiles": 64}]

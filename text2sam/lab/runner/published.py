@@ -10,6 +10,7 @@ from text2sam.clip.tiles import Tiles
 from text2sam.lab.datasets import DATASETS, Dataset, reader_options
 from text2sam.lab.runner.models import ModelInfo
 from text2sam.lab.runner.settings import PAPER, RunTask, Settings
+from text2sam.zoo.presets import Preset
 
 SECOND_HAND = "second-hand"
 
@@ -75,6 +76,7 @@ def published_for(
     }
     default = Settings(settings.task, settings.methods, tiles=settings.tiles, resamples=settings.resamples)
     plain = settings == default and surgery.scales == (1.0,) and tuple(surgery.prompts.templates) == ensemble_templates()
+    plain = plain and (surgery.depth == Preset.depth or surgery.tower.blocks is None)
     published: dict[str, dict[str, Published]] = {}
     for figure in PUBLISHED if whole and plain and not model.untrained else ():
         same = (figure.task, figure.dataset, figure.split) == (settings.task, dataset.name, dataset.split)
