@@ -201,7 +201,12 @@ def row(data: Dataset, place: int = 0) -> list[int]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_opens_and_reads(name: str, tmp_path: Path) -> None:
     WHOLE[name](tmp_path)
+    ids = open_dataset(name, tmp_path).ids
+    for place in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        (place / "._0.png").write_bytes(b"of an archive made on a Mac")
+        (place / ".hidden").mkdir()
     data = open_dataset(name, tmp_path)
+    assert data.ids == ids
     assert data.name == name
     assert data.tasks
     assert json.loads(json.dumps(data.describe()))["root"] == str(tmp_path)

@@ -39,6 +39,7 @@ from text2sam.lab.metrics import (
     bootstrap_weights,
     explainability,
     explainability_samples,
+    interval,
     map_sample,
     mean_average_precision,
 )
@@ -280,9 +281,10 @@ def test_explainability_equals_a_plain_loop(surgery: ClipSurgery, dataset: Datas
     settings = settings_of("explainability", threshold_rule=rule)
     result = measure(surgery, dataset, settings)
     names = CLASSES[1:]
+    weights = bootstrap_weights(len(dataset), settings.resamples)
     for method in settings.methods:
-        samples = []
-        for sample in dataset:
+        samples, images = [], []
+        for image, sample in enumerate(dataset):
             features = surgery.encode_image(sample.image, methods=[method])  # type: ignore[list-item]
             maps = surgery.maps(features, names, against=names, method=method)  # type: ignore[arg-type]
             for name, similarity in zip(names, maps, strict=True):
@@ -291,12 +293,19 @@ def test_explainability_equals_a_plain_loop(surgery: ClipSurgery, dataset: Datas
                 pixels = np.concatenate([values.ravel(), left[0].ravel()]), np.concatenate([mask.ravel(), left[1].ravel()])
                 if pixels[1].any():
                     samples.append(map_sample(name, pixels[0][None], pixels[1][None]))
+                    images.append(image)
         expected, found = explainability(samples), result["figures"][method]
         assert found["samples"] == expected["samples"]
         assert found["threshold"] == expected["threshold"]
         for name in ("msc", "miou_dataset", "miou_class", "miou_image"):
             assert found[name] == pytest.approx(expected[name], abs=1e-4)
         assert found["miou"] == found[f"miou_{rule}"]
+        copies = [[s for s, image in zip(samples, images, strict=True) for _ in range(row[image])] for row in weights]
+        drawn = [explainability(drawn) for drawn in copies]
+        for name, (low, high) in found["intervals"].items():
+            values = np.array([figures[name if name != "miou" else f"miou_{rule}"] for figures in drawn])
+            assert (low, high) == pytest.approx(interval(values - values.mean() + found[name]), abs=1e-3)
+        assert found["intervals"].keys() == {"miou", "miou_dataset", "miou_class", "miou_image", "msc"}
         assert found["miou_image"] >= found["miou_class"] - 1e-9 >= found["miou_dataset"] - 2e-9
 
 
@@ -529,6 +538,11 @@ def test_other_images_and_models_are_refused(surgery: ClipSurgery, dataset: Data
         measure(tiny_surgery(depth=1), subset(dataset, 3), settings, out=out)
     with pytest.raises(InputError, match="templates"):
         measure(tiny_surgery(templates=("{}",)), subset(dataset, 3), settings, out=out)
+    regional = dataclasses.replace(settings, refine="regions")
+    with pytest.raises(InputError, match=r"measuring\.refine"):
+        measure(surgery, subset(dataset, 3), regional, out=out, predictor=tiny_predictor())
+    with pytest.raises(InputError, match="sam was null"):
+        measure(surgery, subset(dataset, 3), settings, out=out, predictor=tiny_predictor())
     # settings of the summary may change
     more = measure(surgery, subset(dataset, 3), dataclasses.replace(settings, resamples=7), out=out)
     assert more["settings"]["resamples"] == 7
@@ -761,6 +775,7 @@ def test_the_identity_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     surgery, info = build_surgery(preset="sticker", device="cpu")
     assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (192, 192), 7)
+    assert surgery.scales == (1.0,)  # as in the papers, not as in the preset
     monkeypatch.setattr(presets, "load_clip", lambda *_, **__: (tiny_clip(), tokenizer()))
     _, info = build_surgery(preset="mobile", depth=2, device="cpu")
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "openai")
