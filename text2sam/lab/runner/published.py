@@ -67,13 +67,11 @@ def published_for(
 ) -> dict[str, dict[str, Published]]:
     """Method -> figure -> the published figure for this setting.
 
-    The whole split must have been measured, with the papers' templates and CLIP, and with default options.
+    The whole split must have been measured, with the papers' templates, depth and CLIP, and with default options.
     """
     usual = reader_options(dataset.name) if dataset.name in DATASETS else {}
-    usual = {name: value for name, value in usual.items() if name != "background"}
-    whole = "limit" not in dataset.options and usual == {
-        name: dataset.options.get(name, value) for name, value in usual.items()
-    }
+    whole = "limit" not in dataset.options
+    whole = whole and all(dataset.options.get(name, value) == value for name, value in usual.items() if name != "background")
     default = Settings(settings.task, settings.methods, tiles=settings.tiles, resamples=settings.resamples)
     plain = settings == default and surgery.scales == (1.0,) and tuple(surgery.prompts.templates) == ensemble_templates()
     plain = plain and (surgery.depth == Preset.depth or surgery.tower.blocks is None)
