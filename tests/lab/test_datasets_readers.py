@@ -777,7 +777,7 @@ def test_potsdam_colours(tmp_path: Path, labels: str) -> None:
 
 def test_folder_with_classes(tmp_path: Path) -> None:
     folder(tmp_path)
-    data = open_dataset("folder", tmp_path)
+    data = open_dataset("folder", tmp_path, label=None)
     assert data.classes == ("background", "cat", "dog")
     assert data.background
     assert row(data) == [0, 1, 2, IGNORE, 0, 0]
