@@ -48,9 +48,9 @@ def check_number(
             return int(value) if whole else float(value)
     kind = "a whole number" if whole else "a number"
     if high == float("inf"):
-        span = "" if low == float("-inf") else f" {'above' if above else 'of at least'} {low:g}"
+        span = "" if low == float("-inf") else f" {'above' if above else 'of at least'} {low:.15g}"
     else:
-        span = f" in {'(' if above else '['}{low:g}, {high:g}]"
+        span = f" in {'(' if above else '['}{low:.15g}, {high:.15g}]"
     raise InputError(f"{name} must be {kind}{span}, not {value!r}")
 
 

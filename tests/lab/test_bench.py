@@ -56,6 +56,14 @@ def test_sides_are_prepared_and_take_turns_in_changing_order() -> None:
     assert all(min(side["samples_s"]) <= side["median_s"] <= max(side["samples_s"]) for side in times.values())
 
 
+@pytest.mark.parametrize(("options", "counts"), [({"short": "a"}, (44, 6, 4)), ({"warm_up": False}, (2, 2, 2))])
+def test_calls_of_a_sample(options: Any, counts: tuple[int, int, int]) -> None:
+    calls: list[str] = []
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}  # type: ignore[misc]
+    alternate(sides, 2, prepare={"a": lambda: calls.append("prepare")}, **options)
+    assert tuple(map(calls.count, ("a", "b", "prepare"))) == counts
+
+
 def test_peak_is_of_tensors_that_exist_together() -> None:
     def in_turn() -> None:
         for _ in range(3):

@@ -201,7 +201,12 @@ def row(data: Dataset, place: int = 0) -> list[int]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_opens_and_reads(name: str, tmp_path: Path) -> None:
     WHOLE[name](tmp_path)
+    ids = open_dataset(name, tmp_path).ids
+    for place in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        (place / "._0.png").write_bytes(b"of an archive made on a Mac")
+        (place / ".hidden").mkdir()
     data = open_dataset(name, tmp_path)
+    assert data.ids == ids
     assert data.name == name
     assert data.tasks
     assert json.loads(json.dumps(data.describe()))["root"] == str(tmp_path)
@@ -772,7 +777,7 @@ def test_potsdam_colours(tmp_path: Path, labels: str) -> None:
 
 def test_folder_with_classes(tmp_path: Path) -> None:
     folder(tmp_path)
-    data = open_dataset("folder", tmp_path)
+    data = open_dataset("folder", tmp_path, label=None)
     assert data.classes == ("background", "cat", "dog")
     assert data.background
     assert row(data) == [0, 1, 2, IGNORE, 0, 0]
@@ -786,8 +791,9 @@ def test_folder_with_classes(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             open_dataset("folder", tmp_path)
     text(tmp_path / "classes.txt", "".join(f"c{i}\n" for i in range(256)))
-    with pytest.raises(InputError, match="256 classes"):
+    with pytest.raises(InputError, match=r"256 classes.* 255 stands for ignored") as caught:
         open_dataset("folder", tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["ones", "full", "soft", "palette", "bits"])

@@ -116,10 +116,11 @@ def test_a_dataset_is_a_sequence_that_reads_no_file() -> None:
     assert len(data) == 3
     assert [s.id for s in data] == [s.id for s in (data[0], data[np.int64(1)], data[-1])] == ["s0", "s1", "s2"]
     for place in (3, -4):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match="3 samples"):
             data[place]
-    with pytest.raises(TypeError):
-        data["s0"]  # type: ignore[index]
+    for wrong in ("s0", slice(0, 2)):
+        with pytest.raises(TypeError, match="as an integer"):
+            data[wrong]  # type: ignore[index]
     assert data.foreground == ("cat", "dog")
 
 
@@ -194,3 +195,12 @@ def test_registry() -> None:
         open_dataset("voc", ".", size=3)
     with pytest.raises(InputError, match="needs the folder"):
         open_dataset("voc")
+    for name, options, message in (
+        ("voc", {"background": "yes"}, "'background' must be true or false, not 'yes'"),
+        ("coco", {"annotations": 3}, "'annotations' must be a text, not 3"),
+        ("folder", {"label": 3}, "'label' must be a text"),
+        ("cod10k", {"label": None}, "'label' must be a text"),
+        ("sticker", {"scenes": 2.0}, "'scenes' must be a whole number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_dataset(name, ".", **options)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from text2sam.lab.metrics import (
     bootstrap_weights,
     explainability,
     explainability_samples,
+    interval,
     map_sample,
     mean_average_precision,
 )
@@ -279,9 +281,10 @@ def test_explainability_equals_a_plain_loop(surgery: ClipSurgery, dataset: Datas
     settings = settings_of("explainability", threshold_rule=rule)
     result = measure(surgery, dataset, settings)
     names = CLASSES[1:]
+    weights = bootstrap_weights(len(dataset), settings.resamples)
     for method in settings.methods:
-        samples = []
-        for sample in dataset:
+        samples, images = [], []
+        for image, sample in enumerate(dataset):
             features = surgery.encode_image(sample.image, methods=[method])  # type: ignore[list-item]
             maps = surgery.maps(features, names, against=names, method=method)  # type: ignore[arg-type]
             for name, similarity in zip(names, maps, strict=True):
@@ -290,12 +293,19 @@ def test_explainability_equals_a_plain_loop(surgery: ClipSurgery, dataset: Datas
                 pixels = np.concatenate([values.ravel(), left[0].ravel()]), np.concatenate([mask.ravel(), left[1].ravel()])
                 if pixels[1].any():
                     samples.append(map_sample(name, pixels[0][None], pixels[1][None]))
+                    images.append(image)
         expected, found = explainability(samples), result["figures"][method]
         assert found["samples"] == expected["samples"]
         assert found["threshold"] == expected["threshold"]
         for name in ("msc", "miou_dataset", "miou_class", "miou_image"):
             assert found[name] == pytest.approx(expected[name], abs=1e-4)
         assert found["miou"] == found[f"miou_{rule}"]
+        copies = [[s for s, image in zip(samples, images, strict=True) for _ in range(row[image])] for row in weights]
+        drawn = [explainability(drawn) for drawn in copies]
+        for name, (low, high) in found["intervals"].items():
+            values = np.array([figures[name if name != "miou" else f"miou_{rule}"] for figures in drawn])
+            assert (low, high) == pytest.approx(interval(values - values.mean() + found[name]), abs=1e-3)
+        assert found["intervals"].keys() == {"miou", "miou_dataset", "miou_class", "miou_image", "msc"}
         assert found["miou_image"] >= found["miou_class"] - 1e-9 >= found["miou_dataset"] - 2e-9
 
 
@@ -528,6 +538,11 @@ def test_other_images_and_models_are_refused(surgery: ClipSurgery, dataset: Data
         measure(tiny_surgery(depth=1), subset(dataset, 3), settings, out=out)
     with pytest.raises(InputError, match="templates"):
         measure(tiny_surgery(templates=("{}",)), subset(dataset, 3), settings, out=out)
+    regional = dataclasses.replace(settings, refine="regions")
+    with pytest.raises(InputError, match=r"measuring\.refine"):
+        measure(surgery, subset(dataset, 3), regional, out=out, predictor=tiny_predictor())
+    with pytest.raises(InputError, match="sam was null"):
+        measure(surgery, subset(dataset, 3), settings, out=out, predictor=tiny_predictor())
     # settings of the summary may change
     more = measure(surgery, subset(dataset, 3), dataclasses.replace(settings, resamples=7), out=out)
     assert more["settings"]["resamples"] == 7
@@ -550,6 +565,18 @@ def test_the_journal_keeps_a_name_that_is_not_unicode(tmp_path: Path) -> None:
         journal.append(key_of(name), {"kept": 1})
     with Journal(tmp_path / "j", {"a": 1}) as journal:
         assert journal.read(key_of(name)) == {"kept": 1}
+
+
+@pytest.mark.parametrize("task", ["recognition", "semantic", "explainability", "camouflage"])
+@pytest.mark.parametrize("broken", [{}, {"kept": {"scores": {}}, "seconds": {}}, {"kept": [], "seconds": {}}, 7])
+def test_a_damaged_journal(surgery: ClipSurgery, dataset: Dataset, tmp_path: Path, task: Any, broken: Any) -> None:
+    out = tmp_path / "r.json"
+    measure(surgery, dataset, settings_of(task), out=out)
+    with sqlite3.connect(journal_path(out)) as database:
+        database.execute("UPDATE results SET value = ?", [json.dumps(broken)])
+    with pytest.raises(InputError, match=r"r\.json\.journal' was damaged, or written by another version.*--overwrite"):
+        measure(surgery, dataset, settings_of(task), out=out)
+    measure(surgery, dataset, settings_of(task), out=out, overwrite=True)
 
 
 # images that fail
@@ -601,18 +628,29 @@ def test_errors_of_measuring_are_raised(surgery: ClipSurgery, dataset: Dataset, 
 def same_setting(figure: Any) -> tuple[Dataset, Settings, ModelInfo, ClipSurgery]:
     data = one_picture(np.zeros((4, 4)), background=figure.background)
     data = dataclasses.replace(data, name=figure.dataset, split=figure.split)
-    clip = tiny_clip(vision={"patch_size": 32, "image_size": 64})
-    surgery = tiny_surgery(clip, image_size=figure.image_size, templates=None)
+    clip = tiny_clip(vision={"patch_size": 32, "image_size": 64, "layers": 7})
+    surgery = tiny_surgery(clip, image_size=figure.image_size, templates=None, depth=6)
     settings = settings_of(figure.task, figure.method, tiles=figure.tiles)
     return data, settings, ModelInfo(figure.model, figure.pretrained), surgery
 
 
+def test_every_published_figure_is_shown_for_its_setting() -> None:
+    for figure in PUBLISHED:
+        data, settings, model, surgery = same_setting(figure)
+        data = dataclasses.replace(data, options={"background": figure.background})
+        assert published_for(data, settings, model, surgery)[figure.method][figure.figure] is figure
+
+
 @pytest.mark.parametrize(
-    "figure", {p.task: p for p in PUBLISHED}.values(), ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}"
+    "figure",
+    {(p.task, p.tiles): p for p in PUBLISHED}.values(),
+    ids=lambda figure: f"{figure.dataset}-{figure.method}-{figure.figure}",
 )
 def test_published_figures_are_shown_only_for_their_setting(figure: Any) -> None:
     data, settings, model, surgery = same_setting(figure)
-    assert published_for(data, settings, model, surgery)[figure.method][figure.figure] is figure
+    like: dict[str, Any] = {"image_size": figure.image_size, "templates": None, "depth": 6}
+    other_clips: list[dict[str, Any]] = [{"image_size": 448}, {"image_size": (figure.image_size, 64)}, {"templates": ("{}",)}]
+    other_clips += [{"scales": (1.0, 0.5)}, {"depth": 5}]
     other_method = next(name for name in COMPARED[figure.task] if name not in {p.method for p in PUBLISHED})
     others = [
         (dataclasses.replace(data, name="ade"), settings, model, surgery),
@@ -624,14 +662,12 @@ def test_published_figures_are_shown_only_for_their_setting(figure: Any) -> None
         (data, settings, dataclasses.replace(model, pretrained="mine.pt"), surgery),
         (data, settings, dataclasses.replace(model, untrained=True), surgery),
         (data, settings, ModelInfo(), surgery),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=448, templates=None)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=(figure.image_size, 64), templates=None)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size)),
-        (data, settings, model, tiny_surgery(surgery.model, image_size=figure.image_size, templates=None, scales=(1.0, 0.5))),
+        *((data, settings, model, tiny_surgery(surgery.model, **{**like, **change})) for change in other_clips),
     ]
     if figure.task == "semantic":
-        others.append((data, dataclasses.replace(settings, tiles=False, window=224), model, surgery))
-        others.append((data, dataclasses.replace(settings, tiles=64), model, surgery))
+        changes: list[dict[str, Any]] = [{"window": 224}, {"stride": 112}, {"short_side": 336}, {"tiles": 64}]
+        changes += [{"refine": "regions"}, {"background_words": ("wall",)}, {"background_threshold": 0.5}]
+        others += [(data, dataclasses.replace(settings, **{"tiles": False, **change}), model, surgery) for change in changes]
     if figure.task == "explainability":
         others.append((data, dataclasses.replace(settings, threshold_rule="image"), model, surgery))
         others.append((data, dataclasses.replace(settings, label_set=False), model, surgery))
@@ -745,6 +781,7 @@ def test_the_identity_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     surgery, info = build_surgery(preset="sticker", device="cpu")
     assert (info.name, info.pretrained, surgery.image_size, surgery.depth) == ("sticker", "sticker", (192, 192), 7)
+    assert surgery.scales == (1.0,)  # as in the papers, not as in the preset
     monkeypatch.setattr(presets, "load_clip", lambda *_, **__: (tiny_clip(), tokenizer()))
     _, info = build_surgery(preset="mobile", depth=2, device="cpu")
     assert (info.name, info.pretrained) == ("ViT-B-16-quickgelu", "openai")

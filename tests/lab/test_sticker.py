@@ -152,7 +152,7 @@ def values(records: Records, strategy: str) -> dict[str, float | None]:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"scenes": 1_000_001}, "scenes must be a whole number"),
+        ({"scenes": 1_000_001}, r"scenes must be a whole number in \[1, 1000000\], not 1000001"),
         ({"strategies": ("paper", "magic")}, "magic"),
         ({"strategies": ()}, "at least one"),
     ],

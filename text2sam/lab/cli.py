@@ -362,7 +362,7 @@ def evaluate_explainability(
     as_json: Json = False,
 ) -> None:
     """Measure the map of each class in an image: mIoU and mSC of surgery, architecture, features, itsm, rclip, maskclip, sclip,
-    clearclip, naclip, gem, and of gradcam and iclip, which are not in --compare all."""
+    clearclip, naclip, gem, pearl, resclip, and of gradcam and iclip, which are not in --compare all."""
     data.run(
         "explainability",
         clip,

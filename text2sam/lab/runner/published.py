@@ -10,6 +10,7 @@ from text2sam.clip.tiles import Tiles
 from text2sam.lab.datasets import DATASETS, Dataset, reader_options
 from text2sam.lab.runner.models import ModelInfo
 from text2sam.lab.runner.settings import PAPER, RunTask, Settings
+from text2sam.zoo.presets import Preset
 
 SECOND_HAND = "second-hand"
 
@@ -66,15 +67,14 @@ def published_for(
 ) -> dict[str, dict[str, Published]]:
     """Method -> figure -> the published figure for this setting.
 
-    The whole split must have been measured, with the papers' templates and CLIP, and with default options.
+    The whole split must have been measured, with the papers' templates, depth and CLIP, and with default options.
     """
     usual = reader_options(dataset.name) if dataset.name in DATASETS else {}
-    usual = {name: value for name, value in usual.items() if name != "background"}
-    whole = "limit" not in dataset.options and usual == {
-        name: dataset.options.get(name, value) for name, value in usual.items()
-    }
+    whole = "limit" not in dataset.options
+    whole = whole and all(dataset.options.get(name, value) == value for name, value in usual.items() if name != "background")
     default = Settings(settings.task, settings.methods, tiles=settings.tiles, resamples=settings.resamples)
     plain = settings == default and surgery.scales == (1.0,) and tuple(surgery.prompts.templates) == ensemble_templates()
+    plain = plain and (surgery.depth == Preset.depth or surgery.tower.blocks is None)
     published: dict[str, dict[str, Published]] = {}
     for figure in PUBLISHED if whole and plain and not model.untrained else ():
         same = (figure.task, figure.dataset, figure.split) == (settings.task, dataset.name, dataset.split)
