@@ -52,7 +52,7 @@ def page(
         raise InputError("with a folder give --labels and --out as well")
     if out is not None:
         check_folder(out)
-    check_address(host, port or 0)
+    _, shown = check_address(host, port or 0)
 
     from text2sam.app.page import close, folder_page, picture_page, serve
     from text2sam.app.workbench import Workbench
@@ -79,7 +79,7 @@ def page(
             )
             bench = Workbench(run.model)
             blocks = folder_page(stack.enter_context(contextlib.closing(FolderJob(run, bench))))
-        address = serve(blocks, host=host, port=port, browser=browser, max_bytes=bench.max_bytes)
+        address = serve(blocks, host=shown, port=port, browser=browser, max_bytes=bench.max_bytes)
         stack.callback(close, blocks)
         echo(f"text2sam app at {address}; Ctrl-C ends it")
         threading.Event().wait()
