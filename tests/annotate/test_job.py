@@ -153,6 +153,18 @@ def test_bad_labels_are_told_before_the_folder_is_walked(tmp_path: Path) -> None
         run(tmp_path / "missing", tmp_path / "out", labels="")
 
 
+def test_outputs_read_pictures_as_the_run_does(tmp_path: Path) -> None:
+    root, out = tmp_path / "images", tmp_path / "out"
+    root.mkdir()
+    first, second = (PIL.Image.fromarray(picture(k, 20 + k, 30)) for k in range(2))
+    first.save(root / "a.tif", save_all=True, append_images=[second])
+    report = run(root, out, page=1, format="yolo", review=tmp_path / "review.html")
+    assert report.done == 1
+    assert "No picture" not in (tmp_path / "review.html").read_text()
+    assert [file.name for file in (out / "images").iterdir()] == ["a.png"]
+    assert np.array_equal(PIL.Image.open(out / "images" / "a.png"), second)
+
+
 def test_a_place_for_the_review_is_looked_for_first(tmp_path: Path, images: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         run(images, tmp_path / "out", review=tmp_path)

@@ -172,6 +172,8 @@ def test_where_pictures_come_from(folder: Path) -> None:
         limits = Limits(megabytes=1)
         pictures = Pictures(folder, url + "/", "secret", limits)
         assert pictures.read(LOCAL) == png(picture())
+        (folder / "a%20b.png").write_bytes(b"as it is called")
+        assert pictures.read("/data/local-files/?d=a%2520b.png") == b"as it is called"
         assert pictures.read("/data/upload/1/a.png") == png(picture())
         assert pictures.read(f"{url}/data/upload/1/a.png") == png(picture())
         assert pictures.read("data:image/png;base64," + base64.b64encode(b"abc").decode()) == b"abc"

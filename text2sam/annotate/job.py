@@ -139,7 +139,7 @@ def annotate(
         if found.others:
             lines.append(f"left out, as not named like images: {count_endings(found.others)}")
         if review is not None:
-            summary = write_review(result.records, run.worker.thresholds, root, review)
+            summary = write_review(result.records, run.worker.thresholds, root, review, reading=options.reading)
             lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
         report = Report(
             done=result.done,
@@ -206,9 +206,8 @@ def open_run(
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     kinds = _formats(format, export_options)
     places = folders(out, tuple(kinds))
-    exports = tuple(
-        Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
-    )
+    common = {"labels": wanted.names, "images_root": root, "reading": options.reading}
+    exports = tuple(Export(kind, places[kind], {**common, **more}) for kind, more in kinds.items())
     for export in exports:
         export.check()
     built, make_model = _built(model)
@@ -318,7 +317,7 @@ def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[s
         which = f"{sorted(options)[0]!r} belongs to which of {', '.join(kinds)}?"
         raise InputError(f"{which} With several formats say format={{name: {{option: value}}}}")
     for kind, given in kinds.items():
-        ours = sorted({"format", "labels", "images_root"} & set(given)) if isinstance(given, Mapping) else [given]
+        ours = sorted({"format", "labels", "images_root", "reading"} & set(given)) if isinstance(given, Mapping) else [given]
         if ours:
             raise InputError(f"the options of format {kind!r} must be a mapping of its own options, without {ours[0]!r}")
     return kinds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import heapq
 import html
 import io
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,7 @@ def write_review(
     out: str | os.PathLike[str],
     *,
     limit: int = 500,
+    reading: Mapping[str, Any] | None = None,
 ) -> ReviewSummary:
     """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
 
@@ -105,12 +107,14 @@ def write_review(
         images_root: folder that the records' paths are relative to.
         out: the HTML file, written whole or not at all.
         limit: at most so many images are shown.
+        reading: keyword arguments of :func:`text2sam.image.read_image`, as for the run.
 
     Raises:
         InputError: ``limit`` is below 1.
         OutputError: the page cannot be written.
     """
     check_number("limit", limit, 1, whole=True)
+    read = functools.partial(read_image, **(reading or {}))
     total = 0
     labels: Counter[str] = Counter()
 
@@ -127,7 +131,7 @@ def write_review(
     wanted, cards = set(chosen), dict[str, tuple[str, bool]]()
     for record in records():
         if record.path in wanted:
-            cards[record.path] = _card(record, thresholds, Path(images_root), numbers)
+            cards[record.path] = _card(record, thresholds, Path(images_root), numbers, read)
     page = _PAGE.format(
         colours="\n".join(f".c{n} {{ background: rgb{colour}; }}" for n, colour in enumerate(OBJECT_COLOURS)),
         which=f"{len(chosen)} of {total} images" if len(chosen) < total else f"{total} images",
@@ -170,13 +174,19 @@ def confidence(record: Record, thresholds: Mapping[str, float]) -> tuple[float, 
     return min(doubts)
 
 
-def _card(record: Record, thresholds: Mapping[str, float], root: Path, numbers: Mapping[str, int]) -> tuple[str, bool]:
+def _card(
+    record: Record,
+    thresholds: Mapping[str, float],
+    root: Path,
+    numbers: Mapping[str, int],
+    read: Callable[[Path], NDArray[np.uint8]],
+) -> tuple[str, bool]:
     """One image's part of the page, and whether it has a placeholder."""
     image, presence = cast(AnnotatedImage, record.image), record.presence
     name = _escaped(image.path)
     reason = ""
     try:
-        pixels = read_image(root / image.path)
+        pixels = read(root / image.path)
         if pixels.shape[:2] != (image.height, image.width):
             reason = f"the picture is {pixels.shape[1]} x {pixels.shape[0]} by now, not {image.width} x {image.height}"
     except ImageError as error:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
@@ -39,6 +39,7 @@ class Exporter(ABC):
         out: the output folder; created where it is missing.
         labels: the names of the classes in order, all that objects may have.
         images_root: the folder that the images' paths are relative to.
+        reading: keyword arguments of :func:`text2sam.image.read_image` with which the images were read.
         **options: of the format.
 
     Attributes:
@@ -58,11 +59,14 @@ class Exporter(ABC):
         out: str | os.PathLike[str],
         labels: Sequence[str],
         images_root: str | os.PathLike[str] | None = None,
+        *,
+        reading: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
+        self.reading = dict(reading or {})
         check_known(f"{self.format} option", options, list(inspect.signature(self._configure).parameters))
         self._configure(**options)
         self._ids = {label: index for index, label in enumerate(self.labels)}

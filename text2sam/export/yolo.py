@@ -39,10 +39,10 @@ class YoloExporter(Exporter):
     Labels are found by the image's path without its suffix, so two images that differ in nothing else are refused.
 
     Args:
-        out, labels, images_root: see :class:`Exporter`.
+        out, labels, images_root, reading: see :class:`Exporter`.
         pictures: ``"copy"`` puts the images into ``out/images``, where ultralytics looks for them, ``"none"`` leaves them; by
-            default they are copied where ``images_root`` is given. Pictures in formats that ultralytics does not open are put
-            there as PNG instead, and counted.
+            default they are copied where ``images_root`` is given. Pictures in formats that ultralytics does not open, of
+            another page than the first, or read with values of black and white are put there as PNG instead, and counted.
 
     Raises:
         InputError: labels or options are not usable.
@@ -63,14 +63,15 @@ class YoloExporter(Exporter):
         return ("/labels/".join(f"/images/{stem_of(path)}".rsplit("/images/", 1))[1:] + ".txt",)
 
     def _prepare(self, image: AnnotatedImage) -> Any:
-        """A PNG of the picture where ultralytics would not open it."""
+        """The picture, for a PNG, where ultralytics would not open it or see something else."""
         if self.images_root is None or self.pictures == "none":
             return None
         source = self.images_root / image.path
         if not source.is_file():
             raise InputError(f"there is no image {image.path!r} in {os.fspath(self.images_root)!r}")
         pixels = image.height * image.width
-        return None if _opened(source, pixels) else read_image(source, max_pixels=pixels)
+        as_it_is = not self.reading.get("page") and self.reading.get("value_range") is None
+        return None if as_it_is and _opened(source, pixels) else read_image(source, **{**self.reading, "max_pixels": pixels})
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
 from text2sam.serve.queue import check_installed
@@ -129,7 +129,7 @@ class Pictures:
             raise ImageError(f"the picture {address[:200]!r} has no address: {error}") from error
         local = parse_qs(parts.query).get("d") if parts.path.endswith("/data/local-files/") else None
         if local and self.folder is not None and not parts.netloc:
-            return self._file(unquote(local[0]))
+            return self._file(local[0])
         if self.url is not None and (not parts.netloc or address.startswith(f"{self.url}/")):
             return self._download(address if parts.netloc else f"{self.url}/{address.lstrip('/')}")
         raise ImageError(
