@@ -16,7 +16,7 @@ from text2sam import __version__
 from text2sam.annotate.dataset import Export, Results
 from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.annotate.engine import Engine, Plan, default_batch, run_workers
-from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
+from text2sam.annotate.journal import Chunk, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.progress import Progress, shown
 from text2sam.annotate.report import Failure, Report
@@ -131,7 +131,11 @@ def annotate(
         **export_options,
     ) as run:
         folder = run.folder
-        todo = tuple(c for c in run.chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
+        todo = tuple(
+            chunk
+            for chunk in run.chunks
+            if chunk.key not in folder or (retry_failed and any(record.failed for record in folder.records(chunk)))
+        )
         store = None if embeddings is None else EmbeddingStore(embeddings, run.model, options)
         plan = Plan(run.model, run.make_model, run.labels, options, todo, workers, store)
         worked, seconds = _work(plan, engine or run_workers, folder, sum(map(len, run.chunks)), progress)
@@ -321,10 +325,6 @@ def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[s
         if ours:
             raise InputError(f"the options of format {kind!r} must be a mapping of its own options, without {ours[0]!r}")
     return kinds
-
-
-def _any_failed(records: Iterable[Record]) -> bool:
-    return any(record.failed for record in records)
 
 
 def _check_root(folder: RunFolder, root: str, chunks: Iterable[Chunk]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools.mask import toBbox
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
@@ -75,18 +76,8 @@ class AnnotatedObject:
     @cached_property
     def bbox(self) -> tuple[int, int, int, int]:
         """xywh in pixels; 0, 0, 0, 0 for an empty mask."""
-        height = self.size[0]
-        edges = np.cumsum(_runs(self.counts, self.size))
-        first = edges[:-1:2]  # the runs of the mask are edges[0] to edges[1], edges[2] to edges[3] and so on, exclusive
-        last = edges[1::2] - 1
-        if not len(last):
-            return (0, 0, 0, 0)
-        x0, x1 = int(first[0] // height), int(last[-1] // height)
-        if (first // height != last // height).any():  # a run that goes round a column's end touches both edges
-            y0, y1 = 0, height - 1
-        else:
-            y0, y1 = int((first % height).min()), int((last % height).max())
-        return (x0, y0, x1 - x0 + 1, y1 - y0 + 1)
+        x, y, width, height = toBbox(self.rle).astype(int).tolist()
+        return x, y, width, height
 
 
 @dataclass(frozen=True)

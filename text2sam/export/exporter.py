@@ -12,14 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar
+
+from typing_extensions import Self
 
 from text2sam.checks import check_known
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.losses import COUNTS, Losses
-
-_Self = TypeVar("_Self", bound="Exporter")
 
 LONGEST_NAME = 255
 """Bytes of a file name that common file systems take."""
@@ -34,6 +34,8 @@ class Exporter(ABC):
     wait is kept in unnamed temporary files.
 
     As a context manager it is closed at the end of the block, or given up where the block fails.
+
+    Each format's class tells its own options.
 
     Args:
         out: the output folder; created where it is missing.
@@ -165,7 +167,7 @@ class Exporter(ABC):
             for spool in self._spools:
                 spool.close()
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -272,13 +274,6 @@ def inside(folder: Path, name: str) -> Path:
 
 def _fits(name: str) -> bool:
     return all(len(part) <= LONGEST_NAME for part in os.fsencode(name).split(b"/"))
-
-
-def stem_of(path: str) -> str:
-    """An image's path without the suffix of its file name."""
-    folder, slash, name = path.rpartition("/")
-    head, _, _ = name.rpartition(".")
-    return folder + slash + (head or name)
 
 
 @contextlib.contextmanager

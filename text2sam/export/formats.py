@@ -67,11 +67,8 @@ def export(
 
     Args:
         images: taken one at a time.
-        out: the output folder; files of the same names are replaced.
         format: one of :data:`FORMATS`.
-        labels: the names of the classes in order.
-        images_root: the folder that the images' paths are relative to.
-        options: of the format; see its exporter.
+        out, labels, images_root, options: see :class:`Exporter`, and the exporter of the format for its own options.
 
     Returns:
         What was lost.
