@@ -300,14 +300,13 @@ def _number(name: str, value: int | None) -> int | None:
 
 
 def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPromptedSAM] | None]:
-    make = None if isinstance(model, TextPromptedSAM) else model
-    built = model if isinstance(model, TextPromptedSAM) else make() if callable(make) else None
+    if isinstance(model, TextPromptedSAM):
+        return model, None
+    built: Any = model() if callable(model) else model
     if not isinstance(built, TextPromptedSAM):
-        what = (
-            f"not {type(model).__name__}" if make is None or not callable(make) else f"whose result is {type(built).__name__}"
-        )
+        what = f"{'whose result is' if callable(model) else 'not'} {type(built).__name__}"
         raise InputError(f"model must be a TextPromptedSAM, or a function that makes one, {what}")
-    return built, make
+    return built, model
 
 
 def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

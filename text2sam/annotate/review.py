@@ -24,7 +24,7 @@ from text2sam.errors import ImageError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.files import write_bytes
 from text2sam.image import read_image
-from text2sam.paint import OBJECT_COLOURS, Colour
+from text2sam.paint import OBJECT_COLOURS
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str
     size = max(1, round(width * scale)), max(1, round(height * scale))
     out = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
     for thing in sorted(image.objects, key=lambda o: (-o.area, o.label, o.counts)):
-        colour = np.array(_colour(numbers[thing.label]), np.float32)
+        colour = np.array(OBJECT_COLOURS[numbers[thing.label] % len(OBJECT_COLOURS)], np.float32)
         whole = thing.mask
         mask = np.array(Image.fromarray(whole.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BOX)) >= 128
         if not mask.any():  # thinner than a pixel of the small picture
@@ -238,10 +238,6 @@ def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str
         out[find_boundaries(mask, mode="outer")] = 255.0  # two lines show on any ground
         out[find_boundaries(mask, mode="inner")] = colour
     return np.rint(out).clip(0, 255).astype(np.uint8)
-
-
-def _colour(number: int) -> Colour:
-    return OBJECT_COLOURS[number % len(OBJECT_COLOURS)]
 
 
 def _dot(number: int) -> str:

@@ -167,9 +167,6 @@ def check_address(host: str, port: int) -> tuple[str, str]:
 
     Returns:
         The host for the server, and for an address: there IPv6 is in brackets.
-
-    Raises:
-        InputError: it cannot.
     """
     import asyncio
 
