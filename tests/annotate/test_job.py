@@ -347,11 +347,16 @@ def test_only_what_the_dataset_wrote_is_removed(tmp_path: Path) -> None:
     listed = out / STATE / "exported.json"
     assert "labels/003.txt" in listed.read_text()
     (tmp_path / "outside.txt").write_text("outside")
+    unfinished = ".text2sam-0123456789abcdef.json"
+    (out / "labels" / unfinished).write_text("of a run that was killed")
+    (out / "other" / STATE).mkdir(parents=True)
+    (out / "other" / unfinished).write_text("of a run that goes on")
     forged = ["images/003.png", "../outside.txt", "labels/003.txt", f"{STATE}/{JOURNAL}", "/etc/hostname"]
     for content in (json.dumps({"yolo": [name]}) for name in forged):
         listed.write_text(content)
         run(images, out, glob="00[012].png", **options)
     assert not (out / "labels" / "003.txt").exists()
+    assert [file.parent.name for file in out.rglob(unfinished)] == ["other"]
     for kept in ("labels/mine.txt", "labels/002.txt", "images/003.png", f"{STATE}/{JOURNAL}", "../outside.txt"):
         assert (out / kept).exists()
     for junk in (b"[1]", b"\xff", b'{"yolo": 3}', b"[" * 100_000):

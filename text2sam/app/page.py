@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from text2sam.app.folder import FolderJob
 from text2sam.app.workbench import VIEW, Desk, Layers, Workbench, remove, take, undo
-from text2sam.errors import MissingDependencyError, StateError, Text2SamError
+from text2sam.errors import MissingDependencyError, OutputError, StateError, Text2SamError
 from text2sam.paint import OBJECT_COLOURS
 
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")  # nothing of a picture is kept in the browser
@@ -250,7 +251,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 height=280,
                 elem_id="upload",
             )
-            upload.preprocess = _path_of  # the workbench opens files, within its limits
+            upload.preprocess = lambda file: getattr(file, "path", None)  # the workbench opens files, within its limits
             gr.HTML("<p>or begin with one of these</p>", elem_classes="hint", visible=bool(examples))
             gallery = gr.Gallery(
                 [(picture, name) for name, picture, _ in examples],
@@ -402,13 +403,8 @@ def serve(
         max_bytes: of an upload.
 
     Returns:
-        The address.
-
-    Raises:
-        OutputError: the address is taken.
+        The address; one that is taken is an OutputError.
     """
-    from text2sam.errors import OutputError
-
     blocks.queue(max_size=MOST_SESSIONS)
     if hasattr(blocks._queue, "pending_event_ids_session"):
         blocks._queue.pending_event_ids_session = _Streams()
@@ -463,17 +459,8 @@ def _blocks() -> gr.Blocks:
     return blocks
 
 
-def _path_of(payload: Any) -> str | None:
-    """What an upload is to a handler: the file, unopened."""
-    return getattr(payload, "path", None)
-
-
 def _place(place: Sequence[int]) -> str:
     return "/".join(map(str, place))
-
-
-def _layers(names: Sequence[str], alpha: float) -> Layers:
-    return Layers(**{field: name in names for name, field in _LAYERS.items()}, alpha=alpha)
 
 
 def _times(desk: Desk) -> int:
@@ -485,7 +472,8 @@ def _times(desk: Desk) -> int:
 def _drawn(desk: Desk, layers: Sequence[str], alpha: float) -> NDArray[np.uint8]:
     from PIL import Image
 
-    picture = Image.fromarray(desk.draw(_layers(layers, alpha)))
+    shown = Layers(**{field: name in layers for name, field in _LAYERS.items()}, alpha=alpha)
+    picture = Image.fromarray(desk.draw(shown))
     return np.asarray(picture.resize((_times(desk) * picture.width, _times(desk) * picture.height)))
 
 
@@ -495,9 +483,9 @@ def _message(lines: Sequence[str]) -> Any:
 
 
 def _progress(job: FolderJob, index: int) -> str:
-    counts = job.counts()
+    counts = Counter(job.states)
     figures = ", ".join(f"{counts[name]} {name}" for name in ("accepted", "rejected", "failed") if counts[name])
-    state = f" · {job.state(index)}" if job.state(index) else ""
+    state = f" · {job.states[index]}" if job.states[index] else ""
     end = "" if counts[""] else f" · all done, the dataset is in {html.escape(str(job.run.folder.out))}"
     where = f"picture {index + 1} of {len(job)}{': ' if figures else ''}{figures}{end}"
     return f"<p><b>{html.escape(job.name(index))}</b>{state} &nbsp; {where}</p>"

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import plot
 from text2sam.checks import check_number
+from text2sam.decode import short
 from text2sam.errors import ImageError, InputError, PromptError, Text2SamWarning, needed
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.exporter import written
@@ -61,13 +63,10 @@ class Layers:
     alpha: float = 0.5
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the list of objects.
+class Row(NamedTuple):
+    """A line of the list of objects, which is its ``label``.
 
-    Attributes:
-        place: (index of the text, index of the object); an absent text has a line of its own.
-        label: the line.
+    ``place`` is (index of the text, index of the object); an absent text has a line of its own.
     """
 
     place: tuple[int, int]
@@ -274,19 +273,13 @@ class Workbench:
         self._lock = threading.RLock()
         needed("matplotlib", "matplotlib", "text2sam app", "app")
 
-    def open(self, file: str | os.PathLike[str], name: str = "") -> Desk:
+    def open(self, file: str | os.PathLike[str]) -> Desk:
         """A desk with a picture, encoded.
 
-        Args:
-            file: an image file.
-            name: what the person calls it; by default the file's name.
-
         Raises:
-            ImageError: it cannot be read, or is too large.
+            ImageError: it cannot be read, or is too large; the message says nothing of its folder.
         """
-        from text2sam.decode import short
-
-        shown = Path(name or file).name
+        shown = Path(file).name
         with self.talking() as notes:
             try:
                 size, most = (count / 2**20 for count in (os.stat(file).st_size, self.max_bytes))

@@ -169,6 +169,7 @@ def check_address(host: str, port: int) -> tuple[str, str]:
         The host for the server, and for an address: there IPv6 is in brackets.
     """
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     bare = host.removeprefix("[").removesuffix("]")
     shown = f"[{bare}]" if ":" in bare else bare
@@ -178,7 +179,8 @@ def check_address(host: str, port: int) -> tuple[str, str]:
         server.close()
 
     try:
-        asyncio.run(listen())
+        with ThreadPoolExecutor(1) as thread:  # in this one an event loop may run
+            thread.submit(lambda: asyncio.run(listen())).result()
     except (OSError, ValueError) as error:  # ValueError: the host is no name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {shown}:{port}: {reason}; give another --host or --port") from error
