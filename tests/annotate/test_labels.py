@@ -202,7 +202,7 @@ def test_other_files_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("dog").mkdir()
     Path("cat").write_text("cat\ndog\n")
     assert label_set("dog").names == ("dog",)
-    with pytest.warns(Text2SamWarning, match=r"'cat' is taken as a label.*file of labels ends in \.yaml"):
+    with pytest.warns(Text2SamWarning, match=r"'cat' is taken as a label.*files of labels end in \.yaml"):
         assert label_set("cat").names == ("cat",)
     assert label_set("cat,dog").names == ("cat", "dog")
     with pytest.raises(InputError, match=r"'l\.csv': a file of labels ends in \.yaml"):

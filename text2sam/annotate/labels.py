@@ -222,7 +222,8 @@ def label_set(
         if isinstance(labels, str) and os.path.isfile(name := labels.strip()):
             if Path(name).suffix:
                 raise _no_label(name)
-            warn(f"{_short(name)} is taken as a label, though there is a file of this name; a file of labels {_FORM}")
+            endings = ", ".join(SUFFIXES)
+            warn(f"{_short(name)} is taken as a label, though there is a file of this name; files of labels end in {endings}")
         parsed = _listed([labels] if isinstance(labels, str) else labels)
     return parsed.with_options(against, threshold)
 

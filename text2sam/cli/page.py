@@ -37,7 +37,7 @@ def page(
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, option("--port", "N", "Port (default: a free one from 7860 on).", min=0, max=65535)] = None,
+    port: Annotated[int | None, option("--port", "N", "Port (default: a free one from 7860 on).", min=1, max=65535)] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
 ) -> None:
     """Show a web page: type what to find in a picture, correct it by clicks, download it.
