@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any, cast
 
 import numpy as np
@@ -48,42 +49,6 @@ _SIDE = 256  # longer side of a picture on the page, in pixels
 _LONGEST_TEXT = 200
 _CLOSEST = 4  # labels without an object that a card tells of
 _JOINERS = "\u200c\u200d"  # letters of Persian and families of emoji need them
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>text2sam review</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; }}
-p {{ margin: .2rem 0; max-width: 70rem; }}
-ul {{ list-style: none; margin: .2rem 0; padding: 0; }}
-.legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(256px, 100%), 1fr)); gap: 1rem; }}
-article {{ border: 1px solid #8886; border-radius: 6px; overflow: hidden; overflow-wrap: anywhere; }}
-article > div {{ padding: .5rem .7rem; font-size: .85rem; }}
-img {{ display: block; max-width: 100%; height: auto; margin: auto; }}
-.gone {{ min-height: 8rem; background: #8882; text-align: center; }}
-.dot {{ display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; border: 1px solid #8888; }}
-.file {{ font-weight: 600; }}
-.quiet {{ opacity: .7; }}
-{colours}
-</style>
-</head>
-<body>
-<h1>text2sam review</h1>
-<p>{which}, the least sure first.</p>
-<p class="quiet">Confidence, from 0 to 1, is how far the run was from another answer: the smallest of the distances between
-presence and threshold (as a share of the room on that side) and of the objects' scores.</p>
-<ul class="legend">{legend}</ul>
-<div class="cards">
-{cards}</div>
-</body>
-</html>
-"""
 
 
 def write_review(
@@ -132,7 +97,7 @@ def write_review(
     for record in records():
         if record.path in wanted:
             cards[record.path] = _card(record, thresholds, Path(images_root), numbers, read)
-    page = _PAGE.format(
+    page = Template(Path(__file__).with_name("review.html").read_text(encoding="utf-8")).substitute(
         colours="\n".join(f".c{n} {{ background: rgb{colour}; }}" for n, colour in enumerate(OBJECT_COLOURS)),
         which=f"{len(chosen)} of {total} images" if len(chosen) < total else f"{total} images",
         legend="".join(f"<li>{_dot(number)}{_escaped(label)}: {labels[label]}</li>" for label, number in numbers.items()),

@@ -39,6 +39,7 @@ MOST_SESSIONS = 64
 SECONDS = 3600
 """So long a picture is kept after its last use, and a download after it was made."""
 
+_HERE = Path(__file__).parent
 _LAYERS = {"Objects": "masks", "Similarity map": "heat", "Points": "points"}
 _FORMATS = (("PNG", "png"), ("COCO", "coco"), ("labelme", "labelme"))
 _CLICKS = [("adds", "add"), ("takes away", "cut"), ("new object", "new")]
@@ -47,33 +48,7 @@ _FREE = {"concurrency_limit": None, "api_visibility": "private"}
 _STRIP = {"rows": 1, "height": "auto", "show_label": False, "allow_preview": False, "interactive": False, "buttons": []}
 _STALE = "the picture is no longer kept here; load the page again"
 
-_CSS = """
-.gradio-container main {width: 100%; max-width: 1240px; margin: 0 auto !important;}
-.gradio-container .app {padding: 16px clamp(10px, 3vw, 32px) !important;}
-:is(#title, #progress) .html-container {padding: 0;}
-#title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
-#message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
-#message > div {padding: .5rem .9rem;}
-#ask {align-items: flex-end;} #ask button {height: 42px; padding: 0 8px; white-space: nowrap;}
-#picture :is(.image-container, .image-frame, button) {width: 100%;}
-#picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: scale-down;}
-#picture.fullscreen img {max-height: 100vh;}
-#tools {align-items: center; gap: 8px;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;}
-#tools button {flex: 0 1 auto;}
-#objects .wrap {flex-direction: column; gap: 4px;}
-#objects label {border-left: 6px solid transparent; width: 100%; padding: 6px 8px; font-size: .82rem;}
-:is(#masks, #examples) {min-height: 0;}
-:is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none; overflow: visible;}
-#masks .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr));}
-#examples .thumbnail-item {aspect-ratio: 4 / 3;}
-.hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
-footer {display: none !important;}
-@media (max-width: 600px) {
-  .wide {display: none;}
-  #mode .wrap {flex-wrap: nowrap;} #mode label {font-size: .8rem; padding: 6px 4px; white-space: nowrap;}
-  #decide {gap: 6px;} #decide button {padding: 0 4px; white-space: nowrap;}
-}
-""" + "\n".join(
+_CSS = (_HERE / "page.css").read_text(encoding="utf-8") + "\n".join(
     f"#objects label:nth-of-type({len(OBJECT_COLOURS)}n + {k + 1}) {{border-left-color: rgb{colour};}}"
     for k, colour in enumerate(OBJECT_COLOURS)
 )
@@ -85,31 +60,6 @@ _FOCUS = "() => {if (matchMedia('(pointer: fine)').matches) document.querySelect
 _LOOK = """() => {
   const figure = document.querySelector("#figure img");
   figure?.decode().then(() => figure.scrollIntoView({behavior: "smooth", block: "nearest"}));
-}"""
-
-_SCRIPT = """() => {
-  document.addEventListener("keydown", (e) => {
-    if (e.ctrlKey || e.metaKey || e.repeat) return;
-    if (e.target.matches("input:not([type=radio]):not([type=checkbox]), textarea")) return;
-    const key = {a: "accept", r: "reject", n: "next", b: "back", u: "undo", Delete: "remove"}[e.key];
-    const button = key && document.getElementById(key);
-    if (button) {e.preventDefault(); button.click();}
-  });
-  document.addEventListener("click", (e) => {  // on a picture that is being loaded, Gradio does not know where a click is
-    const image = e.target;
-    if (!image.matches("#picture img") || image.complete) return;
-    e.stopImmediatePropagation();
-    image.addEventListener("load", () => image.dispatchEvent(new MouseEvent("click", e)), {once: true});
-  }, true);
-  document.addEventListener("paste", (e) => {
-    const input = document.querySelector("#upload input[type=file]");
-    const file = [...e.clipboardData.files].find((f) => f.type.startsWith("image/"));
-    if (!input || !file) return;
-    const pasted = new DataTransfer();
-    pasted.items.add(file);
-    input.files = pasted.files;
-    input.dispatchEvent(new Event("change", {bubbles: true}));
-  });
 }"""
 
 
@@ -426,7 +376,7 @@ def serve(
                 primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
             css=_CSS,
-            js=_SCRIPT,
+            js=(_HERE / "page.js").read_text(encoding="utf-8"),
         )
     except OSError as error:
         raise OutputError(f"the page cannot be served at {host}:{port or 7860}: {error}; give another --port") from error
