@@ -12,6 +12,7 @@ from helpers import FakePredictor, picture, tiny_surgery
 from PIL import Image
 
 from text2sam import TextPromptedSAM
+from text2sam.app import workbench
 from text2sam.app.workbench import VIEW, Desk, Layers, Workbench, remove, split, take, undo
 from text2sam.errors import ImageError, InputError, PromptError
 
@@ -45,14 +46,18 @@ def test_files_that_are_no_pictures(bench: Workbench, tmp_path: Path, content: b
         bench.open(tmp_path / "missing.png")
 
 
-def test_uploads_are_bounded(bench: Workbench, tmp_path: Path) -> None:
+def test_uploads_are_bounded(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = draw(tmp_path)
     size = file.stat().st_size
-    Workbench(bench.model, max_bytes=size, max_pixels=30 * 44).open(file)
-    with pytest.raises(ImageError, match="at most"):
-        Workbench(bench.model, max_bytes=size - 1).open(file)
+    monkeypatch.setattr(workbench, "MOST_BYTES", size)
+    monkeypatch.setattr(workbench, "MOST_PIXELS", 30 * 44)
+    bench.open(file)
+    monkeypatch.setattr(workbench, "MOST_PIXELS", 30 * 44 - 1)
     with pytest.raises(ImageError, match="1320 pixels, more than 1319"):
-        Workbench(bench.model, max_pixels=30 * 44 - 1).open(file)
+        bench.open(file)
+    monkeypatch.setattr(workbench, "MOST_BYTES", size - 1)
+    with pytest.raises(ImageError, match="at most"):
+        bench.open(file)
 
 
 def test_what_cannot_be_asked(bench: Workbench, tmp_path: Path) -> None:

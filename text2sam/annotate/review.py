@@ -36,13 +36,11 @@ class ReviewSummary:
         path: of the page.
         images: how many there were.
         shown: how many of them are on the page.
-        missing: how many of those have a placeholder, because the picture is gone, broken, or of another size by now.
     """
 
     path: Path
     images: int
     shown: int
-    missing: int
 
 
 _SIDE = 256  # longer side of a picture on the page, in pixels
@@ -93,7 +91,7 @@ def write_review(
 
     chosen = [path for _, path in heapq.nsmallest(limit, judged())]
     numbers = {label: number for number, label in enumerate(sorted(labels))}
-    wanted, cards = set(chosen), dict[str, tuple[str, bool]]()
+    wanted, cards = set(chosen), dict[str, str]()
     for record in records():
         if record.path in wanted:
             cards[record.path] = _card(record, thresholds, Path(images_root), numbers, read)
@@ -101,10 +99,10 @@ def write_review(
         colours="\n".join(f".c{n} {{ background: rgb{colour}; }}" for n, colour in enumerate(OBJECT_COLOURS)),
         which=f"{len(chosen)} of {total} images" if len(chosen) < total else f"{total} images",
         legend="".join(f"<li>{_dot(number)}{_escaped(label)}: {labels[label]}</li>" for label, number in numbers.items()),
-        cards="".join(cards[path][0] for path in chosen),
+        cards="".join(cards[path] for path in chosen),
     )
     write_bytes(out, page.encode("utf-8", "backslashreplace"))
-    return ReviewSummary(Path(out), total, len(chosen), sum(missing for _, missing in cards.values()))
+    return ReviewSummary(Path(out), total, len(chosen))
 
 
 def _objects(record: Record) -> Sequence[AnnotatedObject]:
@@ -145,8 +143,8 @@ def _card(
     root: Path,
     numbers: Mapping[str, int],
     read: Callable[[Path], NDArray[np.uint8]],
-) -> tuple[str, bool]:
-    """One image's part of the page, and whether it has a placeholder."""
+) -> str:
+    """One image's part of the page, with a placeholder where the picture is gone, broken, or of another size by now."""
     image, presence = cast(AnnotatedImage, record.image), record.presence
     name = _escaped(image.path)
     reason = ""
@@ -177,11 +175,10 @@ def _card(
     for _, label in absent[:_CLOSEST]:
         p, t = presence[label], thresholds[label]
         lines.append(f"<li class=quiet>{_dot(numbers[label])}{_escaped(label)}: no object (presence {p:.3f} of {t:.3f})</li>")
-    card = (
+    return (
         f"<article>{picture}<div><p class=file>{name}</p>"
         f"<p>confidence {sure:.3f}: {html.escape(why)}</p><ul>{''.join(lines)}</ul></div></article>\n"
     )
-    return card, bool(reason)
 
 
 def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str, int]) -> NDArray[np.uint8]:

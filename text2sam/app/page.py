@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.app.folder import FolderJob
-from text2sam.app.workbench import VIEW, Desk, Layers, Workbench, remove, take, undo
+from text2sam.app.workbench import MOST_BYTES, VIEW, Desk, Layers, Workbench, remove, take, undo
 from text2sam.errors import MissingDependencyError, OutputError, StateError, Text2SamError
 from text2sam.paint import OBJECT_COLOURS
 
@@ -341,16 +341,13 @@ def folder_page(job: FolderJob) -> gr.Blocks:
     return blocks
 
 
-def serve(
-    blocks: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, max_bytes: int | None = None
-) -> str:
+def serve(blocks: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False) -> str:
     """Starts a page's server in threads of its own.
 
     Args:
         blocks: the page.
         host, port: where it listens; None is a free port from 7860 on.
         browser: open it in a browser.
-        max_bytes: of an upload.
 
     Returns:
         The address; one that is taken is an OutputError.
@@ -367,7 +364,7 @@ def serve(
             quiet=True,
             prevent_thread_lock=True,
             _frontend=False,  # or a page that does not answer within 3 s, on a busy machine, counts as unreachable
-            max_file_size=max_bytes,
+            max_file_size=MOST_BYTES,
             state_session_capacity=MOST_SESSIONS,
             enable_monitoring=False,
             ssr_mode=False,

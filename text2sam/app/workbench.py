@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import plot
-from text2sam.checks import check_number
 from text2sam.decode import short
 from text2sam.errors import ImageError, InputError, PromptError, Text2SamWarning, needed
 from text2sam.export.annotated import AnnotatedImage
@@ -259,17 +258,13 @@ class Workbench:
 
     Args:
         model: what segments.
-        max_bytes: of a file.
-        max_pixels: of a picture.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
 
-    def __init__(self, model: TextPromptedSAM, *, max_bytes: int = MOST_BYTES, max_pixels: int = MOST_PIXELS) -> None:
+    def __init__(self, model: TextPromptedSAM) -> None:
         self.model = model
-        self.max_bytes = int(check_number("max_bytes", max_bytes, 1, whole=True))
-        self.max_pixels = int(check_number("max_pixels", max_pixels, 1, whole=True))
         self._lock = threading.RLock()
         needed("matplotlib", "matplotlib", "text2sam app", "app")
 
@@ -282,10 +277,10 @@ class Workbench:
         shown = Path(file).name
         with self.talking() as notes:
             try:
-                size, most = (count / 2**20 for count in (os.stat(file).st_size, self.max_bytes))
+                size, most = (count / 2**20 for count in (os.stat(file).st_size, MOST_BYTES))
                 if size > most:
                     raise ImageError(f"{shown!r} has {size:.1f} MB; at most {most:.1f} MB are accepted")
-                pixels = read_image(file, max_pixels=self.max_pixels)
+                pixels = read_image(file, max_pixels=MOST_PIXELS)
             except (OSError, ImageError) as error:
                 raise ImageError(str(error).replace(short(os.fsdecode(file)), repr(shown))) from error
             desk = self.start(pixels, Path(shown).stem)

@@ -79,7 +79,7 @@ def page(
             )
             bench = Workbench(run.model)
             blocks = folder_page(stack.enter_context(contextlib.closing(FolderJob(run, bench))))
-        address = serve(blocks, host=shown, port=port, browser=browser, max_bytes=bench.max_bytes)
+        address = serve(blocks, host=shown, port=port, browser=browser)
         stack.callback(close, blocks)
         echo(f"text2sam app at {address}; Ctrl-C ends it")
         threading.Event().wait()

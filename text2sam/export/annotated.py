@@ -108,25 +108,23 @@ class AnnotatedImage:
                 raise InputError(f"the mask of {item.label!r} has the size {item.size}, the image {(self.height, self.width)}")
 
     @classmethod
-    def from_results(cls, path: str, results: Sequence[Segmentation], *, size: tuple[int, int] | None = None) -> AnnotatedImage:
+    def from_results(cls, path: str, results: Sequence[Segmentation]) -> AnnotatedImage:
         """What was found in an image, one object per instance; texts that are not there leave nothing.
 
         Args:
             path: as above.
-            results: of one image, as ``TextPromptedSAM.segment_many`` returns them.
-            size: (H, W) in pixels; needed where there are no results.
+            results: of one image, as ``TextPromptedSAM.segment_many`` returns them; at least one.
         """
-        if size is None:
-            if not results:
-                raise InputError("without results the size of the image must be given")
-            size = results[0].mask.shape[0], results[0].mask.shape[1]
+        if not results:
+            raise InputError("results must be at least one; AnnotatedImage(path, height, width) is an image without objects")
+        height, width = results[0].mask.shape
         objects = [
             AnnotatedObject.from_mask(result.text, instance.mask, instance.score)
             for result in results
             if result.present
             for instance in result.instances
         ]
-        return cls(path, size[0], size[1], tuple(objects))
+        return cls(path, height, width, tuple(objects))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_json` reads it back."""
