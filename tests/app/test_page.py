@@ -342,7 +342,7 @@ def test_a_folder_needs_labels_and_a_place(tmp_path: Path) -> None:
 
     from text2sam.cli.commands import app
 
-    for arguments in ([str(tmp_path)], ["--labels", "cat"], [str(tmp_path), "--labels", "cat"], ["--format", "coco"]):
+    for arguments in ([str(tmp_path)], ["--labels", "cat"], [str(tmp_path), "--labels", "cat"], ["--format", "coco"], ["-r"]):
         result = CliRunner().invoke(app, ["app", *arguments])
         assert result.exit_code == 2
         assert "--labels" in result.stderr

@@ -46,8 +46,8 @@ def page(
     text2sam annotate with the same options (on a GPU with --batch-size 1) goes on from there.
     """
     models.check()
-    if folder is None and (labels or out or formats):
-        raise InputError("--labels, --out and --format are for a folder of images; name it: text2sam app FOLDER")
+    if folder is None and (labels or out or formats or recursive):
+        raise InputError("--labels, --out, --format and --recursive are for a folder of images; name it: text2sam app FOLDER")
     if folder is not None and (labels is None or out is None):
         raise InputError("with a folder give --labels and --out as well")
     if out is not None:
