@@ -79,12 +79,7 @@ class LabelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, every field."""
-        return {
-            "name": self.name,
-            "synonyms": list(self.synonyms),
-            "exclude": list(self.exclude),
-            "threshold": self.threshold,
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 _FIELDS = tuple(field.name for field in fields(LabelSpec))

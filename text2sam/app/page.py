@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.app.folder import FolderJob
-from text2sam.app.workbench import MOST_BYTES, VIEW, Desk, Layers, Workbench, remove, take, undo
+from text2sam.app.workbench import MOST_BYTES, VIEW, Desk, Workbench, remove, take, undo
 from text2sam.errors import MissingDependencyError, OutputError, StateError, Text2SamError
 from text2sam.paint import OBJECT_COLOURS
 
@@ -419,8 +419,7 @@ def _times(desk: Desk) -> int:
 def _drawn(desk: Desk, layers: Sequence[str], alpha: float) -> NDArray[np.uint8]:
     from PIL import Image
 
-    shown = Layers(**{field: name in layers for name, field in _LAYERS.items()}, alpha=alpha)
-    picture = Image.fromarray(desk.draw(shown))
+    picture = Image.fromarray(desk.draw(**{layer: name in layers for name, layer in _LAYERS.items()}, alpha=alpha))
     return np.asarray(picture.resize((_times(desk) * picture.width, _times(desk) * picture.height)))
 
 

@@ -45,23 +45,6 @@ VIEW = 1280
 """Longer side, in pixels, of what the page shows."""
 
 
-@dataclass(frozen=True)
-class Layers:
-    """What is drawn over a picture.
-
-    Attributes:
-        masks: the objects, each in its colour.
-        heat: the similarity map of the chosen object's text, over the grey picture.
-        points: the points of the chosen object.
-        alpha: opacity of masks, in [0, 1].
-    """
-
-    masks: bool = True
-    heat: bool = False
-    points: bool = True
-    alpha: float = 0.5
-
-
 class Row(NamedTuple):
     """A line of the list of objects, which is its ``label``.
 
@@ -151,28 +134,36 @@ class Desk:
         count = len(self.results[index].instances) if self.results else 0
         return replace(self, chosen=(index, min(max(int(place[1]), 0), max(count - 1, 0))), notes=())
 
-    def draw(self, layers: Layers) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8 RGB: the small picture with its layers. The chosen object is drawn stronger than the others."""
+    def draw(self, *, masks: bool = True, heat: bool = False, points: bool = True, alpha: float = 0.5) -> NDArray[np.uint8]:
+        """The small picture with what is wanted over it. The chosen object is drawn stronger than the others.
+
+        Args:
+            masks: the objects, each in its colour.
+            heat: the similarity map of the chosen object's text, over the grey picture.
+            points: the points of the chosen object.
+            alpha: opacity of masks, in [0, 1].
+
+        Returns:
+            (h, w, 3) uint8 RGB.
+        """
         image = self.small
-        if layers.heat and self.result is not None:
+        if heat and self.result is not None:
             image = _heat(image, self.result)
         colours = {row.place: OBJECT_COLOURS[n % len(OBJECT_COLOURS)] for n, row in enumerate(self.rows)}
-        others = (
-            [place for place in colours if place != self.chosen and self.results[place[0]].instances] if layers.masks else []
-        )
-        masks = [_shrunk(self.results[index].instances[k].mask, image.shape) for index, k in others]
-        image = overlay(image, masks, colours=[colours[place] for place in others] or None, alpha=0.6 * layers.alpha)
+        others = [place for place in colours if masks and place != self.chosen and self.results[place[0]].instances]
+        shrunk = [_shrunk(self.results[index].instances[k].mask, image.shape) for index, k in others]
+        image = overlay(image, shrunk, colours=[colours[place] for place in others] or None, alpha=0.6 * alpha)
         if self.object is None:
             return image
         part = self._shrunk(self.object)
-        points = part.points if layers.points else PointPrompts.empty()
+        shown = part.points if points else PointPrompts.empty()
         return overlay(
             image,
-            [part.mask] if layers.masks else [],
-            points=points.coords,
-            labels=points.labels,
+            [part.mask] if masks else [],
+            points=shown.coords,
+            labels=shown.labels,
             colours=[colours[self.chosen]],
-            alpha=layers.alpha,
+            alpha=alpha,
         )
 
     def candidates(self) -> list[tuple[NDArray[np.uint8], str]]:

@@ -117,7 +117,11 @@ class Exporter(ABC):
             if item.label not in self._ids:
                 raise InputError(f"the label {item.label!r} of an object in {image.path!r} is not among the labels")
         prepared = self._prepare(image)
-        names = tuple(name for name in self.names_of(image.path) if _fits(name))
+        names = tuple(
+            name
+            for name in self.names_of(image.path)
+            if all(len(part) <= LONGEST_NAME for part in os.fsencode(name).split(b"/"))
+        )
         if not names:
             raise InputError(
                 f"the name of {image.path!r:.80} is too long: what is written for it has over {LONGEST_NAME} bytes"
@@ -270,10 +274,6 @@ def inside(folder: Path, name: str) -> Path:
     if target == home or not target.is_relative_to(home):
         raise OutputError(f"{name!r} would be written to {os.fspath(target)!r}, which is not in the folder {os.fspath(home)!r}")
     return target
-
-
-def _fits(name: str) -> bool:
-    return all(len(part) <= LONGEST_NAME for part in os.fsencode(name).split(b"/"))
 
 
 @contextlib.contextmanager
