@@ -67,7 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Iterator[str]:
     """The address of a running backend."""
-    server = uvicorn.Server(uvicorn.Config(create_backend(model(), folder=folder, name="tiny"), port=0, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_backend(model(), Pictures(folder, None, None, Limits()), name="tiny"), port=0, log_level="error")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

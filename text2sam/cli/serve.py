@@ -66,10 +66,10 @@ def label_studio(
     place = check_address(serving.host, port)
     if images is not None and not images.is_dir():
         raise InputError(f"--images must be a folder, not {str(images)!r}")
-    from text2sam.serve.label_studio import create_backend
+    from text2sam.serve.label_studio import Pictures, create_backend
 
-    token = os.environ.get("LABEL_STUDIO_API_KEY")
-    _run(create_backend(models.build(), folder=images, url=url, token=token, limits=limits, name=models.preset), place, port)
+    pictures = Pictures(images, url, os.environ.get("LABEL_STUDIO_API_KEY"), limits)
+    _run(create_backend(models.build(), pictures, name=models.preset), place, port)
 
 
 def _run(service: Any, place: tuple[str, str], port: int) -> None:
