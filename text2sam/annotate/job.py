@@ -26,7 +26,7 @@ from text2sam.annotate.worker import ModelSource, Worker, model_settings, settin
 from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, OutputError, Text2SamError
-from text2sam.export.formats import FORMATS, folders
+from text2sam.export.formats import FORMATS
 from text2sam.files import check_file
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
@@ -209,9 +209,8 @@ def open_run(
     if os.path.realpath(out) == os.path.realpath(root):
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     kinds = _formats(format, export_options)
-    places = folders(out, tuple(kinds))
     common = {"labels": wanted.names, "images_root": root, "reading": options.reading}
-    exports = tuple(Export(kind, places[kind], {**common, **more}) for kind, more in kinds.items())
+    exports = tuple(Export(kind, Path(out, kind if len(kinds) > 1 else ""), {**common, **more}) for kind, more in kinds.items())
     for export in exports:
         export.check()
     built, make_model = _built(model)
