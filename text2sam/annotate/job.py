@@ -143,8 +143,8 @@ def annotate(
         if found.others:
             lines.append(f"left out, as not named like images: {count_endings(found.others)}")
         if review is not None:
-            summary = write_review(result.records, run.worker.thresholds, root, review, reading=options.reading)
-            lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
+            images, shown_there = write_review(result.records, run.worker.thresholds, root, review, reading=options.reading)
+            lines.append(f"review: {os.fspath(review)}, {shown_there} of {images} images")
         report = Report(
             done=result.done,
             empty=result.empty,

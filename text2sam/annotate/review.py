@@ -10,7 +10,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -27,22 +26,6 @@ from text2sam.files import write_bytes
 from text2sam.image import read_image
 from text2sam.paint import OBJECT_COLOURS
 
-
-@dataclass(frozen=True)
-class ReviewSummary:
-    """What :func:`write_review` wrote.
-
-    Attributes:
-        path: of the page.
-        images: how many there were.
-        shown: how many of them are on the page.
-    """
-
-    path: Path
-    images: int
-    shown: int
-
-
 _SIDE = 256  # longer side of a picture on the page, in pixels
 _LONGEST_TEXT = 200
 _CLOSEST = 4  # labels without an object that a card tells of
@@ -57,7 +40,7 @@ def write_review(
     *,
     limit: int = 500,
     reading: Mapping[str, Any] | None = None,
-) -> ReviewSummary:
+) -> tuple[int, int]:
     """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
 
     The page needs no script, no other file and no network, and its own security policy lets none in. The same records and
@@ -71,6 +54,9 @@ def write_review(
         out: the HTML file, written whole or not at all.
         limit: at most so many images are shown.
         reading: keyword arguments of :func:`text2sam.image.read_image`, as for the run.
+
+    Returns:
+        How many images there were, and how many of them are on the page.
 
     Raises:
         InputError: ``limit`` is below 1.
@@ -102,7 +88,7 @@ def write_review(
         cards="".join(cards[path] for path in chosen),
     )
     write_bytes(out, page.encode("utf-8", "backslashreplace"))
-    return ReviewSummary(Path(out), total, len(chosen))
+    return total, len(chosen)
 
 
 def _objects(record: Record) -> Sequence[AnnotatedObject]:
