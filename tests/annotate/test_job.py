@@ -153,6 +153,18 @@ def test_bad_labels_are_told_before_the_folder_is_walked(tmp_path: Path) -> None
         run(tmp_path / "missing", tmp_path / "out", labels="")
 
 
+def test_outputs_read_pictures_as_the_run_does(tmp_path: Path) -> None:
+    root, out = tmp_path / "images", tmp_path / "out"
+    root.mkdir()
+    first, second = (PIL.Image.fromarray(picture(k, 20 + k, 30)) for k in range(2))
+    first.save(root / "a.tif", save_all=True, append_images=[second])
+    report = run(root, out, page=1, format="yolo", review=tmp_path / "review.html")
+    assert report.done == 1
+    assert "No picture" not in (tmp_path / "review.html").read_text()
+    assert [file.name for file in (out / "images").iterdir()] == ["a.png"]
+    assert np.array_equal(PIL.Image.open(out / "images" / "a.png"), second)
+
+
 def test_a_place_for_the_review_is_looked_for_first(tmp_path: Path, images: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         run(images, tmp_path / "out", review=tmp_path)
@@ -335,11 +347,16 @@ def test_only_what_the_dataset_wrote_is_removed(tmp_path: Path) -> None:
     listed = out / STATE / "exported.json"
     assert "labels/003.txt" in listed.read_text()
     (tmp_path / "outside.txt").write_text("outside")
+    unfinished = ".text2sam-0123456789abcdef.json"
+    (out / "labels" / unfinished).write_text("of a run that was killed")
+    (out / "other" / STATE).mkdir(parents=True)
+    (out / "other" / unfinished).write_text("of a run that goes on")
     forged = ["images/003.png", "../outside.txt", "labels/003.txt", f"{STATE}/{JOURNAL}", "/etc/hostname"]
     for content in (json.dumps({"yolo": [name]}) for name in forged):
         listed.write_text(content)
         run(images, out, glob="00[012].png", **options)
     assert not (out / "labels" / "003.txt").exists()
+    assert [file.parent.name for file in out.rglob(unfinished)] == ["other"]
     for kept in ("labels/mine.txt", "labels/002.txt", "images/003.png", f"{STATE}/{JOURNAL}", "../outside.txt"):
         assert (out / kept).exists()
     for junk in (b"[1]", b"\xff", b'{"yolo": 3}', b"[" * 100_000):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2sam.annotate.labels import MOST_BYTES, LabelSet, LabelSpec, label_set, load_labels
-from text2sam.errors import InputError, PromptError, Text2SamError
+from text2sam.errors import InputError, PromptError, Text2SamError, Text2SamWarning
 from text2sam.targets import check_exclude, parse_targets, thresholds_of
 
 # a comma in a name is worth a hint, which is tested elsewhere
@@ -195,11 +195,16 @@ def test_a_file_is_read_wherever_labels_are_given(tmp_path: Path, name: str) -> 
 
 def test_other_files_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("classes", "l.csv"):
+    for name in ("l.classes", "l.csv"):
         Path(name).write_text("- cat\n- dog\n")
         with pytest.raises(PromptError, match=f"'{name}' looks like a file"):
             label_set(f" {name}")
-    assert label_set("classes,cat").names == ("classes", "cat"), "in a list a name that happens to be a file's is a label"
+    Path("dog").mkdir()
+    Path("cat").write_text("cat\ndog\n")
+    assert label_set("dog").names == ("dog",)
+    with pytest.warns(Text2SamWarning, match=r"'cat' is taken as a label.*files of labels end in \.yaml"):
+        assert label_set("cat").names == ("cat",)
+    assert label_set("cat,dog").names == ("cat", "dog")
     with pytest.raises(InputError, match=r"'l\.csv': a file of labels ends in \.yaml"):
         label_set(Path("l.csv"))
 

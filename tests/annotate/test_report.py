@@ -125,6 +125,11 @@ def test_groups_by_count_and_a_single_one_in_full() -> None:
     ]
 
 
+def test_files_that_are_gone() -> None:
+    failed = tuple(Failure(f"{i}.png", f"there is no file '/x/{i}.png'; check the path") for i in range(2))
+    assert "failed, 2: there is no such file; check the path" in report(failed=failed).table()
+
+
 def test_the_table_is_bounded() -> None:
     words = ["".join(chr(97 + int(d)) for d in str(i)) for i in range(100)]
     failed = tuple(Failure(f"{word}{i}.png", f"reason {word}") for word in words for i in range(2))

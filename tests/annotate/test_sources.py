@@ -38,7 +38,7 @@ def reasons(found: Found) -> dict[str, str]:
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no images in .*of 0 files none is named like an image$"):
+    with pytest.raises(InputError, match=r"no images in .*it holds no files$"):
         find_images(tmp_path)
     fill(tmp_path, "notes.txt", "sub/a.png", ".hidden.png")
     with pytest.raises(InputError, match=r"of 1 file none .*its folders \(1\) as well, say recursive$"):
@@ -297,12 +297,13 @@ def test_a_list_made_in_the_folder_of_the_images(tmp_path: Path) -> None:
         "lists/root/sub/a.png",
         "lists/root/b.png",
     )
-    found = listed(
-        tmp_path / "lists" / "root", "b.png\nsub/a.png\nsub/../b.png\nroot/c.png\nboth.png\ngone.png", tmp_path / "lists"
-    )
+    away = str(tmp_path / "away.png")
+    lines = f"b.png\nsub/a.png\nsub/../b.png\nroot/c.png\nboth.png\ngone.png\n{away}"
+    found = listed(tmp_path / "lists" / "root", lines, tmp_path / "lists")
     assert paths(found) == ["b.png", "c.png", "sub/a.png"]
     refused = reasons(found)
-    assert sorted(refused) == [str(tmp_path / "lists" / "both.png"), "gone.png"]
+    assert sorted(refused) == [away, str(tmp_path / "lists" / "both.png"), "gone.png"]
+    assert refused[away] == "there is no such file"
     assert refused["gone.png"].startswith("there is no such file, neither beside the list nor in ")
 
 

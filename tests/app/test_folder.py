@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_run_with_larger_batches(bench: Workbench, root: Path) -> None:
 
 def test_nothing_is_done_yet(bench: Workbench, root: Path) -> None:
     with opened(bench, root) as job:
-        assert (len(job), job.after(0), job.after(3), job.after(9), dict(job.counts())) == (4, 0, 3, 0, {"": 4})
+        assert (len(job), job.after(0), job.after(3), job.after(9), Counter(job.states)) == (4, 0, 3, 0, {"": 4})
         with pytest.raises(ImageError):
             job.open(2)
         desk = job.open(0)
@@ -73,7 +74,7 @@ def test_what_was_accepted_is_the_dataset(bench: Workbench, root: Path) -> None:
         corrected = bench.click(remove(job.open(0)), (3, 3), new=True)
         job.accept(0, corrected)
         job.reject(1)
-        assert [job.state(k) for k in range(4)] == ["accepted", "rejected", "", ""]
+        assert job.states == ["accepted", "rejected", "", ""]
         assert job.after(1) == 2
     expected = {"0.png": len(corrected.results[0].instances)}
     assert annotations(root) == expected
@@ -83,7 +84,7 @@ def test_what_was_accepted_is_the_dataset(bench: Workbench, root: Path) -> None:
         assert np.array_equal(again.results[0].mask, corrected.results[0].mask)
         assert all(len(part.points.positive) for part in again.results[0].instances), "more clicks can follow"
         job.accept(1, job.open(1))
-        assert job.state(1) == "accepted"
+        assert job.states[1] == "accepted"
     assert set(annotations(root)) == {"0.png", "1.png"}
 
 
@@ -99,7 +100,7 @@ def test_annotate_goes_on(bench: Workbench, root: Path) -> None:
     assert [failure.path for failure in report.failed] == ["2.png"], "a rejected picture is a decision, no failure"
     assert set(annotations(root)) == {"0.png", "3.png"}
     with opened(bench, root) as job:  # and the page goes on after annotate
-        assert [job.state(k) for k in range(4)] == ["accepted", "rejected", "failed", "accepted"]
+        assert job.states == ["accepted", "rejected", "failed", "accepted"]
     alone = annotate(bench.model, root, LABELS, root.parent / "alone", batch_size=1, workers=1)
     assert alone.images == 4
     document = json.loads((root.parent / "alone" / "annotations.json").read_text())

@@ -340,9 +340,9 @@ def test_a_folder_through_a_kill_and_a_reload(browser: Any, serve: Serve, tmp_pa
 def test_a_folder_needs_labels_and_a_place(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from text2sam.cli import app
+    from text2sam.cli.commands import app
 
-    for arguments in ([str(tmp_path)], ["--labels", "cat"], [str(tmp_path), "--labels", "cat"], ["--format", "coco"]):
+    for arguments in ([str(tmp_path)], ["--labels", "cat"], [str(tmp_path), "--labels", "cat"], ["--format", "coco"], ["-r"]):
         result = CliRunner().invoke(app, ["app", *arguments])
         assert result.exit_code == 2
         assert "--labels" in result.stderr
@@ -352,7 +352,7 @@ def test_the_images_and_formats_of_a_folder(tmp_path: Path, monkeypatch: pytest.
     from typer.testing import CliRunner
 
     from text2sam.annotate import job
-    from text2sam.cli import app
+    from text2sam.cli.commands import app
 
     shutil.copy(PETS, tmp_path / "a.png")
     for name in ("in", "out"):

@@ -12,7 +12,8 @@ from helpers import FakePredictor, picture, tiny_surgery
 from PIL import Image
 
 from text2sam import TextPromptedSAM
-from text2sam.app.workbench import VIEW, Desk, Layers, Workbench, remove, split, take, undo
+from text2sam.app import workbench
+from text2sam.app.workbench import VIEW, Desk, Workbench, remove, split, take, undo
 from text2sam.errors import ImageError, InputError, PromptError
 
 
@@ -36,23 +37,27 @@ def found(bench: Workbench, folder: Path, texts: str = "cat, dog") -> Desk:
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\0\0"])
 def test_files_that_are_no_pictures(bench: Workbench, tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "tmp1234.png"
+    file = tmp_path / "mine.png"
     file.write_bytes(content)
     with pytest.raises(ImageError, match=r"'mine\.png'") as error:
-        bench.open(file, "mine.png")
+        bench.open(file)
     assert str(tmp_path) not in str(error.value)
     with pytest.raises(ImageError):
         bench.open(tmp_path / "missing.png")
 
 
-def test_uploads_are_bounded(bench: Workbench, tmp_path: Path) -> None:
+def test_uploads_are_bounded(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = draw(tmp_path)
     size = file.stat().st_size
-    Workbench(bench.model, max_bytes=size, max_pixels=30 * 44).open(file)
-    with pytest.raises(ImageError, match="at most"):
-        Workbench(bench.model, max_bytes=size - 1).open(file)
+    monkeypatch.setattr(workbench, "MOST_BYTES", size)
+    monkeypatch.setattr(workbench, "MOST_PIXELS", 30 * 44)
+    bench.open(file)
+    monkeypatch.setattr(workbench, "MOST_PIXELS", 30 * 44 - 1)
     with pytest.raises(ImageError, match="1320 pixels, more than 1319"):
-        Workbench(bench.model, max_pixels=30 * 44 - 1).open(file)
+        bench.open(file)
+    monkeypatch.setattr(workbench, "MOST_BYTES", size - 1)
+    with pytest.raises(ImageError, match="at most"):
+        bench.open(file)
 
 
 def test_what_cannot_be_asked(bench: Workbench, tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_what_cannot_be_asked(bench: Workbench, tmp_path: Path) -> None:
     assert desk.rows == desk.candidates() == []
     assert desk.explain() is None
     assert take(desk, 0) is remove(desk) is undo(desk) is desk
-    assert np.array_equal(desk.draw(Layers(heat=True)), desk.small)
+    assert np.array_equal(desk.draw(heat=True), desk.small)
 
 
 def test_one_text_that_cannot_be_asked_spoils_no_other(bench: Workbench, tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_a_picture_is_encoded_once(tmp_path: Path) -> None:
     bench, predictor = faked()
     desk = found(bench, tmp_path)
     desk = bench.click(bench.ask(desk, "bird"), (5, 5))
-    desk.draw(Layers(heat=True))
+    desk.draw(heat=True)
     assert len(predictor.images) == 1
     assert [result.text for result in desk.results] == ["bird"]
 
@@ -146,7 +151,7 @@ def test_an_answer_is_what_the_model_gives(bench: Workbench, tmp_path: Path) -> 
 def test_clicks_are_in_pixels_of_the_small_picture(bench: Workbench, tmp_path: Path) -> None:
     desk = bench.ask(bench.open(draw(tmp_path, 0, 900, 2 * VIEW)), "cat")
     assert desk.small.shape == (450, VIEW, 3)
-    assert desk.draw(Layers()).shape == desk.small.shape
+    assert desk.draw().shape == desk.small.shape
     assert desk.object is not None
     before = len(desk.object.points)
     clicked = bench.click(desk, (100, 200), positive=False)
@@ -210,12 +215,12 @@ def test_choosing_stays_in_range(bench: Workbench, tmp_path: Path) -> None:
 
 def test_layers(bench: Workbench, tmp_path: Path) -> None:
     desk = found(bench, tmp_path)
-    plain = desk.draw(Layers(masks=False, points=False))
+    plain = desk.draw(masks=False, points=False)
     assert np.array_equal(plain, desk.small)
     off = {"masks": False, "points": False}
-    drawn = [desk.draw(Layers(**{**off, name: True})) for name in ("masks", "heat", "points")]
+    drawn = [desk.draw(**{**off, name: True}) for name in ("masks", "heat", "points")]
     assert all((each != plain).any() for each in drawn)
-    assert (desk.draw(Layers(alpha=1.0)) != desk.draw(Layers(alpha=0.1))).any()
+    assert (desk.draw(alpha=1.0) != desk.draw(alpha=0.1)).any()
 
 
 @pytest.mark.parametrize(

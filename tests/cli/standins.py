@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from text2sam import cli
+from text2sam.cli import commands
 from text2sam.errors import PromptError
 from text2sam.pipeline import TextPromptedSAM
 from text2sam.types import Segmentation, SimilarityMap
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="text2sam")
+    return CliRunner().invoke(commands.app, [str(argument) for argument in arguments], prog_name="text2sam")
 
 
 def failed(result: Result, code: int) -> str:

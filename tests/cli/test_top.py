@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standins import Model, failed, run
 
-from text2sam import __version__, cli, errors, tables
+from text2sam import __version__, errors, tables
 from text2sam.cli import common, output
 
 HOSTILE = ["../../x", "a/b", "日本語", "x" * 300, "é" * 300, "..\\..\\x", "CON x", "a\nb", "C:x", "~x", "-x", "x*?|<>"]
@@ -123,6 +123,23 @@ def test_bugs_and_interrupts(photo: Path, model: Model) -> None:
     error = KeyboardInterrupt()
     result = run("segment", photo, "cat", "--out", photo.parent / "out")
     assert (result.exit_code, result.stderr) == (130, "text2sam: interrupted\n")
+
+
+def test_an_interrupt_while_commands_are_imported() -> None:
+    code = """
+import sys
+from text2sam.cli import main
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "text2sam.cli.segment":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+main()
+"""
+    ended = process("-c", code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def test_a_second_interrupt_while_a_folder_job_computes(tmp_path: Path) -> None:
@@ -327,7 +344,7 @@ def test_help_uses_a_wide_terminal() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from text2sam.cli import app\n"
+        "import sys; from text2sam.cli.commands import app\n"
         "for line in ('--help', 'segment --help', 'annotate --help', 'calibrate --help', 'models list', '--version'):\n"
         "    try: app(line.split(), prog_name='text2sam')\n"
         "    except SystemExit as end: assert not end.code, end.code\n"
@@ -336,7 +353,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = process("-c", code)
     assert done.returncode == 0, done.stderr
-    assert all(meaning in done.stdout for meaning in cli.EXIT_CODES.values())
+    assert all(meaning in done.stdout for meaning in common.EXIT_CODES.values())
     assert done.stdout.splitlines()[-1] == f"text2sam {__version__}"
 
 

@@ -79,6 +79,6 @@ def test_results_of_the_pipeline() -> None:
     found = to_supervision(image, ["cat", "dog", "bird"])
     assert found.class_id.tolist() == [2, 2, 1]
     assert found.xyxy.tolist() == [[0, 1, 2, 3], [4, 0, 6, 1], [4, 0, 6, 1]]
-    with pytest.raises(InputError, match="size"):
+    with pytest.raises(InputError, match="at least one"):
         AnnotatedImage.from_results("a.jpg", [])
-    assert len(to_supervision(AnnotatedImage.from_results("a.jpg", [], size=(4, 6)))) == 0
+    assert len(to_supervision(AnnotatedImage("a.jpg", 4, 6))) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export import exporter as module
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.exporter import check_labels
-from text2sam.export.formats import FORMATS, export, folders, make_exporter
+from text2sam.export.formats import FORMATS, export, make_exporter
 from text2sam.export.losses import Losses, LossWarning
 
 Content = Callable[[Path], dict[str, bytes]]
@@ -35,25 +34,6 @@ def write(images: Any, out: Path, name: str, labels: list[str], **options: Any) 
 
 def plain(path: str, label: str = "cat") -> AnnotatedImage:
     return AnnotatedImage(path, 2, 3, (AnnotatedObject.from_mask(label, np.ones((2, 3), np.bool_)),))
-
-
-# images named like files of the datasets
-NAMES = ["annotations", "tasks", "index", "labels", "label_config", "data", "instances", "masks", "images"]
-
-
-@pytest.mark.filterwarnings("ignore::text2sam.export.losses.LossWarning")
-def test_any_formats_together_are_what_each_is_alone(tmp_path: Path, content: Content) -> None:
-    pairs = [plain(f"{name}.png") for name in [*NAMES, "labels/index", "coco/annotations"]]
-    for name in FORMATS:
-        export(pairs, tmp_path / "alone" / name, format=name, labels=["cat"])
-    alone = {name: content(tmp_path / "alone" / name) for name in FORMATS}
-    assert {"annotations.json", "tasks.json", "index.json", "data.yaml"} <= {file for files in alone.values() for file in files}
-    for chosen in [*itertools.combinations(FORMATS, 2), tuple(FORMATS)]:
-        out = tmp_path / "-".join(chosen)
-        for name, folder in folders(out, chosen).items():
-            export(pairs, folder, format=name, labels=["cat"])
-        assert content(out) == {f"{name}/{file}": data for name in chosen for file, data in alone[name].items()}
-    assert folders(tmp_path, ["coco"]) == {"coco": tmp_path}
 
 
 PARTS = st.sampled_from(["a", "a.json", "a.png", "a.txt", "a.json.png", "labels", "images", "masks", "index.png", "tasks.json"])

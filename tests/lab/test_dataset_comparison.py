@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from text2sam.cli import app
+from text2sam.cli.commands import app
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedObject
 from text2sam.lab.experiments.dataset import compare

@@ -67,7 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Iterator[str]:
     """The address of a running backend."""
-    server = uvicorn.Server(uvicorn.Config(create_backend(model(), folder=folder, name="tiny"), port=0, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_backend(model(), Pictures(folder, None, None, Limits()), name="tiny"), port=0, log_level="error")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -172,6 +174,8 @@ def test_where_pictures_come_from(folder: Path) -> None:
         limits = Limits(megabytes=1)
         pictures = Pictures(folder, url + "/", "secret", limits)
         assert pictures.read(LOCAL) == png(picture())
+        (folder / "a%20b.png").write_bytes(b"as it is called")
+        assert pictures.read("/data/local-files/?d=a%2520b.png") == b"as it is called"
         assert pictures.read("/data/upload/1/a.png") == png(picture())
         assert pictures.read(f"{url}/data/upload/1/a.png") == png(picture())
         assert pictures.read("data:image/png;base64," + base64.b64encode(b"abc").decode()) == b"abc"

@@ -151,7 +151,7 @@ def test_a_port_that_is_taken(command: str) -> None:
 
     from typer.testing import CliRunner
 
-    from text2sam.cli import app
+    from text2sam.cli.commands import app
 
     if command == "app":
         pytest.importorskip("gradio")
@@ -160,3 +160,38 @@ def test_a_port_that_is_taken(command: str) -> None:
         result = CliRunner().invoke(app, [command, "--preset", "sticker", "--device", "cpu", "--port", port])
     assert result.exit_code == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+@pytest.mark.parametrize("host", ["é" * 80, "a..b", "a\0", "nowhere.invalid"])
+def test_a_host_that_is_no_name(host: str) -> None:
+    from text2sam.cli.common import check_address
+
+    with pytest.raises(InputError, match=r"cannot listen on .*; give another --host or --port"):
+        check_address(host, 0)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "six"])
+def test_hosts_of_ipv6(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    import uvicorn
+    from typer.testing import CliRunner
+
+    from text2sam.cli.commands import app
+
+    look_up, started = socket.getaddrinfo, []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *more, **how: look_up(name.replace("six", "::1"), *more, **how))
+    monkeypatch.setattr(TextPromptedSAM, "from_pretrained", lambda **_: tiny_model())
+    monkeypatch.setattr(uvicorn, "run", lambda service, **how: started.append(how["host"]))
+    try:
+        taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with taken:
+        port = str(taken.getsockname()[1])
+        refused = CliRunner().invoke(app, ["serve", "--host", host, "--port", port])
+    shown = "six" if host == "six" else "[::1]"
+    assert f"cannot listen on {shown}:{port}" in refused.stderr
+    result = CliRunner().invoke(app, ["serve", "--host", host, "--port", port])
+    assert result.stderr == f"listening on http://{shown}:{port}\n"
+    assert started == [host.strip("[]")]

@@ -23,7 +23,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import text2sam.sam.build as build_module
-from text2sam import cli
+from text2sam.cli import commands, common
 from text2sam.clip.generator import ClipSurgery
 from text2sam.errors import DownloadError, InputError, OfflineError, Text2SamWarning, UnsupportedModelError, WeightsError
 from text2sam.lab.sticker.world import THINGS
@@ -107,8 +107,8 @@ def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(httpx, "Client", None)  # nothing is downloaded
     Image.fromarray(picture()).save(tmp_path / "photo.png")
     command = ["segment", str(tmp_path / "photo.png"), "cat", "--preset", "siglip2", "--out", str(tmp_path / "out"), "--json"]
-    refused = CliRunner().invoke(cli.app, command)
-    assert refused.exit_code == cli.common.EXIT_WEIGHTS
+    refused = CliRunner().invoke(commands.app, command)
+    assert refused.exit_code == common.EXIT_WEIGHTS
     for part in (
         "siglip2-base-patch16-512 is not downloaded",
         "https://huggingface.co/google/siglip2",
@@ -125,7 +125,7 @@ def test_siglip2_takes_files_that_users_have(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(build_module, "_bare_sam", lambda kind: models.build_sam())
     files = ["--clip-checkpoint", str(siglip2_folder(tmp_path / "siglip2")), "--sam-checkpoint", str(sam)]
     done = CliRunner().invoke(
-        cli.app, [*command, *files, "--image-size", "32", "--depth", "2", "--threshold", "0", "--device", "cpu"]
+        commands.app, [*command, *files, "--image-size", "32", "--depth", "2", "--threshold", "0", "--device", "cpu"]
     )
     assert done.exit_code == 0, done.stderr
     [result] = json.loads(done.stdout)["results"]

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,26 +99,15 @@ class Results:
             yield from (record for record in self.folder.records(chunk) if record.image is not None)
 
 
-def _files(out: Path) -> Iterator[os.DirEntry[str]]:
-    """The files in an output folder, links included, except in folders below it that hold a run of their own."""
-    pending = [os.fspath(out)]
-    while pending:
-        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    yield entry
-                elif entry.name != STATE and not os.path.isdir(os.path.join(entry.path, STATE)):
-                    pending.append(entry.path)
-
-
 def _sweep(out: Path) -> None:
-    """Removes the unfinished files of an export that was killed."""
-    for folder in (out, out / STATE):
-        for entry in _files(folder):
-            if _TEMPORARY.fullmatch(entry.name):
+    """Removes the unfinished files of an export that was killed, but not in folders below that hold a run of their own."""
+    for top in (out, out / STATE):
+        for where, inner, names in os.walk(top):
+            inner[:] = [name for name in inner if name != STATE and not os.path.isdir(os.path.join(where, name, STATE))]
+            for file in (Path(where, name) for name in names if _TEMPORARY.fullmatch(name)):
                 with contextlib.suppress(OSError):
-                    if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-                        os.unlink(entry.path)
+                    if file.is_file() and not file.is_symlink():
+                        file.unlink()
 
 
 def _forget(out: Path, record: Path, root: Path, format: str, written: set[str]) -> None:

@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class EmbeddingStore:
 
     Attributes:
         counts: how many images were ``found`` in the store and how many ``made``, in this process.
+        writable: whether everything could be written so far.
 
     Raises:
         InputError: ``folder`` is a file, or the model's generator cannot turn features into tensors and back.
@@ -76,20 +77,14 @@ class EmbeddingStore:
         self._kinds = {METHODS[options.method].tokens} - {"architecture", "raw"}  # which every image has
         self._prefix = repr((_FORMAT, sorted(self._kinds), options.tiles, *_parts(model))).encode()
         self.counts: Counter[str] = Counter()
+        self.writable = True
         self._lock = threading.Lock()
-        self._broken = threading.Event()
 
     def count(self, *, writable: bool = True, **numbers: int) -> None:
         """Adds to :attr:`counts`; ``writable`` says whether the store of another process on the same folder still is."""
         with self._lock:
             self.counts.update(numbers)
-        if not writable:
-            self._broken.set()
-
-    @property
-    def writable(self) -> bool:
-        """Whether everything could be written so far."""
-        return not self._broken.is_set()
+            self.writable &= writable
 
     def key(self, pixels: NDArray[np.uint8]) -> str:
         """32 hexadecimal digits that stand for an image, (H, W, 3) uint8 RGB, and all its embeddings depend on."""
@@ -122,7 +117,7 @@ class EmbeddingStore:
         Returns:
             Whether the entry was written. The first time it cannot be, there is a warning.
         """
-        if self._broken.is_set():
+        if not self.writable:
             return False
         key = self.key(encoded.image)
         data = self._data(encoded)
@@ -132,8 +127,7 @@ class EmbeddingStore:
             write_bytes(file, data)
         except OutputError as error:
             with self._lock:
-                first = not self._broken.is_set()
-                self._broken.set()
+                first, self.writable = self.writable, False
             if first:
                 warn(f"embeddings are no longer kept: {error}")
             return False
@@ -144,8 +138,8 @@ class EmbeddingStore:
                 continue
         return True
 
-    def _entries(self, key: str) -> Iterator[Path]:
-        yield from sorted((self.folder / key[:2]).glob(f"{key}-*.safetensors"))
+    def _entries(self, key: str) -> list[Path]:
+        return sorted((self.folder / key[:2]).glob(f"{key}-*.safetensors"))
 
     def _data(self, encoded: EncodedImage) -> bytes:
         from safetensors.torch import save
@@ -176,7 +170,8 @@ class EmbeddingStore:
             device = self._model.generator.device
             own = {name.removeprefix(_CLIP): t.to(device) for name, t in tensors.items() if name.startswith(_CLIP)}
             features = self._model.generator.unpack(own, (pixels.shape[0], pixels.shape[1]))
-            state = None if packed is None else dict(_unpack(packed, tensors, _device(self._model)))
+            device = getattr(self._model.predictor, "device", device)
+            state = None if packed is None else dict(_unpack(packed, tensors, device))
         except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
         return EncodedImage(pixels, features, self._model.session.image(pixels, state))
@@ -190,10 +185,6 @@ def _parts(model: TextPromptedSAM) -> tuple[Any, ...]:
     length = getattr(getattr(predictor, "transform", None), "target_length", None)
     kind = f"{type(predictor).__module__}.{type(predictor).__qualname__}"
     return (type(surgery).__qualname__, *surgery.settings, fingerprint(surgery.model), kind, length, sam)
-
-
-def _device(model: TextPromptedSAM) -> Any:
-    return getattr(model.predictor, "device", model.generator.device)
 
 
 def _hash(data: bytes) -> str:

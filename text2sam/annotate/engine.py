@@ -18,7 +18,7 @@ from text2sam.annotate.journal import Chunk, Record
 from text2sam.annotate.labels import LabelSet
 from text2sam.annotate.process import GIVEN_UP, Answer, CannotStart, Died, Process, packed
 from text2sam.annotate.sources import ImageItem
-from text2sam.annotate.worker import Loaded, Stopped, Worker, load_batches
+from text2sam.annotate.worker import Loaded, Stopped, Worker, device_of, load_batches
 from text2sam.errors import Text2SamError, Text2SamWarning, warn
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
@@ -274,11 +274,6 @@ def _ahead(batches: Iterator[_T]) -> Iterator[_T]:
         while (batch := coming.result()) is not None:
             coming = reader.submit(next, batches, None)
             yield batch
-
-
-def device_of(model: TextPromptedSAM) -> torch.device:
-    """Where a model's maps are computed."""
-    return torch.device(getattr(model.generator, "device", "cpu"))
 
 
 def on_cpu(model: TextPromptedSAM) -> bool:

@@ -16,7 +16,7 @@ from text2sam import __version__
 from text2sam.annotate.dataset import Export, Results
 from text2sam.annotate.embeddings import EmbeddingStore
 from text2sam.annotate.engine import Engine, Plan, default_batch, run_workers
-from text2sam.annotate.journal import Chunk, Record, RunFolder, chunks_of
+from text2sam.annotate.journal import Chunk, RunFolder, chunks_of
 from text2sam.annotate.labels import Labels, LabelSet, label_set
 from text2sam.annotate.progress import Progress, shown
 from text2sam.annotate.report import Failure, Report
@@ -26,7 +26,7 @@ from text2sam.annotate.worker import ModelSource, Worker, model_settings, settin
 from text2sam.checks import check_number
 from text2sam.clip.tiles import Tiles
 from text2sam.errors import InputError, OutputError, Text2SamError
-from text2sam.export.formats import FORMATS, folders
+from text2sam.export.formats import FORMATS
 from text2sam.files import check_file
 from text2sam.options import Options
 from text2sam.pipeline import TextPromptedSAM
@@ -131,7 +131,11 @@ def annotate(
         **export_options,
     ) as run:
         folder = run.folder
-        todo = tuple(c for c in run.chunks if c.key not in folder or (retry_failed and _any_failed(folder.records(c))))
+        todo = tuple(
+            chunk
+            for chunk in run.chunks
+            if chunk.key not in folder or (retry_failed and any(record.failed for record in folder.records(chunk)))
+        )
         store = None if embeddings is None else EmbeddingStore(embeddings, run.model, options)
         plan = Plan(run.model, run.make_model, run.labels, options, todo, workers, store)
         worked, seconds = _work(plan, engine or run_workers, folder, sum(map(len, run.chunks)), progress)
@@ -139,8 +143,8 @@ def annotate(
         if found.others:
             lines.append(f"left out, as not named like images: {count_endings(found.others)}")
         if review is not None:
-            summary = write_review(result.records, run.worker.thresholds, root, review)
-            lines.append(f"review: {summary.path}, {summary.shown} of {summary.images} images")
+            images, shown_there = write_review(result.records, run.worker.thresholds, root, review, reading=options.reading)
+            lines.append(f"review: {os.fspath(review)}, {shown_there} of {images} images")
         report = Report(
             done=result.done,
             empty=result.empty,
@@ -205,10 +209,8 @@ def open_run(
     if os.path.realpath(out) == os.path.realpath(root):
         raise InputError(f"{os.fspath(out)!r} is the folder of the images; give another one for the dataset")
     kinds = _formats(format, export_options)
-    places = folders(out, tuple(kinds))
-    exports = tuple(
-        Export(kind, places[kind], {"labels": wanted.names, "images_root": root, **more}) for kind, more in kinds.items()
-    )
+    common = {"labels": wanted.names, "images_root": root, "reading": options.reading}
+    exports = tuple(Export(kind, Path(out, kind if len(kinds) > 1 else ""), {**common, **more}) for kind, more in kinds.items())
     for export in exports:
         export.check()
     built, make_model = _built(model)
@@ -297,14 +299,13 @@ def _number(name: str, value: int | None) -> int | None:
 
 
 def _built(model: ModelSource) -> tuple[TextPromptedSAM, Callable[[], TextPromptedSAM] | None]:
-    make = None if isinstance(model, TextPromptedSAM) else model
-    built = model if isinstance(model, TextPromptedSAM) else make() if callable(make) else None
+    if isinstance(model, TextPromptedSAM):
+        return model, None
+    built: Any = model() if callable(model) else model
     if not isinstance(built, TextPromptedSAM):
-        what = (
-            f"not {type(model).__name__}" if make is None or not callable(make) else f"whose result is {type(built).__name__}"
-        )
+        what = f"{'whose result is' if callable(model) else 'not'} {type(built).__name__}"
         raise InputError(f"model must be a TextPromptedSAM, or a function that makes one, {what}")
-    return built, make
+    return built, model
 
 
 def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -318,14 +319,10 @@ def _formats(format: Formats, options: Mapping[str, Any]) -> dict[str, Mapping[s
         which = f"{sorted(options)[0]!r} belongs to which of {', '.join(kinds)}?"
         raise InputError(f"{which} With several formats say format={{name: {{option: value}}}}")
     for kind, given in kinds.items():
-        ours = sorted({"format", "labels", "images_root"} & set(given)) if isinstance(given, Mapping) else [given]
+        ours = sorted({"format", "labels", "images_root", "reading"} & set(given)) if isinstance(given, Mapping) else [given]
         if ours:
             raise InputError(f"the options of format {kind!r} must be a mapping of its own options, without {ours[0]!r}")
     return kinds
-
-
-def _any_failed(records: Iterable[Record]) -> bool:
-    return any(record.failed for record in records)
 
 
 def _check_root(folder: RunFolder, root: str, chunks: Iterable[Chunk]) -> None:

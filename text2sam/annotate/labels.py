@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from text2sam.checks import check_known, check_number
 from text2sam.decode import short
-from text2sam.errors import InputError, PromptError
+from text2sam.errors import InputError, PromptError, warn
 from text2sam.targets import Target, check_different, check_exclude, check_text, parse_target, split_target, text_key
 
 MOST_BYTES = 1_000_000
@@ -79,12 +79,7 @@ class LabelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, every field."""
-        return {
-            "name": self.name,
-            "synonyms": list(self.synonyms),
-            "exclude": list(self.exclude),
-            "threshold": self.threshold,
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 _FIELDS = tuple(field.name for field in fields(LabelSpec))
@@ -203,8 +198,9 @@ def label_set(
     """Labels from a comma list, from several, or from a file.
 
     ``"cat,dog"``, ``["cat", "dog"]`` and ``["cat,dog"]`` are the same. A text that ends in one of :data:`SUFFIXES`, or a path,
-    is a file, see :func:`load_labels`; a text that names another file is refused. A label with a comma or slash in its name
-    comes as a :class:`LabelSpec` or from a file.
+    is a file, see :func:`load_labels`. Other texts that look like files are refused: those with a slash, with the ending of
+    another kind of table, or a single text with any ending where there is a file of this name. A label with a comma or slash in
+    its name comes as a :class:`LabelSpec` or from a file.
 
     Args:
         labels: the labels.
@@ -215,11 +211,14 @@ def label_set(
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.strip().lower().endswith(SUFFIXES)):
         parsed = load_labels(os.fspath(labels).strip())
-    elif isinstance(labels, str) and os.path.isfile(labels.strip()):
-        raise _no_label(labels.strip())
     elif isinstance(labels, LabelSet):
         parsed = labels
     else:
+        if isinstance(labels, str) and os.path.isfile(name := labels.strip()):
+            if Path(name).suffix:
+                raise _no_label(name)
+            endings = ", ".join(SUFFIXES)
+            warn(f"{_short(name)} is taken as a label, though there is a file of this name; files of labels end in {endings}")
         parsed = _listed([labels] if isinstance(labels, str) else labels)
     return parsed.with_options(against, threshold)
 

@@ -22,12 +22,12 @@ import PIL.Image
 import torch
 
 from text2sam.annotate.embeddings import EmbeddingStore
-from text2sam.annotate.engine import MOST_WORKERS, Done, Engine, Plan, device_of
+from text2sam.annotate.engine import MOST_WORKERS, Done, Engine, Plan
 from text2sam.annotate.journal import Record
 from text2sam.annotate.labels import LabelSet
 from text2sam.annotate.process import GIVEN_UP
 from text2sam.annotate.sources import ImageItem
-from text2sam.annotate.worker import ModelSource, Worker, load_batches, model_settings
+from text2sam.annotate.worker import ModelSource, Worker, device_of, load_batches, model_settings
 from text2sam.checks import check_number
 from text2sam.errors import InputError, MissingDependencyError, Text2SamError
 from text2sam.options import Options

@@ -44,7 +44,7 @@ class Failure:
         """The reason without what only this file has: its name and numbers."""
         name = repr(os.path.basename(self.path))[1:-1][-20:]
         text = _QUOTED.sub(lambda quoted: "the file" if name and quoted[0][1:-1].endswith(name) else quoted[0], self.reason)
-        return _NUMBER.sub("N", text)
+        return _NUMBER.sub("N", text.replace("no file the file", "no such file"))
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import functools
 import heapq
 import html
 import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from string import Template
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,66 +24,12 @@ from text2sam.errors import ImageError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.files import write_bytes
 from text2sam.image import read_image
-from text2sam.paint import OBJECT_COLOURS, Colour
-
-
-@dataclass(frozen=True)
-class ReviewSummary:
-    """What :func:`write_review` wrote.
-
-    Attributes:
-        path: of the page.
-        images: how many there were.
-        shown: how many of them are on the page.
-        missing: how many of those have a placeholder, because the picture is gone, broken, or of another size by now.
-    """
-
-    path: Path
-    images: int
-    shown: int
-    missing: int
-
+from text2sam.paint import OBJECT_COLOURS
 
 _SIDE = 256  # longer side of a picture on the page, in pixels
 _LONGEST_TEXT = 200
 _CLOSEST = 4  # labels without an object that a card tells of
 _JOINERS = "\u200c\u200d"  # letters of Persian and families of emoji need them
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>text2sam review</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; }}
-p {{ margin: .2rem 0; max-width: 70rem; }}
-ul {{ list-style: none; margin: .2rem 0; padding: 0; }}
-.legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(256px, 100%), 1fr)); gap: 1rem; }}
-article {{ border: 1px solid #8886; border-radius: 6px; overflow: hidden; overflow-wrap: anywhere; }}
-article > div {{ padding: .5rem .7rem; font-size: .85rem; }}
-img {{ display: block; max-width: 100%; height: auto; margin: auto; }}
-.gone {{ min-height: 8rem; background: #8882; text-align: center; }}
-.dot {{ display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; border: 1px solid #8888; }}
-.file {{ font-weight: 600; }}
-.quiet {{ opacity: .7; }}
-{colours}
-</style>
-</head>
-<body>
-<h1>text2sam review</h1>
-<p>{which}, the least sure first.</p>
-<p class="quiet">Confidence, from 0 to 1, is how far the run was from another answer: the smallest of the distances between
-presence and threshold (as a share of the room on that side) and of the objects' scores.</p>
-<ul class="legend">{legend}</ul>
-<div class="cards">
-{cards}</div>
-</body>
-</html>
-"""
 
 
 def write_review(
@@ -92,7 +39,8 @@ def write_review(
     out: str | os.PathLike[str],
     *,
     limit: int = 500,
-) -> ReviewSummary:
+    reading: Mapping[str, Any] | None = None,
+) -> tuple[int, int]:
     """Writes a page with the images a run was least sure of, :func:`confidence` ascending.
 
     The page needs no script, no other file and no network, and its own security policy lets none in. The same records and
@@ -105,12 +53,17 @@ def write_review(
         images_root: folder that the records' paths are relative to.
         out: the HTML file, written whole or not at all.
         limit: at most so many images are shown.
+        reading: keyword arguments of :func:`text2sam.image.read_image`, as for the run.
+
+    Returns:
+        How many images there were, and how many of them are on the page.
 
     Raises:
         InputError: ``limit`` is below 1.
         OutputError: the page cannot be written.
     """
     check_number("limit", limit, 1, whole=True)
+    read = functools.partial(read_image, **(reading or {}))
     total = 0
     labels: Counter[str] = Counter()
 
@@ -124,18 +77,18 @@ def write_review(
 
     chosen = [path for _, path in heapq.nsmallest(limit, judged())]
     numbers = {label: number for number, label in enumerate(sorted(labels))}
-    wanted, cards = set(chosen), dict[str, tuple[str, bool]]()
+    wanted, cards = set(chosen), dict[str, str]()
     for record in records():
         if record.path in wanted:
-            cards[record.path] = _card(record, thresholds, Path(images_root), numbers)
-    page = _PAGE.format(
+            cards[record.path] = _card(record, thresholds, Path(images_root), numbers, read)
+    page = Template(Path(__file__).with_name("review.html").read_text(encoding="utf-8")).substitute(
         colours="\n".join(f".c{n} {{ background: rgb{colour}; }}" for n, colour in enumerate(OBJECT_COLOURS)),
         which=f"{len(chosen)} of {total} images" if len(chosen) < total else f"{total} images",
         legend="".join(f"<li>{_dot(number)}{_escaped(label)}: {labels[label]}</li>" for label, number in numbers.items()),
-        cards="".join(cards[path][0] for path in chosen),
+        cards="".join(cards[path] for path in chosen),
     )
     write_bytes(out, page.encode("utf-8", "backslashreplace"))
-    return ReviewSummary(Path(out), total, len(chosen), sum(missing for _, missing in cards.values()))
+    return total, len(chosen)
 
 
 def _objects(record: Record) -> Sequence[AnnotatedObject]:
@@ -170,13 +123,19 @@ def confidence(record: Record, thresholds: Mapping[str, float]) -> tuple[float, 
     return min(doubts)
 
 
-def _card(record: Record, thresholds: Mapping[str, float], root: Path, numbers: Mapping[str, int]) -> tuple[str, bool]:
-    """One image's part of the page, and whether it has a placeholder."""
+def _card(
+    record: Record,
+    thresholds: Mapping[str, float],
+    root: Path,
+    numbers: Mapping[str, int],
+    read: Callable[[Path], NDArray[np.uint8]],
+) -> str:
+    """One image's part of the page, with a placeholder where the picture is gone, broken, or of another size by now."""
     image, presence = cast(AnnotatedImage, record.image), record.presence
     name = _escaped(image.path)
     reason = ""
     try:
-        pixels = read_image(root / image.path)
+        pixels = read(root / image.path)
         if pixels.shape[:2] != (image.height, image.width):
             reason = f"the picture is {pixels.shape[1]} x {pixels.shape[0]} by now, not {image.width} x {image.height}"
     except ImageError as error:
@@ -202,11 +161,10 @@ def _card(record: Record, thresholds: Mapping[str, float], root: Path, numbers: 
     for _, label in absent[:_CLOSEST]:
         p, t = presence[label], thresholds[label]
         lines.append(f"<li class=quiet>{_dot(numbers[label])}{_escaped(label)}: no object (presence {p:.3f} of {t:.3f})</li>")
-    card = (
+    return (
         f"<article>{picture}<div><p class=file>{name}</p>"
         f"<p>confidence {sure:.3f}: {html.escape(why)}</p><ul>{''.join(lines)}</ul></div></article>\n"
     )
-    return card, bool(reason)
 
 
 def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str, int]) -> NDArray[np.uint8]:
@@ -218,7 +176,7 @@ def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str
     size = max(1, round(width * scale)), max(1, round(height * scale))
     out = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
     for thing in sorted(image.objects, key=lambda o: (-o.area, o.label, o.counts)):
-        colour = np.array(_colour(numbers[thing.label]), np.float32)
+        colour = np.array(OBJECT_COLOURS[numbers[thing.label] % len(OBJECT_COLOURS)], np.float32)
         whole = thing.mask
         mask = np.array(Image.fromarray(whole.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BOX)) >= 128
         if not mask.any():  # thinner than a pixel of the small picture
@@ -228,10 +186,6 @@ def _draw(pixels: NDArray[np.uint8], image: AnnotatedImage, numbers: Mapping[str
         out[find_boundaries(mask, mode="outer")] = 255.0  # two lines show on any ground
         out[find_boundaries(mask, mode="inner")] = colour
     return np.rint(out).clip(0, 255).astype(np.uint8)
-
-
-def _colour(number: int) -> Colour:
-    return OBJECT_COLOURS[number % len(OBJECT_COLOURS)]
 
 
 def _dot(number: int) -> str:

@@ -137,8 +137,9 @@ def find_images(
     deep = recursive or (glob is not None and "/" in glob)
     found, folders, unmatched = _walked(top, deep, matches, passed)
     if not found.items and not found.refused:
-        others = counted(sum(found.others.values()), "file")
-        why = f"there are no images in {name}: of {others} none is named like an image"
+        others = sum(found.others.values())
+        why = f"there are no images in {name}: "
+        why += f"of {counted(others, 'file')} none is named like an image" if others else "it holds no files"
         if unmatched:
             why = f"of {counted(unmatched, 'image')} in {name} none matches {glob!r}"
         below = "" if deep or not folders else f"; to look into its folders ({folders}) as well, say recursive"
@@ -233,7 +234,8 @@ def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str]
         place = os.path.join(real_folder(folder), name)
         path = _below(file, top) or _below(place, real)
         if path is None and not os.path.lexists(file):
-            refused.append((entry, f"there is no such file, neither beside the list nor in {short(top)}"))
+            where = "" if os.path.isabs(entry) else f", neither beside the list nor in {short(top)}"
+            refused.append((entry, f"there is no such file{where}"))
         elif path is None:
             refused.append((file, f"it lies outside of the folder {short(top)}; annotate a folder that holds it"))
         elif path == ".":

@@ -107,7 +107,7 @@ class Worker:
             "max_objects": options.max_objects,
         }
         # on a GPU SAM's encoder gains from a batch; on a CPU it only runs for images in which a label is present
-        self._sam = labels is None or torch.device(getattr(model.generator, "device", "cpu")).type != "cpu"
+        self._sam = labels is None or device_of(model).type != "cpu"
         for group in self._groups:  # checks everything and encodes the texts, before the first image costs anything
             model.segment_batch(
                 [], group.targets, exclude=group.exclude, threshold=group.thresholds, tiles=options.tiles, **self._how
@@ -257,6 +257,11 @@ def _without_folder(message: str, item: ImageItem) -> str:
     return message.replace(repr(str(item.file)), repr(item.path)).replace(f"{item.file.parent}{os.sep}", "")
 
 
+def device_of(model: TextPromptedSAM) -> torch.device:
+    """Where a model's maps are computed."""
+    return torch.device(getattr(model.generator, "device", "cpu"))
+
+
 def settings_of(labels: LabelSet, options: Options) -> dict[str, Any]:
     """What the results depend on besides images and model, in JSON's types; rules of a user's own recipe go by their names."""
     recipe = options.recipe
@@ -307,6 +312,6 @@ def model_settings(model: TextPromptedSAM) -> dict[str, Any]:
         **{name: list(value) if isinstance(value, tuple) else value for name, value in named.items()},
         "presence_peak": getattr(generator, "presence_peak", None),
         "presence_threshold": model.presence_threshold,
-        "device": torch.device(getattr(generator, "device", "cpu")).type,
+        "device": device_of(model).type,
         "dtype": None if weight is None else str(weight.dtype).removeprefix("torch."),
     }

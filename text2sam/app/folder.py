@@ -6,7 +6,6 @@ continues that of ``annotate``.
 
 from __future__ import annotations
 
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -34,6 +33,9 @@ class FolderJob:
         run: from :func:`text2sam.annotate.job.open_run`, with :data:`BATCH_SIZE`.
         bench: with the run's model.
 
+    Attributes:
+        states: of each picture: ``"accepted"``, ``"rejected"``, ``"failed"``, or ``""`` while it is not finished.
+
     Raises:
         InputError: the run has larger batches.
     """
@@ -42,7 +44,7 @@ class FolderJob:
         if any(len(chunk) != 1 for chunk in run.chunks):
             raise InputError(f"a run for the page must have batch_size={BATCH_SIZE}")
         self.run, self.bench = run, bench
-        self._states = [self._state(k) for k in range(len(run.chunks))]
+        self.states = [self._state(k) for k in range(len(run.chunks))]
         self._writer = ThreadPoolExecutor(1, "text2sam-export")
         self._written: Future[Any] | None = None
 
@@ -53,18 +55,10 @@ class FolderJob:
         """The path of a picture in the folder."""
         return self.run.chunks[index].items[0].path
 
-    def state(self, index: int) -> str:
-        """``"accepted"``, ``"rejected"``, ``"failed"``, or ``""`` for a picture that is not finished."""
-        return self._states[index]
-
-    def counts(self) -> Counter[str]:
-        """How many pictures there are in each state."""
-        return Counter(self._states)
-
     def after(self, index: int) -> int:
         """The next picture that is not finished, from ``index`` on and around; ``index`` when all are."""
         order = [*range(index, len(self)), *range(index)]
-        return next((k for k in order if not self._states[k]), min(index, len(self) - 1))
+        return next((k for k in order if not self.states[k]), min(index, len(self) - 1))
 
     def open(self, index: int) -> Desk:
         """A picture with what was found in it, or with what was accepted.
@@ -89,9 +83,8 @@ class FolderJob:
         Raises:
             OutputError: the journal cannot be written, or the dataset could not be the last time.
         """
-        path = self.name(index)
-        image = AnnotatedImage.from_results(path, desk.results)
-        self._commit(index, Record(path, image, {result.text: float(result.presence) for result in desk.results}))
+        image = AnnotatedImage.from_results(self.name(index), desk.results)
+        self._commit(index, Record(image.path, image, {result.text: float(result.presence) for result in desk.results}))
 
     def reject(self, index: int) -> None:
         """Commits that a picture is to be left out of the dataset; errors are those of :meth:`accept`."""
@@ -103,7 +96,7 @@ class FolderJob:
 
     def _commit(self, index: int, record: Record) -> None:
         self.run.folder.commit(self.run.chunks[index], [record])
-        self._states[index] = self._state(index)
+        self.states[index] = self._state(index)
         last = self._written
         if last is None or last.running() or last.done():  # one that waits will write this picture as well
             self._written = self._writer.submit(export_run, self.run)

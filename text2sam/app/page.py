@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.app.folder import FolderJob
-from text2sam.app.workbench import VIEW, Desk, Layers, Workbench, remove, take, undo
-from text2sam.errors import MissingDependencyError, StateError, Text2SamError
+from text2sam.app.workbench import MOST_BYTES, VIEW, Desk, Workbench, remove, take, undo
+from text2sam.errors import MissingDependencyError, OutputError, StateError, Text2SamError
 from text2sam.paint import OBJECT_COLOURS
 
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")  # nothing of a picture is kept in the browser
@@ -38,6 +39,7 @@ MOST_SESSIONS = 64
 SECONDS = 3600
 """So long a picture is kept after its last use, and a download after it was made."""
 
+_HERE = Path(__file__).parent
 _LAYERS = {"Objects": "masks", "Similarity map": "heat", "Points": "points"}
 _FORMATS = (("PNG", "png"), ("COCO", "coco"), ("labelme", "labelme"))
 _CLICKS = [("adds", "add"), ("takes away", "cut"), ("new object", "new")]
@@ -46,33 +48,7 @@ _FREE = {"concurrency_limit": None, "api_visibility": "private"}
 _STRIP = {"rows": 1, "height": "auto", "show_label": False, "allow_preview": False, "interactive": False, "buttons": []}
 _STALE = "the picture is no longer kept here; load the page again"
 
-_CSS = """
-.gradio-container main {width: 100%; max-width: 1240px; margin: 0 auto !important;}
-.gradio-container .app {padding: 16px clamp(10px, 3vw, 32px) !important;}
-:is(#title, #progress) .html-container {padding: 0;}
-#title h1 {margin: 0; font-size: 1.3rem; font-weight: 700;} #title p {margin: 0; opacity: .7;}
-#message {border-left: 4px solid rgb(213, 94, 0); border-radius: 4px; background: var(--block-background-fill);}
-#message > div {padding: .5rem .9rem;}
-#ask {align-items: flex-end;} #ask button {height: 42px; padding: 0 8px; white-space: nowrap;}
-#picture :is(.image-container, .image-frame, button) {width: 100%;}
-#picture img {cursor: crosshair; width: 100%; max-height: 72vh; object-fit: scale-down;}
-#picture.fullscreen img {max-height: 100vh;}
-#tools {align-items: center; gap: 8px;} #mode {flex: 1 1 330px;} #mode .wrap {gap: 4px;} #mode label {padding: 6px;}
-#tools button {flex: 0 1 auto;}
-#objects .wrap {flex-direction: column; gap: 4px;}
-#objects label {border-left: 6px solid transparent; width: 100%; padding: 6px 8px; font-size: .82rem;}
-:is(#masks, #examples) {min-height: 0;}
-:is(#masks, #examples) .grid-wrap {min-height: 0; height: auto; max-height: none; overflow: visible;}
-#masks .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr));}
-#examples .thumbnail-item {aspect-ratio: 4 / 3;}
-.hint .html-container {padding: 0 4px;} .hint p {margin: 0; font-size: .85rem; opacity: .75;}
-footer {display: none !important;}
-@media (max-width: 600px) {
-  .wide {display: none;}
-  #mode .wrap {flex-wrap: nowrap;} #mode label {font-size: .8rem; padding: 6px 4px; white-space: nowrap;}
-  #decide {gap: 6px;} #decide button {padding: 0 4px; white-space: nowrap;}
-}
-""" + "\n".join(
+_CSS = (_HERE / "page.css").read_text(encoding="utf-8") + "\n".join(
     f"#objects label:nth-of-type({len(OBJECT_COLOURS)}n + {k + 1}) {{border-left-color: rgb{colour};}}"
     for k, colour in enumerate(OBJECT_COLOURS)
 )
@@ -84,31 +60,6 @@ _FOCUS = "() => {if (matchMedia('(pointer: fine)').matches) document.querySelect
 _LOOK = """() => {
   const figure = document.querySelector("#figure img");
   figure?.decode().then(() => figure.scrollIntoView({behavior: "smooth", block: "nearest"}));
-}"""
-
-_SCRIPT = """() => {
-  document.addEventListener("keydown", (e) => {
-    if (e.ctrlKey || e.metaKey || e.repeat) return;
-    if (e.target.matches("input:not([type=radio]):not([type=checkbox]), textarea")) return;
-    const key = {a: "accept", r: "reject", n: "next", b: "back", u: "undo", Delete: "remove"}[e.key];
-    const button = key && document.getElementById(key);
-    if (button) {e.preventDefault(); button.click();}
-  });
-  document.addEventListener("click", (e) => {  // on a picture that is being loaded, Gradio does not know where a click is
-    const image = e.target;
-    if (!image.matches("#picture img") || image.complete) return;
-    e.stopImmediatePropagation();
-    image.addEventListener("load", () => image.dispatchEvent(new MouseEvent("click", e)), {once: true});
-  }, true);
-  document.addEventListener("paste", (e) => {
-    const input = document.querySelector("#upload input[type=file]");
-    const file = [...e.clipboardData.files].find((f) => f.type.startsWith("image/"));
-    if (!input || !file) return;
-    const pasted = new DataTransfer();
-    pasted.items.add(file);
-    input.files = pasted.files;
-    input.dispatchEvent(new Event("change", {bubbles: true}));
-  });
 }"""
 
 
@@ -250,7 +201,7 @@ def picture_page(bench: Workbench, examples: Examples = ()) -> gr.Blocks:
                 height=280,
                 elem_id="upload",
             )
-            upload.preprocess = _path_of  # the workbench opens files, within its limits
+            upload.preprocess = lambda file: getattr(file, "path", None)  # the workbench opens files, within its limits
             gr.HTML("<p>or begin with one of these</p>", elem_classes="hint", visible=bool(examples))
             gallery = gr.Gallery(
                 [(picture, name) for name, picture, _ in examples],
@@ -390,25 +341,17 @@ def folder_page(job: FolderJob) -> gr.Blocks:
     return blocks
 
 
-def serve(
-    blocks: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, max_bytes: int | None = None
-) -> str:
+def serve(blocks: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False) -> str:
     """Starts a page's server in threads of its own.
 
     Args:
         blocks: the page.
         host, port: where it listens; None is a free port from 7860 on.
         browser: open it in a browser.
-        max_bytes: of an upload.
 
     Returns:
-        The address.
-
-    Raises:
-        OutputError: the address is taken.
+        The address; one that is taken is an OutputError.
     """
-    from text2sam.errors import OutputError
-
     blocks.queue(max_size=MOST_SESSIONS)
     if hasattr(blocks._queue, "pending_event_ids_session"):
         blocks._queue.pending_event_ids_session = _Streams()
@@ -421,7 +364,7 @@ def serve(
             quiet=True,
             prevent_thread_lock=True,
             _frontend=False,  # or a page that does not answer within 3 s, on a busy machine, counts as unreachable
-            max_file_size=max_bytes,
+            max_file_size=MOST_BYTES,
             state_session_capacity=MOST_SESSIONS,
             enable_monitoring=False,
             ssr_mode=False,
@@ -430,7 +373,7 @@ def serve(
                 primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
             css=_CSS,
-            js=_SCRIPT,
+            js=(_HERE / "page.js").read_text(encoding="utf-8"),
         )
     except OSError as error:
         raise OutputError(f"the page cannot be served at {host}:{port or 7860}: {error}; give another --port") from error
@@ -463,17 +406,8 @@ def _blocks() -> gr.Blocks:
     return blocks
 
 
-def _path_of(payload: Any) -> str | None:
-    """What an upload is to a handler: the file, unopened."""
-    return getattr(payload, "path", None)
-
-
 def _place(place: Sequence[int]) -> str:
     return "/".join(map(str, place))
-
-
-def _layers(names: Sequence[str], alpha: float) -> Layers:
-    return Layers(**{field: name in names for name, field in _LAYERS.items()}, alpha=alpha)
 
 
 def _times(desk: Desk) -> int:
@@ -485,7 +419,7 @@ def _times(desk: Desk) -> int:
 def _drawn(desk: Desk, layers: Sequence[str], alpha: float) -> NDArray[np.uint8]:
     from PIL import Image
 
-    picture = Image.fromarray(desk.draw(_layers(layers, alpha)))
+    picture = Image.fromarray(desk.draw(**{layer: name in layers for name, layer in _LAYERS.items()}, alpha=alpha))
     return np.asarray(picture.resize((_times(desk) * picture.width, _times(desk) * picture.height)))
 
 
@@ -495,9 +429,9 @@ def _message(lines: Sequence[str]) -> Any:
 
 
 def _progress(job: FolderJob, index: int) -> str:
-    counts = job.counts()
+    counts = Counter(job.states)
     figures = ", ".join(f"{counts[name]} {name}" for name in ("accepted", "rejected", "failed") if counts[name])
-    state = f" · {job.state(index)}" if job.state(index) else ""
+    state = f" · {job.states[index]}" if job.states[index] else ""
     end = "" if counts[""] else f" · all done, the dataset is in {html.escape(str(job.run.folder.out))}"
     where = f"picture {index + 1} of {len(job)}{': ' if figures else ''}{figures}{end}"
     return f"<p><b>{html.escape(job.name(index))}</b>{state} &nbsp; {where}</p>"

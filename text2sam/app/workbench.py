@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam import plot
-from text2sam.checks import check_number
+from text2sam.decode import short
 from text2sam.errors import ImageError, InputError, PromptError, Text2SamWarning, needed
 from text2sam.export.annotated import AnnotatedImage
 from text2sam.export.exporter import written
@@ -44,30 +45,10 @@ VIEW = 1280
 """Longer side, in pixels, of what the page shows."""
 
 
-@dataclass(frozen=True)
-class Layers:
-    """What is drawn over a picture.
+class Row(NamedTuple):
+    """A line of the list of objects, which is its ``label``.
 
-    Attributes:
-        masks: the objects, each in its colour.
-        heat: the similarity map of the chosen object's text, over the grey picture.
-        points: the points of the chosen object.
-        alpha: opacity of masks, in [0, 1].
-    """
-
-    masks: bool = True
-    heat: bool = False
-    points: bool = True
-    alpha: float = 0.5
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the list of objects.
-
-    Attributes:
-        place: (index of the text, index of the object); an absent text has a line of its own.
-        label: the line.
+    ``place`` is (index of the text, index of the object); an absent text has a line of its own.
     """
 
     place: tuple[int, int]
@@ -153,28 +134,36 @@ class Desk:
         count = len(self.results[index].instances) if self.results else 0
         return replace(self, chosen=(index, min(max(int(place[1]), 0), max(count - 1, 0))), notes=())
 
-    def draw(self, layers: Layers) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8 RGB: the small picture with its layers. The chosen object is drawn stronger than the others."""
+    def draw(self, *, masks: bool = True, heat: bool = False, points: bool = True, alpha: float = 0.5) -> NDArray[np.uint8]:
+        """The small picture with what is wanted over it. The chosen object is drawn stronger than the others.
+
+        Args:
+            masks: the objects, each in its colour.
+            heat: the similarity map of the chosen object's text, over the grey picture.
+            points: the points of the chosen object.
+            alpha: opacity of masks, in [0, 1].
+
+        Returns:
+            (h, w, 3) uint8 RGB.
+        """
         image = self.small
-        if layers.heat and self.result is not None:
+        if heat and self.result is not None:
             image = _heat(image, self.result)
         colours = {row.place: OBJECT_COLOURS[n % len(OBJECT_COLOURS)] for n, row in enumerate(self.rows)}
-        others = (
-            [place for place in colours if place != self.chosen and self.results[place[0]].instances] if layers.masks else []
-        )
-        masks = [_shrunk(self.results[index].instances[k].mask, image.shape) for index, k in others]
-        image = overlay(image, masks, colours=[colours[place] for place in others] or None, alpha=0.6 * layers.alpha)
+        others = [place for place in colours if masks and place != self.chosen and self.results[place[0]].instances]
+        shrunk = [_shrunk(self.results[index].instances[k].mask, image.shape) for index, k in others]
+        image = overlay(image, shrunk, colours=[colours[place] for place in others] or None, alpha=0.6 * alpha)
         if self.object is None:
             return image
         part = self._shrunk(self.object)
-        points = part.points if layers.points else PointPrompts.empty()
+        shown = part.points if points else PointPrompts.empty()
         return overlay(
             image,
-            [part.mask] if layers.masks else [],
-            points=points.coords,
-            labels=points.labels,
+            [part.mask] if masks else [],
+            points=shown.coords,
+            labels=shown.labels,
             colours=[colours[self.chosen]],
-            alpha=layers.alpha,
+            alpha=alpha,
         )
 
     def candidates(self) -> list[tuple[NDArray[np.uint8], str]]:
@@ -260,39 +249,29 @@ class Workbench:
 
     Args:
         model: what segments.
-        max_bytes: of a file.
-        max_pixels: of a picture.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
 
-    def __init__(self, model: TextPromptedSAM, *, max_bytes: int = MOST_BYTES, max_pixels: int = MOST_PIXELS) -> None:
+    def __init__(self, model: TextPromptedSAM) -> None:
         self.model = model
-        self.max_bytes = int(check_number("max_bytes", max_bytes, 1, whole=True))
-        self.max_pixels = int(check_number("max_pixels", max_pixels, 1, whole=True))
         self._lock = threading.RLock()
         needed("matplotlib", "matplotlib", "text2sam app", "app")
 
-    def open(self, file: str | os.PathLike[str], name: str = "") -> Desk:
+    def open(self, file: str | os.PathLike[str]) -> Desk:
         """A desk with a picture, encoded.
 
-        Args:
-            file: an image file.
-            name: what the person calls it; by default the file's name.
-
         Raises:
-            ImageError: it cannot be read, or is too large.
+            ImageError: it cannot be read, or is too large; the message says nothing of its folder.
         """
-        from text2sam.decode import short
-
-        shown = Path(name or file).name
+        shown = Path(file).name
         with self.talking() as notes:
             try:
-                size, most = (count / 2**20 for count in (os.stat(file).st_size, self.max_bytes))
+                size, most = (count / 2**20 for count in (os.stat(file).st_size, MOST_BYTES))
                 if size > most:
                     raise ImageError(f"{shown!r} has {size:.1f} MB; at most {most:.1f} MB are accepted")
-                pixels = read_image(file, max_pixels=self.max_pixels)
+                pixels = read_image(file, max_pixels=MOST_PIXELS)
             except (OSError, ImageError) as error:
                 raise ImageError(str(error).replace(short(os.fsdecode(file)), repr(shown))) from error
             desk = self.start(pixels, Path(shown).stem)

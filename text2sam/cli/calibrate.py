@@ -87,7 +87,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the CSV file, which ends at a line: whether a text is present in an image."""
+    """A row of the CSV file, and the line at which it ends."""
 
     line: int
     image: Path
@@ -96,17 +96,10 @@ class Example:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The rows of a CSV file with the columns image, text and present. Other columns and empty lines are ignored.
+    """The rows of a CSV file with the columns image, text and present, grouped by image. The images are not opened.
 
-    Args:
-        path: UTF-8, with commas. A relative image path starts at the file's folder; ``present`` is 1 or 0, true or false,
-            yes or no.
-
-    Returns:
-        The examples, grouped by image. The images are not opened.
-
-    Raises:
-        InputError: the file or a row of it is not usable, which is named by its line, or the examples are all of one kind.
+    Other columns and empty lines are ignored. A relative image path starts at the file's folder. A row that is not usable is an
+    InputError that names its line.
     """
     examples: list[Example] = []
     try:

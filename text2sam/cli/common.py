@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import threading
 import unicodedata
 from collections.abc import Sequence
@@ -163,18 +162,29 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for t
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")]
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> tuple[str, str]:
     """Checks that a server can listen, before a model is built; port 0 is any that is free.
 
-    Raises:
-        InputError: it cannot.
+    Returns:
+        The host for the server, and for an address: there IPv6 is in brackets.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    bare = host.removeprefix("[").removesuffix("]")
+    shown = f"[{bare}]" if ":" in bare else bare
+
+    async def listen() -> None:
+        server = await asyncio.start_server(lambda *_: None, bare, port)
+        server.close()
+
     try:
-        with socket.create_server((host.strip("[]"), port), family=family):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port") from error
+        with ThreadPoolExecutor(1) as thread:  # in this one an event loop may run
+            thread.submit(lambda: asyncio.run(listen())).result()
+    except (OSError, ValueError) as error:  # ValueError: the host is no name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {shown}:{port}: {reason}; give another --host or --port") from error
+    return bare, shown
 
 
 def split_list(values: Sequence[str] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,6 @@ from text2sam.cli.output import corners, echo, print_json
 from text2sam.errors import InputError
 from text2sam.files import check_folder
 from text2sam.tables import aligned
-
-_NOT_FOR_WORDS = ("against", "exclude", "synonym", "threshold", "calibration", "tiles", "smooth")
 
 
 @app.command(epilog=CODES_HELP)
@@ -40,7 +39,8 @@ def explain(
     plot.check_installed()
     models.check()
     if words:
-        given = [f"--{name}" for name in _NOT_FOR_WORDS if getattr(how, name)]
+        others = [field for field in fields(how) if field.name != "method"]
+        given = [f"--{field.name.replace('_', '-')}" for field in others if getattr(how, field.name) not in (field.default, [])]
         given += ["--sam-checkpoint"] * bool(models.sam_checkpoint)
         if given:
             raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")

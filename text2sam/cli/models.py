@@ -72,11 +72,7 @@ def model_files() -> dict[str, ModelFile]:
 
 
 def preset_files(name: str) -> list[str]:
-    """The names of a preset's two files.
-
-    Raises:
-        InputError: there is no preset of that name.
-    """
+    """The names of a preset's two files."""
     from text2sam.zoo.presets import get_preset
 
     preset = get_preset(name)
@@ -84,11 +80,7 @@ def preset_files(name: str) -> list[str]:
 
 
 def named_files(names: Sequence[str]) -> list[ModelFile]:
-    """The files of checkpoints and presets, each once.
-
-    Raises:
-        InputError: there is no checkpoint or preset of a name.
-    """
+    """The files of checkpoints and presets, each once; an unknown name is an InputError."""
     import difflib
 
     from text2sam.zoo.presets import PRESETS

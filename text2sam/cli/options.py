@@ -1,4 +1,4 @@
-"""Options that commands share, each written once.
+"""Options that commands share, each written once. Values that cannot be used are InputErrors, raised before a model is built.
 
 A command takes the options of a group as one value::
 
@@ -128,11 +128,7 @@ class ModelOptions:
     )
 
     def check(self) -> None:
-        """Checks the preset and the scales without loading a model.
-
-        Raises:
-            InputError: there is no such preset, or the scales are not usable.
-        """
+        """Checks the preset and the scales."""
         from text2sam.zoo.presets import get_preset
 
         get_preset(self.preset)
@@ -195,11 +191,7 @@ class ImageOptions:
     page: Annotated[int, option("--page", "N", "Page of a file that has several, counted from 0.", min=0)] = 0
 
     def keywords(self) -> dict[str, Any]:
-        """The options as keyword arguments of :func:`text2sam.image.read_image`.
-
-        Raises:
-            InputError: the range is not two numbers.
-        """
+        """The options as keyword arguments of :func:`text2sam.image.read_image`."""
         limits = None if self.value_range is None else _numbers("--range", self.value_range, "0,4095")
         if limits is not None and len(limits) != 2:
             raise InputError(f"--range must be two numbers, such as 0,4095, not {self.value_range!r}")
@@ -241,11 +233,7 @@ class HowOptions:
     max_objects: Annotated[int, option("--max-objects", "N", "Number of objects of a text to look for at most.", min=1)] = 100
 
     def options(self) -> Options:
-        """The options as ``TextPromptedSAM.segment`` has them, without thresholds.
-
-        Raises:
-            InputError: an option is not usable.
-        """
+        """The options as ``TextPromptedSAM.segment`` has them, without thresholds."""
         from text2sam.options import Options
         from text2sam.recipes import get_recipe
 
@@ -259,11 +247,7 @@ class HowOptions:
         )
 
     def thresholds(self) -> tuple[float | None, dict[str, float]]:
-        """The threshold for all texts, if there is one, and those of single texts.
-
-        Raises:
-            InputError: a value is of another form or out of range, or there are two for the same texts.
-        """
+        """The threshold for all texts, if there is one, and those of single texts."""
         general: float | None = None
         own: dict[str, float] = {}
         for value in split_list(self.threshold):
@@ -310,12 +294,7 @@ class SegmentOptions(HowOptions):
     ] = None
 
     def targets(self, texts: Sequence[str]) -> list[Target]:
-        """The texts with their synonyms.
-
-        Raises:
-            PromptError: a text is empty.
-            InputError: a synonym is of another form, belongs to no text, or to one that joins several.
-        """
+        """The texts with their synonyms."""
         from text2sam.targets import parse_targets
 
         words: dict[str, list[str]] = {}
@@ -335,11 +314,7 @@ class SegmentOptions(HowOptions):
         return [{label: list(dict.fromkeys(words[label]))} if label in words else label for label in labels]
 
     def request(self, texts: Sequence[str]) -> tuple[list[Target], dict[str, Any]]:
-        """The arguments of ``TextPromptedSAM.segment_many``, checked before a model is built: targets and keywords.
-
-        Raises:
-            PromptError, InputError: an option is not usable, or contradicts another.
-        """
+        """The arguments of ``TextPromptedSAM.segment_many``, checked before a model is built: targets and keywords."""
         from text2sam.request import Request
         from text2sam.targets import parse_targets
 
@@ -356,11 +331,7 @@ class SegmentOptions(HowOptions):
 
 
 def parse_tiles(value: str | None) -> Any:
-    """The value of ``--tiles`` as :class:`text2sam.options.Options` takes it.
-
-    Raises:
-        InputError: it is neither ``auto`` nor a usable number of pixels.
-    """
+    """The value of ``--tiles`` as :class:`text2sam.options.Options` takes it."""
     from text2sam.clip.tiles import check_tiles
 
     side: Any = value or False

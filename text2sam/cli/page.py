@@ -37,7 +37,7 @@ def page(
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     host: Annotated[str, option("--host", "ADDRESS", "Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, option("--port", "N", "Port (default: a free one from 7860 on).", min=0, max=65535)] = None,
+    port: Annotated[int | None, option("--port", "N", "Port (default: a free one from 7860 on).", min=1, max=65535)] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
 ) -> None:
     """Show a web page: type what to find in a picture, correct it by clicks, download it.
@@ -46,13 +46,13 @@ def page(
     text2sam annotate with the same options (on a GPU with --batch-size 1) goes on from there.
     """
     models.check()
-    if folder is None and (labels or out or formats):
-        raise InputError("--labels, --out and --format are for a folder of images; name it: text2sam app FOLDER")
+    if folder is None and (labels or out or formats or recursive):
+        raise InputError("--labels, --out, --format and --recursive are for a folder of images; name it: text2sam app FOLDER")
     if folder is not None and (labels is None or out is None):
         raise InputError("with a folder give --labels and --out as well")
     if out is not None:
         check_folder(out)
-    check_address(host, port or 0)
+    _, shown = check_address(host, port or 0)
 
     from text2sam.app.page import close, folder_page, picture_page, serve
     from text2sam.app.workbench import Workbench
@@ -79,7 +79,7 @@ def page(
             )
             bench = Workbench(run.model)
             blocks = folder_page(stack.enter_context(contextlib.closing(FolderJob(run, bench))))
-        address = serve(blocks, host=host, port=port, browser=browser, max_bytes=bench.max_bytes)
+        address = serve(blocks, host=shown, port=port, browser=browser)
         stack.callback(close, blocks)
         echo(f"text2sam app at {address}; Ctrl-C ends it")
         threading.Event().wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +110,13 @@ def segment(
                 "against": options["against"] or [],
                 "out": str(out),
                 "results": [
-                    {**result.to_json(), "files": {name: _paths(path) for name, path in written.items()}}
+                    {
+                        **result.to_json(),
+                        "files": {
+                            name: [*map(str, paths)] if name == "instances" else str(paths[0])
+                            for name, paths in written.items()
+                        },
+                    }
                     for result, written in zip(results, files, strict=True)
                 ],
             }
@@ -123,7 +129,7 @@ def segment(
                 *figures(result),
                 str(len(result.objects) or "-"),
                 corners(result.box),
-                _names(written) or "-",
+                ", ".join(path.name for paths in written.values() for path in paths) or "-",
             ]
             for result, written in zip(results, files, strict=True)
         ]
@@ -138,40 +144,20 @@ def _short(text: str) -> str:
     return line if len(line) <= 40 else f"{line[:37]}..."
 
 
-def _paths(paths: Path | list[Path]) -> str | list[str]:
-    return [str(path) for path in paths] if isinstance(paths, list) else str(paths)
-
-
-def _names(written: Mapping[str, Path | list[Path]]) -> str:
-    return ", ".join(path.name for paths in written.values() for path in (paths if isinstance(paths, list) else [paths]))
-
-
 def write_result(
     out: Path, stem: str, image: NDArray[np.uint8], result: Segmentation, formats: Sequence[str]
-) -> dict[str, Path | list[Path]]:
-    """Writes the files of a result.
-
-    Args:
-        out: the folder.
-        stem: start of the file names, see :func:`~text2sam.cli.common.file_stems`.
-        image: (H, W, 3) uint8 RGB.
-        result: its segmentation.
-        formats: names of :data:`FORMATS`.
+) -> dict[str, list[Path]]:
+    """Writes the files of a result, whose names begin with ``stem``, into a folder.
 
     Returns:
-        The file of each format; for ``"instances"`` a list of files, best object first. An empty mask has no cutout and no
-        instances.
-
-    Raises:
-        OutputError: a file cannot be written.
-        MissingDependencyError: a format needs matplotlib, which is not installed.
+        The files of each format: one, or for ``"instances"`` one for each object, the best first. An empty mask has no cutout.
     """
     import numpy as np
 
     from text2sam import plot
     from text2sam.files import write_bytes, write_png
 
-    written: dict[str, Path | list[Path]] = {}
+    written: dict[str, list[Path]] = {}
     for name in formats:
         path = out / (f"{stem}.npz" if name == "npz" else f"{stem}_{name}.png")
         if name == "mask":
@@ -191,11 +177,11 @@ def write_result(
             continue
         elif result.box is None:
             continue
-        else:
+        else:  # cutout
             x0, y0, x1, y1 = (int(v) for v in result.box)
             alpha = result.mask.astype(np.uint8) * np.uint8(255)
             write_png(path, np.dstack([image, alpha])[y0:y1, x0:x1])
-        written[name] = path
+        written[name] = [path]
     return written
 
 

@@ -45,10 +45,10 @@ def serve(
     """Serve the model over HTTP: POST an image and texts to /v1/segment; /docs describes the interface."""
     limits = serving.limits()
     models.check()
-    check_address(serving.host, port)
+    place = check_address(serving.host, port)
     from text2sam.serve.service import create_app
 
-    _run(create_app(models.build(), limits, name=models.preset), serving.host, port)
+    _run(create_app(models.build(), limits, name=models.preset), place, port)
 
 
 @app.command("label-studio", epilog=CODES_HELP)
@@ -63,21 +63,18 @@ def label_studio(
     """Serve the model as a backend of Label Studio: brushes for texts, and for clicks of smart tools."""
     limits = serving.limits()
     models.check()
-    check_address(serving.host, port)
+    place = check_address(serving.host, port)
     if images is not None and not images.is_dir():
         raise InputError(f"--images must be a folder, not {str(images)!r}")
-    from text2sam.serve.label_studio import create_backend
+    from text2sam.serve.label_studio import Pictures, create_backend
 
-    token = os.environ.get("LABEL_STUDIO_API_KEY")
-    _run(
-        create_backend(models.build(), folder=images, url=url, token=token, limits=limits, name=models.preset),
-        serving.host,
-        port,
-    )
+    pictures = Pictures(images, url, os.environ.get("LABEL_STUDIO_API_KEY"), limits)
+    _run(create_backend(models.build(), pictures, name=models.preset), place, port)
 
 
-def _run(service: Any, host: str, port: int) -> None:
+def _run(service: Any, place: tuple[str, str], port: int) -> None:
     import uvicorn
 
-    echo(f"listening on http://{host}:{port}", to_stderr=True)
+    host, shown = place
+    echo(f"listening on http://{shown}:{port}", to_stderr=True)
     uvicorn.run(service, host=host, port=port, log_level="warning")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools.mask import toBbox
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
@@ -75,18 +76,8 @@ class AnnotatedObject:
     @cached_property
     def bbox(self) -> tuple[int, int, int, int]:
         """xywh in pixels; 0, 0, 0, 0 for an empty mask."""
-        height = self.size[0]
-        edges = np.cumsum(_runs(self.counts, self.size))
-        first = edges[:-1:2]  # the runs of the mask are edges[0] to edges[1], edges[2] to edges[3] and so on, exclusive
-        last = edges[1::2] - 1
-        if not len(last):
-            return (0, 0, 0, 0)
-        x0, x1 = int(first[0] // height), int(last[-1] // height)
-        if (first // height != last // height).any():  # a run that goes round a column's end touches both edges
-            y0, y1 = 0, height - 1
-        else:
-            y0, y1 = int((first % height).min()), int((last % height).max())
-        return (x0, y0, x1 - x0 + 1, y1 - y0 + 1)
+        x, y, width, height = toBbox(self.rle).astype(int).tolist()
+        return x, y, width, height
 
 
 @dataclass(frozen=True)
@@ -117,25 +108,23 @@ class AnnotatedImage:
                 raise InputError(f"the mask of {item.label!r} has the size {item.size}, the image {(self.height, self.width)}")
 
     @classmethod
-    def from_results(cls, path: str, results: Sequence[Segmentation], *, size: tuple[int, int] | None = None) -> AnnotatedImage:
+    def from_results(cls, path: str, results: Sequence[Segmentation]) -> AnnotatedImage:
         """What was found in an image, one object per instance; texts that are not there leave nothing.
 
         Args:
             path: as above.
-            results: of one image, as ``TextPromptedSAM.segment_many`` returns them.
-            size: (H, W) in pixels; needed where there are no results.
+            results: of one image, as ``TextPromptedSAM.segment_many`` returns them; at least one.
         """
-        if size is None:
-            if not results:
-                raise InputError("without results the size of the image must be given")
-            size = results[0].mask.shape[0], results[0].mask.shape[1]
+        if not results:
+            raise InputError("results must be at least one; AnnotatedImage(path, height, width) is an image without objects")
+        height, width = results[0].mask.shape
         objects = [
             AnnotatedObject.from_mask(result.text, instance.mask, instance.score)
             for result in results
             if result.present
             for instance in result.instances
         ]
-        return cls(path, size[0], size[1], tuple(objects))
+        return cls(path, height, width, tuple(objects))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_json` reads it back."""

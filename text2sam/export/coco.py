@@ -24,13 +24,9 @@ class CocoExporter(Exporter):
     polygons only want ``segmentation="polygon"``.
 
     Args:
-        out, labels, images_root: see :class:`Exporter`.
         segmentation: ``"rle"``, compressed run lengths with ``counts`` as text, which loses nothing; or ``"polygon"``, one
             polygon per part along the edges of the pixels, holes joined to it by a slit. pycocotools makes the same mask of
             either; holes are counted, as other readers may paint the slit.
-
-    Raises:
-        InputError: labels or segmentation are not usable.
     """
 
     spools = 2

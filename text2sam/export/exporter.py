@@ -9,17 +9,17 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar
+
+from typing_extensions import Self
 
 from text2sam.checks import check_known
 from text2sam.errors import InputError, OutputError, StateError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
 from text2sam.export.losses import COUNTS, Losses
-
-_Self = TypeVar("_Self", bound="Exporter")
 
 LONGEST_NAME = 255
 """Bytes of a file name that common file systems take."""
@@ -35,10 +35,13 @@ class Exporter(ABC):
 
     As a context manager it is closed at the end of the block, or given up where the block fails.
 
+    Each format's class tells its own options.
+
     Args:
         out: the output folder; created where it is missing.
         labels: the names of the classes in order, all that objects may have.
         images_root: the folder that the images' paths are relative to.
+        reading: keyword arguments of :func:`text2sam.image.read_image` with which the images were read.
         **options: of the format.
 
     Attributes:
@@ -58,11 +61,14 @@ class Exporter(ABC):
         out: str | os.PathLike[str],
         labels: Sequence[str],
         images_root: str | os.PathLike[str] | None = None,
+        *,
+        reading: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.labels = check_labels(labels)
         self.out = Path(out)
         self.images_root = None if images_root is None else Path(images_root)
+        self.reading = dict(reading or {})
         check_known(f"{self.format} option", options, list(inspect.signature(self._configure).parameters))
         self._configure(**options)
         self._ids = {label: index for index, label in enumerate(self.labels)}
@@ -111,7 +117,11 @@ class Exporter(ABC):
             if item.label not in self._ids:
                 raise InputError(f"the label {item.label!r} of an object in {image.path!r} is not among the labels")
         prepared = self._prepare(image)
-        names = tuple(name for name in self.names_of(image.path) if _fits(name))
+        names = tuple(
+            name
+            for name in self.names_of(image.path)
+            if all(len(part) <= LONGEST_NAME for part in os.fsencode(name).split(b"/"))
+        )
         if not names:
             raise InputError(
                 f"the name of {image.path!r:.80} is too long: what is written for it has over {LONGEST_NAME} bytes"
@@ -161,7 +171,7 @@ class Exporter(ABC):
             for spool in self._spools:
                 spool.close()
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -264,17 +274,6 @@ def inside(folder: Path, name: str) -> Path:
     if target == home or not target.is_relative_to(home):
         raise OutputError(f"{name!r} would be written to {os.fspath(target)!r}, which is not in the folder {os.fspath(home)!r}")
     return target
-
-
-def _fits(name: str) -> bool:
-    return all(len(part) <= LONGEST_NAME for part in os.fsencode(name).split(b"/"))
-
-
-def stem_of(path: str) -> str:
-    """An image's path without the suffix of its file name."""
-    folder, slash, name = path.rpartition("/")
-    head, _, _ = name.rpartition(".")
-    return folder + slash + (head or name)
 
 
 @contextlib.contextmanager

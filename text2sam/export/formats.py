@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,15 +21,6 @@ _ALL: tuple[type[Exporter], ...] = (CocoExporter, YoloExporter, LabelmeExporter,
 
 FORMATS: Mapping[str, type[Exporter]] = MappingProxyType({kind.format: kind for kind in _ALL})
 """The exporter of each format."""
-
-
-def folders(out: str | os.PathLike[str], formats: Sequence[str]) -> dict[str, Path]:
-    """Where each of several formats is written so that no file of one can be a file of another.
-
-    Returns:
-        ``out`` itself for a single format, else a folder in it with the format's name.
-    """
-    return {name: Path(out, name) if len(formats) > 1 else Path(out) for name in formats}
 
 
 def make_exporter(
@@ -67,11 +57,8 @@ def export(
 
     Args:
         images: taken one at a time.
-        out: the output folder; files of the same names are replaced.
         format: one of :data:`FORMATS`.
-        labels: the names of the classes in order.
-        images_root: the folder that the images' paths are relative to.
-        options: of the format; see its exporter.
+        out, labels, images_root, options: see :class:`Exporter`, and the exporter of the format for its own options.
 
     Returns:
         What was lost.

@@ -28,7 +28,6 @@ class LabelStudioExporter(Exporter):
     export to COCO or YOLO: keep this data set in one of these formats too.
 
     Args:
-        out, labels, images_root: see :class:`Exporter`.
         prefix: what the image's address is made of, before its quoted path; by default that of local file serving.
 
     Raises:
@@ -47,7 +46,10 @@ class LabelStudioExporter(Exporter):
     def _prepare(self, image: AnnotatedImage) -> Any:
         if image.height * image.width * _CHANNELS >= 2**32:
             raise InputError(f"{image.path!r} has {image.height} x {image.width} pixels; a brush holds fewer than {2**30}")
-        _quoted(image.path)
+        try:
+            return self.prefix + quote(image.path.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            raise InputError(f"the path {image.path!r} cannot be an address: {error}") from error
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         number = self._spools[0].count + 1
@@ -57,7 +59,7 @@ class LabelStudioExporter(Exporter):
         ]
         score = sum(float(item.score) for item in objects) / max(1, len(objects))
         prediction = {"model_version": "text2sam", "score": score, "result": regions}
-        self._spools[0].write({"data": {_IMAGE: self.prefix + _quoted(image.path)}, "predictions": [prediction]})
+        self._spools[0].write({"data": {_IMAGE: prepared}, "predictions": [prediction]})
 
     def _finish(self) -> None:
         colours = voc_palette(len(self.labels) + 1).tolist()
@@ -79,8 +81,7 @@ def brush_region(
 
     Args:
         mask: (H, W) bool.
-        label: of the region.
-        score: in [0, 1].
+        label, score: of the region.
         identity: different for each region of a task.
         from_name, to_name: names of the ``BrushLabels`` and ``Image`` tags.
     """
@@ -137,10 +138,3 @@ def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
     header = np.unpackbits(np.frombuffer(head.to_bytes(7, "big"), np.uint8))[-53:]
     encoded: list[int] = np.packbits(np.concatenate([header, body])).tolist()
     return encoded
-
-
-def _quoted(path: str) -> str:
-    try:
-        return quote(path.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError as error:
-        raise InputError(f"the path {path!r} cannot be an address: {error}") from error

@@ -13,7 +13,7 @@ from PIL import Image
 
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.exporter import Exporter, stem_of
+from text2sam.export.exporter import Exporter
 from text2sam.export.outlines import outlines
 from text2sam.files import write_json
 
@@ -28,14 +28,10 @@ class LabelmeExporter(Exporter):
     labelme opens it as any other, but does not find it by itself beside the image.
 
     Args:
-        out, labels, images_root: see :class:`Exporter`.
         shapes: ``"mask"``, the object's pixels as a PNG with its first and last corner pixel, which loses nothing; or
             ``"polygon"``, one polygon per part along the edges of the pixels, parts of one object with a ``group_id`` in
             common. Holes are joined to the outline by a slit and counted. labelme paints the outline of a polygon too,
             so its masks are a pixel wider at the right and lower edge, and holes narrower.
-
-    Raises:
-        InputError: labels or options are not usable.
     """
 
     format = "labelme"
@@ -48,7 +44,7 @@ class LabelmeExporter(Exporter):
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
         """``.json`` for the image's suffix, or after it."""
-        return (f"{stem_of(path)}.json", f"{path}.json")
+        return (f"{os.path.splitext(path)[0]}.json", f"{path}.json")
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)

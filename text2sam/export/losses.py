@@ -24,7 +24,7 @@ class Losses:
         parts: parts joined to the rest of their object by a bridge of no width.
         overlaps: objects that left pixels to another one that lies over them, but not all.
         hidden: objects of which other ones left no pixel.
-        converted: images written as PNG, as readers of the format do not open their own.
+        converted: images written as PNG, as readers of the format do not open their own, or not as they were read.
         renamed: images that share all but the suffix with an earlier one, written under a longer name.
     """
 
@@ -57,7 +57,7 @@ _LOST = {
     "parts": ("part", "joined to the rest of the object by a bridge"),
     "overlaps": ("object", "partly hidden by another"),
     "hidden": ("object", "wholly hidden by others"),
-    "converted": ("image", "converted to PNG, which readers of the format open"),
+    "converted": ("image", "converted to PNG, as readers of the format do not open them, or not as they were read"),
     "renamed": ("image", "written under a longer name, another has the short one"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from text2sam.errors import InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.exporter import Exporter, stem_of
+from text2sam.export.exporter import Exporter
 from text2sam.files import atomic_path, write_bytes, write_json, write_png
 from text2sam.paint import voc_palette
 
@@ -35,12 +36,6 @@ class PngExporter(Exporter):
     another are counted.
 
     Of two images that differ in the suffix only, the later one's maps are named in full (``b.png.png``) and counted.
-
-    Args:
-        out, labels, images_root: see :class:`Exporter`.
-
-    Raises:
-        InputError: labels are not usable.
     """
 
     spools = 1
@@ -49,7 +44,7 @@ class PngExporter(Exporter):
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
         """``.png`` for the image's suffix, or after it; in the folder of each map."""
-        return (f"{stem_of(path)}.png", f"{path}.png")
+        return (f"{os.path.splitext(path)[0]}.png", f"{path}.png")
 
     def _prepare(self, image: AnnotatedImage) -> Any:
         if max(len(image.objects), len(self.labels)) > _MOST:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from text2sam.decode import open_picture, pillow_errors
 from text2sam.errors import ImageError, InputError
 from text2sam.export.annotated import AnnotatedImage, AnnotatedObject
-from text2sam.export.exporter import Exporter, inside, stem_of
+from text2sam.export.exporter import Exporter, inside
 from text2sam.export.outlines import inset, one_polygon, outlines
 from text2sam.files import atomic_path, write_png, write_text
 from text2sam.image import read_image
@@ -39,13 +39,9 @@ class YoloExporter(Exporter):
     Labels are found by the image's path without its suffix, so two images that differ in nothing else are refused.
 
     Args:
-        out, labels, images_root: see :class:`Exporter`.
         pictures: ``"copy"`` puts the images into ``out/images``, where ultralytics looks for them, ``"none"`` leaves them; by
-            default they are copied where ``images_root`` is given. Pictures in formats that ultralytics does not open are put
-            there as PNG instead, and counted.
-
-    Raises:
-        InputError: labels or options are not usable.
+            default they are copied where ``images_root`` is given. Pictures in formats that ultralytics does not open, of
+            another page than the first, or read with values of black and white are put there as PNG instead, and counted.
     """
 
     format = "yolo"
@@ -60,23 +56,24 @@ class YoloExporter(Exporter):
     @staticmethod
     def names_of(path: str) -> tuple[str, ...]:
         """Where ultralytics looks: the last ``/images/`` of the path is ``/labels/``, the suffix ``.txt``."""
-        return ("/labels/".join(f"/images/{stem_of(path)}".rsplit("/images/", 1))[1:] + ".txt",)
+        return ("/labels/".join(f"/images/{os.path.splitext(path)[0]}".rsplit("/images/", 1))[1:] + ".txt",)
 
     def _prepare(self, image: AnnotatedImage) -> Any:
-        """A PNG of the picture where ultralytics would not open it."""
+        """The picture, for a PNG, where ultralytics would not open it or see something else."""
         if self.images_root is None or self.pictures == "none":
             return None
         source = self.images_root / image.path
         if not source.is_file():
             raise InputError(f"there is no image {image.path!r} in {os.fspath(self.images_root)!r}")
         pixels = image.height * image.width
-        return None if _opened(source, pixels) else read_image(source, max_pixels=pixels)
+        as_it_is = not self.reading.get("page") and self.reading.get("value_range") is None
+        return None if as_it_is and _opened(source, pixels) else read_image(source, **{**self.reading, "max_pixels": pixels})
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)
         lines = [f"{self._ids[item.label]} {_normalised(self._polygon(item), image)}\n" for item in objects]
         if prepared is not None:
-            write_png(self._path(f"images/{stem_of(image.path)}.png"), prepared)
+            write_png(self._path(f"images/{os.path.splitext(image.path)[0]}.png"), prepared)
             self._counts["converted"] += 1
         elif self.images_root is not None and self.pictures != "none":
             source, copy = self.images_root / image.path, f"images/{image.path}"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
 from text2sam.serve.queue import check_installed
@@ -129,7 +129,7 @@ class Pictures:
             raise ImageError(f"the picture {address[:200]!r} has no address: {error}") from error
         local = parse_qs(parts.query).get("d") if parts.path.endswith("/data/local-files/") else None
         if local and self.folder is not None and not parts.netloc:
-            return self._file(unquote(local[0]))
+            return self._file(local[0])
         if self.url is not None and (not parts.netloc or address.startswith(f"{self.url}/")):
             return self._download(address if parts.netloc else f"{self.url}/{address.lstrip('/')}")
         raise ImageError(
@@ -204,8 +204,8 @@ class Request(BaseModel):
 class Painter:
     """Answers requests with a model; keeps the images of the last few tasks encoded."""
 
-    def __init__(self, pictures: Pictures, limits: Limits, version: str) -> None:
-        self.pictures, self.limits, self.version = pictures, limits, version
+    def __init__(self, pictures: Pictures, version: str) -> None:
+        self.pictures, self.limits, self.version = pictures, pictures.limits, version
         self._encoded: OrderedDict[str, EncodedImage] = OrderedDict()
 
     def predict(self, model: "TextPromptedSAM", request: Request) -> list[dict[str, Any]]:
@@ -348,15 +348,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def create_backend(
-    model: "TextPromptedSAM",
-    *,
-    folder: Path | None = None,
-    url: str | None = None,
-    token: str | None = None,
-    limits: Limits | None = None,
-    name: str = "",
-) -> FastAPI:
+def create_backend(model: "TextPromptedSAM", pictures: Pictures, *, name: str = "") -> FastAPI:
     """The backend, as an ASGI application.
 
     Without anything drawn each label of the configuration is looked for. Points (``KeyPointLabels``) and rectangles of smart
@@ -365,16 +357,12 @@ def create_backend(
 
     Args:
         model: used by the backend alone.
-        folder, url, token: where pictures come from, see :class:`Pictures`.
-        limits: of requests and pictures.
+        pictures: where they come from; their limits are those of requests too.
         name: of the model, such as the preset.
-
-    Raises:
-        InputError: ``url`` is no address.
     """
-    limits = limits or Limits()
+    limits = pictures.limits
     version = f"text2sam {__version__} {name}".strip()
-    painter = Painter(Pictures(folder, url, token, limits), limits, version)
+    painter = Painter(pictures, version)
     queue = ModelQueue(model, limits)
     app = FastAPI(title="text2sam for Label Studio", version=__version__, max_body_size=limits.bytes)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import anyio
+import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,8 +62,6 @@ class ModelQueue:
     """
 
     def __init__(self, model: TextPromptedSAM, limits: Limits) -> None:
-        import anyio
-
         self.model = model
         self.limits = limits
         self._turn = anyio.Lock()
@@ -73,7 +73,6 @@ class ModelQueue:
         Raises:
             HTTPException: status 503 where too many wait already, 400 for any Text2SamError.
         """
-        import anyio.to_thread
         from fastapi import HTTPException
 
         if self._waiting > self.limits.waiting:

@@ -211,6 +211,7 @@ def explain_text(
     similarity = SimilarityMap(whole, text, method)
     order = np.argsort(-maps, axis=0, kind="stable")[:NEAREST]  # (k, gh, gw)
     nearest = np.ascontiguousarray(order.transpose(1, 2, 0))
+    (gh, gw), (h, w) = whole.shape, seen.shape
     return TextExplanation(
         text=text,
         words=tuple(
@@ -218,7 +219,15 @@ def explain_text(
             for name, parts, values, without in zip(named, pieces, maps, cosines[2:], strict=True)
         ),
         similarity=similarity,
-        places=tuple(_place(at, whole, maps, nearest, seen.shape) for at in _strongest(whole, places)),
+        places=tuple(
+            Place(
+                patch=(row, column),
+                point=((column + 0.5) * w / gw, (row + 0.5) * h / gh),
+                value=float(whole[row, column]),
+                words=tuple((int(i), float(maps[i, row, column])) for i in nearest[row, column]),
+            )
+            for row, column in _strongest(whole, places)
+        ),
         nearest=nearest,
         score=float(cosines[0]),
         method=method,
@@ -282,16 +291,3 @@ def _strongest(values: NDArray[np.float32], count: int) -> list[tuple[int, int]]
         patches.append((row, column))
         left[max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART] = -np.inf
     return patches
-
-
-def _place(
-    at: tuple[int, int],
-    whole: NDArray[np.float32],
-    maps: NDArray[np.float32],
-    nearest: NDArray[np.intp],
-    shape: tuple[int, int],
-) -> Place:
-    (row, column), (gh, gw), (h, w) = at, whole.shape, shape
-    point = ((column + 0.5) * w / gw, (row + 0.5) * h / gh)
-    words = tuple((int(i), float(maps[i, row, column])) for i in nearest[row, column])
-    return Place(at, point, float(whole[row, column]), words)

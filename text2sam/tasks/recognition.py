@@ -55,12 +55,12 @@ class Recognition:
             top: number of pairs; None is all.
 
         Raises:
-            InputError: there is no such score, or ``top`` is negative.
+            InputError: there is no such score, or ``top`` is no whole number of at least 0.
         """
         if kind not in self.scores:
             raise InputError(f"there is no score {kind!r}; there are {', '.join(self.scores)}")
-        if top is not None and top < 0:
-            raise InputError(f"top must be at least 0, not {top!r}")
+        if top is not None:
+            check_number("top", top, 0, whole=True)
         values = self.scores[kind]
         order = np.argsort(-values, kind="stable")[:top]
         return [(self.labels[i], float(values[i])) for i in order]
