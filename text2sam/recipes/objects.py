@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
+from text2sam.masks import kept, without_specks
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
 from text2sam.recipes.resemblance import Appearance, resemblance
@@ -69,6 +71,8 @@ class Objects(Recipe):
         further: the largest number of further places that are tried where the objects found look like one another. The places
             look like them in SAM's embedding, and an object there is kept when its cutout looks like them and like the text.
             For generators with ``likeness`` and ``cutouts``, see :class:`~text2sam.clip.protocol.MapGenerator`. 0 tries none.
+        specks: islands of a mask, and holes in it, that are smaller than this share of it are removed, in [0, 1]; 0 keeps masks
+            as SAM makes them.
         answers_absent: whether a text that is not there by its presence score gets a mask all the same.
         smooth: see :class:`~text2sam.recipes.view.Recipe`; None smooths what is searched, unless maps are fine; False
             also lets similarity outside objects count fully.
@@ -86,6 +90,7 @@ class Objects(Recipe):
     places: int = 3
     margin: float = 5.0
     further: int = 16
+    specks: float = 0.01
     answers_absent: bool = False
     smooth: bool | None = None
 
@@ -96,6 +101,7 @@ class Objects(Recipe):
         check_number("places", self.places, 1, whole=True)
         check_number("margin", self.margin, 0)
         check_number("further", self.further, 0, whole=True)
+        check_number("specks", self.specks, 0, 1)
 
     def steps(self, view: View, query: Query) -> Steps:
         """The objects of a target, highest score first."""
@@ -147,8 +153,8 @@ class Objects(Recipe):
             if prompts:
                 answers = yield prompts
                 best = max(answers, key=lambda found: found.score)
-                found.append(replace(best, similarity=similarity))
-                taken[-1] |= best.mask
+                found.append(self._clean(best, similarity))
+                taken[-1] |= found[-1].mask
                 # lower peaks are mostly other things still, and each costs a call
                 if not view.fine and len(found) >= least and found[-1] not in self._supported(view, found):
                     break
@@ -187,16 +193,23 @@ class Objects(Recipe):
             if not len(allowed):
                 continue
             [answer] = yield [Prompt(smoothed, allowed, self.choose)]
+            answer = self._clean(answer, similarity)
             new, size = answer.mask, int(answer.mask.sum())
             if not size or any(int((new & each.mask).sum()) >= OVERLAP * min(size, each.mask.sum()) for each in found):
                 continue
             appearance = resembling.appearance(new)
             if _alike(answer, appearance, examples) >= ALIKE:
-                found.append(replace(answer, similarity=similarity))
+                found.append(answer)
                 examples.append(appearance)
                 taken |= new
                 failed = 0
         return found
+
+    def _clean(self, found: Found, similarity: SimilarityMap) -> Found:
+        """An object without specks, with the map as the generator made it."""
+        mask: Any = kept(found, "mask")  # not upsampled yet
+        mask = without_specks(mask, self.specks) if self.specks else mask
+        return replace(found, similarity=similarity, mask=mask)
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
         """The objects that look enough like what is meant, compared with the best, and whose contrast is high enough,
