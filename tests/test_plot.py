@@ -201,7 +201,7 @@ def test_labels_overlap_neither_each_other_nor_the_border(count: int, inches: fl
 
 
 def test_labels_can_be_read_on_every_colour() -> None:
-    plot.to_png((ax := plot.objects(np.zeros((120, 160, 3), np.uint8), crowd(7))).figure)
+    plot.to_png((ax := plot.objects(np.zeros((120, 160, 3), np.uint8), crowd(len(OBJECT_COLOURS)))).figure)
     for text, colour in zip(ax.texts, OBJECT_COLOURS, strict=True):
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in colour)]
         luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))

@@ -21,8 +21,15 @@ OBJECT_COLOURS: tuple[Colour, ...] = (
     (213, 94, 0),
     (86, 180, 233),
     (240, 228, 66),
+    (136, 34, 85),
+    (51, 34, 136),
+    (153, 153, 51),
+    (170, 68, 153),
+    (17, 119, 51),
+    (204, 102, 119),
+    (120, 120, 120),
 )
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish, then colours of Paul Tol's muted palette and grey."""
 
 POSITIVE_COLOUR: Colour = (20, 190, 60)
 NEGATIVE_COLOUR: Colour = (225, 30, 40)

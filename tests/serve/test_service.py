@@ -101,7 +101,7 @@ def test_answers_are_those_of_the_model(client: TestClient) -> None:
         assert each["box"] == result.box.tolist()
         assert (each["present"], each["presence"]) == (result.present, pytest.approx(result.presence))
         assert len(each["objects"]) == len(result.instances)
-        assert [point[:2] for point in each["points"]] == result.points.coords.tolist()
+        assert each["points"] == {name: result.to_json()["points"][name] for name in ("coords", "labels")}
 
 
 def test_requests_wait_for_one_another_and_too_many_are_turned_away() -> None:

@@ -51,6 +51,13 @@ class Found(BaseModel):
         }
 
 
+class Points(BaseModel):
+    """The point prompts, as ``text2sam segment --json`` has them."""
+
+    coords: list[tuple[float, float]] = Field(description="x, y in pixels")
+    labels: list[int] = Field(description="1 on the object, 0 off it")
+
+
 class Answer(Found):
     """What was found for a text."""
 
@@ -58,19 +65,18 @@ class Answer(Found):
     present: bool
     presence: float = Field(ge=0, le=1)
     objects: list[Found]
-    points: list[tuple[float, float, int]] = Field(description="x, y in pixels, and 1 on the object or 0 off it")
+    points: Points
 
     @classmethod
     def of(cls, result: Segmentation) -> "Answer":
         """The answer that a result is."""
-        points = zip(result.points.coords.tolist(), result.points.labels.tolist(), strict=True)
         return cls(
             **cls.fields_of(result),
             text=result.text,
             present=result.present,
             presence=result.presence,
             objects=[Found(**Found.fields_of(part)) for part in result.instances],
-            points=[(x, y, label) for (x, y), label in points],
+            points=Points(coords=result.points.coords.tolist(), labels=result.points.labels.tolist()),
         )
 
 
