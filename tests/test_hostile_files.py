@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from text2sam.annotate.journal import Journal
-from text2sam.cli.calibrate import read_examples
 from text2sam.errors import Text2SamError
+from text2sam.examples import read_examples
 from text2sam.image import read_image
 from text2sam.lab.experiments.hostile import CANARY, HOSTILE
 from text2sam.presence import Calibration

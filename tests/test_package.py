@@ -36,7 +36,7 @@ HOUSE = [
     ["tiff"],
     ["checks", "decode", "devices", "files", "fingerprint", "folding", "paint", "rle", "tables"],
     ["image", "masks", "targets", "zoo.table"],
-    ["types", "presence", "zoo.download", "zoo.state_dicts"],
+    ["examples", "types", "presence", "zoo.download", "zoo.state_dicts"],
     ["zoo.shipped"],
     ["clip", "sam", "zoo.sticker"],
     ["recipes", "zoo.photo"],
