@@ -285,7 +285,7 @@ def test_a_text_file_has_a_name_per_line(tmp_path: Path, name: str) -> None:
         ("- name: cat\n  1: red", "no field 1; there are name"),
         (f"cat: {{threshold: 1{'0' * 400}}}", "threshold .*must be"),
         ("- synonyms: [cat]", "label 1 has fields but no 'name'"),
-        ("car: taxi", "behind 'car' stand nothing, a list"),
+        ("car: taxi", "the value of 'car' must be empty, a list"),
         ("- name: car\n  synonyms: taxi", "synonyms of 'car' must be a list of texts"),
         ("- name: car\n  synonyms: [1]", "must be a text, not 1"),
         ("- name: car\n  exclude: [Car]", "label 1: 'Car' is both looked for and excluded"),

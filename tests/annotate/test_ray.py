@@ -187,7 +187,7 @@ def test_an_image_that_kills_every_worker_costs_its_own_record(images: Path, loo
     report = run(images, tmp_path / "out", model=dying(lambda image: len(image) == 33), engine=ray_engine())
     broken, failure = sorted(report.failed, key=lambda failure: failure.path)
     assert (broken.path, failure.path) == ("003.png", "004.png")
-    assert "every worker that took it on died" in failure.reason
+    assert "every worker that processed it died" in failure.reason
     assert (report.done, loop.deaths) == (8, 2 * TRIES)
 
 

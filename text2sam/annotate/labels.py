@@ -358,7 +358,7 @@ def _entries(value: Any) -> list[LabelSpec]:
         elif more is None or isinstance(more, list):
             entries.append({"name": given, "synonyms": more})
         else:
-            raise InputError(f"behind {_short(given)} stand nothing, a list of synonyms or fields, not {_short(more)}")
+            raise InputError(f"the value of {_short(given)} must be empty, a list of synonyms, or fields, not {_short(more)}")
     return [_spec(f"label {number}", entry) for number, entry in enumerate(entries, 1)]
 
 

@@ -1,7 +1,7 @@
-"""A worker in a process of its own: how it is started and asked, and what it does there.
+"""A worker in a process of its own: the parent's side (:class:`Process`) and the worker's (:func:`main`).
 
-Its weights are mapped from one file that all workers share, so that a further worker costs no further copy of them. It ends
-when this process does, however that ends.
+Its weights are mapped from one file that all workers share, so that a further worker costs no further copy of them. It exits
+when the parent process does, even if that is killed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _START = (
     "from text2sam.annotate.process import main; main()"
 )
 
-GIVEN_UP = "every worker that took it on died; most often memory did not suffice"
+GIVEN_UP = "every worker that processed it died, most often for lack of memory"
 """The reason of a record."""
 
 
@@ -48,11 +48,11 @@ class CannotStart(Exception):
 
 
 class Answer(NamedTuple):
-    """What became of images in a process.
+    """A process's answer to a batch of images.
 
     Attributes:
         records: one per image, in order.
-        warned: warnings that they gave rise to.
+        warned: the warnings they caused.
         counts, writable: of the embeddings, see :class:`EmbeddingStore`.
     """
 
@@ -106,7 +106,7 @@ class Process:
         """Waits until the worker is ready.
 
         Raises:
-            Died: it is not there any more.
+            Died: the process has exited.
             CannotStart: it cannot make the model.
         """
         self._send(sys.path)
@@ -115,7 +115,7 @@ class Process:
             raise CannotStart(f"the model cannot be made in another process: {reason}")
 
     def work(self, items: Sequence[ImageItem]) -> Answer:
-        """What became of images.
+        """Records of a batch of images.
 
         Raises:
             Died: the process ended over them.
