@@ -1028,6 +1028,24 @@ def test_smoothing_is_an_option_of_every_recipe(name: str, fine: bool) -> None:
         assert as_made.points.positive.tolist() != smoothed.points.positive.tolist()
 
 
+def test_masks_without_specks() -> None:
+    class Spotted(Painter):
+        def answer(self, image: Any, point: Any, several: bool) -> Any:
+            masks, scores = super().answer(image, point, several)
+            masks[:, 2:4, -4:-2] = True
+            return masks, scores
+
+    model = TextPromptedSAM(Spotted(), Colours())
+    image = drawn(("red", 40, 60, BIG))
+    result = model.segment(image, "red", strategy=EASY)
+    assert np.array_equal(result.mask, disc(40, 60, BIG))
+    assert result.candidates is not None
+    offered = result.candidates.masks[result.candidates.chosen]
+    assert offered[2, -3], "the candidates are what SAM offered"
+    for strategy in ("paper", replace(EASY, specks=0.0)):
+        assert model.segment(image, "red", strategy=strategy).mask[2, -3]
+
+
 def test_the_affinity_of_an_image_serves_its_next_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr("text2sam.recipes.view.affinity", lambda embedding: made.append(embedding) or affinity(embedding))

@@ -57,6 +57,7 @@ def test_flat_maps() -> None:
         {"alike": -0.1},
         {"margin": -1.0},
         {"margin": float("nan")},
+        {"specks": 1.5},
     ],
 )
 def test_numbers_out_of_range(numbers: dict[str, Any]) -> None:
