@@ -98,10 +98,29 @@ def test_another_candidate() -> None:
 
 def test_what_was_excluded_stays_out() -> None:
     cut = disc(4, 6) & ~disc(3, 6, 1)
-    part = replace(single(4), mask=cut, box=box_of(cut))
+    part = replace(single(4), mask=cut, box=box_of(cut), excluded=("dog",))
     changed = with_candidate(part, 0, 2)
     assert not (changed.mask & disc(4, 6) & disc(3, 6, 1)).any()
     assert changed.mask.sum() == disc(4, 6, 4).sum() - (disc(4, 6) & disc(3, 6, 1)).sum()
+
+
+def test_specks_are_left_out_unless_a_point_means_one() -> None:
+    whole = np.zeros((40, 40), bool)
+    whole[:20] = True
+    spotted = whole.copy()
+    spotted[30, 30], spotted[5, 5] = True, False
+    answer = np.stack([spotted]), np.array([0.7], np.float32), np.zeros((1, 4, 4), np.float32)
+    empty = replace(nothing(), mask=np.zeros((40, 40), bool))
+
+    def corrected(*points: tuple[int, int, int]) -> Segmentation:
+        prompts = PointPrompts([point[:2] for point in points], [point[2] for point in points])
+        return with_answer(empty, 0, prompts, answer)
+
+    assert np.array_equal(corrected((2, 2, 1)).mask, whole)
+    assert np.array_equal(corrected((2, 2, 1), (30, 30, 1)).mask, spotted)
+    assert np.array_equal(corrected((2, 2, 1), (5, 5, 0)).mask, spotted)
+    again = with_candidate(corrected((2, 2, 1)), 0, 0)
+    assert np.array_equal(again.mask, whole)
 
 
 def test_clicks_go_before_agreement() -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _BLOCK = 32
 """Rows of pixels that are upsampled at once."""
+SPECKS = 0.01
+"""The share of a mask below which an island of it, or a hole in it, is a speck."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number
 from text2sam.errors import InputError
-from text2sam.masks import Masks
+from text2sam.masks import SPECKS, Masks, without_specks
 from text2sam.recipes.choose import Choice, MaskRule, Offer, agreement, choose_by_agreement, mask_iou
+from text2sam.recipes.points import pixels_under
 from text2sam.types import PointPrompts, Segmentation, box_of
 
 if TYPE_CHECKING:
@@ -68,9 +69,12 @@ def with_candidate(result: Segmentation, number: int, index: int) -> Segmentatio
         raise InputError(f"SAM was not asked for object {number} of {result.text!r}, so it has no other masks")
     index = int(check_number("index", index, 0, len(offered) - 1, whole=True))
     masks, totals = offered.masks, offered.figures.get("total", offered.scores)
-    mask = masks[index] & ~(masks[offered.chosen] & ~part.mask)
-    before = float(totals[offered.chosen])
-    sure = part.score / before if before else 1.0  # a result's score may also count how sure it is that the text is there
+    mask = _clean(masks[index], part.points)
+    if result.excluded:
+        before = masks[offered.chosen]
+        mask = mask & ~(before & _clean(before, part.points) & ~part.mask)
+    total = float(totals[offered.chosen])
+    sure = part.score / total if total else 1.0  # a result's score may also count how sure it is that the text is there
     score = min(max(float(totals[index]) * sure, 0.0), 1.0) if mask.any() else 0.0
     chosen = replace(offered, masks=masks, chosen=index, reason="chosen by hand")
     changed = replace(part, mask=mask, box=box_of(mask), score=score, candidates=chosen, present=False)
@@ -136,7 +140,8 @@ def with_answer(
 ) -> Segmentation:
     """A result in which an object is what SAM answered to a person's points.
 
-    Where a person points the text counts as present: a threshold above ``presence`` comes down to it.
+    Where a person points the text counts as present: a threshold above ``presence`` comes down to it. Specks are removed
+    (:func:`~text2sam.masks.without_specks`), unless a point means one.
 
     Args:
         result: any.
@@ -157,7 +162,7 @@ def with_answer(
     rule = choose or functools.partial(choose_by_clicks, before=None if new else part.mask)
     offer = Offer(masks, scores, part.similarity, points, logits)
     choice = rule(offer)
-    mask = offer.mask(choice.index)
+    mask = _clean(offer.mask(choice.index), points)
     changed = replace(
         part,
         mask=mask,
@@ -199,6 +204,13 @@ def with_objects(result: Segmentation, objects: Sequence[Segmentation]) -> Segme
         present=present,
         objects=parts,
     )
+
+
+def _clean(mask: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.bool_]:
+    """A mask without specks, as the default recipe makes them, unless a point means one."""
+    clean = np.asarray(without_specks(mask, SPECKS))
+    at = pixels_under(points.coords, mask.shape)
+    return clean if np.array_equal(clean[at], mask[at]) else mask
 
 
 def _exchanged(result: Segmentation, number: int, part: Segmentation) -> list[Segmentation]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
-from text2sam.masks import kept, without_specks
+from text2sam.masks import SPECKS, kept, without_specks
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
 from text2sam.recipes.resemblance import Appearance, resemblance
@@ -90,7 +90,7 @@ class Objects(Recipe):
     places: int = 3
     margin: float = 5.0
     further: int = 16
-    specks: float = 0.01
+    specks: float = SPECKS
     answers_absent: bool = False
     smooth: bool | None = None
 
