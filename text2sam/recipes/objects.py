@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
-from text2sam.masks import SPECKS, kept, without_specks
+from text2sam.masks import SPECKS, LogitMasks, kept, single, without_specks
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
 from text2sam.recipes.resemblance import Appearance, resemblance
@@ -113,7 +113,8 @@ class Objects(Recipe):
             found += self._fitting(view, several, words)
         cut = [view.avoid.cut(each) for each in found]
         rest = [new for new, old in zip(cut, found, strict=True) if 2 * new.mask.sum() > old.mask.sum()]
-        return [rest[k] for k in distinct([each.mask for each in rest], [each.score for each in rest])][: view.max_objects]
+        different = distinct([each.mask for each in rest], [each.score for each in rest])
+        return [self._clean(view, rest[k]) for k in different[: view.max_objects]]
 
     def _search(self, view: View, similarity: SimilarityMap) -> Steps:
         """One object after the other, until the points end."""
@@ -153,8 +154,8 @@ class Objects(Recipe):
             if prompts:
                 answers = yield prompts
                 best = max(answers, key=lambda found: found.score)
-                found.append(self._clean(best, similarity))
-                taken[-1] |= found[-1].mask
+                found.append(replace(best, similarity=similarity))
+                taken[-1] |= best.mask
                 # lower peaks are mostly other things still, and each costs a call
                 if not view.fine and len(found) >= least and found[-1] not in self._supported(view, found):
                     break
@@ -193,23 +194,23 @@ class Objects(Recipe):
             if not len(allowed):
                 continue
             [answer] = yield [Prompt(smoothed, allowed, self.choose)]
-            answer = self._clean(answer, similarity)
             new, size = answer.mask, int(answer.mask.sum())
             if not size or any(int((new & each.mask).sum()) >= OVERLAP * min(size, each.mask.sum()) for each in found):
                 continue
             appearance = resembling.appearance(new)
             if _alike(answer, appearance, examples) >= ALIKE:
-                found.append(answer)
+                found.append(replace(answer, similarity=similarity))
                 examples.append(appearance)
                 taken |= new
                 failed = 0
         return found
 
-    def _clean(self, found: Found, similarity: SimilarityMap) -> Found:
-        """An object without specks, with the map as the generator made it."""
-        mask: Any = kept(found, "mask")  # not upsampled yet
-        mask = without_specks(mask, self.specks) if self.specks else mask
-        return replace(found, similarity=similarity, mask=mask)
+    def _clean(self, view: View, found: Found) -> Found:
+        """An object without specks; the search itself sees SAM's masks as they are."""
+        offered = kept(found.candidates, "masks")
+        raw: Any = single(offered, found.candidates.chosen) if isinstance(offered, LogitMasks) else found.mask
+        mask: Any = without_specks(raw, self.specks) if self.specks else raw
+        return found if mask is raw else view.avoid.cut(replace(found, mask=mask))
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
         """The objects that look enough like what is meant, compared with the best, and whose contrast is high enough,
