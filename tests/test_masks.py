@@ -1,4 +1,4 @@
-"""Masks without specks, by hand, and as logits against the masks that are made of them."""
+"""Masks without specks, by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from text2sam.masks import LogitMasks, without_specks
+from text2sam.masks import without_specks
 
 
 def drawn(rows: str) -> NDArray[np.bool_]:
@@ -41,22 +41,35 @@ def test_the_largest_island_stays_however_small() -> None:
     assert without_specks(mask, 0.5).sum() == 2
 
 
-@pytest.mark.parametrize("shape", [(300, 400), (400, 300), (123, 457)])
-def test_logits_lose_the_specks_of_their_masks(shape: tuple[int, int]) -> None:
-    filled = tuple(round(length * 256 / max(shape)) for length in shape)
-    y, x = np.mgrid[:64, :64]
-    logits = np.full((64, 64), -4.0, np.float32)
-    height, width = (length // 4 for length in filled)
-    body = (np.abs(y - height / 2) < height / 3) & (np.abs(x - width / 2) < width / 3)
-    logits[body] = 4
-    clean = LogitMasks(logits, 256, (filled[0], filled[1]), shape)
-    dirty = logits.copy()
-    dirty[height // 2, width // 2] = -3
-    dirty[1, 1] = 3
-    dirty[height + 2 :, :] = dirty[:, width + 2 :] = 5  # in the padding
-    spotted = LogitMasks(dirty, 256, (filled[0], filled[1]), shape)
-    expected, result = np.asarray(clean), np.asarray(without_specks(spotted, 0.02))
-    assert np.asarray(spotted)[0:12, 0:12].any()
-    inner = (slice(0, shape[0] - 20), slice(0, shape[1] - 20))
-    assert np.array_equal(result[inner], expected[inner])
-    assert without_specks(clean, 0.02) is clean
+def test_a_mask_without_specks_is_not_copied() -> None:
+    mask = np.zeros((9, 9), bool)
+    mask[2:7, 2:7] = True
+    assert without_specks(mask, 0.5) is mask
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_specks_against_a_search_pixel_by_pixel(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = random.random((14, 11)) < random.uniform(0.2, 0.8)
+    share = float(random.uniform(0, 0.3))
+    expected, least = mask.copy(), share * mask.sum()
+    islands = regions(mask, [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    for island in islands:
+        if len(island) < min(least, max(map(len, islands))):
+            expected[tuple(zip(*island, strict=True))] = False
+    for hole in regions(~mask, [(0, 1), (1, 0), (0, -1), (-1, 0)]):
+        if len(hole) < least and not any(i in (0, 13) or j in (0, 10) for i, j in hole):
+            expected[tuple(zip(*hole, strict=True))] = True
+    assert without_specks(mask, share).tolist() == expected.tolist()
+
+
+def regions(mask: NDArray[np.bool_], steps: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    left, found = set(zip(*np.nonzero(mask), strict=True)), []
+    while left:
+        region = [left.pop()]
+        for i, j in region:
+            near = {(i + di, j + dj) for di, dj in steps} & left
+            left -= near
+            region += near
+        found.append([(int(i), int(j)) for i, j in region])
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -114,43 +113,42 @@ def shrunk(masks: Masks, side: int) -> NDArray[np.bool_]:
     return np.asarray(replace(masks, size=(height, width)))
 
 
-def without_specks(mask: Masks, share: float) -> Masks:
-    """One mask, (H, W), without islands and without holes that are smaller than a share of it.
+def without_specks(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """A mask without islands and without holes that are smaller than a share of it.
 
-    The largest island stays; what touches the border of the image is no hole. :class:`LogitMasks` stay what they are, and
-    specks are looked for in their logits.
+    The largest island stays; what touches the border of the image is no hole.
+
+    Args:
+        mask: (H, W) bool.
+        share: in [0, 1].
+
+    Returns:
+        A new mask, or the same where it has no specks.
     """
-    if not isinstance(mask, LogitMasks):
-        islands, holes = _specks(mask, share)
-        return mask & ~islands | holes if islands.any() or holes.any() else mask
-    filled = tuple(
-        slice(math.ceil(places * length / mask.side)) for places, length in zip(mask.logits.shape, mask.filled, strict=True)
-    )
-    islands, holes = _specks(mask.logits[filled] > mask.threshold, share)
-    if not (islands.any() or holes.any()):
-        return mask
-    logits = mask.logits.copy()
-    logits[filled][islands], logits[filled][holes] = mask.threshold - 1, mask.threshold + 1
-    return replace(mask, logits=logits)
-
-
-def _specks(on: NDArray[np.bool_], share: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The small islands of a mask and the small holes in it."""
     from skimage.measure import label
 
-    def small(regions: NDArray[np.bool_], connectivity: int, *, inside: bool) -> NDArray[np.bool_]:
-        labels = label(regions, connectivity=connectivity)
-        sizes = np.bincount(labels.ravel())
-        little = sizes < share * on.sum()
-        little[0] = False
-        if inside:
-            little[[edge for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]) for edge in np.unique(side)]] = False
-        elif len(sizes) > 1:
-            little[1 + sizes[1:].argmax()] = False
-        found: NDArray[np.bool_] = little[labels]
-        return found
+    box = tuple(slice(int(on[0]), int(on[-1]) + 1) for on in map(np.flatnonzero, (mask.any(1), mask.any(0))) if len(on))
+    if not box:
+        return mask
+    inner, least = mask[box], share * mask.sum()
 
-    return small(on, 2, inside=False), small(~on, 1, inside=True)
+    labels = label(inner, connectivity=2)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = sizes.max()
+    islands = (sizes < min(least, sizes[1:].max()))[labels]
+
+    labels = label(~inner, connectivity=1)
+    sizes = np.bincount(labels.ravel())
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        sizes[edge] = mask.size
+    sizes[0] = mask.size
+    holes = (sizes < least)[labels]
+
+    if not (islands.any() or holes.any()):
+        return mask
+    clean = mask.copy()
+    clean[box] = inner & ~islands | holes
+    return clean
 
 
 def values_at(masks: Masks, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:

@@ -208,7 +208,7 @@ def with_objects(result: Segmentation, objects: Sequence[Segmentation]) -> Segme
 
 def _clean(mask: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.bool_]:
     """A mask without specks, as the default recipe makes them, unless a point means one."""
-    clean = np.asarray(without_specks(mask, SPECKS))
+    clean = without_specks(mask, SPECKS)
     at = pixels_under(points.coords, mask.shape)
     return clean if np.array_equal(clean[at], mask[at]) else mask
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2sam.checks import check_number, name_of
 from text2sam.errors import InputError, warn
-from text2sam.masks import SPECKS, LogitMasks, kept, single, without_specks
+from text2sam.masks import SPECKS, without_specks
 from text2sam.recipes.choose import MaskRule, choose_by_agreement, distinct
 from text2sam.recipes.points import PeakRule, PointRule, RegionRule, patch_of, patch_shares, pixel_of
 from text2sam.recipes.resemblance import Appearance, resemblance
@@ -207,10 +206,8 @@ class Objects(Recipe):
 
     def _clean(self, view: View, found: Found) -> Found:
         """An object without specks; the search itself sees SAM's masks as they are."""
-        offered = kept(found.candidates, "masks")
-        raw: Any = single(offered, found.candidates.chosen) if isinstance(offered, LogitMasks) else found.mask
-        mask: Any = without_specks(raw, self.specks) if self.specks else raw
-        return found if mask is raw else view.avoid.cut(replace(found, mask=mask))
+        mask = without_specks(found.mask, self.specks) if self.specks else found.mask
+        return found if mask is found.mask else view.avoid.cut(replace(found, mask=mask))
 
     def _supported(self, view: View, found: Sequence[Found]) -> list[Found]:
         """The objects that look enough like what is meant, compared with the best, and whose contrast is high enough,
