@@ -66,7 +66,7 @@ class ImageItem:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """What a job works on. Iterating gives the items.
 
     Attributes:
@@ -95,7 +95,7 @@ def find_images(
     glob: str | None = None,
     list_file: str | os.PathLike[str] | None = None,
     skip: str | os.PathLike[str] | None = None,
-) -> Found:
+) -> Listing:
     """The images of a folder, in an order that does not depend on the system.
 
     In a folder these are the files whose names end in one of :func:`suffixes`; hidden files and folders (a leading dot) are
@@ -147,7 +147,7 @@ def find_images(
     return found
 
 
-def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | None) -> tuple[Found, int, int]:
+def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | None) -> tuple[Listing, int, int]:
     """What a folder holds, how many folders there are in it, and how many images that do not match."""
     items: list[ImageItem] = []
     refused: list[tuple[str, str]] = []
@@ -186,8 +186,8 @@ def _walked(top: str, deep: bool, matches: Callable[[str], bool], skip: str | No
     return _found(items, refused, dict(sorted(others.items()))), folders, unmatched
 
 
-def _found(items: list[ImageItem], refused: list[tuple[str, str]], others: Mapping[str, int]) -> Found:
-    return Found(tuple(sorted(items, key=lambda item: item.path)), tuple(sorted(set(refused))), others)
+def _found(items: list[ImageItem], refused: list[tuple[str, str]], others: Mapping[str, int]) -> Listing:
+    return Listing(tuple(sorted(items, key=lambda item: item.path)), tuple(sorted(set(refused))), others)
 
 
 def _add(items: list[ImageItem], refused: list[tuple[str, str]], path: str, top: str) -> None:
@@ -210,7 +210,7 @@ def _add(items: list[ImageItem], refused: list[tuple[str, str]], path: str, top:
         refused.append((path, str(error)))
 
 
-def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str], bool]) -> Found:
+def _listed(top: str, list_file: str | os.PathLike[str], matches: Callable[[str], bool]) -> Listing:
     refused: list[tuple[str, str]] = []
     places: dict[tuple[str, str], str] = {}  # where a file lies: its relative path
     real_folder = functools.cache(os.path.realpath)

@@ -32,7 +32,7 @@ class Mask(BaseModel):
     counts: str
 
 
-class Found(BaseModel):
+class Instance(BaseModel):
     """One object, or the union of several."""
 
     mask: Mask
@@ -58,13 +58,13 @@ class Points(BaseModel):
     labels: list[int] = Field(description="1 on the object, 0 off it")
 
 
-class Answer(Found):
+class Answer(Instance):
     """What was found for a text."""
 
     text: str
     present: bool
     presence: float = Field(ge=0, le=1)
-    objects: list[Found]
+    objects: list[Instance]
     points: Points
 
     @classmethod
@@ -75,7 +75,7 @@ class Answer(Found):
             text=result.text,
             present=result.present,
             presence=result.presence,
-            objects=[Found(**Found.fields_of(part)) for part in result.instances],
+            objects=[Instance(**Instance.fields_of(part)) for part in result.instances],
             points=Points(coords=result.points.coords.tolist(), labels=result.points.labels.tolist()),
         )
 
