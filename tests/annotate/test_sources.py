@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2sam.annotate import sources
-from text2sam.annotate.sources import UNKNOWN, Found, ImageItem, count_endings, find_images
+from text2sam.annotate.sources import UNKNOWN, ImageItem, Listing, count_endings, find_images
 from text2sam.errors import InputError, Text2SamError
 from text2sam.export.annotated import check_relative
 
@@ -25,11 +25,11 @@ def fill(root: Path, *names: str) -> None:
         path.write_bytes(b"x" * len(name))
 
 
-def paths(found: Found) -> list[str]:
+def paths(found: Listing) -> list[str]:
     return [item.path for item in found]
 
 
-def reasons(found: Found) -> dict[str, str]:
+def reasons(found: Listing) -> dict[str, str]:
     assert len(dict(found.refused)) == len(found.refused)
     return dict(found.refused)
 
@@ -260,7 +260,7 @@ def test_a_deep_folder_does_not_end_the_run(tmp_path: Path) -> None:
 # lists
 
 
-def listed(root: Path, content: str | bytes, folder: Path | None = None, glob: str | None = None) -> Found:
+def listed(root: Path, content: str | bytes, folder: Path | None = None, glob: str | None = None) -> Listing:
     path = (folder or root) / "list.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
     return find_images(root, list_file=path, glob=glob)
@@ -393,7 +393,7 @@ LINES = st.one_of(
 )
 
 
-def check(found: Found, root: Path) -> None:
+def check(found: Listing, root: Path) -> None:
     assert paths(found) == sorted(set(paths(found)))
     for item in found:
         assert check_relative(item.path) == item.path
