@@ -34,6 +34,21 @@ def test_specks_by_hand(share: float, expected: str) -> None:
     assert without_specks(mask, share).tolist() == drawn(expected).tolist()
 
 
+@pytest.mark.parametrize("logits", [False, True])
+def test_specks_within_specks(logits: bool) -> None:
+    body = np.zeros((60, 60), bool)
+    body[:40] = True
+    mask = body.copy()
+    mask[9:14, 9:14] = False
+    mask[11, 11] = True  # an island in a hole
+    mask[49:52, 49:52] = True
+    mask[50, 50] = False  # a hole in an island
+    if logits:
+        lazy = LogitMasks(np.where(mask, 4, -4).astype(np.float32), 60, (60, 60), (60, 60))
+        assert np.array_equal(np.asarray(without_specks(lazy, 0.02)), body)
+    assert np.array_equal(without_specks(mask, 0.02), body)
+
+
 def test_the_largest_island_stays_however_small() -> None:
     mask = np.zeros((9, 9), bool)
     mask[::4, ::4] = True

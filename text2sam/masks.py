@@ -135,13 +135,15 @@ def without_specks(mask: Masks, share: float) -> Masks:
 
 
 def _specks(on: NDArray[np.bool_], share: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The small islands of a mask and the small holes in it."""
+    """The small islands of a mask, with the holes in them, and the small holes in the rest, with the islands in them."""
     from skimage.measure import label
+
+    least = share * on.sum()
 
     def small(regions: NDArray[np.bool_], connectivity: int, *, inside: bool) -> NDArray[np.bool_]:
         labels = label(regions, connectivity=connectivity)
         sizes = np.bincount(labels.ravel())
-        little = sizes < share * on.sum()
+        little = sizes < least
         little[0] = False
         if inside:
             little[[edge for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]) for edge in np.unique(side)]] = False
@@ -150,7 +152,9 @@ def _specks(on: NDArray[np.bool_], share: float) -> tuple[NDArray[np.bool_], NDA
         found: NDArray[np.bool_] = little[labels]
         return found
 
-    return small(on, 2, inside=False), small(~on, 1, inside=True)
+    holes = small(~on, 1, inside=True)
+    islands = small(on | holes, 2, inside=False)
+    return islands, holes & ~islands
 
 
 def values_at(masks: Masks, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.bool_]:
