@@ -119,6 +119,7 @@ def test_specks_are_left_out_unless_a_point_means_one() -> None:
     assert np.array_equal(corrected((2, 2, 1)).mask, whole)
     assert np.array_equal(corrected((2, 2, 1), (30, 30, 1)).mask, spotted)
     assert np.array_equal(corrected((2, 2, 1), (5, 5, 0)).mask, spotted)
+    assert np.array_equal(corrected((2, 2, 1), (30, 30, 0), (5, 5, 1)).mask, whole)
     again = with_candidate(corrected((2, 2, 1)), 0, 0)
     assert np.array_equal(again.mask, whole)
 

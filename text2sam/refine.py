@@ -207,10 +207,10 @@ def with_objects(result: Segmentation, objects: Sequence[Segmentation]) -> Segme
 
 
 def _clean(mask: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.bool_]:
-    """A mask without specks, as the default recipe makes them, unless a point means one."""
+    """A mask without specks, unless a positive point is on an island or a negative one in a hole."""
     clean = np.asarray(without_specks(mask, SPECKS))
-    at = pixels_under(points.coords, mask.shape)
-    return clean if np.array_equal(clean[at], mask[at]) else mask
+    at, wanted = pixels_under(points.coords, mask.shape), points.labels == 1
+    return mask if ((mask[at] == wanted) & (clean[at] != wanted)).any() else clean
 
 
 def _exchanged(result: Segmentation, number: int, part: Segmentation) -> list[Segmentation]:
