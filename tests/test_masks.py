@@ -34,6 +34,16 @@ def test_specks_by_hand(share: float, expected: str) -> None:
     assert without_specks(mask, share).tolist() == drawn(expected).tolist()
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_what_is_a_speck_by_its_neighbours_and_by_just_its_size(turns: int) -> None:
+    # a part that hangs on by a corner, a notch at the border, an island, and a hole with a corner to the outside
+    mask = np.rot90(drawn("....#..... ..##...... #####..... .###...... ####...#.. #.#....... ##........"), turns)
+    expected = np.rot90(drawn("....#..... ..##...... #####..... .###...... ####...... ###....... ##........"), turns)
+    assert mask.sum() == 20
+    assert without_specks(mask, 0.05).tolist() == mask.tolist(), "each has just the share"
+    assert without_specks(mask, 0.06).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("logits", [False, True])
 def test_specks_within_specks(logits: bool) -> None:
     body = np.zeros((60, 60), bool)

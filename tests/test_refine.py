@@ -102,6 +102,17 @@ def test_what_was_excluded_stays_out() -> None:
     changed = with_candidate(part, 0, 2)
     assert not (changed.mask & disc(4, 6) & disc(3, 6, 1)).any()
     assert changed.mask.sum() == disc(4, 6, 4).sum() - (disc(4, 6) & disc(3, 6, 1)).sum()
+    assert np.array_equal(with_candidate(replace(part, excluded=()), 0, 2).mask, disc(4, 6, 4))
+
+
+def test_a_speck_of_the_mask_before_was_not_excluded() -> None:
+    small, large = np.zeros((2, 40, 40), bool)
+    small[:20], large[:35] = True, True
+    spotted = small.copy()
+    spotted[30, 30] = True
+    offered = Candidates(np.stack([spotted, large]), np.ones(2, np.float32), np.zeros((2, 4, 4), np.float32), 0, "why")
+    part = replace(single(2), mask=small, box=box_of(small), candidates=offered, excluded=("dog",))
+    assert np.array_equal(with_candidate(part, 0, 1).mask, large)
 
 
 def test_specks_are_left_out_unless_a_point_means_one() -> None:
