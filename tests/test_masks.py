@@ -85,3 +85,14 @@ def test_logits_lose_the_specks_of_their_masks(shape: tuple[int, int]) -> None:
     inner = (slice(0, shape[0] - 20), slice(0, shape[1] - 20))
     assert np.array_equal(result[inner], expected[inner])
     assert without_specks(clean, 0.02) is clean
+
+
+def test_specks_at_the_edge_of_the_padding() -> None:
+    logits = np.full((64, 64), -4.0, np.float32)
+    logits[4:12, 10:30] = 4
+    clean = LogitMasks(logits, 256, (69, 256), (123, 457))
+    dirty = logits.copy()
+    dirty[17, 40] = 30  # a quarter of this row is in the image
+    spotted = LogitMasks(dirty, 256, (69, 256), (123, 457))
+    assert (np.asarray(spotted) != np.asarray(clean)).any()
+    assert np.array_equal(np.asarray(without_specks(spotted, 0.02)), np.asarray(clean))

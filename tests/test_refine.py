@@ -115,6 +115,16 @@ def test_a_speck_of_the_mask_before_was_not_excluded() -> None:
     assert np.array_equal(with_candidate(part, 0, 1).mask, large)
 
 
+def test_what_was_excluded_stays_out_of_filled_holes() -> None:
+    before, excluded = np.zeros((2, 40, 40), bool)
+    before[:20], excluded[8:12, 8:12] = True, True
+    cut = before & ~excluded
+    before[10, 10] = False
+    offered = Candidates(before[None], np.ones(1, np.float32), np.zeros((1, 4, 4), np.float32), 0, "why")
+    part = replace(single(2), mask=cut, box=box_of(cut), candidates=offered, excluded=("dog",))
+    assert np.array_equal(with_candidate(part, 0, 0).mask, cut)
+
+
 def test_specks_are_left_out_unless_a_point_means_one() -> None:
     whole = np.zeros((40, 40), bool)
     whole[:20] = True

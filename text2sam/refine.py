@@ -71,8 +71,7 @@ def with_candidate(result: Segmentation, number: int, index: int) -> Segmentatio
     masks, totals = offered.masks, offered.figures.get("total", offered.scores)
     mask = _clean(masks[index], part.points)
     if result.excluded:
-        before = masks[offered.chosen]
-        mask = mask & ~(before & _clean(before, part.points) & ~part.mask)
+        mask = mask & ~(_clean(masks[offered.chosen], part.points) & ~part.mask)
     total = float(totals[offered.chosen])
     sure = part.score / total if total else 1.0  # a result's score may also count how sure it is that the text is there
     score = min(max(float(totals[index]) * sure, 0.0), 1.0) if mask.any() else 0.0
