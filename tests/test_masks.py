@@ -34,6 +34,27 @@ def test_specks_by_hand(share: float, expected: str) -> None:
     assert without_specks(mask, share).tolist() == drawn(expected).tolist()
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_what_is_a_speck_by_its_neighbours_and_by_just_its_size(turns: int) -> None:
+    # a part that hangs on by a corner, a notch at the border, an island, and a hole with a corner to the outside
+    mask = np.rot90(drawn("....#..... ..##...... #####..... .###...... ####...#.. #.#....... ##........"), turns)
+    expected = np.rot90(drawn("....#..... ..##...... #####..... .###...... ####...... ###....... ##........"), turns)
+    assert mask.sum() == 20
+    assert without_specks(mask, 0.05).tolist() == mask.tolist(), "each has just the share"
+    assert without_specks(mask, 0.06).tolist() == expected.tolist()
+
+
+def test_specks_within_specks() -> None:
+    body = np.zeros((60, 60), bool)
+    body[:40] = True
+    mask = body.copy()
+    mask[9:14, 9:14] = False
+    mask[11, 11] = True  # an island in a hole
+    mask[49:52, 49:52] = True
+    mask[50, 50] = False  # a hole in an island
+    assert np.array_equal(without_specks(mask, 0.02), body)
+
+
 def test_the_largest_island_stays_however_small() -> None:
     mask = np.zeros((9, 9), bool)
     mask[::4, ::4] = True
@@ -53,13 +74,13 @@ def test_specks_against_a_search_pixel_by_pixel(seed: int) -> None:
     mask = random.random((14, 11)) < random.uniform(0.2, 0.8)
     share = float(random.uniform(0, 0.3))
     expected, least = mask.copy(), share * mask.sum()
-    islands = regions(mask, [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
-    for island in islands:
-        if len(island) < min(least, max(map(len, islands))):
-            expected[tuple(zip(*island, strict=True))] = False
     for hole in regions(~mask, [(0, 1), (1, 0), (0, -1), (-1, 0)]):
         if len(hole) < least and not any(i in (0, 13) or j in (0, 10) for i, j in hole):
             expected[tuple(zip(*hole, strict=True))] = True
+    islands = regions(expected, [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    for island in islands:
+        if len(island) < min(least, max(map(len, islands))):
+            expected[tuple(zip(*island, strict=True))] = False
     assert without_specks(mask, share).tolist() == expected.tolist()
 
 

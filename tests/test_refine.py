@@ -102,6 +102,27 @@ def test_what_was_excluded_stays_out() -> None:
     changed = with_candidate(part, 0, 2)
     assert not (changed.mask & disc(4, 6) & disc(3, 6, 1)).any()
     assert changed.mask.sum() == disc(4, 6, 4).sum() - (disc(4, 6) & disc(3, 6, 1)).sum()
+    assert np.array_equal(with_candidate(replace(part, excluded=()), 0, 2).mask, disc(4, 6, 4))
+
+
+def test_a_speck_of_the_mask_before_was_not_excluded() -> None:
+    small, large = np.zeros((2, 40, 40), bool)
+    small[:20], large[:35] = True, True
+    spotted = small.copy()
+    spotted[30, 30] = True
+    offered = Candidates(np.stack([spotted, large]), np.ones(2, np.float32), np.zeros((2, 4, 4), np.float32), 0, "why")
+    part = replace(single(2), mask=small, box=box_of(small), candidates=offered, excluded=("dog",))
+    assert np.array_equal(with_candidate(part, 0, 1).mask, large)
+
+
+def test_what_was_excluded_stays_out_of_filled_holes() -> None:
+    before, excluded = np.zeros((2, 40, 40), bool)
+    before[:20], excluded[8:12, 8:12] = True, True
+    cut = before & ~excluded
+    before[10, 10] = False
+    offered = Candidates(before[None], np.ones(1, np.float32), np.zeros((1, 4, 4), np.float32), 0, "why")
+    part = replace(single(2), mask=cut, box=box_of(cut), candidates=offered, excluded=("dog",))
+    assert np.array_equal(with_candidate(part, 0, 0).mask, cut)
 
 
 def test_specks_are_left_out_unless_a_point_means_one() -> None:
@@ -119,6 +140,7 @@ def test_specks_are_left_out_unless_a_point_means_one() -> None:
     assert np.array_equal(corrected((2, 2, 1)).mask, whole)
     assert np.array_equal(corrected((2, 2, 1), (30, 30, 1)).mask, spotted)
     assert np.array_equal(corrected((2, 2, 1), (5, 5, 0)).mask, spotted)
+    assert np.array_equal(corrected((2, 2, 1), (30, 30, 0), (5, 5, 1)).mask, whole)
     again = with_candidate(corrected((2, 2, 1)), 0, 0)
     assert np.array_equal(again.mask, whole)
 

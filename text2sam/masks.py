@@ -116,7 +116,7 @@ def shrunk(masks: Masks, side: int) -> NDArray[np.bool_]:
 def without_specks(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
     """A mask without islands and without holes that are smaller than a share of it.
 
-    The largest island stays; what touches the border of the image is no hole.
+    The largest island stays; what touches the border of the image is no hole. Holes are filled first, with the islands in them.
 
     Args:
         mask: (H, W) bool.
@@ -132,22 +132,22 @@ def without_specks(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
         return mask
     inner, least = mask[box], share * mask.sum()
 
-    labels = label(inner, connectivity=2)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = sizes.max()
-    islands = (sizes < min(least, sizes[1:].max()))[labels]
-
     labels = label(~inner, connectivity=1)
     sizes = np.bincount(labels.ravel())
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         sizes[edge] = mask.size
     sizes[0] = mask.size
-    holes = (sizes < least)[labels]
+    filled = inner | (sizes < least)[labels]  # with the islands in holes
 
-    if not (islands.any() or holes.any()):
+    labels = label(filled, connectivity=2)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = mask.size
+    filled &= ~(sizes < min(least, sizes[1:].max()))[labels]
+
+    if np.array_equal(filled, inner):
         return mask
     clean = mask.copy()
-    clean[box] = inner & ~islands | holes
+    clean[box] = filled
     return clean
 
 

@@ -71,8 +71,7 @@ def with_candidate(result: Segmentation, number: int, index: int) -> Segmentatio
     masks, totals = offered.masks, offered.figures.get("total", offered.scores)
     mask = _clean(masks[index], part.points)
     if result.excluded:
-        before = masks[offered.chosen]
-        mask = mask & ~(before & _clean(before, part.points) & ~part.mask)
+        mask = mask & ~(_clean(masks[offered.chosen], part.points) & ~part.mask)
     total = float(totals[offered.chosen])
     sure = part.score / total if total else 1.0  # a result's score may also count how sure it is that the text is there
     score = min(max(float(totals[index]) * sure, 0.0), 1.0) if mask.any() else 0.0
@@ -207,10 +206,10 @@ def with_objects(result: Segmentation, objects: Sequence[Segmentation]) -> Segme
 
 
 def _clean(mask: NDArray[np.bool_], points: PointPrompts) -> NDArray[np.bool_]:
-    """A mask without specks, as the default recipe makes them, unless a point means one."""
+    """A mask without specks, unless a positive point is on an island or a negative one in a hole."""
     clean = without_specks(mask, SPECKS)
-    at = pixels_under(points.coords, mask.shape)
-    return clean if np.array_equal(clean[at], mask[at]) else mask
+    at, wanted = pixels_under(points.coords, mask.shape), points.labels == 1
+    return mask if ((mask[at] == wanted) & (clean[at] != wanted)).any() else clean
 
 
 def _exchanged(result: Segmentation, number: int, part: Segmentation) -> list[Segmentation]:

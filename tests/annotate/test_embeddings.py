@@ -257,6 +257,16 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
     assert not store.writable
 
 
+def test_a_store_that_another_process_cannot_write(tmp_path: Path) -> None:
+    model = tiny_model()
+    store, encoded = EmbeddingStore(tmp_path, model), encoded_of(model, picture())
+    store.count(writable=False, made=1)
+    store.count(found=1)
+    assert not store.writable
+    assert store.counts == {"made": 1, "found": 1}
+    assert not store.save(encoded)
+
+
 def test_what_a_store_cannot_be_made_of(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", 3, None):

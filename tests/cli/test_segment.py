@@ -364,7 +364,7 @@ def test_words(photo: Path, surgery: Any, tmp_path: Path, text: str) -> None:
 )
 def test_words_take_no_options_of_masks(photo: Path, surgery: Any, option: str) -> None:
     message = failed(run("explain", photo, "cat", "--words", option), 2)
-    assert option.partition("=")[0].replace("--no-", "--") in message
+    assert option.partition("=")[0] in message
 
 
 # the real thing

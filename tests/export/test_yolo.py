@@ -194,6 +194,26 @@ def test_a_picture_above_the_limit_is_converted_all_the_same(tmp_path: Path, mon
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"a.png", "b.png"}
 
 
+def test_pictures_are_put_there_as_they_were_read(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 5), (30, 30, 30)).save(tmp_path / "a.png")
+    written([AnnotatedImage("a.png", 5, 9)], tmp_path, ["cat"], images_root=tmp_path, reading={"value_range": (0, 60)})
+    assert Image.open(tmp_path / "images" / "a.png").getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("reading", [{"page": 1}, {"value_range": (0, 60)}])
+def test_a_png_does_not_replace_the_picture_it_is_made_of(tmp_path: Path, reading: dict[str, Any]) -> None:
+    (tmp_path / "images").mkdir()
+    first, second = Image.new("RGB", (9, 5)), Image.new("RGB", (9, 5), (9, 9, 9))
+    first.save(tmp_path / "images" / "a.png", save_all=True, append_images=[second])
+    before = (tmp_path / "images" / "a.png").read_bytes()
+    with (
+        make_exporter(tmp_path, format="yolo", labels=["cat"], images_root=tmp_path / "images", reading=reading) as exporter,
+        pytest.raises(InputError, match="own place"),
+    ):
+        exporter.add(AnnotatedImage("a.png", 5, 9))
+    assert (tmp_path / "images" / "a.png").read_bytes() == before
+
+
 @pytest.mark.parametrize("path", ["a.jpg", "x/images/a.b.png", "images/a.jpg", "x.y/a.jpg", "labels/images/images/a.jpg"])
 def test_labels_lie_where_ultralytics_looks(path: str, tmp_path: Path) -> None:
     assert [str(tmp_path / name) for name in YoloExporter.names_of(path)] == [str(label_file(tmp_path / "images" / path))]

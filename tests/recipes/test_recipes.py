@@ -312,6 +312,20 @@ def test_more_of_what_was_found_several_times() -> None:
         assert herd(meadow, shepherd) == sheep[:2]
 
 
+def test_all_that_was_found_loses_its_specks() -> None:
+    class Spotted(Meadow):
+        def answer(self, image: Any, point: Any, several: bool) -> Any:
+            masks, scores = super().answer(image, point, several)
+            masks[:, 0, 0] = True
+            return masks, scores
+
+    sheep = [(1, 1), (1, 4), (3, 6), (5, 1), (6, 8)]
+    model = TextPromptedSAM(meadow := Spotted(SHEEP=sheep), Shepherd(*sheep[:2]))
+    for specks, size in ((0.01, 256), (0.001, 257), (0.0, 257)):
+        result = model.segment(meadow.image, "sheep", strategy=Objects(smooth=False, places=2, specks=specks))
+        assert [int(part.mask.sum()) for part in result.objects] == [size] * len(sheep)
+
+
 def test_the_search_for_more_ends_where_all_that_is_left_looks_different() -> None:
     stones = [(5, column) for column in range(0, 10, 2)] + [(7, column) for column in range(0, 10, 2)]
     meadow = Meadow(SHEEP=[(1, 1), (1, 4)], STONE=stones)

@@ -39,8 +39,10 @@ def explain(
     plot.check_installed()
     models.check()
     if words:
-        others = [field for field in fields(how) if field.name != "method"]
-        given = [f"--{field.name.replace('_', '-')}" for field in others if getattr(how, field.name) not in (field.default, [])]
+        given = []
+        for name, default in ((field.name, field.default) for field in fields(how) if field.name != "method"):
+            if (value := getattr(how, name)) not in (default, []):
+                given.append(f"--{'no-' * (value is False)}{name.replace('_', '-')}")
         given += ["--sam-checkpoint"] * bool(models.sam_checkpoint)
         if given:
             raise InputError(f"--words takes the text as it is and uses no SAM; leave out {', '.join(given)}")

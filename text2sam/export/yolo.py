@@ -67,13 +67,17 @@ class YoloExporter(Exporter):
             raise InputError(f"there is no image {image.path!r} in {os.fspath(self.images_root)!r}")
         pixels = image.height * image.width
         as_it_is = not self.reading.get("page") and self.reading.get("value_range") is None
-        return None if as_it_is and _opened(source, pixels) else read_image(source, **{**self.reading, "max_pixels": pixels})
+        if as_it_is and _opened(source, pixels):
+            return None
+        if inside(self.out, _png(image.path)) == source.resolve():
+            raise InputError(f"a PNG of {image.path!r} would take the picture's own place; give another output folder")
+        return read_image(source, **{**self.reading, "max_pixels": pixels})
 
     def _write(self, image: AnnotatedImage, objects: tuple[AnnotatedObject, ...], name: str, prepared: Any) -> None:
         target = self._path(name)
         lines = [f"{self._ids[item.label]} {_normalised(self._polygon(item), image)}\n" for item in objects]
         if prepared is not None:
-            write_png(self._path(f"images/{os.path.splitext(image.path)[0]}.png"), prepared)
+            write_png(self._path(_png(image.path)), prepared)
             self._counts["converted"] += 1
         elif self.images_root is not None and self.pictures != "none":
             source, copy = self.images_root / image.path, f"images/{image.path}"
@@ -95,6 +99,10 @@ class YoloExporter(Exporter):
         inside(self.out, "images").mkdir(exist_ok=True)
         data = {"train": "images", "val": "images", "nc": len(self.labels), "names": dict(enumerate(self.labels))}
         write_text(self._path("data.yaml"), yaml.safe_dump(data, sort_keys=False))
+
+
+def _png(path: str) -> str:
+    return f"images/{os.path.splitext(path)[0]}.png"
 
 
 def _opened(path: Path, max_pixels: int) -> bool:
