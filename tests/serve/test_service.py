@@ -170,6 +170,14 @@ def test_a_host_that_is_no_name(host: str) -> None:
         check_address(host, 0)
 
 
+@pytest.mark.parametrize("host", ["", " ", "[]"])
+def test_no_host_is_not_every_address(host: str) -> None:
+    from text2sam.cli.common import check_address
+
+    with pytest.raises(InputError, match="--host must be an address"):
+        check_address(host, 0)
+
+
 @pytest.mark.parametrize("host", ["::1", "[::1]", "six"])
 def test_hosts_of_ipv6(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket

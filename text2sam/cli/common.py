@@ -172,6 +172,8 @@ def check_address(host: str, port: int) -> tuple[str, str]:
     from concurrent.futures import ThreadPoolExecutor
 
     bare = host.removeprefix("[").removesuffix("]")
+    if not bare.strip():  # which would be every address of the machine
+        raise InputError(f"--host must be an address, not {host!r}; 0.0.0.0 lets other machines in")
     shown = f"[{bare}]" if ":" in bare else bare
 
     async def listen() -> None:
