@@ -191,6 +191,8 @@ def test_mobile_sam_in_bfloat16_on_the_cpu() -> None:
     assert features.dtype == torch.float32
     assert 0 < (features - expected).abs().max() < 0.05 * expected.abs().max()
     calls = {event.key for event in seen.key_averages()}
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        pytest.skip("this PyTorch has no fast attention on CPUs")
     assert {"mkldnn::_convolution_pointwise", "aten::_scaled_dot_product_flash_attention_for_cpu"} <= calls
     assert "aten::_softmax" not in calls
 
