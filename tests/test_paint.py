@@ -70,6 +70,12 @@ def test_arguments_that_are_refused(change: dict[str, Any]) -> None:
         overlay(arguments.pop("image"), arguments.pop("masks"), **arguments)
 
 
+def test_the_colours_of_objects_differ() -> None:
+    colours = np.array(OBJECT_COLOURS, float)
+    away = np.linalg.norm(colours[:, None] - colours, axis=-1)
+    assert away[~np.eye(len(colours), dtype=bool)].min() > 45
+
+
 def test_the_palette_of_pascal_voc() -> None:
     known = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128]]
     assert voc_palette(9).tolist() == [*known, [64, 0, 0]]

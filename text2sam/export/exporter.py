@@ -35,7 +35,7 @@ class Exporter(ABC):
 
     As a context manager it is closed at the end of the block, or given up where the block fails.
 
-    Each format's class tells its own options.
+    The options of a format are documented at its class.
 
     Args:
         out: the output folder; created where it is missing.
